@@ -1,0 +1,62 @@
+# Needs Python 3.11 or newer as $(PYTHON), and a package registry that pip reaches. Nothing else.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(CURDIR)/$(VENV)/bin
+STAMP := $(VENV)/.installed
+export DAGSTER_HOME ?= $(CURDIR)/.dagster
+export DAGSTER_DISABLE_TELEMETRY := yes
+export ACME_RAG_ROOT ?= $(CURDIR)
+# Dagster lets a `.env` in the working directory overwrite the environment. Run elsewhere, it cannot; the settings read
+# the project's `.env` themselves, and there the environment wins.
+IN_HOME := cd "$(DAGSTER_HOME)" &&
+
+.PHONY: help install materialize refresh retrain gate ui test test-fast lint format clean
+
+help:  ## Show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+install: $(STAMP) $(DAGSTER_HOME)/dagster.yaml  ## Create .venv with the pinned dependencies
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "acme-rag-pipeline needs Python 3.11 or newer: make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[pdf,office,dev]'
+	touch $(STAMP)
+
+$(DAGSTER_HOME)/dagster.yaml:
+	mkdir -p "$(DAGSTER_HOME)"
+	cp dagster.yaml "$@"
+
+materialize: install  ## Build everything: documents to a promoted, searchable index
+	@$(IN_HOME) "$(BIN)/dagster" asset materialize --select '*' -m acme_rag_pipeline.definitions
+
+refresh: install  ## Bring what is served to the documents of today, without training
+	@$(IN_HOME) "$(BIN)/dagster" job execute -j refresh -m acme_rag_pipeline.definitions
+
+retrain: install  ## Pairs for what changed, a new candidate, a comparison, a decision
+	@$(IN_HOME) "$(BIN)/dagster" job execute -j retrain -m acme_rag_pipeline.definitions
+
+gate: install  ## Exit 0 if the newest candidate was promoted, else 1
+	@$(IN_HOME) "$(BIN)/dagster" job execute -j gate -m acme_rag_pipeline.definitions
+
+ui: install  ## Webserver and daemon on http://localhost:3000
+	@$(IN_HOME) "$(BIN)/dagster" dev -w "$(CURDIR)/workspace.yaml" -p $${PORT:-3000}
+
+test: install lint  ## The whole suite, slow tests too
+	$(BIN)/python -m pytest -q
+
+test-fast: install  ## Without the slow tests
+	$(BIN)/python -m pytest -q -m 'not slow'
+
+lint: install  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: install  ## Let ruff mend what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:  ## Delete everything derived: the store, the Dagster history, the virtual environment
+	rm -rf data/store .dagster $(VENV)
