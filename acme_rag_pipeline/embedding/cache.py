@@ -1,0 +1,107 @@
+"""Vectors by (encoder, rendered input): each distinct input is encoded once, whatever document it stands in."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from acme_rag_pipeline.embedding.encoder import Encoder
+from acme_rag_pipeline.store.fingerprints import sha256_text
+from acme_rag_pipeline.store.warehouse import Warehouse
+
+COMMIT_EVERY = 256
+TABLE = (
+    "CREATE TABLE IF NOT EXISTS embeddings("
+    "encoder VARCHAR, input_hash VARCHAR, vector FLOAT[], PRIMARY KEY (encoder, input_hash))"
+)
+logger = logging.getLogger(__name__)
+
+
+class EmbeddingCache:
+    """An append-only DuckDB file `embeddings(encoder, input_hash, vector)`, committed batch by batch.
+
+    Args:
+        path: the file; created when the first vector is stored.
+        wait_seconds: how long to wait for another process that holds it.
+    """
+
+    def __init__(self, path: Path, wait_seconds: float = 60) -> None:
+        self._file = Warehouse(path, wait_seconds, (TABLE,))
+
+    def passages(self, encoder: Encoder, rendered: Sequence[str]) -> tuple[np.ndarray, int]:
+        """Vectors of rendered passages, shape (texts, dimension), and how many had to be encoded."""
+        return self._vectors(f"{encoder.digest}/passage", rendered, encoder.encode_passages)
+
+    def queries(self, encoder: Encoder, queries: Sequence[str]) -> tuple[np.ndarray, int]:
+        """Vectors of queries, shape (texts, dimension), and how many had to be encoded."""
+        return self._vectors(f"{encoder.digest}/query", queries, encoder.encode_queries)
+
+    def _vectors(
+        self, key: str, texts: Sequence[str], encode: Callable[[Sequence[str]], np.ndarray]
+    ) -> tuple[np.ndarray, int]:
+        hashes = [sha256_text(text) for text in texts]
+        known = self._load(key, set(hashes))
+        missing = {h: text for h, text in zip(hashes, texts, strict=True) if h not in known}
+        # Longest first: batches are padded little, and the estimate of the time left errs on the safe side.
+        order = sorted(missing, key=lambda h: (-len(missing[h]), h))
+        started = time.monotonic()
+        for first in range(0, len(order), COMMIT_EVERY):
+            batch = order[first : first + COMMIT_EVERY]
+            vectors = encode([missing[h] for h in batch])
+            self._store(key, batch, vectors)
+            known.update(zip(batch, vectors, strict=True))
+            _log_progress(min(first + COMMIT_EVERY, len(order)), len(order), started)
+        if not texts:
+            return np.zeros((0, 0), dtype=np.float32), 0
+        return np.stack([known[h] for h in hashes]), len(order)
+
+    def _load(self, key: str, hashes: set[str]) -> dict[str, np.ndarray]:
+        if not hashes or not self._file.path.exists():
+            return {}
+        with self._file.read() as connection:
+            connection.register("asked", pa.table({"input_hash": sorted(hashes)}))
+            rows = connection.execute(
+                "SELECT input_hash, vector FROM embeddings JOIN asked USING (input_hash) WHERE encoder = ?", [key]
+            ).fetchnumpy()
+        return {h: np.asarray(v, dtype=np.float32) for h, v in zip(rows["input_hash"], rows["vector"], strict=True)}
+
+    def _store(self, key: str, hashes: Sequence[str], vectors: np.ndarray) -> None:
+        dimension = vectors.shape[1]
+        flat = pa.array(np.ascontiguousarray(vectors).reshape(-1), type=pa.float32())
+        rows = pa.table(
+            {
+                "encoder": [key] * len(hashes),
+                "input_hash": list(hashes),
+                "vector": pa.FixedSizeListArray.from_arrays(flat, dimension).cast(pa.list_(pa.float32())),
+            }
+        )
+        with self._file.write() as connection:
+            connection.register("new_rows", rows)
+            connection.execute("INSERT OR IGNORE INTO embeddings SELECT * FROM new_rows")
+
+    def forget_encoders(self, keep: set[str]) -> int:
+        """Delete vectors of models that are kept no longer. Returns the number of rows deleted."""
+        if not self._file.path.exists():
+            return 0
+        with self._file.read() as connection:
+            present = [row[0] for row in connection.execute("SELECT DISTINCT encoder FROM embeddings").fetchall()]
+        gone = [key for key in present if key.split("/")[0] not in keep]
+        if not gone:
+            return 0
+        with self._file.write() as connection:
+            connection.register("gone", pa.table({"encoder": gone}))
+            return int(
+                connection.execute("DELETE FROM embeddings WHERE encoder IN (SELECT encoder FROM gone)").fetchall()[0][0]
+            )
+
+
+def _log_progress(done: int, total: int, started: float) -> None:
+    seconds = time.monotonic() - started
+    if total > COMMIT_EVERY:
+        rate = done / max(seconds, 1e-9)
+        logger.info("encoded %d of %d texts, %.0f texts/s, about %.0f s left", done, total, rate, (total - done) / rate)

@@ -1,0 +1,95 @@
+"""Texts to unit vectors with one model: lazily loaded, bf16 where the processor computes it natively."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+    from sentence_transformers import SentenceTransformer
+
+Precision = Literal["auto", "fp32", "bf16"]
+BATCH_SIZE = 32
+
+
+class Encoder:
+    """A sentence-transformers directory that encodes passages and queries.
+
+    Args:
+        folder: the model directory.
+        digest: its identity, part of every cache key.
+        precision: `auto` is bf16 autocast where the processor has native bf16 (2.3x faster than fp32 on an
+            avx512_bf16 machine at a cosine of 0.99997 or more to the fp32 vectors), else fp32.
+        model: an already loaded model, such as one in training.
+    """
+
+    def __init__(
+        self, folder: Path, digest: str, precision: Precision = "auto", model: SentenceTransformer | None = None
+    ) -> None:
+        self.folder = folder
+        self.digest = digest
+        self.precision = precision
+        self._model = model
+
+    @property
+    def model(self) -> SentenceTransformer:
+        """The loaded model; loading costs 5 to 7 s the first time in a process, so it waits for the first text."""
+        if self._model is None:
+            self._model = load_model(self.folder)
+        return self._model
+
+    def encode_passages(self, rendered: Sequence[str]) -> np.ndarray:
+        """L2-normalised float32 vectors, shape (texts, dimension)."""
+        return self._encode(rendered, "encode_document")
+
+    def encode_queries(self, queries: Sequence[str]) -> np.ndarray:
+        """L2-normalised float32 vectors, shape (texts, dimension)."""
+        return self._encode(queries, "encode_query")
+
+    def _encode(self, texts: Sequence[str], method: str) -> np.ndarray:
+        import torch
+
+        with torch.inference_mode(), autocast(self.model.device, self.precision):
+            vectors = getattr(self.model, method)(
+                list(texts), batch_size=BATCH_SIZE, convert_to_tensor=True, show_progress_bar=False
+            )
+        array = vectors.float().cpu().numpy()
+        norms = np.linalg.norm(array, axis=1, keepdims=True)
+        if not np.isfinite(array).all() or (norms == 0).any():
+            raise ValueError(f"model {self.digest[:12]} computed a vector that is not finite or has no length")
+        return np.ascontiguousarray(array / norms, dtype=np.float32)
+
+
+def load_model(folder: Path, device: str | None = None) -> SentenceTransformer:
+    """Open a model directory without network, remote code or progress bars."""
+    import transformers
+    from sentence_transformers import SentenceTransformer
+
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    return SentenceTransformer(str(folder), device=device, local_files_only=True, trust_remote_code=False)
+
+
+def autocast(device: torch.device, precision: Precision) -> contextlib.AbstractContextManager:
+    """bf16 autocast where it is asked for, or pays."""
+    import torch
+
+    if precision == "bf16" or (precision == "auto" and native_bf16(device)):
+        return torch.autocast(device.type, dtype=torch.bfloat16)
+    return contextlib.nullcontext()
+
+
+def native_bf16(device: torch.device) -> bool:
+    """Whether bf16 matrix products run in hardware; emulated ones are far slower than fp32."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return False

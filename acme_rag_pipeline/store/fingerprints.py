@@ -1,0 +1,52 @@
+"""Content hashes: the one way in which inputs, configuration and code become a fingerprint."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import unicodedata
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+
+def sha256_text(text: str) -> str:
+    """Hex sha256 of a string; lone surrogates are hashed too instead of raising."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def normalised(text: str) -> str:
+    """The form in which two texts count as equal: NFC, every run of whitespace one space."""
+    return " ".join(unicodedata.normalize("NFC", text).split())
+
+
+def fingerprint(*parts: Any) -> str:
+    """Hex sha256 of the canonical JSON of the parts; pydantic models and paths are allowed inside."""
+    return sha256_text(json.dumps(parts, sort_keys=True, ensure_ascii=False, separators=(",", ":"), default=_plain))
+
+
+def content_hash(rows: Iterable[Iterable[Any]]) -> str:
+    """Hex sha256 of a table's rows in a canonical order: equal for equal content, whatever the history."""
+    digest = hashlib.sha256()
+    for line in sorted(json.dumps(list(row), ensure_ascii=False, default=_plain) for row in rows):
+        digest.update(line.encode("utf-8", "surrogatepass") + b"\n")
+    return digest.hexdigest()
+
+
+def folder_digest(folder: Path, names: Iterable[str]) -> str:
+    """Hex sha256 over (relative name, bytes) of the named files of a folder, in sorted order."""
+    digest = hashlib.sha256()
+    for name in sorted(names):
+        with (folder / name).open("rb") as file:
+            digest.update(f"{name}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return digest.hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    if isinstance(value, Path):
+        return value.as_posix()
+    raise TypeError(f"{type(value).__name__} cannot be part of a fingerprint")

@@ -1,0 +1,107 @@
+"""The store folder: where each derived thing lies, and the one lock that its writers share."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from acme_rag_pipeline.store.warehouse import Warehouse
+
+
+class StoreBusy(RuntimeError):
+    """Another run is writing to the store; the message says which."""
+
+
+class StoreUnusable(RuntimeError):
+    """The store folder cannot be written: read-only, full, or not a folder."""
+
+
+class Store:
+    """Everything derived lives under one folder, safe to delete.
+
+    Args:
+        root: the folder (`ACME_RAG_STORE`).
+        wait_seconds: how long a writer waits for another.
+    """
+
+    def __init__(self, root: Path, wait_seconds: float = 60) -> None:
+        self.root = root
+        self.wait_seconds = wait_seconds
+        self.warehouse = Warehouse(root / "warehouse.duckdb", wait_seconds)
+        self.embedding_cache = root / "cache" / "embeddings.duckdb"
+        self.lancedb = root / "lancedb"
+        self.models = root / "models"
+        self.reports = root / "reports"
+        self.work = root / "work"
+        self.pointer = root / "promoted.json"
+        self._lock = FileLock(root / "writer.lock")
+
+    @contextlib.contextmanager
+    def writer(self, purpose: str) -> Iterator[None]:
+        """Be the only process that writes to the store; re-entrant. The kernel frees the lock of a killed process.
+
+        Args:
+            purpose: what another run is told that it waits for, such as an asset name.
+
+        Raises:
+            StoreBusy: another run held the store for longer than `wait_seconds`.
+            StoreUnusable: the folder cannot be created or written.
+        """
+        holder = self.root / "writer.json"
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            self._lock.acquire(timeout=self.wait_seconds, poll_interval=0.05)
+        except Timeout:
+            raise StoreBusy(
+                f"{self.root} is being written by {_described(holder)} for more than {self.wait_seconds:.0f} s: "
+                "wait until that run ends, or stop it (ACME_RAG_LOCK_SECONDS sets how long to wait)"
+            ) from None
+        except OSError as error:
+            raise StoreUnusable(f"ACME_RAG_STORE: {self.root} cannot be written: {error}") from error
+        try:
+            if self._lock.lock_counter == 1:
+                with contextlib.suppress(OSError):
+                    holder.write_text(
+                        json.dumps({"pid": os.getpid(), "purpose": purpose, "since": datetime.now(UTC).isoformat()}),
+                        encoding="utf-8",
+                    )
+            yield
+        finally:
+            if self._lock.lock_counter == 1:
+                with contextlib.suppress(OSError):
+                    holder.unlink(missing_ok=True)
+            self._lock.release()
+
+
+def _described(holder: Path) -> str:
+    for _ in range(2):
+        try:
+            known = json.loads(holder.read_text(encoding="utf-8"))
+            return f"process {known['pid']} ({known['purpose']}, since {known['since'][:19]}Z)"
+        except (OSError, ValueError, KeyError):
+            time.sleep(0.05)
+    return "another process"
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace a file so that a reader sees the old or the new content and a power cut leaves one of them whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    if os.name == "posix":
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)

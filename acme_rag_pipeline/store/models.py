@@ -1,0 +1,81 @@
+"""Model directories: finished ones only, named by their digest, put in place by one rename."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from acme_rag_pipeline.store.layout import Store
+
+
+def model_folder(store: Store, digest: str) -> Path:
+    """Where the model of that digest lies."""
+    return store.models / digest
+
+
+def relative_folder(digest: str) -> str:
+    """The same, relative to the store, as the pointer names it."""
+    return f"models/{digest}"
+
+
+def install(store: Store, digest: str, source: Path, names: Iterable[str], extra: dict[str, str]) -> Path:
+    """Copy a model's files into `models/<digest>`; a reader sees all of them or none.
+
+    Args:
+        store: where to.
+        digest: the model's identity.
+        source: a sentence-transformers directory.
+        names: its functional files, relative.
+        extra: further text files by name, such as README.md and manifest.json.
+    """
+    target = model_folder(store, digest)
+    if target.exists():
+        return target
+    staged = store.work / f"model-{digest[:16]}-{os.getpid()}"
+    shutil.rmtree(staged, ignore_errors=True)
+    for name in names:
+        (staged / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source / name, staged / name)
+    for name, text in extra.items():
+        (staged / name).write_text(text, encoding="utf-8")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    _flush(staged)
+    staged.replace(target)
+    return target
+
+
+def manifest(folder: Path) -> dict[str, Any]:
+    """The manifest beside a model's weights, empty if there is none."""
+    try:
+        return json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def remove_models(store: Store, keep: set[str]) -> list[str]:
+    """Delete the model directories that nobody may go back to. Returns their digests."""
+    gone = []
+    if store.models.is_dir():
+        for folder in sorted(store.models.iterdir()):
+            if folder.is_dir() and folder.name not in keep:
+                # Renamed first, so that nobody finds a model with half of its files.
+                doomed = store.work / f"removed-{folder.name[:16]}-{os.getpid()}"
+                store.work.mkdir(parents=True, exist_ok=True)
+                folder.replace(doomed)
+                shutil.rmtree(doomed, ignore_errors=True)
+                gone.append(folder.name)
+    return gone
+
+
+def _flush(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        if path.is_file():
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)

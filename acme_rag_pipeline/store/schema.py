@@ -1,0 +1,76 @@
+"""The tables of `warehouse.duckdb`. Names that other programs read are listed in the contract and never change meaning."""
+
+from __future__ import annotations
+
+TABLES = (
+    # One row a stage: what its data was made from. Kept with the data, so that a fresh DAGSTER_HOME skips too.
+    """CREATE TABLE IF NOT EXISTS stages(
+        stage VARCHAR PRIMARY KEY, fingerprint VARCHAR NOT NULL, data_version VARCHAR NOT NULL,
+        summary JSON NOT NULL, finished_at TIMESTAMPTZ NOT NULL)""",
+    """CREATE TABLE IF NOT EXISTS documents(
+        doc_path VARCHAR PRIMARY KEY, sha256 VARCHAR, status VARCHAR NOT NULL, reason VARCHAR, title VARCHAR,
+        format VARCHAR, parser VARCHAR, size BIGINT, text VARCHAR, text_sha256 VARCHAR,
+        mtime_ns BIGINT, scanned_at_ns BIGINT)""",
+    """CREATE TABLE IF NOT EXISTS chunks(
+        chunk_id VARCHAR PRIMARY KEY, doc_path VARCHAR NOT NULL, ordinal INTEGER NOT NULL,
+        start_char INTEGER NOT NULL, end_char INTEGER NOT NULL, heading_path VARCHAR[] NOT NULL, title VARCHAR NOT NULL,
+        text VARCHAR NOT NULL, text_hash VARCHAR NOT NULL, tokens INTEGER NOT NULL,
+        near_duplicate_group VARCHAR NOT NULL, unit VARCHAR NOT NULL, side VARCHAR NOT NULL)""",
+    "CREATE TABLE IF NOT EXISTS chunked_documents(doc_path VARCHAR PRIMARY KEY, fingerprint VARCHAR NOT NULL)",
+    "CREATE TABLE IF NOT EXISTS minhashes(text_hash VARCHAR PRIMARY KEY, signature BLOB NOT NULL)",
+    """CREATE TABLE IF NOT EXISTS curated_pairs(
+        curated_id VARCHAR PRIMARY KEY, query VARCHAR NOT NULL, doc_path VARCHAR NOT NULL, quote VARCHAR,
+        start_char INTEGER, end_char INTEGER, negative VARCHAR, status VARCHAR NOT NULL, reason VARCHAR,
+        chunk_id VARCHAR, nearest_chunk_id VARCHAR)""",
+    """CREATE TABLE IF NOT EXISTS pairs(
+        pair_id VARCHAR PRIMARY KEY, query VARCHAR NOT NULL, chunk_id VARCHAR NOT NULL, origin VARCHAR NOT NULL,
+        style VARCHAR NOT NULL, method VARCHAR NOT NULL, generator VARCHAR NOT NULL, prompt_hash VARCHAR)""",
+    """CREATE TABLE IF NOT EXISTS answers(
+        generator VARCHAR NOT NULL, parameters_hash VARCHAR NOT NULL, prompt_hash VARCHAR NOT NULL,
+        queries JSON NOT NULL, prompt_tokens INTEGER, completion_tokens INTEGER, answered_at TIMESTAMPTZ NOT NULL,
+        PRIMARY KEY (generator, parameters_hash, prompt_hash))""",
+    """CREATE TABLE IF NOT EXISTS llm_calls(
+        called_at TIMESTAMPTZ NOT NULL, model VARCHAR NOT NULL, prompt_hash VARCHAR NOT NULL, status VARCHAR NOT NULL,
+        prompt_tokens INTEGER, completion_tokens INTEGER, seconds DOUBLE, detail VARCHAR)""",
+    """CREATE TABLE IF NOT EXISTS training_pairs(
+        pair_id VARCHAR PRIMARY KEY, side VARCHAR NOT NULL, dropped_because VARCHAR, query VARCHAR NOT NULL,
+        chunk_id VARCHAR NOT NULL, origin VARCHAR NOT NULL, style VARCHAR NOT NULL, method VARCHAR NOT NULL,
+        unit VARCHAR NOT NULL, overlap DOUBLE NOT NULL, negatives VARCHAR[] NOT NULL)""",
+    """CREATE TABLE IF NOT EXISTS golden_queries(
+        query_id VARCHAR PRIMARY KEY, query VARCHAR NOT NULL, style VARCHAR NOT NULL, unit VARCHAR,
+        status VARCHAR NOT NULL, reason VARCHAR)""",
+    """CREATE TABLE IF NOT EXISTS golden_judgements(
+        judgement_id VARCHAR PRIMARY KEY, query_id VARCHAR NOT NULL, ordinal INTEGER NOT NULL,
+        doc_path VARCHAR NOT NULL, start_char INTEGER, end_char INTEGER, quote VARCHAR, relevance INTEGER NOT NULL,
+        status VARCHAR NOT NULL, reason VARCHAR)""",
+    # A span without a quote holds only for the document that it was first resolved in.
+    "CREATE TABLE IF NOT EXISTS golden_seen(judgement_id VARCHAR PRIMARY KEY, sha256 VARCHAR NOT NULL)",
+    """CREATE TABLE IF NOT EXISTS models(
+        model_digest VARCHAR NOT NULL, kind VARCHAR NOT NULL, training_key VARCHAR NOT NULL, twin_digest VARCHAR,
+        passage_prefix VARCHAR NOT NULL, manifest JSON NOT NULL, created_at TIMESTAMPTZ NOT NULL,
+        PRIMARY KEY (model_digest, training_key))""",
+    "CREATE TABLE IF NOT EXISTS trained_pairs(training_key VARCHAR, pair_id VARCHAR, PRIMARY KEY (training_key, pair_id))",
+    # The chunks that the last retrain saw, so that a schedule can tell how much changed since.
+    "CREATE TABLE IF NOT EXISTS trained_chunks(chunk_id VARCHAR PRIMARY KEY)",
+    """CREATE TABLE IF NOT EXISTS evaluations(
+        evaluation_id VARCHAR NOT NULL, model_digest VARCHAR NOT NULL, arm VARCHAR NOT NULL, query_set VARCHAR NOT NULL,
+        metric VARCHAR NOT NULL, value DOUBLE NOT NULL, low DOUBLE NOT NULL, high DOUBLE NOT NULL,
+        queries INTEGER NOT NULL, units INTEGER NOT NULL, evaluated_at TIMESTAMPTZ NOT NULL, row_key VARCHAR NOT NULL,
+        PRIMARY KEY (evaluation_id, row_key))""",
+    """CREATE TABLE IF NOT EXISTS query_scores(
+        evaluation_id VARCHAR NOT NULL, query_set VARCHAR NOT NULL, query_id VARCHAR NOT NULL, arm VARCHAR NOT NULL,
+        unit VARCHAR NOT NULL, scores JSON NOT NULL, row_key VARCHAR NOT NULL, PRIMARY KEY (evaluation_id, row_key))""",
+    """CREATE TABLE IF NOT EXISTS verdicts(
+        evaluation_id VARCHAR PRIMARY KEY, candidate_digest VARCHAR, candidate_key VARCHAR NOT NULL,
+        champion_digest VARCHAR NOT NULL, champion_recipe VARCHAR NOT NULL, verdict VARCHAR NOT NULL,
+        reason VARCHAR NOT NULL, winner_digest VARCHAR, winner_prefix VARCHAR, winner_recipe VARCHAR,
+        evidence VARCHAR NOT NULL, details JSON NOT NULL, evaluated_at TIMESTAMPTZ NOT NULL)""",
+    # Table versions that the pointer named, so that clean-up knows what a reader may still hold.
+    """CREATE TABLE IF NOT EXISTS served_versions(
+        table_name VARCHAR NOT NULL, lance_version BIGINT NOT NULL, promoted_at TIMESTAMPTZ NOT NULL,
+        superseded_at TIMESTAMPTZ, PRIMARY KEY (table_name, lance_version))""",
+    """CREATE TABLE IF NOT EXISTS promotions(
+        decision INTEGER PRIMARY KEY, decided_at TIMESTAMPTZ NOT NULL, model_digest VARCHAR NOT NULL,
+        recipe VARCHAR NOT NULL, verdict VARCHAR NOT NULL, reason VARCHAR NOT NULL, passage_prefix VARCHAR NOT NULL,
+        candidate_digest VARCHAR, candidate_key VARCHAR, evaluation_id VARCHAR)""",
+)

@@ -1,0 +1,205 @@
+"""DuckDB access: short-lived connections with a bounded wait, and the row-level diff that every stage writes with.
+
+DuckDB lets one process hold a file for writing and then refuses readers of other processes too, so a connection is
+opened for one transaction and closed again; slow work (parsing, encoding, LLM calls) happens outside of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+
+from acme_rag_pipeline.store.schema import TABLES
+
+
+class WarehouseBusy(RuntimeError):
+    """Another process held the warehouse for longer than the allowed wait."""
+
+
+class WarehouseUnusable(RuntimeError):
+    """The warehouse cannot be opened or written: no space, read-only, damaged or of a newer version."""
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Rows of one stage by what happened to them."""
+
+    added: int = 0
+    changed: int = 0
+    removed: int = 0
+    reused: int = 0
+
+    @property
+    def nothing_changed(self) -> bool:
+        """True when the table held exactly the wanted rows already."""
+        return not (self.added or self.changed or self.removed)
+
+
+class Warehouse:
+    """One DuckDB file.
+
+    Args:
+        path: the `.duckdb` file; created with its tables at the first write.
+        wait_seconds: how long an opening waits for a process that holds the file.
+        tables: `CREATE TABLE IF NOT EXISTS` statements.
+    """
+
+    def __init__(self, path: Path, wait_seconds: float = 60, tables: Sequence[str] = TABLES) -> None:
+        self.path = path
+        self.wait_seconds = wait_seconds
+        self.tables = tables
+
+    @contextlib.contextmanager
+    def read(self) -> Iterator[duckdb.DuckDBPyConnection]:
+        """A read-only connection; the tables exist, the file's bytes do not change.
+
+        Raises:
+            WarehouseBusy: another process kept the file longer than `wait_seconds`.
+        """
+        if not self.path.exists():
+            with self.write():
+                pass
+        connection = self._open(read_only=True)
+        try:
+            yield connection
+        finally:
+            connection.close()
+
+    @contextlib.contextmanager
+    def write(self) -> Iterator[duckdb.DuckDBPyConnection]:
+        """One transaction: committed at the end of the block, rolled back by an exception.
+
+        Raises:
+            WarehouseBusy: another process kept the file longer than `wait_seconds`.
+            WarehouseUnusable: the disk is full or read-only, or the file is damaged.
+        """
+        new = not self.path.exists()
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        connection = self._open(read_only=False)
+        try:
+            connection.execute("BEGIN")
+            if new or not connection.execute("SELECT 1 FROM duckdb_tables() LIMIT 1").fetchall():
+                for statement in self.tables:
+                    connection.execute(statement)
+            try:
+                yield connection
+                connection.execute("COMMIT")
+            except BaseException as error:
+                with contextlib.suppress(duckdb.Error):
+                    connection.execute("ROLLBACK")
+                if isinstance(error, duckdb.IOException):
+                    raise WarehouseUnusable(f"{self.path} cannot be written, nothing was changed: {error}") from error
+                raise
+        finally:
+            connection.close()
+
+    def _open(self, *, read_only: bool) -> duckdb.DuckDBPyConnection:
+        deadline = time.monotonic() + self.wait_seconds
+        while True:
+            try:
+                return duckdb.connect(
+                    str(self.path), read_only=read_only, config={"autoinstall_known_extensions": "false"}
+                )
+            except duckdb.IOException as error:
+                if "Could not set lock" not in str(error):
+                    raise WarehouseUnusable(f"{self.path} cannot be opened: {error}") from error
+                if time.monotonic() >= deadline:
+                    holder = re.search(r"PID (\d+)", str(error))
+                    raise WarehouseBusy(
+                        f"{self.path} is held by process {holder.group(1) if holder else 'unknown'} for more than "
+                        f"{self.wait_seconds:.0f} s: wait until that run ends, or stop it"
+                    ) from error
+                time.sleep(0.05)
+            except duckdb.ConnectionException as error:
+                # Another thread of this process holds it in the other mode; connections are short, so wait.
+                if time.monotonic() >= deadline:
+                    raise WarehouseBusy(f"{self.path} is in use by another thread of this process") from error
+                time.sleep(0.02)
+
+
+def records(connection: duckdb.DuckDBPyConnection, query: str, parameters: Sequence[Any] = ()) -> list[dict[str, Any]]:
+    """Rows of a query as dictionaries."""
+    cursor = connection.execute(query, list(parameters))
+    names = [column[0] for column in cursor.description]
+    return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
+
+
+def reconcile(
+    connection: duckdb.DuckDBPyConnection,
+    table: str,
+    key: str,
+    wanted: Sequence[dict[str, Any]],
+    *,
+    scope: str = "true",
+) -> Counts:
+    """Make the rows of `table` within `scope` equal to `wanted`, writing only the difference.
+
+    Args:
+        table, key, scope: trusted SQL (never from a document): table name, key column, condition on existing rows.
+        wanted: rows with the same columns each; columns of the table that they lack are left alone.
+
+    Returns:
+        How many rows were added, changed, removed, or stood there already.
+    """
+    if not wanted:
+        removed = connection.execute(f"SELECT count(*) FROM {table} WHERE {scope}").fetchall()[0][0]
+        if removed:
+            connection.execute(f"DELETE FROM {table} WHERE {scope}")
+        return Counts(removed=removed)
+    columns = list(wanted[0])
+    types = {name: kind for name, kind, *_ in connection.execute(f"DESCRIBE {table}").fetchall()}
+    connection.register("wanted_rows", _arrow(wanted, columns))
+    casts = ", ".join(f'CAST({name} AS {types[name]}) AS {name}' for name in columns)
+    connection.execute(f"CREATE OR REPLACE TEMP TABLE wanted AS SELECT {casts} FROM wanted_rows")
+    connection.unregister("wanted_rows")
+    differs = " OR ".join(f"w.{name} IS DISTINCT FROM t.{name}" for name in columns if name != key) or "false"
+    existing = f"(SELECT * FROM {table} WHERE {scope}) t"
+    added = connection.execute(
+        f"SELECT count(*) FROM wanted w ANTI JOIN {existing} ON w.{key} = t.{key}"
+    ).fetchall()[0][0]
+    changed = connection.execute(
+        f"SELECT count(*) FROM wanted w JOIN {existing} ON w.{key} = t.{key} WHERE {differs}"
+    ).fetchall()[0][0]
+    removed = connection.execute(
+        f"SELECT count(*) FROM {existing} ANTI JOIN wanted w ON w.{key} = t.{key}"
+    ).fetchall()[0][0]
+    if removed:
+        connection.execute(f"DELETE FROM {table} WHERE {scope} AND {key} NOT IN (SELECT {key} FROM wanted)")
+    if changed:
+        assignments = ", ".join(f"{name} = w.{name}" for name in columns if name != key)
+        connection.execute(
+            f"UPDATE {table} AS t SET {assignments} FROM wanted w WHERE w.{key} = t.{key} AND ({differs})"
+        )
+    if added:
+        names = ", ".join(columns)
+        connection.execute(
+            f"INSERT INTO {table} ({names}) SELECT {names} FROM wanted w "
+            f"WHERE w.{key} NOT IN (SELECT {key} FROM {table})"
+        )
+    connection.execute("DROP TABLE wanted")
+    return Counts(added, changed, removed, len(wanted) - added - changed)
+
+
+def insert(connection: duckdb.DuckDBPyConnection, table: str, rows: Sequence[dict[str, Any]]) -> None:
+    """Append rows; a row whose key is there already is left as it is (caches never change)."""
+    if not rows:
+        return
+    columns = list(rows[0])
+    connection.register("new_rows", _arrow(rows, columns))
+    names = ", ".join(columns)
+    connection.execute(f"INSERT OR IGNORE INTO {table} ({names}) SELECT {names} FROM new_rows")
+    connection.unregister("new_rows")
+
+
+def _arrow(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> pa.Table:
+    data = {name: pa.array([row[name] for row in rows]) for name in columns}
+    # An all-None column has Arrow's null type, which DuckDB reads as INTEGER; a string casts to anything.
+    return pa.table({name: array.cast(pa.string()) if pa.types.is_null(array.type) else array for name, array in data.items()})
