@@ -39,11 +39,13 @@ class DocumentSettings(Group):
 
 
 class PairSettings(Group):
-    queries_per_chunk: int = Field(default=4, ge=1, le=20)
+    queries_per_chunk: int = Field(default=3, ge=1, le=20)
     round_trip_top_k: int = Field(
         default=10, ge=0, description="Keep a query only if base or BM25 finds its passage in the top k (0: no filter)."
     )
-    query_similarity: float = Field(default=0.95, gt=0, le=1, description="Two queries of one passage above it are one.")
+    query_similarity: float = Field(
+        default=0.95, gt=0, le=1, description="Two queries of one passage above it are one."
+    )
     golden_similarity: float = Field(
         default=0.9, gt=0, le=1, description="A training query nearer to a golden query than this is dropped."
     )
@@ -65,14 +67,21 @@ class TrainingSettings(Group):
     warmup_share: float = Field(default=0.1, ge=0, lt=1)
     scale: float = Field(default=20.0, gt=0, description="Inverse temperature of the softmax over cosines.")
     guide_margin: float = Field(
-        default=0.95, gt=0, le=1, description="In-batch negatives the base scores above this share of the positive are masked."
+        default=0.95,
+        gt=0,
+        le=1,
+        description="In-batch negatives the base scores above this share of the positive are masked.",
     )
-    train_hard_negatives: int = Field(default=0, ge=0, le=8, description="Mined negatives of each pair that join its batch.")
+    train_hard_negatives: int = Field(
+        default=0, ge=0, le=8, description="Mined negatives of each pair that join its batch."
+    )
     passage_prefix: Literal["auto", "none", "heading_path"] = Field(
-        default="auto", description="What stands before a chunk's text when the candidate encodes it; auto: validation decides."
+        default="auto",
+        description="What stands before a chunk's text when the candidate encodes it; auto: validation decides.",
     )
     interpolation: tuple[float, ...] = Field(
-        default=(0.5, 0.75, 1.0), description="Shares of the tuned weights tried on validation; 0 (the base) always competes."
+        default=(0.5, 0.75, 1.0),
+        description="Shares of the tuned weights tried on validation; 0 (the base) always competes.",
     )
     minimum_pairs: int = Field(default=50, ge=1, description="With fewer training pairs no candidate is trained.")
     seed: int = 0
@@ -83,7 +92,9 @@ class EvaluationSettings(Group):
     validation_share: float = Field(default=0.1, gt=0, lt=0.5)
     test_share: float = Field(default=0.2, gt=0, lt=0.5)
     section_units_below: int = Field(
-        default=100, ge=0, description="Below this many documents the unit of sides and intervals is the top-level section."
+        default=100,
+        ge=0,
+        description="Below this many documents the unit of sides and intervals is the top-level section.",
     )
     golden_minimum_queries: int = Field(default=100, ge=1, description="From here on golden queries decide alone ...")
     golden_minimum_units: int = Field(default=30, ge=1, description="... if they spread over this many units.")
@@ -114,7 +125,10 @@ class AutomationSettings(Group):
     max_tries: int = Field(default=2, ge=1, description="Refresh runs for one state of the documents before giving up.")
     retrain_cron: str = "0 2 * * *"
     retrain_changed_share: float = Field(
-        default=0.02, ge=0, le=1, description="nightly_retrain runs when this share of the chunks changed since the last one."
+        default=0.02,
+        ge=0,
+        le=1,
+        description="nightly_retrain runs when this share of the chunks changed since the last one.",
     )
     lag_minutes: int = Field(default=60, ge=1, description="The served index may lag the documents for this long.")
 

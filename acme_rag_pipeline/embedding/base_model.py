@@ -123,6 +123,8 @@ def _from_hub(name: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name, allow_patterns=["*.safetensors", "*.json", "*.txt", "*.model", "README.md"]))
+        return Path(
+            snapshot_download(name, allow_patterns=["*.safetensors", "*.json", "*.txt", "*.model", "README.md"])
+        )
     except Exception as error:
         raise SettingsError(f"ACME_RAG_BASE_MODEL: {name} could not be fetched from the hub: {error}") from error

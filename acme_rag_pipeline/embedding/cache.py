@@ -96,7 +96,9 @@ class EmbeddingCache:
         with self._file.write() as connection:
             connection.register("gone", pa.table({"encoder": gone}))
             return int(
-                connection.execute("DELETE FROM embeddings WHERE encoder IN (SELECT encoder FROM gone)").fetchall()[0][0]
+                connection.execute("DELETE FROM embeddings WHERE encoder IN (SELECT encoder FROM gone)").fetchall()[0][
+                    0
+                ]
             )
 
 

@@ -34,7 +34,7 @@ class StageResult:
 
     stage: str
     data_version: str
-    counts: Counts = Counts()
+    counts: Counts = field(default_factory=Counts)
     unchanged: bool = False
     details: dict[str, Any] = field(default_factory=dict)
 
@@ -42,9 +42,7 @@ class StageResult:
 def recorded(warehouse: Warehouse, stage: str, fingerprint: str) -> StageResult | None:
     """The stored result if the stage's data was made from exactly this fingerprint, else None."""
     with warehouse.read() as connection:
-        rows = records(
-            connection, "SELECT * FROM stages WHERE stage = ? AND fingerprint = ?", [stage, fingerprint]
-        )
+        rows = records(connection, "SELECT * FROM stages WHERE stage = ? AND fingerprint = ?", [stage, fingerprint])
     if not rows:
         return None
     summary = json.loads(rows[0]["summary"])

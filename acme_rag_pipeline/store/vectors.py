@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -21,7 +21,7 @@ from acme_rag_pipeline.store.warehouse import Counts
 
 if TYPE_CHECKING:
     from lancedb.db import DBConnection
-    from lancedb.table import Table
+    from lancedb.table import LanceTable, Table
 
 # Up to here an exact scan answers in milliseconds; above it IVF_FLAT trades no measurable recall (0.999) for speed.
 EXACT_SEARCH_ROWS = 50_000
@@ -107,7 +107,8 @@ def reconcile_table(
     embedded = 0
     if table is None:
         table = db.create_table(name, schema=_schema(dimension(), model_name))
-        table.set_unenforced_primary_key("id")
+        # Without it two writers of the same new ids would double rows silently (lancedb#3377).
+        cast("LanceTable", table).set_unenforced_primary_key("id")
     if added or changed:
         by_id = {passage.chunk_id: passage for passage in passages}
         writes = [by_id[i] for i in (*changed, *added)]
@@ -124,11 +125,12 @@ def reconcile_table(
             table.delete(col("id").isin(removed[first : first + 10_000]))
     if added or changed or removed or not _indexed(table):
         _index(table, len(wanted))
-        # Compaction only: the promoted version is older than this one and readers still hold it.
-        table.optimize(cleanup_older_than=KEEP_ALL_VERSIONS)
+        _compact(table)
         found = table.count_rows()
         if found != len(wanted):
-            raise RuntimeError(f"table {name} holds {found} rows instead of {len(wanted)}: run again, nothing is promoted")
+            raise RuntimeError(
+                f"table {name} holds {found} rows instead of {len(wanted)}: run again, nothing is promoted"
+            )
     counts = Counts(len(added), len(changed), len(removed), len(wanted) - len(added) - len(changed))
     content = content_hash((i, *(str(v) for v in row.values())) for i, row in wanted.items())
     return Reconciled(counts, embedded, int(table.version), len(wanted), content)
@@ -208,6 +210,18 @@ def _index(table: Table, rows: int) -> None:
         # Each optimize() adds a segment to a vector index; many segments slow every search down.
         if not vector or (vector[0].num_segments or 0) > 8:
             table.create_index("vector", config=IvfFlat(distance_type="cosine"), replace=True)
+
+
+def _compact(table: Table) -> None:
+    """Fold new rows into files and indexes until nothing is left to fold: the pointer names a version that stays newest.
+
+    No version is deleted: the promoted one is older than this and readers still hold it.
+    """
+    for _ in range(5):
+        before = table.version
+        table.optimize(cleanup_older_than=KEEP_ALL_VERSIONS)
+        if table.version == before:
+            return
 
 
 def drop_old_versions(table: Table, keep: Sequence[int]) -> None:

@@ -85,10 +85,9 @@ class Warehouse:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         connection = self._open(read_only=False)
         try:
-            connection.execute("BEGIN")
             if new or not connection.execute("SELECT 1 FROM duckdb_tables() LIMIT 1").fetchall():
-                for statement in self.tables:
-                    connection.execute(statement)
+                connection.execute(";".join(("BEGIN", *self.tables, "COMMIT")))
+            connection.execute("BEGIN")
             try:
                 yield connection
                 connection.execute("COMMIT")
@@ -157,20 +156,20 @@ def reconcile(
     columns = list(wanted[0])
     types = {name: kind for name, kind, *_ in connection.execute(f"DESCRIBE {table}").fetchall()}
     connection.register("wanted_rows", _arrow(wanted, columns))
-    casts = ", ".join(f'CAST({name} AS {types[name]}) AS {name}' for name in columns)
+    casts = ", ".join(f"CAST({name} AS {types[name]}) AS {name}" for name in columns)
     connection.execute(f"CREATE OR REPLACE TEMP TABLE wanted AS SELECT {casts} FROM wanted_rows")
     connection.unregister("wanted_rows")
     differs = " OR ".join(f"w.{name} IS DISTINCT FROM t.{name}" for name in columns if name != key) or "false"
     existing = f"(SELECT * FROM {table} WHERE {scope}) t"
-    added = connection.execute(
-        f"SELECT count(*) FROM wanted w ANTI JOIN {existing} ON w.{key} = t.{key}"
-    ).fetchall()[0][0]
+    added = connection.execute(f"SELECT count(*) FROM wanted w ANTI JOIN {existing} ON w.{key} = t.{key}").fetchall()[
+        0
+    ][0]
     changed = connection.execute(
         f"SELECT count(*) FROM wanted w JOIN {existing} ON w.{key} = t.{key} WHERE {differs}"
     ).fetchall()[0][0]
-    removed = connection.execute(
-        f"SELECT count(*) FROM {existing} ANTI JOIN wanted w ON w.{key} = t.{key}"
-    ).fetchall()[0][0]
+    removed = connection.execute(f"SELECT count(*) FROM {existing} ANTI JOIN wanted w ON w.{key} = t.{key}").fetchall()[
+        0
+    ][0]
     if removed:
         connection.execute(f"DELETE FROM {table} WHERE {scope} AND {key} NOT IN (SELECT {key} FROM wanted)")
     if changed:
@@ -189,17 +188,28 @@ def reconcile(
 
 
 def insert(connection: duckdb.DuckDBPyConnection, table: str, rows: Sequence[dict[str, Any]]) -> None:
-    """Append rows; a row whose key is there already is left as it is (caches never change)."""
+    """Add rows to a table with a key; a row whose key is there already is left as it is (caches never change)."""
+    _add(connection, f"INSERT OR IGNORE INTO {table}", rows)
+
+
+def append(connection: duckdb.DuckDBPyConnection, table: str, rows: Sequence[dict[str, Any]]) -> None:
+    """Add rows to a table without a key, such as a log."""
+    _add(connection, f"INSERT INTO {table}", rows)
+
+
+def _add(connection: duckdb.DuckDBPyConnection, statement: str, rows: Sequence[dict[str, Any]]) -> None:
     if not rows:
         return
     columns = list(rows[0])
     connection.register("new_rows", _arrow(rows, columns))
     names = ", ".join(columns)
-    connection.execute(f"INSERT OR IGNORE INTO {table} ({names}) SELECT {names} FROM new_rows")
+    connection.execute(f"{statement} ({names}) SELECT {names} FROM new_rows")
     connection.unregister("new_rows")
 
 
 def _arrow(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> pa.Table:
     data = {name: pa.array([row[name] for row in rows]) for name in columns}
     # An all-None column has Arrow's null type, which DuckDB reads as INTEGER; a string casts to anything.
-    return pa.table({name: array.cast(pa.string()) if pa.types.is_null(array.type) else array for name, array in data.items()})
+    return pa.table(
+        {name: array.cast(pa.string()) if pa.types.is_null(array.type) else array for name, array in data.items()}
+    )

@@ -1,0 +1,192 @@
+"""The block structure of a document: headings, paragraphs, lists, tables, fences as exact character ranges.
+
+Markdown is read by a CommonMark parser (markdown-it-py, with GitHub tables), of which only the line ranges are used:
+every range is a slice of the original text. What the parser leaves out (link definitions, levels nested too deeply)
+becomes a block of kind `other`, so that no text is lost.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from markdown_it import MarkdownIt
+    from markdown_it.token import Token
+
+_LINE_BREAK = re.compile(r"\r\n|\r|\n")  # CommonMark's line endings, and no others (not \f, \x85, \u2028)
+_FRONT_MATTER_KEY = re.compile(r"""[\w"'][^:\r\n]*:(?:[ \t]|$)""")
+_INLINE_MARKUP = re.compile(r"[*_`\[\]<>&\\!]")
+_HEADING_ANCHOR = re.compile(r"[ \t]*\{[#.:][^{}]*\}[ \t]*$")
+
+_KINDS = {
+    "heading_open": "heading",
+    "paragraph_open": "paragraph",
+    "bullet_list_open": "list",
+    "ordered_list_open": "list",
+    "list_item_open": "item",
+    "blockquote_open": "quote",
+    "table_open": "table",
+    "fence": "fence",
+    "code_block": "code",
+    "html_block": "html",
+    "hr": "rule",
+}
+_CONTAINERS = {"list", "item", "quote"}
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A block of a document: `text[start:end]`, with the blocks inside it.
+
+    Attributes:
+        start: First character (index into the text).
+        end: One past the last character; may include trailing blank lines.
+        kind: heading, paragraph, list, item, quote, table, fence, code, html, rule or other.
+        level: 1 to 6 for a heading that opens a section (one at the top level of the document), else 0.
+        title: The plain text of such a heading.
+        children: The blocks of a list, list item or quote; together they cover the block.
+    """
+
+    start: int
+    end: int
+    kind: str
+    level: int = 0
+    title: str = ""
+    children: tuple[Block, ...] = ()
+
+
+def line_starts(text: str, start: int, end: int) -> list[int]:
+    """Return the index of the first character of each line of `text[start:end]`, by CommonMark's line endings."""
+    return [start, *(match.end() for match in _LINE_BREAK.finditer(text, start, end))]
+
+
+def front_matter_end(text: str) -> int:
+    """Return where the document begins after its YAML front matter, or 0 where there is none.
+
+    Front matter is a first line `---`, a YAML mapping, and a line `---` or `...`. A rule at the top of a document that
+    is followed by prose is no front matter.
+    """
+    bom = 1 if text.startswith("\ufeff") else 0
+    starts = line_starts(text, bom, len(text))
+    lines = [text[a:b].rstrip() for a, b in zip(starts, [*starts[1:], len(text)], strict=True)]
+    if len(lines) < 2 or lines[0] != "---":
+        return 0
+    for number, line in enumerate(lines[1:], start=1):
+        if line in ("---", "..."):
+            body = [entry for entry in lines[1:number] if entry and not entry.startswith("#")]
+            is_mapping = not body or _FRONT_MATTER_KEY.match(body[0])
+            return (starts[number + 1] if number + 1 < len(starts) else len(text)) if is_mapping else 0
+    return 0
+
+
+def markdown_blocks(text: str) -> list[Block]:
+    """Return the top-level blocks of a Markdown document in order, front matter left out."""
+    start = front_matter_end(text)
+    # A byte order mark would hide a heading in the first line from the parser.
+    bom = 1 if start == 0 and text.startswith("\ufeff") else 0
+    tokens = _block_parser().parse(text[start + bom :])
+    lines = [start, *line_starts(text, start + bom, len(text))[1:], len(text)]
+    children, _ = _read_nodes(tokens, 0, lines)
+    return list(_cover(text, start, len(text), children))
+
+
+def plain_blocks(text: str) -> list[Block]:
+    """Return the paragraphs (separated by blank lines) of a text that is not Markdown."""
+    return [Block(start, end, "paragraph") for start, end in stanzas(text, 0, len(text))]
+
+
+def stanzas(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
+    """Yield the ranges of `text[start:end]` that blank lines separate."""
+    first: int | None = None
+    lines = [*line_starts(text, start, end), end]
+    for line, following in pairwise(lines):
+        if not text[line:following].strip():
+            if first is not None:
+                yield first, line
+            first = None
+        elif first is None:
+            first = line
+    if first is not None:
+        yield first, end
+
+
+@lru_cache(maxsize=1)
+def _block_parser() -> MarkdownIt:
+    from markdown_it import MarkdownIt
+
+    parser = MarkdownIt("commonmark").enable("table")
+    parser.core.ruler.enableOnly(["normalize", "block"])
+    return parser
+
+
+@lru_cache(maxsize=1)
+def _inline_parser() -> MarkdownIt:
+    from markdown_it import MarkdownIt
+
+    return MarkdownIt("commonmark")
+
+
+def _plain_title(source: str) -> str:
+    """Return the text of a heading without inline markup and without a trailing `{#anchor}`."""
+    source = _HEADING_ANCHOR.sub("", source)
+    if not _INLINE_MARKUP.search(source):
+        return " ".join(source.split())
+    tokens = _inline_parser().parseInline(source)[0].children or []
+    return " ".join("".join(_inline_text(tokens)).split())
+
+
+def _inline_text(tokens: Sequence[Token]) -> Iterator[str]:
+    for token in tokens:
+        if token.type in ("softbreak", "hardbreak"):
+            yield " "
+        elif token.type == "image":
+            yield from _inline_text(token.children or [])
+        elif token.type != "html_inline":
+            yield token.content
+
+
+def _read_nodes(tokens: Sequence[Token], index: int, lines: list[int]) -> tuple[list[Block], int]:
+    """Read sibling blocks from `tokens[index]` to the end of their parent; return them and the index after it."""
+    nodes: list[Block] = []
+    while index < len(tokens):
+        token = tokens[index]
+        if token.nesting == -1:
+            return nodes, index + 1
+        kind = _KINDS.get(token.type)
+        index += 1
+        if kind is None or token.map is None:
+            continue
+        start, end = lines[token.map[0]], lines[min(token.map[1], len(lines) - 1)]
+        children: list[Block] = []
+        level, title = 0, ""
+        if kind in _CONTAINERS:
+            children, index = _read_nodes(tokens, index, lines)
+        elif token.nesting == 1:
+            if kind == "heading" and token.level == 0:
+                level, title = int(token.tag[1]), _plain_title(tokens[index].content)
+            while not (tokens[index].nesting == -1 and tokens[index].level == token.level):
+                index += 1
+            index += 1
+        nodes.append(Block(start, end, kind, level, title, tuple(children)))
+    return nodes, index
+
+
+def _cover(text: str, start: int, end: int, nodes: Sequence[Block]) -> Iterator[Block]:
+    """Yield the nodes, trimmed to `start..end`, with blocks of kind `other` for the text between them."""
+    cursor = start
+    for node in nodes:
+        first, last = max(node.start, cursor), min(node.end, end)
+        if last <= first:
+            continue
+        if text[cursor:first].strip():
+            yield Block(cursor, first, "other")
+        children = tuple(_cover(text, first, last, node.children)) if node.children else ()
+        yield Block(first, last, node.kind, node.level, node.title, children)
+        cursor = last
+    if text[cursor:end].strip():
+        yield Block(cursor, end, "other")

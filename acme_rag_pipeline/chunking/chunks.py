@@ -1,0 +1,156 @@
+"""The `chunks` stage: passages of every readable document, split again only where the document's text changed."""
+
+from __future__ import annotations
+
+import hashlib
+import statistics
+from collections import Counter
+from typing import Any
+
+from acme_rag_pipeline.chunking.near_duplicates import groups, signature
+from acme_rag_pipeline.chunking.sides import side_of, units
+from acme_rag_pipeline.chunking.splitter import split
+from acme_rag_pipeline.chunking.tokens import TokenCounter
+from acme_rag_pipeline.embedding.base_model import resolve_base_model
+from acme_rag_pipeline.settings import Settings
+from acme_rag_pipeline.store.fingerprints import content_hash, fingerprint, normalised, sha256_text
+from acme_rag_pipeline.store.layout import Store
+from acme_rag_pipeline.store.stages import StageResult, data_versions, record, recorded
+from acme_rag_pipeline.store.warehouse import insert, reconcile, records
+
+STAGE = "chunks"
+CODE_VERSION = "1"
+_SPAN_COLUMNS = (
+    "chunk_id",
+    "doc_path",
+    "ordinal",
+    "start_char",
+    "end_char",
+    "heading_path",
+    "title",
+    "text",
+    "text_hash",
+    "tokens",
+)
+
+
+def split_documents(store: Store, settings: Settings) -> StageResult:
+    """Bring the `chunks` table to the documents of today.
+
+    Raises:
+        UpstreamMissing: `documents` has never run.
+    """
+    upstream = data_versions(store.warehouse, "documents")
+    tokenizer = resolve_base_model(settings.base_model, settings.root).folder / "tokenizer.json"
+    with tokenizer.open("rb") as file:
+        how = fingerprint(CODE_VERSION, settings.chunking, hashlib.file_digest(file, "sha256").hexdigest())
+    made_from = fingerprint(STAGE, upstream, how, settings.evaluation)
+    if (unchanged := recorded(store.warehouse, STAGE, made_from)) is not None:
+        return unchanged
+    with store.writer(STAGE):
+        rows, split_again = _split_rows(store, settings, how, tokenizer)
+        signatures = _signatures(store, {row["text_hash"]: row["text"] for row in rows})
+        group_of = groups(signatures, settings.chunking.near_duplicate_similarity)
+        _place(rows, group_of, settings)
+        data_version = content_hash(
+            (r["chunk_id"], r["doc_path"], r["start_char"], r["end_char"], *r["heading_path"], r["title"],
+             r["near_duplicate_group"], r["unit"], r["side"])
+            for r in rows
+        )  # fmt: skip
+        with store.warehouse.write() as connection:
+            counts = reconcile(connection, "chunks", "chunk_id", rows)
+            reconcile(
+                connection,
+                "chunked_documents",
+                "doc_path",
+                [{"doc_path": path, "fingerprint": made} for path, made in split_again.items()],
+            )
+            connection.execute("DELETE FROM minhashes WHERE text_hash NOT IN (SELECT text_hash FROM chunks)")
+            return record(connection, StageResult(STAGE, data_version, counts, details=_details(rows)), made_from)
+
+
+def _split_rows(
+    store: Store, settings: Settings, how: str, tokenizer: Any
+) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    with store.warehouse.read() as connection:
+        documents = records(
+            connection,
+            "SELECT doc_path, title, text, text_sha256 FROM documents WHERE text IS NOT NULL ORDER BY doc_path",
+        )
+        done = dict(connection.execute("SELECT doc_path, fingerprint FROM chunked_documents").fetchall())
+        kept: dict[str, list[dict[str, Any]]] = {}
+        for row in records(connection, f"SELECT {', '.join(_SPAN_COLUMNS)} FROM chunks ORDER BY doc_path, ordinal"):
+            kept.setdefault(row["doc_path"], []).append(row)
+    counter: TokenCounter | None = None
+    rows: list[dict[str, Any]] = []
+    made: dict[str, str] = {}
+    for document in documents:
+        path = document["doc_path"]
+        made[path] = fingerprint(how, document["text_sha256"], document["title"])
+        if done.get(path) == made[path]:
+            rows.extend(kept.get(path, []))
+            continue
+        counter = counter or TokenCounter(tokenizer)
+        rows.extend(_chunks_of(document, counter, settings.chunking.max_tokens))
+    return rows, made
+
+
+def _chunks_of(document: dict[str, Any], counter: TokenCounter, max_tokens: int) -> list[dict[str, Any]]:
+    seen: Counter[str] = Counter()
+    rows = []
+    for ordinal, span in enumerate(split(document["text"], counter, max_tokens=max_tokens)):
+        text = document["text"][span.start : span.end]
+        text_hash = sha256_text(normalised(text))
+        # Equal texts of one document are told apart by their order among equals, so that a moved chunk keeps its id.
+        equal = seen[text_hash]
+        seen[text_hash] += 1
+        rows.append(
+            {
+                "chunk_id": sha256_text(f"{document['doc_path']}\0{text_hash}\0{equal}"),
+                "doc_path": document["doc_path"],
+                "ordinal": ordinal,
+                "start_char": span.start,
+                "end_char": span.end,
+                "heading_path": list(span.heading_path),
+                "title": document["title"] or "",
+                "text": text,
+                "text_hash": text_hash,
+                "tokens": span.tokens,
+            }
+        )
+    return rows
+
+
+def _signatures(store: Store, texts: dict[str, str]) -> dict[str, bytes]:
+    with store.warehouse.read() as connection:
+        known = dict(connection.execute("SELECT text_hash, signature FROM minhashes").fetchall())
+    new = {text_hash: signature(text) for text_hash, text in texts.items() if text_hash not in known}
+    with store.warehouse.write() as connection:
+        insert(connection, "minhashes", [{"text_hash": h, "signature": s} for h, s in new.items()])
+    return {text_hash: new.get(text_hash) or known[text_hash] for text_hash in texts}
+
+
+def _place(rows: list[dict[str, Any]], group_of: dict[str, str], settings: Settings) -> None:
+    by_document: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        by_document.setdefault(row["doc_path"], []).append(row)
+    for path, mine in by_document.items():
+        placed = units(path, [row["heading_path"] for row in mine], len(by_document), settings.evaluation)
+        for row, unit in zip(mine, placed, strict=True):
+            row["near_duplicate_group"] = group_of[row["text_hash"]]
+            row["unit"] = unit
+            row["side"] = side_of(unit, settings.evaluation)
+
+
+def _details(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    tokens = sorted(row["tokens"] for row in rows)
+    group_sizes = Counter(row["near_duplicate_group"] for row in rows)
+    return {
+        "chunks": len(rows),
+        "documents": len({row["doc_path"] for row in rows}),
+        "median_tokens": statistics.median(tokens) if tokens else 0,
+        "longest_tokens": tokens[-1] if tokens else 0,
+        "near_duplicate_chunks": sum(size for size in group_sizes.values() if size > 1),
+        "units": len({row["unit"] for row in rows}),
+        "sides": dict(sorted(Counter(row["side"] for row in rows).items())),
+    }

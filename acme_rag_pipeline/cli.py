@@ -1,0 +1,324 @@
+"""The `acme-rag` command: search, compare, ask, status, evaluate, rollback. Exit codes: 0 done, 1 failed, 2 wrong usage."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from acme_rag_pipeline.settings import Settings, SettingsError
+
+if TYPE_CHECKING:
+    from acme_rag_pipeline.retrieval.retriever import Retriever, SearchHit
+    from acme_rag_pipeline.store.layout import Store
+
+RETRIEVERS = ("promoted", "bm25", "base", "base_hybrid", "fine_tuned", "fine_tuned_hybrid")
+K = click.option("-k", "k", type=click.IntRange(1, 1000), default=10, show_default=True, help="How many passages.")
+RETRIEVER = click.option(
+    "--retriever",
+    type=click.Choice(RETRIEVERS),
+    default="promoted",
+    show_default=True,
+    help="What searches: what is promoted, BM25 alone, the base model, or the newest candidate (promoted or not).",
+)
+JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+class _Cli(click.Group):
+    """Turns errors that a person can mend into one line and exit code 1."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (click.exceptions.Exit, click.ClickException, click.Abort):
+            raise
+        except BrokenPipeError:
+            sys.exit(0)
+        except Exception as error:
+            if not _expected(error):
+                raise
+            click.echo(f"acme-rag: {error}", err=True)
+            ctx.exit(1)
+
+
+def _expected(error: Exception) -> bool:
+    from acme_rag_pipeline.documents.source import DocumentsFolderError
+    from acme_rag_pipeline.retrieval.retriever import ArmMissing
+    from acme_rag_pipeline.serving.serve import NoSuchPromotion
+    from acme_rag_pipeline.store.layout import StoreBusy, StoreUnusable
+    from acme_rag_pipeline.store.promotion import NothingPromoted, PointerDamaged
+    from acme_rag_pipeline.store.stages import UpstreamMissing
+    from acme_rag_pipeline.store.warehouse import WarehouseBusy, WarehouseUnusable
+
+    return isinstance(
+        error,
+        SettingsError
+        | DocumentsFolderError
+        | ArmMissing
+        | NoSuchPromotion
+        | StoreBusy
+        | StoreUnusable
+        | NothingPromoted
+        | PointerDamaged
+        | UpstreamMissing
+        | WarehouseBusy
+        | WarehouseUnusable,
+    )
+
+
+@click.group(cls=_Cli, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="acme-rag-pipeline")
+@click.option(
+    "--store", type=click.Path(path_type=Path), help="The store folder (default: ACME_RAG_STORE, data/store)."
+)
+@click.option(
+    "--documents", type=click.Path(path_type=Path), help="The documents folder (default: ACME_RAG_DOCUMENTS)."
+)
+@click.pass_context
+def main(context: click.Context, store: Path | None, documents: Path | None) -> None:
+    """Search and answers over your own documents, with a model tuned for them.
+
+    Settings come from the environment and `.env` (ACME_RAG_*, OPENAI_*). Build and update the store with Dagster:
+    `make materialize`, or the jobs `refresh` and `retrain`.
+    """
+    context.obj = {"store": store, "documents": documents}
+
+
+@main.command()
+@click.argument("text", required=False)
+@K
+@RETRIEVER
+@JSON
+@click.option(
+    "--queries", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="JSONL of {query_id, query}."
+)
+@click.option(
+    "--out", type=click.Path(dir_okay=False, path_type=Path), help="With --queries: where the run is written."
+)
+@click.pass_context
+def search(
+    context: click.Context,
+    text: str | None,
+    k: int,
+    retriever: str,
+    as_json: bool,
+    queries: Path | None,
+    out: Path | None,
+) -> None:
+    """Passages for TEXT with document, heading, score and span; or a run file for many queries."""
+    if (text is None) == (queries is None):
+        raise click.UsageError("give either a text, or --queries FILE with --out FILE")
+    if (queries is None) != (out is None):
+        raise click.UsageError("--queries and --out belong together")
+    opened = _retriever(context)
+    if queries is not None and out is not None:
+        asked = list(_queries(queries))
+        found = opened.search_many([query for _, query in asked], k, retriever)
+        lines = (
+            json.dumps({"query_id": query_id, "hits": [hit.as_dict() for hit in hits]}, ensure_ascii=False)
+            for (query_id, _), hits in zip(asked, found, strict=True)
+        )
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+        click.echo(f"{len(asked)} queries, retriever {retriever}: {out}", err=True)
+        return
+    hits = opened.search(text or "", k, retriever)
+    if as_json:
+        click.echo(_json({"query": text, "retriever": retriever, "hits": [hit.as_dict() for hit in hits]}))
+        return
+    if not hits:
+        click.echo("no passage found")
+    for rank, hit in enumerate(hits, start=1):
+        _show(rank, hit)
+
+
+@main.command()
+@click.argument("text")
+@click.option("-k", "k", type=click.IntRange(1, 100), default=5, show_default=True, help="How many passages each.")
+@JSON
+@click.pass_context
+def compare(context: click.Context, text: str, k: int, as_json: bool) -> None:
+    """The base model and what is promoted, side by side, for TEXT: before and after."""
+    opened = _retriever(context)
+    base, promoted = (opened.search(text, k, name) for name in ("base", "promoted"))
+    if as_json:
+        both = {"base": [h.as_dict() for h in base], "promoted": [h.as_dict() for h in promoted]}
+        click.echo(_json({"query": text, **both}))
+        return
+    pointer = opened.promoted()
+    click.echo(f"promoted: {pointer.model_digest[:12]}, {pointer.recipe}")
+    before = {hit.chunk_id: rank for rank, hit in enumerate(base, start=1)}
+    click.echo(f"\nBase, dense\n{'-' * 60}")
+    for rank, hit in enumerate(base, start=1):
+        click.echo(f"{rank:2}. {hit.doc_path}  {click.style(hit.heading, dim=True)}\n    {_snippet(hit.text, 120)}")
+    click.echo(f"\nPromoted\n{'-' * 60}")
+    for rank, hit in enumerate(promoted, start=1):
+        was = before.get(hit.chunk_id)
+        moved = "new here" if was is None else ("same place" if was == rank else f"was {was}")
+        click.echo(
+            f"{rank:2}. {hit.doc_path}  {click.style(hit.heading, dim=True)}  [{moved}]\n    {_snippet(hit.text, 120)}"
+        )
+
+
+@main.command()
+@click.argument("question")
+@click.option("-k", "k", type=click.IntRange(1, 50), default=6, show_default=True, help="How many passages it may use.")
+@JSON
+@click.pass_context
+def ask(context: click.Context, question: str, k: int, as_json: bool) -> None:
+    """An answer to QUESTION with numbered sources, through the LLM; without one the best passages."""
+    from acme_rag_pipeline.pairs.llm import LLMConnection
+    from acme_rag_pipeline.retrieval.answer import answer
+
+    settings = _settings(context)
+    hits = [hit.as_dict() for hit in _retriever(context).search(question, k)]
+    connection = None
+    if settings.llm_configured:
+        key = settings.openai_api_key.get_secret_value() if settings.openai_api_key else None
+        connection = LLMConnection(
+            model=settings.llm,
+            base_url=settings.openai_base_url,
+            api_key=key,
+            timeout_seconds=settings.pairs.timeout_seconds,
+            concurrency=1,
+        )
+    found = answer(question, hits, connection)
+    if as_json:
+        click.echo(_json({"question": question, "answer": found.text, "note": found.note, "sources": found.sources}))
+        return
+    if found.text:
+        click.echo(found.text + "\n")
+    if found.note:
+        click.echo(found.note + "\n")
+    for source in found.sources:
+        click.echo(f"[{source['number']}] {source['doc_path']}  {click.style(source['heading'], dim=True)}")
+        if not found.text:
+            click.echo(f"    {_snippet(source['text'], 400)}")
+
+
+@main.command()
+@JSON
+@click.pass_context
+def status(context: click.Context, as_json: bool) -> None:
+    """What is promoted and why, how far the served index is behind the documents, counts, last runs."""
+    from acme_rag_pipeline.status import store_status
+
+    known = store_status(_store(context, wait_seconds=5), _settings(context))
+    if as_json:
+        click.echo(_json(known))
+        return
+    promoted = known["promoted"]
+    click.echo(f"store      {known['store']}")
+    click.echo(f"documents  {known['documents_folder']}")
+    if promoted is None:
+        click.echo(known.get("note", "nothing is promoted"))
+    else:
+        click.echo(
+            f"promoted   {promoted['model_digest'][:12]}, {promoted['recipe']}, since {promoted['decided_at'][:19]}"
+        )
+        click.echo(f"why        {promoted['reason']}")
+    if "busy" in known:
+        click.echo(known["busy"])
+        return
+    click.echo(f"served     {'up to date' if known['up_to_date'] else 'behind the documents: run `refresh`'}")
+    if change := known.get("chunks_changed_since_retrain"):
+        click.echo(f"training   {change['changed_share']:.1%} of the chunks changed since the last retrain")
+    click.echo("counts     " + ", ".join(f"{n} {name.replace('_', ' ')}" for name, n in known["counts"].items()))
+    for name, value in known.get("ndcg@10", {}).items():
+        click.echo(f"nDCG@10    {value:.4f}  {name}")
+    for row in known["decisions"]:
+        click.echo(
+            f"decision   {row['decided_at'][:19]}  {row['verdict']}  ({row['model_digest'][:12]}, {row['recipe']})"
+        )
+    for row in known["stages"]:
+        click.echo(f"stage      {row['last_change'][:19]}  {row['stage']}")
+
+
+@main.command()
+@click.option(
+    "--golden", type=click.Path(exists=True, file_okay=False, path_type=Path), help="Folder of another judged set."
+)
+@JSON
+@click.pass_context
+def evaluate(context: click.Context, golden: Path | None, as_json: bool) -> None:
+    """The comparison table of all arms on the golden set, or on any judged set (queries.jsonl, qrels.jsonl)."""
+    from acme_rag_pipeline.evaluation.judged_set import compare_arms
+
+    rows = compare_arms(_store(context), _settings(context), golden)
+    if as_json:
+        click.echo(_json(rows))
+        return
+    click.echo(f"{rows['queries']} queries over {rows['units']} units" + (f"; {rows['note']}" if rows["note"] else ""))
+    click.echo(f"{'arm':<20}{'nDCG@10':>9}  {'95 % interval':<18}{'MRR@10':>8}{'Recall@10':>11}   against the base")
+    for arm in rows["arms"]:
+        interval = f"{arm['ndcg@10']['low']:.3f} to {arm['ndcg@10']['high']:.3f}"
+        gain = arm["gain"]
+        versus = "" if gain is None else f"{gain['difference']:+.4f} ({gain['low']:+.4f} to {gain['high']:+.4f})"
+        numbers = f"{arm['mrr@10']['value']:>8.4f}{arm['recall@10']['value']:>11.4f}"
+        click.echo(f"{arm['arm']:<20}{arm['ndcg@10']['value']:>9.4f}  {interval:<18}{numbers}   {versus}")
+
+
+@main.command()
+@click.option("--to", "digest", help="Digest of the model, or its beginning; default the promotion before this one.")
+@click.pass_context
+def rollback(context: click.Context, digest: str | None) -> None:
+    """Serve an earlier promotion again, over the documents of today."""
+    from acme_rag_pipeline.serving.serve import rollback as roll_back
+
+    decision = roll_back(_store(context), _settings(context), digest)
+    click.echo(f"promoted now: {decision.model_digest[:12]}, {decision.recipe}. {decision.reason}")
+
+
+def _settings(context: click.Context) -> Settings:
+    given = {name: str(value) for name, value in context.obj.items() if value is not None}
+    return Settings.load(**given)
+
+
+def _store(context: click.Context, wait_seconds: float | None = None) -> Store:
+    from acme_rag_pipeline.store.layout import Store
+
+    settings = _settings(context)
+    return Store(settings.store, settings.lock_seconds if wait_seconds is None else wait_seconds)
+
+
+def _retriever(context: click.Context) -> Retriever:
+    from acme_rag_pipeline.retrieval.retriever import Retriever
+
+    settings = _settings(context)
+    return Retriever.open(settings.store, settings.retrieval)
+
+
+def _queries(path: Path) -> Iterable[tuple[str, str]]:
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            yield str(row["query_id"]), str(row["query"])
+        except (ValueError, KeyError, TypeError):
+            raise click.UsageError(f"{path} line {number}: needs query_id and query as JSON") from None
+
+
+def _show(rank: int, hit: SearchHit) -> None:
+    place = click.style(f"{hit.doc_path}:{hit.start}-{hit.end}", bold=True)
+    click.echo(
+        f"{rank:2}. {place}  {hit.score:.4f}\n    {click.style(hit.heading, dim=True)}\n    {_snippet(hit.text, 240)}\n"
+    )
+
+
+def _snippet(text: str, characters: int) -> str:
+    # Control characters of a document must not reach the terminal.
+    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    return line if len(line) <= characters else line[: characters - 1] + "…"
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, indent=1, ensure_ascii=False, default=str)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,300 @@
+"""From the bytes of one document to its text and title, or to one sentence that says why there is none.
+
+Markdown and plain text are taken character for character, so that offsets into the file are offsets into the text.
+HTML, PDF and DOCX become Markdown-like text.
+"""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import io
+import logging
+import re
+import unicodedata
+import warnings
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any
+
+# Bump the version of a parser when its output changes: documents are parsed again only then.
+_PARSERS = {
+    "markdown-1": ("markdown", (".md", ".markdown", ".mdx")),
+    "text-1": ("text", (".txt", ".rst", ".adoc", ".log", ".text")),
+    "html-1": ("html", (".html", ".htm", ".xhtml")),
+    "pdf-1": ("pdf", (".pdf",)),
+    "docx-1": ("docx", (".docx",)),
+}
+_BY_SUFFIX = {suffix: (kind, name) for name, (kind, suffixes) in _PARSERS.items() for suffix in suffixes}
+MAX_UNPACKED_BYTES = 200_000_000
+MAX_CONTROL_SHARE = 0.05
+MAX_TITLE = 200
+_OLE_HEADER = bytes.fromhex("d0cf11e0a1b11ae1")
+_DROPPED_TAGS = ("script", "style", "nav", "noscript", "template", "title")
+_CONTROL = re.compile("[\x00-\x07\x0e-\x1a\x1c-\x1f\x7f]")  # not \b \t \n \v \f \r and the escape of coloured logs
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_LIGATURE = re.compile("[\ufb00-\ufb06]")
+_FENCE = re.compile(r" {0,3}(`{3,}|~{3,})")
+_HEADING = re.compile(r" {0,3}#{1,2}[ \t]+(\S.*)")
+_UNDERLINE = re.compile(r" {0,3}(=+|-{2,})[ \t]*")
+_NOT_PROSE = re.compile(r"\s*([>|=#:<]|[-*+]\s|[-=]{2,}|\d+[.)]\s)")
+_LIST_ITEM = re.compile(r"([-*•‣◦▪–●○]|\(?\d{1,3}[.)]|\(?[a-z][.)])\s")
+_SENTENCE_END = re.compile(r"[.!?:;…][\"'”’)\]]*$")
+
+
+class Unreadable(Exception):
+    """The document has no text that can be used; the message is one sentence that says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Parsed:
+    """A readable document.
+
+    Attributes:
+        text: valid Unicode; for Markdown and plain text exactly the file's characters.
+        title: one line for people and for the context of a chunk.
+        format: 'markdown', 'text', 'html', 'pdf' or 'docx'.
+        parser: name and version of what made the text.
+    """
+
+    text: str
+    title: str
+    format: str
+    parser: str
+
+
+def supported_suffixes() -> tuple[str, ...]:
+    """The file name endings that have a parser, in lower case and with the dot."""
+    return tuple(_BY_SUFFIX)
+
+
+def parser_for(doc_path: str) -> str | None:
+    """Name and version of the parser for this path, or None without one."""
+    return _BY_SUFFIX.get(PurePosixPath(doc_path).suffix.lower(), (None, None))[1]
+
+
+def parse(doc_path: str, data: bytes) -> Parsed:
+    """Text and title of a document.
+
+    Raises:
+        Unreadable: there is no usable text; no other exception leaves this function.
+    """
+    suffix = PurePosixPath(doc_path).suffix.lower()
+    if not suffix:
+        raise Unreadable("the file name has no suffix, so its format is unknown; rename it, for example to .md or .txt")
+    if suffix not in _BY_SUFFIX:
+        raise Unreadable(f"no parser for {suffix} files; save it as one of {' '.join(supported_suffixes())}")
+    if not data.strip():
+        raise Unreadable("the file is empty")
+    kind, parser = _BY_SUFFIX[suffix]
+    read: Callable[[bytes], tuple[str, str]] = {"html": _html, "pdf": _pdf, "docx": _docx}.get(kind, _plain)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            text, inner_title = read(data)
+        if not text.replace("\ufeff", "").strip():
+            raise Unreadable("the file holds no text, only white space or markup")
+        heading = "" if kind == "pdf" else _front_matter_title(text) or _heading_title(text)
+        title = _one_line(heading) or _one_line(inner_title) or _one_line(_from_file_name(doc_path))
+    except Unreadable:
+        raise
+    except (RecursionError, MemoryError) as error:
+        raise Unreadable("too deeply nested or too large to be parsed; simplify or split it") from error
+    except Exception as error:
+        # Only the kind of the error: library messages can hold memory addresses and would differ between runs.
+        raise Unreadable(f"damaged or not a {kind} file ({type(error).__name__}); save it again") from error
+    return Parsed(text, _SURROGATE.sub("\ufffd", title), kind, parser)
+
+
+def _plain(data: bytes) -> tuple[str, str]:
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise Unreadable("the file is UTF-16; save it as UTF-8")
+    if (at := data.find(b"\0")) != -1:
+        raise Unreadable(f"binary data, not text (NUL byte at offset {at}); remove it or give it its right suffix")
+    try:
+        return _not_binary(data.decode("utf-8")), ""
+    except UnicodeDecodeError as error:
+        raise Unreadable(f"not UTF-8 (byte offset {error.start}); save the file as UTF-8") from error
+
+
+def _not_binary(text: str) -> str:
+    if "\0" in text or len(_CONTROL.findall(text)) > MAX_CONTROL_SHARE * len(text):
+        raise Unreadable("binary data, not text (control characters); remove it or give it its right suffix")
+    return text
+
+
+def _html(data: bytes) -> tuple[str, str]:
+    """Decode as browsers do; not by guessing from statistics, which depends on what else is installed."""
+    from bs4.dammit import EncodingDetector
+
+    data, marked = EncodingDetector.strip_byte_order_mark(data)
+    declared = (EncodingDetector.find_declared_encoding(data, is_html=True) or "utf-8").lower()
+    # The HTML standard reads a declared Latin-1 as its superset, and a declared UTF-16 without a mark as UTF-8.
+    latin = declared in ("iso-8859-1", "latin-1", "latin1", "ascii", "us-ascii")
+    likely = "windows-1252" if latin else "utf-8" if declared.startswith("utf-16") else declared
+    candidates = [marked] if marked else list(dict.fromkeys((likely, "utf-8", "windows-1252")))
+    for encoding in candidates:
+        with contextlib.suppress(UnicodeError, LookupError):
+            text = data.decode(encoding)
+            break
+    else:
+        raise Unreadable(f"the characters fit none of the encodings {', '.join(candidates)}; save the file as UTF-8")
+    return _html_to_markdown(_not_binary(text))
+
+
+def _html_to_markdown(html: str) -> tuple[str, str]:
+    from bs4 import BeautifulSoup
+    from bs4.element import CData, PreformattedString
+    from markdownify import MarkdownConverter
+
+    soup = BeautifulSoup(html.replace("\r\n", "\n").replace("\r", "\n"), "html.parser")
+    title = soup.title.get_text(" ") if soup.title else ""
+    for tag in soup.find_all(_DROPPED_TAGS):
+        tag.extract()
+    for node in soup.find_all(string=True):
+        if isinstance(node, PreformattedString) and not isinstance(node, CData):  # comments, doctype, <?xml ?>
+            node.extract()
+    for image in soup.find_all("img"):
+        if not image.get("src") or str(image["src"]).lstrip().lower().startswith("data:"):
+            image.replace_with(str(image.get("alt") or ""))
+    options: dict[str, Any] = {"heading_style": "atx", "bullets": "-", "table_infer_header": True}
+    options |= dict.fromkeys(("escape_asterisks", "escape_underscores", "escape_misc"), False)
+    converter = MarkdownConverter(**options)
+    text = _SURROGATE.sub("\ufffd", converter.convert_soup(soup))
+    return re.sub(r"\n(?:[ \t]*\n){2,}", "\n\n", text).strip() + "\n", title
+
+
+def _docx(data: bytes) -> tuple[str, str]:
+    if data.startswith(_OLE_HEADER):
+        raise Unreadable("encrypted, or an old .doc under a new name; save it as .docx without a password")
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        members = archive.infolist()
+    # zipfile never unpacks more than the directory announces, so the announced sizes can be relied on.
+    if (unpacked := sum(member.file_size for member in members)) > MAX_UNPACKED_BYTES:
+        sizes = f"{unpacked / 1e6:.0f} MB, the limit is {MAX_UNPACKED_BYTES / 1e6:.0f} MB"
+        raise Unreadable(f"unpacks to {sizes}; split it or remove its pictures")
+    try:
+        import mammoth
+    except ImportError as error:
+        raise Unreadable("reading DOCX files needs mammoth; install acme-rag-pipeline[office]") from error
+    without_data = mammoth.images.img_element(lambda image: {"src": ""})
+    return _html_to_markdown(mammoth.convert_to_html(io.BytesIO(data), convert_image=without_data).value)
+
+
+def _pdf(data: bytes) -> tuple[str, str]:
+    try:
+        import pypdf
+    except ImportError as error:
+        raise Unreadable("reading PDF files needs pypdf; install acme-rag-pipeline[pdf]") from error
+    # It warns about every oddity of a file that it can read nevertheless; what it cannot read raises.
+    logging.getLogger("pypdf").setLevel(logging.CRITICAL + 1)
+    reader = pypdf.PdfReader(io.BytesIO(data))
+    unlocked = not reader.is_encrypted
+    # A PDF that only restricts printing opens with the empty password; an unknown or AES scheme may raise.
+    with contextlib.suppress(Exception):
+        unlocked = unlocked or bool(reader.decrypt(""))
+    if not unlocked:
+        raise Unreadable("the PDF is encrypted; save a copy without a password")
+    pages = [page.extract_text() for page in reader.pages]
+    text = _LIGATURE.sub(lambda found: unicodedata.normalize("NFKC", found[0]), "\f".join(pages))
+    text = _CONTROL.sub("", _SURROGATE.sub("\ufffd", text))
+    if not any(character.isalnum() for character in text):
+        raise Unreadable("the PDF has no text layer (scanned?); run text recognition (OCR) on it")
+    lines = [line for number, page in enumerate(text.split("\f"), 1) for line in _page_lines(page, number)]
+    title = next((line for line in lines if len(line) <= 100 and any(c.isalnum() for c in line)), "")
+    return _paragraphs(lines), title
+
+
+def _page_lines(page: str, number: int) -> list[str]:
+    lines = [re.sub(r"[ \t\xa0]+", " ", line).strip() for line in page.splitlines()]
+    filled = [at for at, line in enumerate(lines) if line]
+    for at in {*filled[:1], *filled[-1:]}:
+        if re.fullmatch(rf"(?:page )?[-–]? ?{number} ?[-–]?(?: ?(?:of|/) ?\d+)?", lines[at], re.IGNORECASE):
+            lines[at] = ""
+    # Without empty lines at its ends, a paragraph goes on across the page break.
+    return "\n".join(lines).strip("\n").split("\n")
+
+
+def _paragraphs(lines: list[str]) -> str:
+    """Join wrapped lines. Prose is set apart by blank lines; short lines, such as table rows, stay together."""
+    lengths = sorted(len(line) for line in lines if len(line) >= 40)
+    width = lengths[int(len(lengths) * 0.8)] if lengths else 80
+    whole = "\n".join(lines)
+    blocks: list[list[str]] = []
+    for line in lines:
+        if line and blocks and blocks[-1][-1] and _wraps(blocks[-1][-1], line, width):
+            blocks[-1].append(line)
+        else:
+            blocks.append([line])
+    text, prose_before = "", False
+    for block in blocks:
+        joined = _joined(block, whole)
+        ends = len(block) > 1 or (len(joined) > width // 2 and bool(_SENTENCE_END.search(joined)))
+        prose = ends and not _LIST_ITEM.match(joined)
+        text += ("\n" if prose or prose_before else "") + joined + "\n"
+        prose_before = prose
+    return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
+
+
+def _wraps(line: str, following: str, width: int) -> bool:
+    """Whether the line was broken only because the first word of the following one had no room left."""
+    # A line much wider than the prose around it is a table row in small print.
+    if _SENTENCE_END.search(line) or _LIST_ITEM.match(following) or max(len(line), len(following)) > width * 1.2:
+        return False
+    if line.endswith(("-", "\u00ad")) and following[0].islower() and len(line) > width // 2:
+        return True
+    filled = len(line) + 1 + len(following.split(" ", 1)[0])
+    return filled >= width * (0.85 if following[0].islower() else 0.95)
+
+
+def _joined(lines: list[str], whole: str) -> str:
+    text = ""
+    for line in lines:
+        head, tail = re.search(r"[^\W\d_]+-$", text[-60:]), re.match(r"[^\W\d_]+", line)
+        if text.endswith("\u00ad"):
+            text = text[:-1] + line
+        elif head and tail and line[0].islower():
+            # "work-pass" elsewhere in the document: the hyphen belongs to the word.
+            text = text + line if head[0] + tail[0] in whole else text[:-1] + line
+        else:
+            text = f"{text} {line}" if text else line
+    return text.replace("\u00ad", "")
+
+
+def _front_matter_title(text: str) -> str:
+    matter = re.match(r"\ufeff?---[ \t]*\r?\n(.*?)^(?:---|\.\.\.)[ \t]*\r?$", text[:20_000], re.DOTALL | re.MULTILINE)
+    found = re.search(r"^title:[ \t]*([^\r\n]*)", matter[1], re.MULTILINE | re.IGNORECASE) if matter else None
+    if not found or found[1].strip()[:1] in ("|", ">"):
+        return ""
+    value = found[1].strip()
+    quoted = re.match(r"""(["'])(.*)\1""", value)
+    return quoted[2] if quoted else re.sub(r"(^|\s)#.*", "", value)
+
+
+def _heading_title(text: str) -> str:
+    fence, before = "", ""
+    for line in (line[:1000] for line in text.removeprefix("\ufeff").splitlines()):
+        mark = _FENCE.match(line)
+        if fence:
+            fence = "" if mark and mark[1].startswith(fence) else fence
+        elif mark:
+            fence = mark[1]
+        elif heading := _HEADING.fullmatch(line):
+            return re.sub(r"[ \t]+#+[ \t]*$", "", heading[1])
+        elif before.strip() and not _NOT_PROSE.match(before) and _UNDERLINE.fullmatch(line):
+            return before
+        before = line
+    return ""
+
+
+def _one_line(title: str) -> str:
+    plain = re.sub(r"!?\[([^\[\]]*)\]\([^()\s]*\)", r"\1", title[:1000])
+    plain = re.sub(r"(\*\*|__|`)", "", plain)
+    return " ".join(_CONTROL.sub("", plain).split())[:MAX_TITLE].strip()
+
+
+def _from_file_name(doc_path: str) -> str:
+    words = re.sub(r"[-_\s]+", " ", PurePosixPath(doc_path).stem).strip()
+    return words[:1].upper() + words[1:] or doc_path

@@ -1,0 +1,42 @@
+"""What the documents folder holds right now, as one hash: for the sensor, and to say how far the served index is behind."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+
+from acme_rag_pipeline.documents.source import ReadFailure, SourceFile, TooLarge, read_bytes, scan
+from acme_rag_pipeline.settings import Settings
+from acme_rag_pipeline.store.fingerprints import content_hash
+
+_HASHES: dict[tuple[Path, int, int], str] = {}
+
+
+def folder_state(settings: Settings) -> str:
+    """Hash over (path, content) of every file; equal to the `sources` that the `documents` stage reports for it.
+
+    Files whose size and time stamp are those of the last call in this process are not read again.
+
+    Raises:
+        DocumentsFolderError: the folder is missing or cannot be listed.
+    """
+    max_bytes = int(settings.document.max_megabytes * 1_000_000)
+    return sources_hash((file.doc_path, _content(file, max_bytes), file.size) for file in scan(settings.documents))
+
+
+def sources_hash(files: Iterable[tuple[str, str | None, int]]) -> str:
+    """Hash of (path, sha256 or None, size): the size speaks for files whose content was not read."""
+    return content_hash((path, sha256 or f"{size} bytes") for path, sha256, size in files)
+
+
+def _content(file: SourceFile, max_bytes: int) -> str | None:
+    if file.problem is not None:
+        return None
+    key = (file.path, file.size, file.mtime_ns)
+    if key not in _HASHES:
+        try:
+            _HASHES[key] = hashlib.sha256(read_bytes(file, max_bytes)).hexdigest()
+        except (ReadFailure, TooLarge):
+            return None
+    return _HASHES[key]

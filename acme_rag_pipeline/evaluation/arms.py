@@ -1,0 +1,143 @@
+"""The arms of a comparison: what each retriever returns for each query, and how it scores."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from acme_rag_pipeline.embedding.cache import EmbeddingCache
+from acme_rag_pipeline.evaluation.golden import JudgedQuery
+from acme_rag_pipeline.evaluation.intervals import Interval, mean_interval
+from acme_rag_pipeline.evaluation.metrics import METRICS, Hit, score_query
+from acme_rag_pipeline.retrieval import index
+from acme_rag_pipeline.retrieval.fusion import reciprocal_rank_fusion
+from acme_rag_pipeline.retrieval.retriever import lexical
+from acme_rag_pipeline.settings import Settings
+from acme_rag_pipeline.store import vectors
+from acme_rag_pipeline.store.layout import Store
+from acme_rag_pipeline.store.passages import LivePassage, live_passages
+
+DEPTH = 20
+BM25, BASE, BASE_HYBRID = "bm25", "base", "base_hybrid"
+FINE_TUNED, FINE_TUNED_HYBRID, CHAMPION = "fine_tuned", "fine_tuned_hybrid", "champion"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A retriever under test: a passage encoder (None: BM25 alone), fused with BM25 or not."""
+
+    name: str
+    encoder: index.PassageEncoder | None
+    hybrid: bool
+
+
+@dataclass(frozen=True)
+class ArmResult:
+    """Scores and best passages of one arm on one query set.
+
+    Attributes:
+        scores: by query id, then metric.
+        best: chunk ids of the first hits by query id.
+    """
+
+    arm: str
+    scores: Mapping[str, Mapping[str, float]]
+    best: Mapping[str, Sequence[str]]
+
+    def metric(self, name: str) -> dict[str, float]:
+        """One metric by query id."""
+        return {query_id: scores[name] for query_id, scores in self.scores.items()}
+
+    def interval(self, name: str, units: Mapping[str, str]) -> Interval:
+        """Mean of a metric with its interval, units resampled."""
+        ids = sorted(self.scores)
+        return mean_interval([self.scores[i][name] for i in ids], [units[i] for i in ids])
+
+
+class ArmRunner:
+    """Runs arms over the passages of today. Rankings are those of the served index: exact cosine, the same BM25, the
+    same fusion; vectors come from the cache, so a model that is not served (a twin) needs no table.
+
+    Args:
+        store, settings: where the passages are, and how rankings are fused.
+    """
+
+    def __init__(self, store: Store, settings: Settings) -> None:
+        self._store = store
+        self._settings = settings
+        self.passages = live_passages(store.warehouse)
+        self._by_id: dict[str, LivePassage] = {passage.chunk_id: passage for passage in self.passages}
+        self._cache: EmbeddingCache = index.embedding_cache(store)
+        self._lexical: dict[str, list[str]] = {}
+        base = index.install_base(store, settings)
+        self._lexical_table = index.PassageEncoder(base.digest, index.BASE_PREFIX).table
+
+    def run(self, arm: Arm, queries: Sequence[JudgedQuery]) -> ArmResult:
+        """Rank and score every query."""
+        rankings = self._rankings(arm, [query.query for query in queries])
+        scores, best = {}, {}
+        for query, ranking in zip(queries, rankings, strict=True):
+            hits = [Hit(p.doc_path, p.start_char, p.end_char) for p in (self._by_id[i] for i in ranking)]
+            scores[query.query_id] = score_query(hits, query.evidence)
+            best[query.query_id] = ranking[:3]
+        return ArmResult(arm.name, scores, best)
+
+    def passage(self, chunk_id: str) -> LivePassage:
+        """The passage of a hit."""
+        return self._by_id[chunk_id]
+
+    def _rankings(self, arm: Arm, queries: Sequence[str]) -> list[list[str]]:
+        if not self.passages:
+            return [[] for _ in queries]
+        if arm.encoder is None:
+            return [self._bm25(query)[:DEPTH] for query in queries]
+        depth = self._settings.retrieval.candidates if arm.hybrid else DEPTH
+        dense = self._dense(arm.encoder, queries, depth)
+        if not arm.hybrid:
+            return dense
+        return [
+            [
+                chunk_id
+                for chunk_id, _ in reciprocal_rank_fusion([ranking, self._bm25(query)], self._settings.retrieval.rrf_k)
+            ][:DEPTH]
+            for query, ranking in zip(queries, dense, strict=True)
+        ]
+
+    def _dense(self, which: index.PassageEncoder, queries: Sequence[str], depth: int) -> list[list[str]]:
+        encoder = index.encoder_for(self._store, which.model_digest, self._settings)
+        asked, _ = self._cache.queries(encoder, queries)
+        held, _ = self._cache.passages(encoder, [p.rendered(which.prefix) for p in self.passages])
+        depth = min(depth, len(self.passages))
+        rankings = []
+        for line in asked @ held.T:
+            best = np.argpartition(-line, depth - 1)[:depth]
+            rankings.append([self.passages[i].chunk_id for i in sorted(best, key=lambda i: (-line[i], int(i)))])
+        return rankings
+
+    def _bm25(self, query: str) -> list[str]:
+        if query not in self._lexical:
+            table = vectors.open_table(vectors.connect(self._store.lancedb), self._lexical_table)
+            hits = lexical(table, query, self._settings.retrieval.candidates) if table is not None else []
+            self._lexical[query] = [hit.chunk_id for hit in hits if hit.chunk_id in self._by_id]
+        return self._lexical[query]
+
+
+def metric_rows(result: ArmResult, units: Mapping[str, str]) -> list[dict[str, float | str | int]]:
+    """One row a metric: value and interval."""
+    rows: list[dict[str, float | str | int]] = []
+    for metric in METRICS:
+        interval = result.interval(metric, units)
+        rows.append(
+            {
+                "arm": result.arm,
+                "metric": metric,
+                "value": interval.mean,
+                "low": max(0.0, interval.low),
+                "high": min(1.0, interval.high),
+                "queries": interval.queries,
+                "units": interval.units,
+            }
+        )
+    return rows

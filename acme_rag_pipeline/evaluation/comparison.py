@@ -1,0 +1,237 @@
+"""A champion against its challengers on the same questions: overall, and segment by segment.
+
+Both adjust for the number of looks with Holm's (1979) steps: over the challengers, and over a challenger's segments.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from acme_rag_pipeline.evaluation.intervals import gain_p, minimum_detectable_gain, paired_interval, sign_flip_p
+
+
+@dataclass(frozen=True)
+class GateSettings:
+    """What the gate asks for; all but ``level`` and the counts are in nDCG@10, between 0 and 1.
+
+    Attributes:
+        level: Confidence of the two-sided interval; its lower tail ``(1 - level) / 2`` bounds false promotions.
+        minimum_effect: Smallest mean gain worth a change.
+        minimum_units: Below it the reason warns that few units decided.
+        segment_minimum_queries: Segments with fewer questions are shown but not tested.
+        segment_margin: A fall up to this size is tolerated in a segment.
+        simplicity_margin: A simpler recipe is preferred when it gains at most this much less.
+    """
+
+    level: float = 0.95
+    minimum_effect: float = 0.01
+    minimum_units: int = 30
+    segment_minimum_queries: int = 20
+    segment_margin: float = 0.03
+    simplicity_margin: float = 0.002
+
+    @property
+    def tail(self) -> float:
+        """Probability below the interval: the allowed rate of false promotions."""
+        return (1 - self.level) / 2
+
+    @property
+    def segment_alpha(self) -> float:
+        """One-sided level of "no segment falls", for all segments of a challenger together."""
+        return 1 - self.level
+
+
+@dataclass(frozen=True)
+class ArmScores:
+    """An arm's nDCG@10 for each query id."""
+
+    arm: str
+    ndcg: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A challenger against the champion on all questions.
+
+    ``low`` and ``high`` hold at ``level``, adjusted for the number of challengers; ``p_value`` is one-sided and not
+    adjusted, the larger of the interval's and the sign-flip test's. ``relative_gain`` is None for a champion at 0.
+    """
+
+    arm: str
+    queries: int
+    units: int
+    champion_mean: float
+    challenger_mean: float
+    difference: float
+    low: float
+    high: float
+    level: float
+    p_value: float
+    significant: bool
+    relative_gain: float | None
+
+
+@dataclass(frozen=True)
+class SegmentRow:
+    """A challenger against the champion on one segment; ``p_value`` of a fall is Holm-adjusted, None: not tested."""
+
+    arm: str
+    kind: str
+    value: str
+    queries: int
+    units: int
+    champion_mean: float
+    challenger_mean: float
+    difference: float
+    p_value: float | None
+    falls: bool
+
+
+def compare(
+    champion: ArmScores, challengers: Sequence[ArmScores], units: Mapping[str, str], settings: GateSettings
+) -> tuple[Comparison, ...]:
+    """Compare each challenger with the champion over all questions.
+
+    A challenger is significant when the paired interval (units resampled) lies above 0 and the sign-flip test agrees,
+    both at the tail of its step of Holm's procedure.
+
+    Returns:
+        A row per challenger in the given order; none when there are no queries.
+
+    Raises:
+        ValueError: Arms of one name, queries that differ between arms or lack a unit, scores that are no numbers.
+    """
+    check_scores(champion, challengers, units)
+    ids = sorted(champion.ndcg)
+    if not ids:
+        return ()
+    labels, before = [units[i] for i in ids], [champion.ndcg[i] for i in ids]
+    p_values: dict[str, float] = {}
+    for arm in challengers:
+        gains = [arm.ndcg[i] - champion.ndcg[i] for i in ids]
+        p_values[arm.arm] = max(gain_p(gains, labels), sign_flip_p(gains, labels))
+
+    rows: dict[str, Comparison] = {}
+    left, rejecting = len(challengers), True
+    for arm in sorted(challengers, key=lambda arm: p_values[arm.arm]):
+        tail = settings.tail / left
+        rejecting = rejecting and p_values[arm.arm] <= tail
+        # Where Holm stops, it stops for all that follow: they share the level of that step.
+        left -= rejecting
+        after = [arm.ndcg[i] for i in ids]
+        interval = paired_interval(before, after, labels, 1 - 2 * tail)
+        mean = sum(before) / len(ids)
+        rows[arm.arm] = Comparison(
+            arm=arm.arm,
+            queries=len(ids),
+            units=interval.units,
+            champion_mean=mean,
+            challenger_mean=sum(after) / len(ids),
+            difference=interval.mean,
+            low=interval.low if math.isfinite(interval.low) else -1.0,
+            high=interval.high if math.isfinite(interval.high) else 1.0,
+            level=1 - 2 * tail,
+            p_value=p_values[arm.arm],
+            significant=rejecting and interval.low > 0,
+            relative_gain=interval.mean / mean if mean > 0 else None,
+        )
+    return tuple(rows[arm.arm] for arm in challengers)
+
+
+def compare_segments(
+    champion: ArmScores,
+    challenger: ArmScores,
+    units: Mapping[str, str],
+    segments: Mapping[str, Mapping[str, str]],
+    settings: GateSettings,
+) -> tuple[SegmentRow, ...]:
+    """Compare a challenger with the champion on each segment and test each for a fall.
+
+    A segment falls when its mean difference is below 0 with a Holm-adjusted one-sided p-value of at most
+    ``settings.segment_alpha`` and the loss is larger than the margin. Segments that hold every question are left out:
+    they are the whole comparison.
+    """
+    rows: list[SegmentRow] = []
+    for kind, segment_of in segments.items():
+        members: dict[str, list[str]] = {}
+        for i in sorted(champion.ndcg):
+            if i in segment_of:
+                members.setdefault(segment_of[i], []).append(i)
+        for value, ids in sorted(members.items()):
+            if len(ids) == len(champion.ndcg):
+                continue
+            losses = [champion.ndcg[i] - challenger.ndcg[i] for i in ids]
+            labels = [units[i] for i in ids]
+            # A segment may be one folder and a folder one unit: then its questions are all that can be resampled.
+            resampled = labels if len(set(labels)) >= units_needed(1, settings) else ids
+            rows.append(
+                SegmentRow(
+                    arm=challenger.arm,
+                    kind=kind,
+                    value=value,
+                    queries=len(ids),
+                    units=len(set(labels)),
+                    champion_mean=sum(champion.ndcg[i] for i in ids) / len(ids),
+                    challenger_mean=sum(challenger.ndcg[i] for i in ids) / len(ids),
+                    difference=-sum(losses) / len(ids),
+                    p_value=gain_p(losses, resampled) if len(ids) >= settings.segment_minimum_queries else None,
+                    falls=False,
+                )
+            )
+    tested = sorted((row.p_value, index) for index, row in enumerate(rows) if row.p_value is not None)
+    largest = 0.0
+    for rank, (p, index) in enumerate(tested):
+        largest = max(largest, min(1.0, p * (len(tested) - rank)))
+        falls = largest <= settings.segment_alpha and rows[index].difference < -settings.segment_margin
+        rows[index] = replace(rows[index], p_value=largest, falls=falls)
+    return tuple(rows)
+
+
+def units_needed(challengers: int, settings: GateSettings) -> int:
+    """Fewest units with which a sign-flip test, whose smallest p-value is ``2 ** -units``, can favour a challenger."""
+    return math.ceil(math.log2(max(1, challengers) / settings.tail))
+
+
+def detectable_gain(
+    champion: ArmScores, challenger: ArmScores, units: Mapping[str, str], challengers: int, settings: GateSettings
+) -> float | None:
+    """Gain that would be promoted in 4 of 5 such comparisons: above the minimum effect and through Holm's first step.
+
+    Returns:
+        The gain in nDCG@10 with the spread of these two arms' differences; None when there are too few units for any.
+    """
+    ids = sorted(champion.ndcg)
+    labels = [units[i] for i in ids]
+    if len(set(labels)) < units_needed(challengers, settings):
+        return None
+    gains = [challenger.ndcg[i] - champion.ndcg[i] for i in ids]
+    seen = minimum_detectable_gain(gains, labels, 1 - 2 * settings.tail / max(1, challengers), power=0.8)
+    return max(seen, settings.minimum_effect)
+
+
+def check_scores(champion: ArmScores, challengers: Sequence[ArmScores], units: Mapping[str, str]) -> None:
+    """Refuse arms that cannot be paired.
+
+    Raises:
+        ValueError: As ``compare``; the message names the arm and the query ids.
+    """
+    names = [champion.arm, *(arm.arm for arm in challengers)]
+    if len(set(names)) < len(names):
+        raise ValueError(f"each arm needs a name of its own: {', '.join(names)}")
+    for arm in (champion, *challengers):
+        if missing := champion.ndcg.keys() - arm.ndcg.keys():
+            raise ValueError(f"{arm.arm} has no score for {_named(missing)}")
+        if extra := arm.ndcg.keys() - champion.ndcg.keys():
+            raise ValueError(f"{arm.arm} has scores that {champion.arm} lacks, for {_named(extra)}")
+        if wrong := [i for i, score in arm.ndcg.items() if not math.isfinite(score)]:
+            raise ValueError(f"{arm.arm} has scores that are no numbers, for {_named(wrong)}")
+    if homeless := champion.ndcg.keys() - units.keys():
+        raise ValueError(f"no unit is known for {_named(homeless)}")
+
+
+def _named(ids: Iterable[str], shown: int = 10) -> str:
+    names = sorted(ids)
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return ("query " if len(names) == 1 else "queries ") + ", ".join(names[:shown]) + more

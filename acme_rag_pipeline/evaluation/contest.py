@@ -1,0 +1,205 @@
+"""A contest: who is compared with whom, on which questions, and the gate's answer. Reads the store, writes nothing."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from acme_rag_pipeline.evaluation.arms import (
+    BASE,
+    BASE_HYBRID,
+    BM25,
+    CHAMPION,
+    FINE_TUNED,
+    FINE_TUNED_HYBRID,
+    Arm,
+    ArmResult,
+    ArmRunner,
+)
+from acme_rag_pipeline.evaluation.gate import ArmScores, Decision, GateSettings, decide
+from acme_rag_pipeline.evaluation.golden import JudgedQuery
+from acme_rag_pipeline.evaluation.metrics import PRIMARY
+from acme_rag_pipeline.evaluation.query_sets import GOLDEN, HELD_OUT, query_sets
+from acme_rag_pipeline.retrieval import index
+from acme_rag_pipeline.serving import decisions
+from acme_rag_pipeline.settings import Settings
+from acme_rag_pipeline.store import models
+from acme_rag_pipeline.store.fingerprints import fingerprint
+from acme_rag_pipeline.store.layout import Store
+from acme_rag_pipeline.store.warehouse import records
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Contest:
+    """Who is compared: the candidate, its twin, and the champion it must beat.
+
+    Attributes:
+        candidate: as it would be served; None when none was trained.
+        twin: what is measured on held-out units in its place; None where the candidate itself never saw them.
+        champion: what readers use before this decision.
+        champion_twin: what is measured in the champion's place on held-out units.
+        golden_decides: golden queries decide; else held-out units do.
+        candidate_key: identity of this candidate for the rule of one decision each.
+        base: the base model as it is indexed.
+    """
+
+    candidate: index.PassageEncoder | None
+    twin: index.PassageEncoder | None
+    champion: decisions.Decision
+    champion_twin: index.PassageEncoder | None
+    golden_decides: bool
+    candidate_key: str
+    base: index.PassageEncoder
+
+    @property
+    def deciding_set(self) -> str:
+        """The query set whose comparison is the verdict."""
+        return GOLDEN if self.golden_decides else HELD_OUT
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The outcome of a contest.
+
+    Attributes:
+        results: query set to arms.
+        decision: the gate's answer.
+        winner: encoder and recipe of the winning arm, None when the champion stays.
+    """
+
+    evaluation_id: str
+    contest: Contest
+    queries: Mapping[str, Sequence[JudgedQuery]]
+    results: Mapping[str, Sequence[ArmResult]]
+    decision: Decision
+    winner: tuple[index.PassageEncoder, str] | None
+    seconds: float
+
+    def result(self, query_set: str, arm: str) -> ArmResult | None:
+        """One arm's result, None if it did not run."""
+        return next((r for r in self.results.get(query_set, ()) if r.arm == arm), None)
+
+
+def contest(store: Store, settings: Settings) -> Contest:
+    """Read from the store who is to be compared."""
+    with store.warehouse.read() as connection:
+        rows = {
+            row["stage"]: json.loads(row["summary"])["details"]
+            for row in records(
+                connection, "SELECT stage, summary FROM stages WHERE stage IN ('fine_tuned_model', 'training_set')"
+            )
+        }
+        golden = connection.execute("SELECT query_id, query FROM golden_queries ORDER BY query_id").fetchall()
+    base = index.PassageEncoder(index.install_base(store, settings).digest, index.BASE_PREFIX)
+    candidate = index.newest_candidate(store)
+    trained = rows.get("fine_tuned_model", {})
+    judged_by = rows.get("training_set", {}).get("judged_by", "")
+    # New judged queries are new evidence: then a candidate may be decided on again.
+    key = f"{decisions.candidate_key(candidate)}/{fingerprint(golden)[:12]}"
+    before = decisions.champion_before(store, settings, key)
+    twin = _encoder(store, trained.get("twin_digest"), candidate.prefix) if candidate else None
+    return Contest(candidate, twin, before, _twin_of(store, before), judged_by == "golden queries", key, base)
+
+
+def run(store: Store, settings: Settings, who: Contest, evaluation_id: str) -> Evaluation:
+    """Run every arm on every query set and ask the gate."""
+    started = time.monotonic()
+    runner = ArmRunner(store, settings)
+    side = "validation" if who.golden_decides else "test"
+    sets = query_sets(store, side)
+    results: dict[str, list[ArmResult]] = {}
+    for name, queries in sets.items():
+        results[name] = []
+        for arm in arms_for(who, held_out=name == HELD_OUT):
+            results[name].append(runner.run(arm, queries))
+            mean = results[name][-1].metric(PRIMARY)
+            logger.info("%s, %s: %s %.4f", name, arm.name, PRIMARY, sum(mean.values()) / max(1, len(mean)))
+    decision = _verdict(who, sets, results, settings)
+    winner = _winner(decision, who)
+    return Evaluation(evaluation_id, who, sets, results, decision, winner, time.monotonic() - started)
+
+
+def arms_for(who: Contest, *, held_out: bool) -> list[Arm]:
+    """The arms, the simplest first; on held-out units twins stand in for models that have seen them."""
+    arms = [Arm(BM25, None, False), Arm(BASE, who.base, False), Arm(BASE_HYBRID, who.base, True)]
+    if who.candidate is not None:
+        measured = who.twin if held_out and who.twin else who.candidate
+        arms += [Arm(FINE_TUNED, measured, False), Arm(FINE_TUNED_HYBRID, measured, True)]
+    if champion_arm(who) == CHAMPION:
+        measured = who.champion_twin if held_out and who.champion_twin else who.champion.encoder
+        arms.append(Arm(CHAMPION, measured, who.champion.recipe == "hybrid"))
+    return arms
+
+
+def champion_arm(who: Contest) -> str:
+    """The name under which the champion runs: one of the other arms where it is the same."""
+    hybrid = who.champion.recipe == "hybrid"
+    if who.champion.encoder == who.base:
+        return BASE_HYBRID if hybrid else BASE
+    if who.champion.encoder == who.candidate:
+        return FINE_TUNED_HYBRID if hybrid else FINE_TUNED
+    return CHAMPION
+
+
+def segments_of(queries: Sequence[JudgedQuery]) -> dict[str, dict[str, str]]:
+    """Segment kind to query id to segment."""
+    segments: dict[str, dict[str, str]] = {}
+    for query in queries:
+        for kind, value in query.segments.items():
+            segments.setdefault(kind, {})[query.query_id] = value
+    return segments
+
+
+def _verdict(
+    who: Contest,
+    sets: Mapping[str, Sequence[JudgedQuery]],
+    results: Mapping[str, Sequence[ArmResult]],
+    settings: Settings,
+) -> Decision:
+    queries = sets.get(who.deciding_set, ())
+    scores = {r.arm: ArmScores(r.arm, r.metric(PRIMARY)) for r in results.get(who.deciding_set, ())}
+    incumbent = champion_arm(who)
+    challengers = [
+        scores[name]
+        for name in (BASE, BASE_HYBRID, FINE_TUNED, FINE_TUNED_HYBRID)
+        if name in scores and name != incumbent and not (name.startswith(FINE_TUNED) and who.candidate == who.base)
+    ]
+    return decide(
+        scores.get(incumbent, ArmScores(incumbent, {})),
+        challengers,
+        {query.query_id: query.unit for query in queries},
+        segments_of(queries),
+        GateSettings(**settings.gate.model_dump()),
+        "golden" if who.golden_decides else "held_out",
+        "documents" if all(" # " not in query.unit for query in queries) else "document sections",
+    )
+
+
+def _winner(decision: Decision, who: Contest) -> tuple[index.PassageEncoder, str] | None:
+    if decision.winner is None:
+        return None
+    recipe = "hybrid" if decision.winner.endswith("_hybrid") else "dense"
+    encoder = who.base if decision.winner.startswith(BASE) else who.candidate
+    return (encoder, recipe) if encoder is not None else None
+
+
+def _twin_of(store: Store, decision: decisions.Decision) -> index.PassageEncoder | None:
+    with store.warehouse.read() as connection:
+        rows = records(
+            connection,
+            "SELECT twin_digest FROM models WHERE model_digest = ? AND twin_digest IS NOT NULL ORDER BY created_at DESC",
+            [decision.model_digest],
+        )
+    return _encoder(store, rows[0]["twin_digest"], decision.passage_prefix) if rows else None
+
+
+def _encoder(store: Store, digest: str | None, prefix: Any) -> index.PassageEncoder | None:
+    if digest is None or not models.model_folder(store, digest).exists():
+        return None
+    return index.PassageEncoder(digest, prefix)

@@ -1,0 +1,132 @@
+"""The `evaluation_report` stage: every arm on every query set, the gate's verdict on the candidate, and the report."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Any
+
+from acme_rag_pipeline.evaluation.arms import CHAMPION, FINE_TUNED, FINE_TUNED_HYBRID, metric_rows
+from acme_rag_pipeline.evaluation.contest import Evaluation, contest, run
+from acme_rag_pipeline.evaluation.metrics import PRIMARY
+from acme_rag_pipeline.evaluation.report_content import write_report
+from acme_rag_pipeline.retrieval import index
+from acme_rag_pipeline.settings import Settings
+from acme_rag_pipeline.store.fingerprints import fingerprint
+from acme_rag_pipeline.store.layout import Store
+from acme_rag_pipeline.store.stages import StageResult, data_versions, record, recorded
+from acme_rag_pipeline.store.warehouse import reconcile
+
+STAGE = "evaluation_report"
+CODE_VERSION = "1"
+
+
+def evaluate(store: Store, settings: Settings) -> StageResult:
+    """Bring `evaluations`, `query_scores`, `verdicts` and the report to the candidate and the passages of today.
+
+    Raises:
+        UpstreamMissing: a stage it reads from has never run.
+    """
+    upstream = data_versions(
+        store.warehouse,
+        "chunks",
+        "training_set",
+        "golden_queries",
+        "fine_tuned_model",
+        "base_index",
+        "fine_tuned_index",
+    )
+    who = contest(store, settings)
+    made_from = fingerprint(
+        STAGE, CODE_VERSION, upstream, who.candidate_key, who.champion.decision, settings.gate, settings.retrieval
+    )
+    if (unchanged := recorded(store.warehouse, STAGE, made_from)) is not None and _report_there(store, unchanged):
+        return unchanged
+    with store.writer(STAGE):
+        done = run(store, settings, who, made_from)
+        report, picture = write_report(store, settings, done)
+        rows = _evaluation_rows(done)
+        details = {
+            "evaluation_id": done.evaluation_id,
+            "verdict": done.decision.verdict,
+            "reason": done.decision.reason,
+            "evidence": who.deciding_set,
+            "queries": {name: len(queries) for name, queries in done.queries.items()},
+            "report": report,
+            "picture": picture,
+            PRIMARY: _primary(rows),
+            "seconds": round(done.seconds, 1),
+        }
+        with store.warehouse.write() as connection:
+            _insert_all(connection, done, rows)
+            result = StageResult(
+                STAGE, fingerprint(made_from, [asdict(c) for c in done.decision.comparisons]), details=details
+            )
+            return record(connection, result, made_from)
+
+
+def _evaluation_rows(done: Evaluation) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    for name, results in done.results.items():
+        units = {query.query_id: query.unit for query in done.queries[name]}
+        for result in results:
+            rows += [row | {"query_set": name} for row in metric_rows(result, units)]
+    return rows
+
+
+def _insert_all(connection: Any, done: Evaluation, rows: list[dict[str, Any]]) -> None:
+    now, who = index.now(), done.contest
+    digests = {CHAMPION: who.champion.model_digest}
+    if who.candidate is not None:
+        digests |= {FINE_TUNED: who.candidate.model_digest, FINE_TUNED_HYBRID: who.candidate.model_digest}
+    with_keys = [
+        row
+        | {
+            "evaluation_id": done.evaluation_id,
+            "model_digest": digests.get(row["arm"], who.base.model_digest),
+            "evaluated_at": now,
+            "row_key": f"{row['arm']}/{row['query_set']}/{row['metric']}",
+        }
+        for row in rows
+    ]
+    scores = [
+        {
+            "row_key": f"{name}/{result.arm}/{query.query_id}",
+            "evaluation_id": done.evaluation_id,
+            "query_set": name,
+            "query_id": query.query_id,
+            "arm": result.arm,
+            "unit": query.unit,
+            "scores": json.dumps(result.scores[query.query_id]),
+        }
+        for name, results in done.results.items()
+        for result in results
+        for query in done.queries[name]
+    ]
+    verdict = {
+        "evaluation_id": done.evaluation_id,
+        "candidate_digest": who.candidate.model_digest if who.candidate else None,
+        "candidate_key": who.candidate_key,
+        "champion_digest": who.champion.model_digest,
+        "champion_recipe": who.champion.recipe,
+        "verdict": done.decision.verdict,
+        "reason": done.decision.reason,
+        "winner_digest": done.winner[0].model_digest if done.winner else None,
+        "winner_prefix": done.winner[0].prefix if done.winner else None,
+        "winner_recipe": done.winner[1] if done.winner else None,
+        "evidence": who.deciding_set,
+        "details": json.dumps(asdict(done.decision)),
+        "evaluated_at": now,
+    }
+    scope = f"evaluation_id = '{done.evaluation_id}'"
+    reconcile(connection, "evaluations", "row_key", with_keys, scope=scope)
+    reconcile(connection, "query_scores", "row_key", scores, scope=scope)
+    reconcile(connection, "verdicts", "evaluation_id", [verdict], scope=scope)
+
+
+def _primary(rows: list[dict[str, Any]]) -> dict[str, float]:
+    return {f"{r['query_set']}/{r['arm']}": round(r["value"], 4) for r in rows if r["metric"] == PRIMARY}
+
+
+def _report_there(store: Store, result: StageResult) -> bool:
+    return (store.root / result.details["report"]).exists()

@@ -1,0 +1,239 @@
+"""The promotion gate: may a challenger replace the champion, given the nDCG@10 of both on the same questions?
+
+A challenger is promoted when all of this holds, each against a different way of being fooled:
+
+- the lower end of the paired interval, units resampled, is above 0, and the exact sign-flip test over units agrees. The
+  two hold for few units too: no percentile bootstrap, which promotes 10 to 49 % of equal arms below 30 units;
+- both hold at the level of the challenger's step in Holm's (1979) procedure over all challengers;
+- the gain is at least the minimum effect;
+- no segment with enough questions falls significantly, and by more than the margin.
+
+Too little evidence is an outcome (``kept: cannot tell``), not an exception; only contradictory input is an exception.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from acme_rag_pipeline.evaluation.comparison import (
+    ArmScores,
+    Comparison,
+    GateSettings,
+    SegmentRow,
+    compare,
+    compare_segments,
+    detectable_gain,
+    units_needed,
+)
+
+__all__ = ["ArmScores", "Comparison", "Decision", "GateSettings", "SegmentRow", "compare", "decide"]
+
+PROMOTED = "promoted"
+NOT_BETTER = "kept: not better"
+CANNOT_TELL = "kept: cannot tell"
+PEOPLE = "curated"
+
+EvidenceKind = Literal["golden", "held_out"]
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The gate's answer.
+
+    Attributes:
+        verdict: ``promoted``, ``kept: not better``, ``kept: cannot tell`` or ``kept: segment <kind>=<value> falls``.
+        winner: The promoted arm, None when the champion stays.
+        champion: The arm readers use today.
+        reason: What was found, in words for the person who owns the search.
+        evidence_kind: ``golden`` or ``held_out``.
+        comparisons: A row per challenger, in the order given.
+        segments: Rows of every challenger.
+        queries: Number of questions.
+        units: Number of units they come from.
+        detectable_gain: The nDCG@10 gain that 4 of 5 such comparisons would promote; None when none can be.
+    """
+
+    verdict: str
+    winner: str | None
+    champion: str
+    reason: str
+    evidence_kind: EvidenceKind
+    comparisons: tuple[Comparison, ...]
+    segments: tuple[SegmentRow, ...]
+    queries: int
+    units: int
+    detectable_gain: float | None
+
+
+def decide(
+    champion: ArmScores,
+    challengers: Sequence[ArmScores],
+    units: Mapping[str, str],
+    segments: Mapping[str, Mapping[str, str]],
+    settings: GateSettings,
+    evidence_kind: EvidenceKind,
+    unit_noun: str = "units",
+) -> Decision:
+    """Decide whether one of the challengers replaces the champion.
+
+    Among those that pass the largest mean gain wins, or the simplest recipe within ``simplicity_margin`` of it.
+
+    Args:
+        champion: Scores of what readers use today.
+        challengers: Scores on the same queries, the simplest recipe first.
+        units: The unit of each query; queries of one unit stand or fall together.
+        segments: Segment kind (``folder``, ``style``, ``origin``, ...) -> query id -> segment; gaps are allowed.
+        settings: Levels and margins.
+        evidence_kind: ``golden`` for people's judged questions; ``held_out`` questions count as machine-written unless
+            the segment kind ``origin`` says ``curated``.
+        unit_noun: What the reason calls units, for instance ``documents``.
+
+    Raises:
+        ValueError: Query ids that differ between arms, lack a unit or have a score that is no number (all named), two
+            arms of one name, or an unknown kind of evidence.
+    """
+    if evidence_kind not in ("golden", "held_out"):
+        raise ValueError(f"evidence_kind must be golden or held_out, not {evidence_kind!r}")
+    comparisons = compare(champion, challengers, units, settings)
+    by_arm = {arm.arm: compare_segments(champion, arm, units, segments, settings) for arm in challengers}
+    eligible = [row for row in comparisons if row.significant and row.difference >= settings.minimum_effect]
+    passing = [row for row in eligible if not any(segment.falls for segment in by_arm[row.arm])]
+    subject = max(comparisons, key=lambda row: row.difference, default=None)
+    detectable = None
+    if subject is not None:
+        closest = next(arm for arm in challengers if arm.arm == subject.arm)
+        detectable = detectable_gain(champion, closest, units, len(challengers), settings)
+
+    verdict, winner = CANNOT_TELL, None
+    if passing:
+        top = max(row.difference for row in passing)
+        subject = next(row for row in passing if row.difference >= top - settings.simplicity_margin)
+        verdict, winner = PROMOTED, subject.arm
+    elif eligible:
+        subject = max(eligible, key=lambda row: row.difference)
+        worst = _worst(by_arm[subject.arm])
+        verdict = f"kept: segment {worst.kind}={worst.value} falls"
+    elif detectable is not None and all(_not_better(row, settings) for row in comparisons):
+        verdict = NOT_BETTER
+
+    decision = Decision(
+        verdict=verdict,
+        winner=winner,
+        champion=champion.arm,
+        reason="",
+        evidence_kind=evidence_kind,
+        comparisons=comparisons,
+        segments=tuple(row for rows in by_arm.values() for row in rows),
+        queries=len(champion.ndcg),
+        units=len({units[i] for i in champion.ndcg}),
+        detectable_gain=detectable,
+    )
+    sentences = [
+        _finding(decision, subject, settings, unit_noun),
+        _others(decision, subject, eligible) if winner is not None else "",
+        _power(decision, settings, unit_noun),
+        _evidence(champion, segments.get("origin", {})) if evidence_kind == "held_out" else "",
+    ]
+    return replace(decision, reason=" ".join(filter(None, sentences)))
+
+
+def _not_better(row: Comparison, settings: GateSettings) -> bool:
+    return row.difference <= 0 or row.high < settings.minimum_effect
+
+
+def _worst(rows: Sequence[SegmentRow]) -> SegmentRow:
+    return min((row for row in rows if row.falls), key=lambda row: row.difference)
+
+
+def _finding(decision: Decision, subject: Comparison | None, settings: GateSettings, noun: str) -> str:
+    """What was found about the arm that decided the verdict."""
+    stays = f"{decision.champion} stays"
+    scope = f"{decision.queries} questions over {decision.units} {noun}"
+    if not decision.queries:
+        return f"{stays}: there are no judged questions to compare with."
+    if subject is None:
+        return f"{stays}: there was no candidate to compare it with."
+    relative = "" if subject.relative_gain is None else f", {100 * subject.relative_gain:+.1f} %"
+    change = f"from {subject.champion_mean:.3f} to {subject.challenger_mean:.3f} ({subject.difference:+.3f}{relative})"
+    rises, goes = (f"search quality (nDCG@10) {verb} {change}" for verb in ("rises", "goes"))
+    between = f"between {subject.low:+.3f} and {subject.high:+.3f}"
+
+    if decision.winner is not None:
+        tested = any(row.p_value is not None for row in decision.segments if row.arm == subject.arm)
+        segments = "gets clearly worse" if tested else "is large enough to check alone"
+        rivals = len(decision.comparisons)
+        joint = f", {'both' if rivals == 2 else f'all {rivals}'} candidates considered together" if rivals > 1 else ""
+        return (
+            f"{subject.arm} replaces {decision.champion}: {rises} on {scope}. The true gain lies "
+            f"{between} with {100 * settings.level:g} % confidence{joint}, and no group of questions {segments}."
+        )
+    if decision.detectable_gain is None:
+        needed = units_needed(len(decision.comparisons), settings)
+        return (
+            f"{stays}: {goes} with {subject.arm}, but with {scope} no gain, however large, can be "
+            f"told from chance; at least {needed} {noun} are needed."
+        )
+    if decision.verdict.startswith("kept: segment"):
+        worst = _worst([row for row in decision.segments if row.arm == subject.arm])
+        return (
+            f"{stays}: {subject.arm} is better overall, {rises}, but it falls from "
+            f"{worst.champion_mean:.3f} to {worst.challenger_mean:.3f} ({worst.difference:+.3f}) on the "
+            f"{worst.queries} questions with {worst.kind} {worst.value}, more than chance explains."
+        )
+    if subject.difference == 0 == subject.low == subject.high:
+        return f"{stays}: {subject.arm} answers every question exactly as well."
+    if subject.difference <= 0:
+        return f"{stays}: no candidate scores higher. With the best, {subject.arm}, {goes}."
+    if _not_better(subject, settings):
+        return (
+            f"{stays}: with {subject.arm} {goes}; the true gain is at most {subject.high:+.3f}, "
+            f"less than the {settings.minimum_effect:g} that a change must bring."
+        )
+    doubt = f"but the true difference may lie anywhere {between}: it may be chance."
+    if subject.significant:
+        doubt = f"which is real but less than the {settings.minimum_effect:g} that a change must bring."
+    elif subject.low > 0:
+        doubt = f"but swapping the two at random does as well too often (p = {subject.p_value:.2g}): it may be chance."
+    return f"{stays}: with {subject.arm} {rises}, {doubt}"
+
+
+def _others(decision: Decision, winner: Comparison | None, eligible: Sequence[Comparison]) -> str:
+    """Why an arm with a larger gain than the winner's was passed over."""
+    sentences = []
+    for row in eligible:
+        if winner is None or row.difference <= winner.difference:
+            continue
+        fallen = [segment for segment in decision.segments if segment.arm == row.arm and segment.falls]
+        if fallen:
+            worst = _worst(fallen)
+            sentences.append(f"{row.arm} gains more ({row.difference:+.3f}) but falls on {worst.kind} {worst.value}.")
+        else:
+            more = row.difference - winner.difference
+            sentences.append(f"{row.arm} gains only {more:.4f} more, so the simpler recipe is preferred.")
+    return " ".join(sentences)
+
+
+def _power(decision: Decision, settings: GateSettings, noun: str) -> str:
+    """What these questions could and could not show."""
+    if decision.detectable_gain is None:
+        return ""
+    few = ""
+    if decision.units < settings.minimum_units:
+        few = f"With fewer than {settings.minimum_units} {noun} the answer rests on an exact test over {noun}."
+    if decision.winner is not None:
+        return few
+    scope = f"{decision.queries} questions over {decision.units} {noun}"
+    return f"With {scope} a gain below {decision.detectable_gain:.2g} cannot be seen. {few}".strip()
+
+
+def _evidence(champion: ArmScores, origin: Mapping[str, str]) -> str:
+    machine = sum(origin.get(i) != PEOPLE for i in champion.ndcg)
+    if not machine:
+        return ""
+    if machine == len(champion.ndcg):
+        return (
+            "This is synthetic evidence: a machine wrote all the questions, so judged questions of people may disagree."
+        )
+    return f"This is partly synthetic evidence: a machine wrote {machine} of the {len(champion.ndcg)} questions."

@@ -1,0 +1,275 @@
+"""The `golden_queries` stage: people's judged queries, resolved to the documents of today."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from acme_rag_pipeline.evaluation.metrics import Evidence
+from acme_rag_pipeline.settings import EvaluationSettings, Settings, SettingsError
+from acme_rag_pipeline.store.fingerprints import content_hash, fingerprint
+from acme_rag_pipeline.store.layout import Store
+from acme_rag_pipeline.store.passages import LivePassage, live_passages
+from acme_rag_pipeline.store.quotes import QuotableText
+from acme_rag_pipeline.store.stages import StageResult, data_versions, record, recorded
+from acme_rag_pipeline.store.warehouse import insert, reconcile, records
+
+STAGE = "golden_queries"
+CODE_VERSION = "1"
+
+
+@dataclass(frozen=True)
+class JudgedQuery:
+    """A query with the evidence that answers it, as the evaluation uses it.
+
+    Attributes:
+        unit: the resampling unit of its first evidence.
+        segments: kind of segment to value (style, folder, origin).
+    """
+
+    query_id: str
+    query: str
+    evidence: tuple[Evidence, ...]
+    unit: str
+    segments: dict[str, str]
+
+
+def resolve_golden_queries(store: Store, settings: Settings) -> StageResult:
+    """Bring `golden_queries` and `golden_judgements` to the files and the documents of today.
+
+    Raises:
+        SettingsError: `queries.jsonl` or `qrels.jsonl` cannot be read.
+        UpstreamMissing: `chunks` has never run.
+    """
+    upstream = data_versions(store.warehouse, "documents", "chunks")
+    queries, qrels, problems = read_golden(settings.golden) if settings.golden else ({}, [], [])
+    made_from = fingerprint(STAGE, CODE_VERSION, upstream, queries, qrels, problems)
+    if (unchanged := recorded(store.warehouse, STAGE, made_from)) is not None:
+        return unchanged
+    query_rows, judgement_rows, seen = _resolved(store, queries, qrels)
+    data_version = content_hash((*r.values(),) for r in [*query_rows, *judgement_rows])
+    usable = [row for row in query_rows if row["status"] == "resolved"]
+    details = {
+        "queries": len(query_rows),
+        "resolved": len(usable),
+        "units": len({row["unit"] for row in usable}),
+        "documents": len({r["doc_path"] for r in judgement_rows if r["status"] == "resolved"}),
+        "unresolved": [{"query": r["query"], "reason": r["reason"]} for r in query_rows if r["status"] != "resolved"][
+            :200
+        ],
+        "unusable_lines": problems[:200],
+        "by_style": dict(Counter(row["style"] for row in usable).most_common()),
+        "decides": decides(len(usable), len({row["unit"] for row in usable}), settings.evaluation),
+    }
+    with store.writer(STAGE), store.warehouse.write() as connection:
+        counts = reconcile(connection, "golden_queries", "query_id", query_rows)
+        reconcile(connection, "golden_judgements", "judgement_id", judgement_rows)
+        insert(connection, "golden_seen", seen)
+        return record(connection, StageResult(STAGE, data_version, counts, details=details), made_from)
+
+
+def decides(queries: int, units: int, settings: EvaluationSettings) -> bool:
+    """Whether the golden set is large enough to decide alone, so that the candidate may train on the test units too."""
+    return queries >= settings.golden_minimum_queries and units >= settings.golden_minimum_units
+
+
+def golden_queries(store: Store) -> list[JudgedQuery]:
+    """The resolved golden queries with their evidence, by query id."""
+    with store.warehouse.read() as connection:
+        rows = records(connection, "SELECT * FROM golden_queries ORDER BY query_id")
+        judged = records(connection, "SELECT * FROM golden_judgements ORDER BY query_id, ordinal")
+    return _judged(rows, judged)
+
+
+def judged_queries(store: Store, folder: Path) -> tuple[list[JudgedQuery], int]:
+    """Any judged set against the documents of today, nothing stored: its usable queries, and how many are not."""
+    queries, qrels, _ = read_golden(folder)
+    rows, judged, _ = _resolved(store, queries, qrels)
+    usable = _judged(rows, judged)
+    return usable, len(rows) - len(usable)
+
+
+def _judged(rows: list[dict[str, Any]], judged: list[dict[str, Any]]) -> list[JudgedQuery]:
+    rows = [row for row in rows if row["status"] == "resolved"]
+    judged = [j for j in judged if j["status"] == "resolved" and j["relevance"] > 0]
+    evidence: dict[str, list[Evidence]] = {}
+    for j in judged:
+        evidence.setdefault(j["query_id"], []).append(
+            Evidence(j["doc_path"], j["start_char"], j["end_char"], j["relevance"])
+        )
+    return [
+        JudgedQuery(
+            row["query_id"],
+            row["query"],
+            tuple(evidence[row["query_id"]]),
+            row["unit"],
+            {"style": row["style"], "folder": folder_of(evidence[row["query_id"]][0].doc_path)},
+        )
+        for row in rows
+    ]
+
+
+def folder_of(doc_path: str) -> str:
+    """The first folder of a document, for segments."""
+    return doc_path.split("/")[0] if "/" in doc_path else "(top level)"
+
+
+def style_of(query: str) -> str:
+    """The style of a query that does not say its own."""
+    if query.rstrip().endswith("?"):
+        return "question"
+    return "keywords" if len(query.split()) <= 6 else "situation"
+
+
+def read_golden(folder: Path) -> tuple[dict[str, dict[str, Any]], list[dict[str, Any]], list[str]]:
+    """Read a judged set.
+
+    Returns:
+        Queries by id, judgements in file order, and a sentence for each line that is unusable.
+
+    Raises:
+        SettingsError: a file is missing or not readable text.
+    """
+    queries: dict[str, dict[str, Any]] = {}
+    qrels: list[dict[str, Any]] = []
+    problems: list[str] = []
+    for where, row in _lines(folder / "queries.jsonl", problems):
+        if (
+            not isinstance(row.get("query_id"), str)
+            or not isinstance(row.get("query"), str)
+            or not row["query"].strip()
+        ):
+            problems.append(f"{where}: needs query_id and query")
+        elif row["query_id"] in queries:
+            problems.append(f"{where}: query_id {row['query_id']} is there twice, the first one is used")
+        else:
+            queries[row["query_id"]] = {"query": " ".join(row["query"].split()), "style": row.get("style")}
+    for where, row in _lines(folder / "qrels.jsonl", problems):
+        span = (row.get("start"), row.get("end"))
+        relevance = row.get("relevance", 1)
+        if row.get("query_id") not in queries or not isinstance(row.get("doc_path"), str):
+            problems.append(f"{where}: needs the query_id of a query, and doc_path")
+        elif not _is_span(*span):
+            problems.append(f"{where}: start and end must be character positions, start before end")
+        elif not isinstance(relevance, int) or relevance < 0:
+            problems.append(f"{where}: relevance must be a number from 0")
+        else:
+            names = ("query_id", "doc_path", "start", "end", "quote", "sha256")
+            qrels.append({name: row.get(name) for name in names} | {"relevance": relevance})
+    return queries, qrels, problems
+
+
+def _is_span(start: Any, end: Any) -> bool:
+    if start is None and end is None:
+        return True
+    return isinstance(start, int) and isinstance(end, int) and 0 <= start < end
+
+
+def _lines(path: Path, problems: list[str]) -> list[tuple[str, dict[str, Any]]]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"ACME_RAG_GOLDEN: {path} cannot be read: {error}") from error
+    rows = []
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        where = f"{path.name} line {number}"
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            problems.append(f"{where}: not JSON ({error})")
+            continue
+        if isinstance(row, dict):
+            rows.append((where, row))
+        else:
+            problems.append(f"{where}: not an object")
+    return rows
+
+
+def _resolved(
+    store: Store, queries: dict[str, dict[str, Any]], qrels: list[dict[str, Any]]
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[dict[str, Any]]]:
+    with store.warehouse.read() as connection:
+        documents = {
+            row["doc_path"]: row
+            for row in records(connection, "SELECT doc_path, sha256, text FROM documents WHERE text IS NOT NULL")
+        }
+        seen = dict(connection.execute("SELECT judgement_id, sha256 FROM golden_seen").fetchall())
+    prepared: dict[str, QuotableText] = {}
+    chunks: dict[str, list[LivePassage]] = {}
+    for passage in live_passages(store.warehouse):
+        chunks.setdefault(passage.doc_path, []).append(passage)
+    judgements: list[dict[str, Any]] = []
+    first_seen: list[dict[str, Any]] = []
+    units: dict[str, str] = {}
+    ordinals: Counter[str] = Counter()
+    for qrel in qrels:
+        path, document = qrel["doc_path"], documents.get(qrel["doc_path"])
+        judgement_id = fingerprint(qrel, ordinals[qrel["query_id"]])
+        status, span = "unresolved", None
+        reason: str | None = f"{path} is not among the readable documents"
+        if document is not None:
+            if path not in prepared:
+                prepared[path] = QuotableText.of(document["text"])
+            expected = qrel["sha256"] or seen.get(judgement_id)
+            span, reason = _span(qrel, prepared[path], document["sha256"], expected)
+            status = "resolved" if reason is None else "unresolved"
+            if judgement_id not in seen:
+                first_seen.append({"judgement_id": judgement_id, "sha256": document["sha256"]})
+            if status == "resolved" and qrel["relevance"] > 0:
+                units.setdefault(qrel["query_id"], _unit(path, span, chunks.get(path, [])))
+        judgements.append(
+            {
+                "judgement_id": judgement_id,
+                "query_id": qrel["query_id"],
+                "ordinal": ordinals[qrel["query_id"]],
+                "doc_path": path,
+                "start_char": span[0] if span else None,
+                "end_char": span[1] if span else None,
+                "quote": qrel["quote"],
+                "relevance": qrel["relevance"],
+                "status": status,
+                "reason": reason,
+            }
+        )
+        ordinals[qrel["query_id"]] += 1
+    reasons = {j["query_id"]: j["reason"] for j in reversed(judgements) if j["reason"]}
+    rows = [
+        {
+            "query_id": query_id,
+            "query": row["query"],
+            "style": row["style"] if isinstance(row["style"], str) and row["style"] else style_of(row["query"]),
+            "unit": units.get(query_id),
+            "status": "resolved" if query_id in units else "unresolved",
+            "reason": None if query_id in units else reasons.get(query_id, "no judgement names it"),
+        }
+        for query_id, row in queries.items()
+    ]
+    return rows, judgements, first_seen
+
+
+def _span(
+    qrel: dict[str, Any], text: QuotableText, sha256: str, expected: str | None
+) -> tuple[tuple[int, int] | None, str | None]:
+    """The evidence's span today (None: the whole document), and why there is none."""
+    if qrel["quote"]:
+        span = text.find(qrel["quote"], qrel["start"])
+        return span, None if span else "the quote is not in the document any more"
+    if qrel["start"] is None:
+        return None, None
+    if expected is not None and expected != sha256:
+        return None, "the document changed, and without a quote its span cannot be found again"
+    if qrel["end"] > len(text.text):
+        return None, f"the span ends at {qrel['end']}, the document at {len(text.text)}"
+    return (qrel["start"], qrel["end"]), None
+
+
+def _unit(doc_path: str, span: tuple[int, int] | None, chunks: list[LivePassage]) -> str:
+    if span is None:
+        return doc_path
+    overlaps = [(min(span[1], c.end_char) - max(span[0], c.start_char), -c.start_char, c.unit) for c in chunks]
+    return max(overlaps, default=(0, 0, doc_path))[2]

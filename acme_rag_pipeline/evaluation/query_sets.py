@@ -1,0 +1,57 @@
+"""The questions an evaluation asks: golden ones from people, held-out ones from units the judged model never saw."""
+
+from __future__ import annotations
+
+from acme_rag_pipeline.evaluation.golden import JudgedQuery, folder_of, golden_queries
+from acme_rag_pipeline.evaluation.metrics import Evidence
+from acme_rag_pipeline.store.layout import Store
+from acme_rag_pipeline.store.passages import LivePassage, live_passages
+from acme_rag_pipeline.store.warehouse import records
+
+GOLDEN = "golden"
+HELD_OUT = "held_out"
+# Passages that nearly repeat the source are as good an answer; a group of boilerplate would drown the ideal ranking.
+LARGEST_EVIDENCE = 5
+
+
+def query_sets(store: Store, held_out_side: str) -> dict[str, list[JudgedQuery]]:
+    """The non-empty query sets by name.
+
+    Args:
+        store: where the golden and training pairs are.
+        held_out_side: `test` where a twin is judged; `validation` where the candidate trained on everything else.
+    """
+    sets = {GOLDEN: golden_queries(store), HELD_OUT: held_out_queries(store, held_out_side)}
+    return {name: queries for name, queries in sets.items() if queries}
+
+
+def held_out_queries(store: Store, side: str) -> list[JudgedQuery]:
+    """The kept pairs of one side as judged queries: the source passage, and those that nearly repeat it, answer them."""
+    passages = live_passages(store.warehouse)
+    by_id = {passage.chunk_id: passage for passage in passages}
+    by_group: dict[str, list[LivePassage]] = {}
+    for passage in passages:
+        by_group.setdefault(passage.near_duplicate_group, []).append(passage)
+    with store.warehouse.read() as connection:
+        rows = records(
+            connection,
+            "SELECT pair_id, query, chunk_id, origin, style, method, unit FROM training_pairs "
+            "WHERE side = ? AND dropped_because IS NULL ORDER BY pair_id",
+            [side],
+        )
+    queries = []
+    for row in rows:
+        source = by_id.get(row["chunk_id"])
+        if source is None:
+            continue
+        others = [p for p in by_group[source.near_duplicate_group] if p.chunk_id != source.chunk_id]
+        evidence = [source] if len(others) >= LARGEST_EVIDENCE else [source, *others]
+        segments = {
+            "style": row["style"],
+            "folder": folder_of(source.doc_path),
+            "origin": row["origin"],
+            "method": row["method"],
+        }
+        spans = tuple(Evidence(p.doc_path, p.start_char, p.end_char) for p in evidence)
+        queries.append(JudgedQuery(row["pair_id"], row["query"], spans, row["unit"], segments))
+    return queries

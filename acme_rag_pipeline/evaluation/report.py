@@ -1,0 +1,291 @@
+"""The evaluation report: one self-contained HTML page for people, and one small picture for the Dagster UI.
+
+Everything that comes from documents, questions or models is hostile text: the template escapes all of it, the page
+carries a content security policy that forbids scripts and every request, and control characters are removed.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+from acme_rag_pipeline.evaluation.comparison import Comparison, SegmentRow
+from acme_rag_pipeline.evaluation.intervals import Interval
+from acme_rag_pipeline.evaluation.metrics import METRICS, PRIMARY
+
+CHANGES_SHOWN = 15
+CHANGES_OPEN = 5
+SAMPLES_SHOWN = 5
+SNIPPET_CHARACTERS = 480
+
+# C0 and C1 controls but tab and line breaks, and the marks that reverse the reading direction of what follows.
+_UNSAFE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+@dataclass(frozen=True)
+class ArmRow:
+    """An arm's metrics with their intervals; ``description`` says in a few words what the arm is."""
+
+    arm: str
+    metrics: Mapping[str, Interval]
+    description: str = ""
+
+
+@dataclass(frozen=True)
+class Passage:
+    """What an arm found for a query; ``rank`` counts from 1, ``relevant`` says whether it finds the evidence."""
+
+    doc_path: str
+    heading: str
+    snippet: str
+    rank: int | None = None
+    relevant: bool = False
+
+
+@dataclass(frozen=True)
+class QueryChange:
+    """A query with nDCG@10 of the reference ("before") and of the candidate ("after"), and what each found first."""
+
+    query_id: str
+    query: str
+    before_score: float
+    after_score: float
+    before: Passage | None = None
+    after: Passage | None = None
+    evidence_path: str = ""
+    evidence_quote: str = ""
+
+    @property
+    def gain(self) -> float:
+        """Change of nDCG@10, positive when the candidate is better."""
+        return self.after_score - self.before_score
+
+
+@dataclass(frozen=True)
+class QuerySetReport:
+    """The comparison on one set of queries.
+
+    Attributes:
+        name: ``golden`` or ``held_out``.
+        queries: Number of queries.
+        units: Number of units they come from.
+        arms: A row per arm.
+        versus_champion: The gate's comparisons, or those it would have made.
+        versus_base: The same against the base model.
+        segments: Segment rows of all arms; the candidate's are shown first.
+        changes: All queries, in any order; the biggest gains and losses are shown.
+        unit_noun: What the units are.
+        note: A remark on the set, for instance who wrote its questions.
+        decides: Whether the verdict rests on this set.
+    """
+
+    name: str
+    queries: int
+    units: int
+    arms: Sequence[ArmRow]
+    versus_champion: Sequence[Comparison] = ()
+    versus_base: Sequence[Comparison] = ()
+    segments: Sequence[SegmentRow] = ()
+    changes: Sequence[QueryChange] = ()
+    unit_noun: str = "units"
+    note: str = ""
+    decides: bool = False
+
+    @property
+    def gains(self) -> list[QueryChange]:
+        """The queries that gain most, best first."""
+        return sorted((c for c in self.changes if c.gain > 0), key=lambda c: (-c.gain, c.query_id))[:CHANGES_SHOWN]
+
+    @property
+    def losses(self) -> list[QueryChange]:
+        """The queries that lose most, worst first."""
+        return sorted((c for c in self.changes if c.gain < 0), key=lambda c: (c.gain, c.query_id))[:CHANGES_SHOWN]
+
+
+@dataclass(frozen=True)
+class TrainingPoint:
+    """A moment of training; what was not measured at it is None."""
+
+    step: int
+    epoch: float
+    loss: float | None = None
+    validation_ndcg: float | None = None
+
+
+@dataclass(frozen=True)
+class SweepPoint:
+    """nDCG@10 on validation at a share of tuned weights between 0 (base) and 1 (tuned)."""
+
+    share: float
+    validation_ndcg: float
+    chosen: bool = False
+
+
+@dataclass(frozen=True)
+class PairCount:
+    """Raw pairs of one origin and style."""
+
+    origin: str
+    style: str
+    pairs: int
+
+
+@dataclass(frozen=True)
+class Funnel:
+    """From raw pairs to kept ones: ``dropped`` by reason, ``kept`` by side."""
+
+    raw: Sequence[PairCount]
+    dropped: Mapping[str, int]
+    kept: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class SamplePair:
+    """A training pair as an example of its origin."""
+
+    origin: str
+    style: str
+    query: str
+    passage: str
+    doc_path: str
+
+
+@dataclass(frozen=True)
+class Similarities:
+    """Histogram counts of cosine similarity of queries to their own and to other passages, over common ``edges``."""
+
+    label: str
+    edges: Sequence[float]
+    own: Sequence[int]
+    others: Sequence[int]
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that the page shows; empty parts are left out.
+
+    ``champion`` and ``candidate`` are arm names, ``candidate`` being the arm that the verdict is about. ``headline`` is
+    the verdict in one sentence, ``reason`` what more there is to say. ``corpus`` and ``tokens`` are labelled counts,
+    ``stages`` seconds by stage, ``lineage`` labelled versions and fingerprints.
+    """
+
+    headline: str
+    verdict: str
+    champion: str
+    champion_digest: str
+    candidate: str
+    candidate_digest: str
+    created_at: datetime
+    query_sets: Sequence[QuerySetReport]
+    reason: str = ""
+    corpus: Mapping[str, int] = field(default_factory=dict)
+    training: Sequence[TrainingPoint] = ()
+    sweep: Sequence[SweepPoint] = ()
+    funnel: Funnel | None = None
+    samples: Sequence[SamplePair] = ()
+    similarities: Sequence[Similarities] = ()
+    stages: Mapping[str, float] = field(default_factory=dict)
+    tokens: Mapping[str, int] = field(default_factory=dict)
+    lineage: Mapping[str, str] = field(default_factory=dict)
+    caveats: Sequence[str] = ()
+
+    @property
+    def main_set(self) -> QuerySetReport | None:
+        """The query set the verdict rests on, else the first one."""
+        return next((s for s in self.query_sets if s.decides), next(iter(self.query_sets), None))
+
+
+def render_report(report: Report) -> str:
+    """Render the page: one HTML document without scripts, links to elsewhere or anything to load."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    from acme_rag_pipeline.evaluation import charts
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals |= {"charts": charts, "METRICS": METRICS, "PRIMARY": PRIMARY, "SAMPLES_SHOWN": SAMPLES_SHOWN}
+    environment.globals["CHANGES_OPEN"] = CHANGES_OPEN
+    environment.globals |= {"ticklabel": lambda tick: f"{tick:.10g}".replace("-", "−"), "zip": zip}
+    environment.filters |= {
+        "score": lambda value: _number(value, ".3f"),
+        "signed": lambda value: _number(value, "+.3f").replace("-", "−"),
+        "percent": lambda value: _number(100 * value, "+.1f").replace("-", "−") + " %" if value is not None else "–",
+        "p": lambda value: "–" if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}",
+        "count": lambda value: f"{value:,}".replace(",", "\u202f"),
+        "seconds": _seconds,
+        "snippet": _snippet,
+        "moment": lambda at: (at.astimezone(UTC) if at.tzinfo else at).strftime("%Y-%m-%d %H:%M UTC"),
+        "words": lambda name: str(name).replace("_", " "),
+    }
+    return _clean(environment.get_template("report.html.jinja").render(report=report))
+
+
+def arms_chart_png(report: Report) -> bytes:
+    """Draw the arms of the deciding query set, dot and interval each, as a PNG below 50 KB."""
+    import io
+
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    shown = report.main_set
+    rows = [(arm.arm, arm.metrics[PRIMARY]) for arm in shown.arms if PRIMARY in arm.metrics] if shown else []
+    figure = Figure(figsize=(7.0, 1.3 + 0.42 * max(1, len(rows))), dpi=100, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for place, (name, interval) in enumerate(reversed(rows)):
+        color = {report.candidate: "#2563eb", report.champion: "#334155"}.get(name, "#94a3b8")
+        if math.isfinite(interval.low) and math.isfinite(interval.high):
+            axes.plot([max(0, interval.low), min(1, interval.high)], [place, place], color=color, linewidth=2)
+        axes.plot([interval.mean], [place], "o", color=color, markersize=7)
+        axes.annotate(f"{interval.mean:.3f}", (interval.mean, place), (0, 7), textcoords="offset points", ha="center")
+        if name == report.champion:
+            axes.axvline(interval.mean, color="#94a3b8", linestyle="--", linewidth=1, zorder=0)
+    axes.set_yticks(range(len(rows)), [_plain(name) for name, _ in reversed(rows)])
+    axes.set_ylim(-0.6, max(1, len(rows)) - 0.2)
+    axes.set_xlabel(f"{PRIMARY} with 95 % interval")
+    if shown is not None:
+        scope = f"{shown.queries} queries over {shown.units} {shown.unit_noun}"
+        axes.set_title(_plain(f"{report.verdict} ({shown.name.replace('_', ' ')}: {scope})", 90), fontsize=10)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.grid(axis="x", alpha=0.3)
+    target = io.BytesIO()
+    figure.savefig(target, format="png", metadata={"Software": None})
+    return target.getvalue()
+
+
+def _plain(text: str, limit: int = 40) -> str:
+    """Text for a picture: short enough to leave room, and no dollar sign that would start a formula."""
+    return _snippet(_clean(text), limit).replace("\ufffd", "").replace("$", r"\$")
+
+
+def _clean(text: str) -> str:
+    return _UNSAFE.sub("\ufffd", text)
+
+
+def _number(value: float | None, form: str) -> str:
+    if value is None or not math.isfinite(value):
+        return "–"
+    text = format(value, form)
+    return text if float(text) else format(0.0, form)
+
+
+def _seconds(value: float) -> str:
+    if value < 60:
+        return f"{value:.1f} s"
+    minutes, seconds = divmod(round(value), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {seconds:02d} s"
+
+
+def _snippet(text: str, limit: int = SNIPPET_CHARACTERS) -> str:
+    flat = " ".join(text.split())
+    return flat if len(flat) <= limit else flat[:limit].rsplit(" ", 1)[0] + " …"

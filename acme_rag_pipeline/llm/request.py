@@ -1,0 +1,290 @@
+"""One chat completion over the OpenAI protocol: a request, and whatever came of it as a value, never as an exception.
+
+Knows nothing of passages or questions. No text that the server sent leaves through `Reply.detail`: servers quote keys
+and prompts in their errors.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import re
+from base64 import b64encode
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
+from urllib.parse import unquote, urlsplit
+
+if TYPE_CHECKING:
+    from openai import APIStatusError, AsyncOpenAI
+
+CallStatus = Literal[
+    "ok", "empty", "rate_limited", "server_error", "timeout", "bad_answer", "connection_error", "refused"
+]
+StopReason = Literal["unreachable", "unauthorised", "model_not_found", "quota", "rate_limited", "failing", "budget"]
+Messages = Sequence[Mapping[str, str]]
+
+OPENAI_URL = "https://api.openai.com/v1"
+# How the answer's form is asked for, best first: servers differ in what they know.
+_JSON_SCHEMA, _JSON_OBJECT, _PLAIN = range(3)
+_ABOUT_FORMAT = re.compile(
+    r"response_format|json_schema|json_object|structured.output|schema|grammar|guided|requested parameters",
+    re.IGNORECASE,
+)
+_SAFE_CODE = re.compile(r"[a-z][a-z0-9_.]{0,47}")
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class LLMConnection:
+    """Where an LLM is and how it may be used; neither `repr` nor `shown_url` shows a secret.
+
+    Attributes:
+        model: The model's name at the server.
+        base_url: Any OpenAI-compatible server; None: OpenAI.
+        api_key: None: the server wants none.
+        timeout_seconds: For one request, from sending to the last byte.
+        concurrency: Most requests in flight.
+    """
+
+    model: str
+    base_url: str | None = None
+    api_key: str | None = None
+    timeout_seconds: float = 60.0
+    concurrency: int = 16
+
+    def __repr__(self) -> str:
+        key = "None" if self.api_key is None else "'***'"
+        return (
+            f"LLMConnection(model={self.model!r}, base_url={self.shown_url!r}, api_key={key}, "
+            f"timeout_seconds={self.timeout_seconds}, concurrency={self.concurrency})"
+        )
+
+    @property
+    def shown_url(self) -> str:
+        """The server's address without user, password and query string."""
+        try:
+            parts = urlsplit(self.base_url or OPENAI_URL)
+            host, port = parts.hostname or "", parts.port
+        except ValueError:
+            return "(not an address)"
+        return f"{parts.scheme}://{host}{f':{port}' if port else ''}{parts.path}"
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What came of one request.
+
+    Attributes:
+        status: `ok` says that the server sent content, not that the content is any good.
+        content: What the model wrote.
+        detail: For the log: free of secrets and of document text.
+        prompt_tokens: As the server counts; None where it does not say.
+        completion_tokens: Likewise.
+        retry_after: Seconds that the server asks to wait.
+        stop: Why no other request can do better.
+        next_format: Ask again with (at least) this `least_format`: the server does not know the one that was used.
+    """
+
+    status: CallStatus
+    content: str = ""
+    detail: str = ""
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    retry_after: float | None = None
+    stop: StopReason | None = None
+    next_format: int | None = None
+
+
+class LLMClient:
+    """Requests to one server, for one event loop; remembers which form of `response_format` the server takes."""
+
+    def __init__(self, connection: LLMConnection) -> None:
+        self._connection = connection
+        self._client: AsyncOpenAI | None = None
+        self._key = (connection.api_key or "").strip()  # a secret from a file ends with a newline
+        self._format = _JSON_SCHEMA
+        self._format_accepted = False
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._client is not None:
+            await self._client.close()
+
+    async def chat(self, messages: Messages, schema: Mapping[str, Any] | None = None, least_format: int = 0) -> Reply:
+        """One attempt; raises nothing but cancellation.
+
+        Args:
+            messages: The chat.
+            schema: JSON schema of the answer; None: free text.
+            least_format: `Reply.next_format` of the attempt before.
+        """
+        import openai
+
+        if not (self._key.isascii() and self._key.isprintable()):
+            # Not left to the HTTP library: it logs the header that it cannot send.
+            return Reply("refused", detail="the key holds characters that cannot be sent", stop="unauthorised")
+        used = _PLAIN if schema is None else max(self._format, least_format)
+        try:
+            client = self._open()
+        except Exception as error:  # an address that is none
+            return Reply("connection_error", detail=type(error).__name__, stop="unreachable")
+        try:
+            async with asyncio.timeout(self._connection.timeout_seconds):
+                response = await client.chat.completions.with_raw_response.create(
+                    model=self._connection.model,
+                    messages=messages,  # type: ignore[arg-type]
+                    **_format_arguments(used, schema),
+                )
+                body = response.http_response.content
+        except (TimeoutError, openai.APITimeoutError):
+            return Reply("timeout", detail=f"no answer within {self._connection.timeout_seconds:g} s")
+        except openai.APIConnectionError as error:
+            return Reply("connection_error", detail=type(error.__cause__ or error).__name__)
+        except openai.APIStatusError as error:
+            return self._status_reply(error, used, schema)
+        except Exception as error:
+            # Nothing was sent: a lone surrogate in a broken file, ...
+            return Reply("refused", detail=f"cannot be sent: {type(error).__name__}")
+        if schema is not None:
+            self._format, self._format_accepted = max(used, self._format), True
+        return _content_reply(body)
+
+    def _open(self) -> AsyncOpenAI:
+        import openai
+
+        if self._client is None:
+            address, user = _without_secrets(self._connection.base_url or OPENAI_URL)
+            self._client = openai.AsyncOpenAI(
+                # Never None: the client would look for key and address in the environment.
+                api_key=self._key or "none",
+                base_url=address,
+                default_headers={"Authorization": f"Basic {b64encode(user.encode()).decode()}"} if user else None,
+                timeout=self._connection.timeout_seconds,
+                max_retries=0,
+            )
+        return self._client
+
+    def _status_reply(self, error: APIStatusError, used: int, schema: Mapping[str, Any] | None) -> Reply:
+        status, code = error.status_code, self._safe_code(error)
+        detail = f"HTTP {status} {code}".strip()
+        wait = retry_after(error.response.headers)
+        if schema is not None and used < _PLAIN and not self._format_accepted and status in (400, 404, 422, 501):
+            if _ABOUT_FORMAT.search(error.response.text):
+                self._format = max(self._format, used + 1)
+                return Reply("refused", detail=detail, next_format=used + 1)
+            if status in (400, 422) and code != "context_length_exceeded":
+                # It does not say why. Tried, but not remembered unless it helps.
+                return Reply("refused", detail=detail, next_format=used + 1)
+        if status in (401, 403):
+            return Reply("refused", detail=detail, stop="unauthorised")
+        if status == 404:
+            return Reply("refused", detail=detail, stop="model_not_found")
+        if status == 402:
+            return Reply("refused", detail=detail, stop="quota")
+        if status == 429:
+            quota: StopReason | None = "quota" if code == "insufficient_quota" else None
+            return Reply("rate_limited", detail=detail, retry_after=wait, stop=quota)
+        if status == 408:
+            return Reply("timeout", detail=detail, retry_after=wait)
+        if status in (409, 425) or status >= 500:
+            return Reply("server_error", detail=detail, retry_after=wait)
+        return Reply("refused", detail=detail)
+
+    def _safe_code(self, error: APIStatusError) -> str:
+        code = error.code or error.type
+        if not isinstance(code, str) or not _SAFE_CODE.fullmatch(code):
+            return ""
+        return "" if self._key and self._key in code else code
+
+
+def retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds to wait by `Retry-After` (seconds or HTTP date) or `retry-after-ms`; None if it does not say."""
+    for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
+        try:
+            seconds = float(headers[name]) * unit
+        except (KeyError, ValueError):
+            continue
+        return seconds if 0 <= seconds < float("inf") else None
+    try:
+        until = parsedate_to_datetime(headers["retry-after"])
+        # The server's own clock, where it tells the time: ours may differ by more than the wait.
+        now = parsedate_to_datetime(headers["date"]) if "date" in headers else datetime.now(UTC)
+        return max(0.0, (until - now).total_seconds())
+    except (KeyError, ValueError, TypeError):
+        return None
+
+
+def run_blocking(start: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
+    """Run a coroutine to its end from any thread, also from one whose event loop is running (a notebook).
+
+    Interrupted while it waits, it cancels the coroutine, lets it clean up, and only then raises.
+    """
+    if not _loop_is_running():
+        return asyncio.run(start())
+
+    cancel: list[Callable[[], object]] = []
+
+    async def main() -> _T:
+        task, loop = asyncio.current_task(), asyncio.get_running_loop()
+        assert task is not None
+        cancel.append(lambda: loop.call_soon_threadsafe(task.cancel))
+        return await start()
+
+    with ThreadPoolExecutor(1) as thread:
+        running = thread.submit(lambda: asyncio.run(main()))
+        try:
+            return running.result()
+        except BaseException:
+            for stop in cancel:
+                with contextlib.suppress(RuntimeError):  # the loop is closed: the exception is the coroutine's own
+                    stop()
+            raise
+
+
+def _loop_is_running() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
+
+
+def _without_secrets(address: str) -> tuple[str, str]:
+    """The address without what the HTTP library would log with it, and its `user:password` to be sent as a header."""
+    parts = urlsplit(address)
+    user, at, host = parts.netloc.rpartition("@")
+    return parts._replace(netloc=host, query="", fragment="").geturl(), unquote(user) if at else ""
+
+
+def _format_arguments(used: int, schema: Mapping[str, Any] | None) -> dict[str, Any]:
+    if schema is None or used >= _PLAIN:
+        return {}
+    if used == _JSON_OBJECT:
+        return {"response_format": {"type": "json_object"}}
+    named = {"name": "answer", "strict": True, "schema": dict(schema)}
+    return {"response_format": {"type": "json_schema", "json_schema": named}}
+
+
+def _content_reply(body: bytes) -> Reply:
+    try:
+        completion = json.loads(body)
+        choice = completion["choices"][0]
+        message = choice["message"]
+        content, refusal = message.get("content"), message.get("refusal")
+        usage = completion.get("usage") or {}
+        counted = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")]
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return Reply("bad_answer", detail="the body is not a chat completion")
+    prompt_tokens, completion_tokens = (n if type(n) is int and 0 <= n < 2**31 else None for n in counted)
+    if not isinstance(content, str) or not content.strip():
+        refused = bool(refusal) or choice.get("finish_reason") == "content_filter"
+        detail = "the model declines to answer" if refused else "no content"
+        return Reply("refused" if refused else "bad_answer", "", detail, prompt_tokens, completion_tokens)
+    return Reply("ok", content, "", prompt_tokens, completion_tokens)

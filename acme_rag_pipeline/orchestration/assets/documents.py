@@ -1,0 +1,27 @@
+"""Assets of the group `documents`. Parsing and splitting live in the domain."""
+
+import dagster as dg
+
+from acme_rag_pipeline.chunking import chunks as chunking
+from acme_rag_pipeline.documents import ingest
+from acme_rag_pipeline.orchestration.resources import Pipeline
+
+OWNERS = ["team:retrieval"]
+
+
+@dg.asset(group_name="documents", kinds={"python", "duckdb"}, owners=OWNERS, code_version=ingest.CODE_VERSION)
+def documents(context: dg.AssetExecutionContext, pipeline: Pipeline) -> dg.MaterializeResult:
+    """Every file of the documents folder: its bytes' hash, its text, and the reason when it could not be read."""
+    return pipeline.materialize(context, ingest.ingest_documents)
+
+
+@dg.asset(
+    deps=[documents],
+    group_name="documents",
+    kinds={"python", "duckdb"},
+    owners=OWNERS,
+    code_version=chunking.CODE_VERSION,
+)
+def chunks(context: dg.AssetExecutionContext, pipeline: Pipeline) -> dg.MaterializeResult:
+    """Passages of every readable document: exact spans, headings, near-duplicate group, side of the experiment."""
+    return pipeline.materialize(context, chunking.split_documents)

@@ -1,0 +1,33 @@
+"""Assets of the group `serving`. Decisions and the pointer live in the domain."""
+
+import dagster as dg
+
+from acme_rag_pipeline.orchestration.assets.documents import OWNERS, chunks
+from acme_rag_pipeline.orchestration.assets.evaluation import evaluation_report
+from acme_rag_pipeline.orchestration.assets.indexes import base_index, fine_tuned_index
+from acme_rag_pipeline.orchestration.resources import Pipeline
+from acme_rag_pipeline.serving import decisions, serve
+
+
+@dg.asset(
+    deps=[evaluation_report],
+    group_name="serving",
+    kinds={"python", "duckdb"},
+    owners=OWNERS,
+    code_version=decisions.CODE_VERSION,
+)
+def promoted_retriever(context: dg.AssetExecutionContext, pipeline: Pipeline) -> dg.MaterializeResult:
+    """The decision: which model and recipe readers use, and why. Keeping the champion is a normal outcome."""
+    return pipeline.materialize(context, decisions.decide_promotion)
+
+
+@dg.asset(
+    deps=[chunks, base_index, fine_tuned_index, promoted_retriever],
+    group_name="serving",
+    kinds={"python", "lancedb"},
+    owners=OWNERS,
+    code_version=serve.CODE_VERSION,
+)
+def served_index(context: dg.AssetExecutionContext, pipeline: Pipeline) -> dg.MaterializeResult:
+    """The promoted model's table brought to the chunks of today; the only writer of the pointer that readers follow."""
+    return pipeline.materialize(context, serve.serve)

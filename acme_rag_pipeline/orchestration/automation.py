@@ -1,0 +1,137 @@
+"""Jobs, the document sensor and the retrain schedule. What they run is defined by the assets."""
+
+import json
+from typing import Any
+
+import dagster as dg
+
+from acme_rag_pipeline.documents.source import DocumentsFolderError
+from acme_rag_pipeline.documents.state import folder_state
+from acme_rag_pipeline.orchestration.resources import Pipeline, plain_failures
+from acme_rag_pipeline.settings import Settings, SettingsError
+from acme_rag_pipeline.store.layout import Store
+from acme_rag_pipeline.store.warehouse import WarehouseBusy, records
+from acme_rag_pipeline.training.freshness import change_since_training
+
+REFRESH_ASSETS = ("documents", "chunks", "base_index", "fine_tuned_index", "served_index")
+ACTIVE = [
+    dg.DagsterRunStatus.QUEUED,
+    dg.DagsterRunStatus.NOT_STARTED,
+    dg.DagsterRunStatus.STARTING,
+    dg.DagsterRunStatus.STARTED,
+    dg.DagsterRunStatus.CANCELING,
+]
+
+refresh = dg.define_asset_job(
+    "refresh",
+    selection=list(REFRESH_ASSETS),
+    description="Seconds after an edit: readers search the new text with the model that is promoted today.",
+)
+retrain = dg.define_asset_job(
+    "retrain",
+    selection="*",
+    description="Pairs for what changed, a new candidate, an honest comparison, a promotion or 'keep what we have'.",
+)
+
+
+@dg.op(description="Ends non-zero unless the newest candidate was promoted, so that CI can fail on it.")
+def promoted_or_fail(context: dg.OpExecutionContext, pipeline: Pipeline) -> None:
+    """Read the stored decision on the newest candidate."""
+    store = pipeline.open_store()
+    with plain_failures(), store.warehouse.read() as connection:
+        rows = records(
+            connection,
+            "SELECT v.verdict, v.reason, p.verdict AS decided, p.reason AS why FROM verdicts v "
+            "LEFT JOIN promotions p ON p.candidate_key = v.candidate_key "
+            "ORDER BY v.evaluated_at DESC, p.decision DESC LIMIT 1",
+        )
+    if not rows:
+        raise dg.Failure("gate: nothing has been evaluated yet, run `retrain` first", allow_retries=False)
+    verdict, reason = rows[0]["decided"] or rows[0]["verdict"], rows[0]["why"] or rows[0]["reason"]
+    if verdict != "promoted":
+        raise dg.Failure(f"gate: {verdict}. {reason}", allow_retries=False)
+    context.log.info(f"gate: {verdict}. {reason}")
+
+
+@dg.job(executor_def=dg.in_process_executor)
+def gate() -> None:
+    """Exit code 0 when the newest candidate was promoted, else 1."""
+    promoted_or_fail()
+
+
+@dg.sensor(
+    job=refresh,
+    minimum_interval_seconds=10,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description="Notices that the documents differ from what is served and runs `refresh` once they have settled.",
+)
+def documents_changed(context: dg.SensorEvaluationContext, pipeline: Pipeline) -> dg.SensorResult:
+    """Level-triggered: compares the folder with what is served, so that no edit, revert or crash is ever lost.
+
+    The cursor holds the last state seen (to let a burst of edits settle), the tries spent on it, and a counter that
+    makes every run key new: a run key equal to an old one would silently drop a revert.
+    """
+    cursor: dict[str, Any] = {"seen": None, "tries": 0, "sequence": 0} | json.loads(context.cursor or "{}")
+
+    def skip(reason: str) -> dg.SensorResult:
+        return dg.SensorResult(skip_reason=dg.SkipReason(reason), cursor=json.dumps(cursor))
+
+    try:
+        settings = Settings.load(**_given(pipeline))
+        wanted = folder_state(settings)
+        served = _served_state(Store(settings.store, wait_seconds=2))
+    except (SettingsError, DocumentsFolderError) as error:
+        return skip(str(error))
+    except WarehouseBusy:
+        return skip("a run is writing to the store: looking again later")
+    if served == wanted:
+        cursor["tries"] = 0
+        return skip("the served index is up to date")
+    busy = context.instance.get_runs_count(dg.RunsFilter(job_name="refresh", statuses=ACTIVE))
+    busy += context.instance.get_runs_count(dg.RunsFilter(job_name="retrain", statuses=ACTIVE))
+    if busy:
+        return skip("a run is under way: looking again when it has ended")
+    if cursor["seen"] != wanted:
+        cursor |= {"seen": wanted, "tries": 0}
+        return skip("the documents changed: waiting until they settle")
+    if cursor["tries"] >= settings.automation.max_tries:
+        return skip(
+            f"gave up on this state of the documents after {cursor['tries']} runs: see the last run of `refresh`"
+        )
+    request = dg.RunRequest(run_key=f"{cursor['sequence']}:{wanted[:16]}", tags={"acme_rag/documents": wanted[:16]})
+    cursor |= {"sequence": cursor["sequence"] + 1, "tries": cursor["tries"] + 1}
+    return dg.SensorResult(run_requests=[request], cursor=json.dumps(cursor))
+
+
+@dg.schedule(
+    job=retrain,
+    cron_schedule="0 2 * * *",
+    default_status=dg.DefaultScheduleStatus.RUNNING,
+    description="Retrains at night, when enough of the documents changed since the last time.",
+)
+def nightly_retrain(context: dg.ScheduleEvaluationContext, pipeline: Pipeline) -> dg.RunRequest | dg.SkipReason:
+    """Ask for a retrain, or say why not."""
+    try:
+        settings = Settings.load(**_given(pipeline))
+        change = change_since_training(Store(settings.store, wait_seconds=10))
+    except (SettingsError, WarehouseBusy) as error:
+        return dg.SkipReason(str(error))
+    needed = settings.automation.retrain_changed_share
+    found = f"{change.changed_share:.1%} of the chunks changed since the last retrain ({change.added} new, {change.removed} gone)"
+    if change.changed_share < needed:
+        return dg.SkipReason(f"{found}, fewer than {needed:.1%}")
+    context.log.info(found)
+    return dg.RunRequest(tags={"acme_rag/changed_share": f"{change.changed_share:.4f}"})
+
+
+def _given(pipeline: Pipeline) -> dict[str, Any]:
+    named = {name: getattr(pipeline, name) for name in Pipeline.model_fields if name != "tuning"}
+    return named | pipeline.tuning
+
+
+def _served_state(store: Store) -> str | None:
+    with store.warehouse.read() as connection:
+        row = connection.execute(
+            "SELECT summary->>'$.details.sources' FROM stages WHERE stage = 'served_index'"
+        ).fetchone()
+    return str(row[0]) if row else None

@@ -1,0 +1,115 @@
+"""How a stage's result looks in the Dagster UI: numbers to plot, tables to read, the report's picture.
+
+Everything here comes from documents or people and is shown as data: tables are records, text is never HTML.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import dagster as dg
+
+from acme_rag_pipeline.store.layout import Store
+from acme_rag_pipeline.store.stages import StageResult
+from acme_rag_pipeline.store.warehouse import records
+
+PREVIEW_ROWS = 8
+CELL_CHARACTERS = 300
+_PREVIEWS = {
+    "documents": "SELECT doc_path, status, format, title, reason FROM documents WHERE status <> 'deleted' "
+    "ORDER BY status DESC, doc_path",
+    "chunks": "SELECT doc_path, heading_path, tokens, side, text FROM chunks ORDER BY hash(chunk_id)",
+    "curated_pairs": "SELECT query, doc_path, quote, status, reason FROM curated_pairs ORDER BY status DESC, hash(curated_id)",
+    "synthetic_pairs": "SELECT p.query, p.style, p.method, c.doc_path, c.text AS passage FROM pairs p JOIN chunks c "
+    "USING (chunk_id) WHERE p.origin <> 'curated' ORDER BY hash(p.pair_id)",
+    "training_set": "SELECT query, origin, method, side, dropped_because, overlap FROM training_pairs ORDER BY hash(pair_id)",
+    "golden_queries": "SELECT q.query, q.style, j.doc_path, j.quote FROM golden_queries q JOIN golden_judgements j "
+    "USING (query_id) ORDER BY hash(q.query_id)",
+    "evaluation_report": "SELECT query_set, arm, metric, value, low, high, queries, units FROM evaluations "
+    "WHERE evaluated_at = (SELECT max(evaluated_at) FROM evaluations) AND metric IN ('ndcg@10', 'recall@10') "
+    "ORDER BY query_set, metric, value DESC",
+    "promoted_retriever": "SELECT decided_at, verdict, recipe, model_digest, reason FROM promotions ORDER BY decision DESC",
+}
+
+
+def metadata_of(store: Store, result: StageResult) -> dict[str, Any]:
+    """The metadata of one materialisation."""
+    counts = result.counts
+    details = dict(result.details)
+    if result.unchanged and "asked" in details:
+        details |= {"reused": details["asked"] + details["reused"], "asked": 0, "removed": 0}
+    shown: dict[str, Any] = {
+        "status": "unchanged: nothing to do" if result.unchanged else "done",
+        "added": counts.added,
+        "changed": counts.changed,
+        "removed": counts.removed,
+        "reused": counts.reused,
+        "dagster/row_count": counts.added + counts.changed + counts.reused,
+    }
+    picture = details.pop("picture", None)
+    for name, value in details.items():
+        shown |= _entries(name, value)
+    if query := _PREVIEWS.get(result.stage):
+        with store.warehouse.read() as connection:
+            shown["preview"] = table(records(connection, f"{query} LIMIT {PREVIEW_ROWS * 3}")[: PREVIEW_ROWS * 3])
+    if picture:
+        shown["picture"] = dg.MetadataValue.md(f"![arms with intervals](data:image/png;base64,{picture})")
+    if report := details.get("report"):
+        shown["report"] = dg.MetadataValue.path(str(store.root / report))
+    return shown
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> dg.TableMetadataValue | str:
+    """Rows as a table; cells are shortened text or numbers."""
+    if not rows:
+        return "no rows"
+    columns = list(rows[0])
+    cells = [{name: _cell(row.get(name)) for name in columns} for row in rows]
+    kinds = {name: _kind([cell[name] for cell in cells]) for name in columns}
+    for cell in cells:
+        for name, kind in kinds.items():
+            if kind == "string":
+                cell[name] = str(cell[name])
+    schema = dg.TableSchema([dg.TableColumn(name, kinds[name]) for name in columns])
+    return dg.MetadataValue.table([dg.TableRecord(cell) for cell in cells], schema)
+
+
+def _entries(name: str, value: Any) -> dict[str, Any]:
+    if isinstance(value, list):
+        rows = [row if isinstance(row, dict) else {"value": row} for row in value]
+        return {name: table(rows)} if rows else {}
+    if name == "curve":
+        return {
+            "training_curve": table(
+                [
+                    {k: round(v, 4) for k, v in row.items()}
+                    for row in value["steps"][:: max(1, len(value["steps"]) // 20)]
+                ]
+            ),
+            "validation_curve": table(value["epochs"]),
+        }
+    if isinstance(value, dict):
+        numbers = {f"{name}/{key}": v for key, v in value.items() if isinstance(v, int | float)}
+        rest = {key: v for key, v in value.items() if not isinstance(v, int | float)}
+        return numbers | ({name: dg.MetadataValue.json(rest)} if rest else {})
+    if value is None:
+        return {}
+    return {name: value}
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, bool) or value is None:
+        return str(value) if value is not None else ""
+    if isinstance(value, int | float):
+        return value
+    if isinstance(value, list | tuple):
+        value = " > ".join(str(part) for part in value)
+    text = str(value)
+    return text if len(text) <= CELL_CHARACTERS else text[: CELL_CHARACTERS - 1] + "…"
+
+
+def _kind(values: Sequence[Any]) -> str:
+    if all(isinstance(value, int) for value in values):
+        return "int"
+    if all(isinstance(value, int | float) for value in values):
+        return "float"
+    return "string"

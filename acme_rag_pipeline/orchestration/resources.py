@@ -1,0 +1,120 @@
+"""The one resource: which documents, store and models a run works on, and how a domain stage becomes a materialisation.
+
+No stage logic here: the domain decides and writes, this module passes settings in and shows results.
+"""
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import dagster as dg
+from pydantic import Field
+
+from acme_rag_pipeline.documents.source import DocumentsFolderError
+from acme_rag_pipeline.orchestration.presentation import metadata_of
+from acme_rag_pipeline.settings import Settings, SettingsError
+from acme_rag_pipeline.store.layout import Store, StoreBusy, StoreUnusable
+from acme_rag_pipeline.store.promotion import NothingPromoted
+from acme_rag_pipeline.store.stages import StageResult, UpstreamMissing
+from acme_rag_pipeline.store.warehouse import WarehouseBusy, WarehouseUnusable
+
+# What a person can mend; anything else is a defect and keeps its traceback.
+USER_ERRORS = (
+    SettingsError,
+    DocumentsFolderError,
+    StoreBusy,
+    StoreUnusable,
+    WarehouseBusy,
+    WarehouseUnusable,
+    UpstreamMissing,
+    NothingPromoted,
+)
+Stage = Callable[[Store, Settings], StageResult]
+DOMAIN_LOGGER = "acme_rag_pipeline"
+
+
+class Pipeline(dg.ConfigurableResource):
+    """Settings of a run. An empty field means the environment variable of the same name, then its default."""
+
+    documents: str = Field(default="", description="Folder of documents (ACME_RAG_DOCUMENTS).")
+    store: str = Field(default="", description="Folder for everything derived (ACME_RAG_STORE).")
+    curated_pairs: str = Field(
+        default="", description="JSONL or CSV of people's pairs, or `none` (ACME_RAG_CURATED_PAIRS)."
+    )
+    golden: str = Field(default="", description="Folder of judged queries, or `none` (ACME_RAG_GOLDEN).")
+    base_model: str = Field(default="", description="Embedded name, folder or hub id (ACME_RAG_BASE_MODEL).")
+    generator: str = Field(default="", description="openai, offline or auto (ACME_RAG_GENERATOR).")
+    llm: str = Field(default="", description="Model name at the OpenAI-compatible server (ACME_RAG_LLM).")
+    tuning: dict[str, Any] = Field(
+        default={}, description="Tuning groups, e.g. {training: {epochs: 1}, gate: {minimum_effect: 0.02}}."
+    )
+
+    def settings(self) -> Settings:
+        """The settings of this run.
+
+        Raises:
+            dagster.Failure: a setting is wrong; the description names the variable.
+        """
+        named = {name: getattr(self, name) for name in self.__class__.model_fields if name != "tuning"}
+        with plain_failures():
+            return Settings.load(**named, **self.tuning)
+
+    def open_store(self) -> Store:
+        """The store of this run."""
+        settings = self.settings()
+        return Store(settings.store, settings.lock_seconds)
+
+    def materialize(self, context: dg.AssetExecutionContext, stage: Stage) -> dg.MaterializeResult:
+        """Run a domain stage and show what it did."""
+        settings = self.settings()
+        store = Store(settings.store, settings.lock_seconds)
+        with plain_failures(), shown_in_log(context.log):
+            result = stage(store, settings)
+            metadata = metadata_of(store, result)
+        context.log.info(_sentence(result))
+        return dg.MaterializeResult(data_version=dg.DataVersion(result.data_version), metadata=metadata)
+
+
+@contextlib.contextmanager
+def plain_failures() -> Iterator[None]:
+    """Errors that a person can mend end the step with their own sentence and no retry."""
+    try:
+        yield
+    except USER_ERRORS as error:
+        raise dg.Failure(description=str(error), allow_retries=False) from error
+
+
+@contextlib.contextmanager
+def shown_in_log(log: logging.Logger) -> Iterator[None]:
+    """Progress that the domain logs appears in the run's log."""
+    domain = logging.getLogger(DOMAIN_LOGGER)
+    handler = _Forward(log)
+    level, propagate = domain.level, domain.propagate
+    domain.addHandler(handler)
+    domain.setLevel(logging.INFO)
+    domain.propagate = False
+    try:
+        yield
+    finally:
+        domain.removeHandler(handler)
+        domain.setLevel(level)
+        domain.propagate = propagate
+
+
+class _Forward(logging.Handler):
+    def __init__(self, log: logging.Logger) -> None:
+        super().__init__(logging.INFO)
+        self._log = log
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._log.log(record.levelno, record.getMessage())
+
+
+def _sentence(result: StageResult) -> str:
+    if result.unchanged:
+        return f"{result.stage}: nothing to do, inputs, settings and code are those of the last run"
+    counts = result.counts
+    outcome = result.details.get("outcome")
+    rows = f"{counts.added} added, {counts.changed} changed, {counts.removed} removed, {counts.reused} reused"
+    return f"{result.stage}: {rows}" + (f"; {outcome}" if outcome else "")

@@ -1,0 +1,126 @@
+"""What a run of an LLM may use, how it goes, what came of it, and what it would cost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from acme_rag_pipeline.llm.request import LLMConnection, Messages, StopReason
+
+# About what three queries and the JSON around them take; only a guess until the server has counted.
+_COMPLETION_TOKENS = 120
+_TOKENS_AROUND_A_MESSAGE = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """What a run may use at most; None: any.
+
+    Attributes:
+        max_calls: HTTP requests, failed ones too; never exceeded.
+        max_tokens: Prompt and completion tokens; a request starts only if its estimate fits.
+    """
+
+    max_calls: int | None = None
+    max_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a run is.
+
+    Attributes:
+        done: Prompts answered or failed for good.
+        total: Prompts.
+        rate: Prompts done a second.
+        tokens: Used so far.
+        eta_seconds: None as long as nothing is done.
+    """
+
+    done: int
+    total: int
+    rate: float
+    tokens: int
+    eta_seconds: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationOutcome:
+    """What came of a run; `answered + failed + left` is the number of prompts.
+
+    Attributes:
+        answered: Prompts with an answer, an empty list included.
+        failed: Prompts that were given up for this run; the next one asks them again.
+        left: Prompts that were not reached because the run stopped.
+        calls: HTTP requests.
+        prompt_tokens: Used.
+        completion_tokens: Used.
+        seconds: Wall clock.
+        stopped: Why the run ended early; None: it did not.
+        sentence: All of it for a person.
+    """
+
+    answered: int
+    failed: int
+    left: int
+    calls: int
+    prompt_tokens: int
+    completion_tokens: int
+    seconds: float
+    stopped: StopReason | None
+    sentence: str
+
+
+@dataclass(frozen=True, slots=True)
+class TokenEstimate:
+    """Tokens that prompts would take, if each is answered at once."""
+
+    prompt_tokens: int
+    completion_tokens: int
+
+    @property
+    def total(self) -> int:
+        """Both kinds together."""
+        return self.prompt_tokens + self.completion_tokens
+
+
+def estimate(prompts: Iterable[Messages]) -> TokenEstimate:
+    """Tokens that the prompts would take, roughly: for a dry run, before anything is sent."""
+    found = [estimate_prompt(messages) for messages in prompts]
+    return TokenEstimate(sum(one.prompt_tokens for one in found), sum(one.completion_tokens for one in found))
+
+
+def estimate_prompt(messages: Messages) -> TokenEstimate:
+    """Tokens of one prompt and its answer: four ASCII characters a token, two bytes of anything else."""
+    tokens = 0.0
+    for message in messages:
+        content = message["content"]
+        ascii_count = sum(map(str.isascii, content)) if not content.isascii() else len(content)
+        other = len(content.encode("utf-8", "surrogatepass")) - ascii_count
+        tokens += ascii_count / 4 + other / 2 + _TOKENS_AROUND_A_MESSAGE
+    return TokenEstimate(round(tokens), _COMPLETION_TOKENS)
+
+
+def sentence(outcome: GenerationOutcome, detail: str, connection: LLMConnection, budget: Budget) -> str:
+    """The outcome for a person; `detail` is that of the reply that ended the run."""
+    total = outcome.answered + outcome.failed + outcome.left
+    counts = f"{outcome.answered} of {total} prompts answered with {outcome.calls} calls"
+    if outcome.failed:
+        counts += f", {outcome.failed} failed"
+    if outcome.stopped is None:
+        return f"{counts}."
+    because = f" ({detail})" if detail else ""
+    server = f"the LLM server {connection.shown_url}"
+    limits = [
+        f"{n} {unit}" for n, unit in ((budget.max_calls, "calls"), (budget.max_tokens, "tokens")) if n is not None
+    ]
+    reason = {
+        "unreachable": f"{server} cannot be reached or does not work{because}",
+        "unauthorised": f"{server} refuses the key{because}",
+        "model_not_found": f"{server} does not know the model {connection.model!r}, or the address is wrong{because}",
+        "quota": f"the quota of the account at {server} is used up{because}",
+        "rate_limited": f"{server} allows no more requests for now{because}",
+        "failing": f"too many prompts in a row failed at {server}{because}",
+        "budget": f"the budget of {' and '.join(limits)} does not reach further",
+    }[outcome.stopped]
+    return f"Stopped: {reason}; {counts}, {outcome.left} left for the next run."

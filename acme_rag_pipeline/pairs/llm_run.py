@@ -1,0 +1,286 @@
+"""One run of many prompts against one server: which request leaves when, and what follows from each reply."""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+
+from acme_rag_pipeline.llm.request import LLMClient, LLMConnection, Messages, Reply, StopReason
+from acme_rag_pipeline.pairs.llm_commit import AnswerSink, GroupCommit, LLMAnswer, LLMCall
+from acme_rag_pipeline.pairs.llm_outcome import (
+    Budget,
+    GenerationOutcome,
+    Progress,
+    TokenEstimate,
+    estimate_prompt,
+    sentence,
+)
+from acme_rag_pipeline.pairs.llm_pace import Pace, Pacing
+from acme_rag_pipeline.pairs.passage import WrittenQuery
+from acme_rag_pipeline.pairs.prompt import ANSWER_SCHEMA, BadAnswer, parse_answer
+
+
+@dataclass(slots=True)
+class _Job:
+    """A prompt on its way to an answer."""
+
+    prompt_hash: str
+    messages: Messages
+    estimate: TokenEstimate
+    faults: int = 0
+    limited: int = 0
+    bad_answers: int = 0
+    complaint: str | None = None
+    least_format: int = 0
+
+    def to_send(self) -> Messages:
+        """The messages; for a repair, the system message also says what was wrong with the answer before.
+
+        The bad answer itself is not sent back: it may repeat what a hostile passage told the model to say, and
+        instructions stand in the system message alone.
+        """
+        if self.complaint is None:
+            return self.messages
+        system, *data = self.messages
+        note = f"\n\nYour previous answer was rejected: {self.complaint}. Answer with JSON in the form above only."
+        return [{**system, "content": system["content"] + note}, *data]
+
+
+@dataclass(order=True, slots=True)
+class _Retry:
+    ready_at: float
+    number: int
+    job: _Job = field(compare=False)
+
+
+class Run:
+    """A run; lives in one event loop and is executed once."""
+
+    def __init__(
+        self,
+        prompts: Mapping[str, Messages],
+        connection: LLMConnection,
+        sink: AnswerSink,
+        budget: Budget,
+        on_progress: Callable[[Progress], None] | None,
+        limit: int,
+        pacing: Pacing,
+    ) -> None:
+        self._connection, self._budget, self._pacing = connection, budget, pacing
+        self._on_progress, self._limit = on_progress, limit
+        self._total = len(prompts)
+        self._fresh = iter(prompts.items())
+        self._next_fresh: _Job | None = None
+        self._retries: list[_Retry] = []
+        self._in_flight: dict[asyncio.Task[None], _Job] = {}
+        self._wake = asyncio.Event()
+        self._commits = GroupCommit(sink, self._wake)
+        self._client = LLMClient(connection)
+        self._pace = Pace(connection.concurrency, pacing)
+        self._answered = self._failed = self._calls = self._prompt_tokens = self._completion_tokens = 0
+        self._failed_in_a_row = 0
+        self._reserved = 0
+        self._stopped: StopReason | None = None
+        self._stopped_at = 0.0
+        self._stop_detail = ""
+        self._defect: BaseException | None = None
+        self._begun = self._reported = time.monotonic()
+
+    async def execute(self) -> GenerationOutcome:
+        """Ask until everything is answered, has failed for good, or the run has to stop."""
+        try:
+            await self._dispatch()
+            while not self._commits.idle:
+                self._raise_defect()
+                self._wake.clear()
+                await self._wake.wait()
+        finally:
+            try:
+                await self._abandon()
+            finally:
+                self._commits.close()
+        return self._outcome()
+
+    async def _abandon(self) -> None:
+        """Cancel what is still under way; each cancelled attempt is recorded by its own task."""
+        tasks = list(self._in_flight)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._client.__aexit__()
+
+    async def _dispatch(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            self._wake.clear()
+            self._raise_defect()
+            now = time.monotonic()
+            self._start_ready(now)
+            self._report(now)
+            if not self._in_flight and (self._stopped or (self._peek() is None and not self._retries)):
+                return
+            wakes = [self._pace.changes_at(now)]
+            if self._retries and self._retries[0].ready_at > now:  # else it waits for a reply, not for a time
+                wakes.append(self._retries[0].ready_at)
+            if self._stopped and self._stopped != "budget":
+                # What the budget paid for is waited for; a dead server's requests would hang.
+                wakes = [self._stopped_at + self._pacing.grace_seconds]
+                if now >= wakes[0]:
+                    return
+            if self._on_progress is not None:
+                wakes.append(self._reported + self._pacing.progress_seconds)
+            timer = loop.call_later(max(0.0, min(*wakes, now + 3600.0) - now), self._wake.set)
+            await self._wake.wait()
+            timer.cancel()
+
+    def _raise_defect(self) -> None:
+        defect = self._defect or self._commits.failure
+        if defect is not None:
+            raise defect
+
+    def _peek(self) -> _Job | None:
+        """The next prompt that was never asked."""
+        if self._next_fresh is None:
+            for prompt_hash, messages in self._fresh:
+                self._next_fresh = _Job(prompt_hash, messages, estimate_prompt(messages))
+                break
+        return self._next_fresh
+
+    def _start_ready(self, now: float) -> None:
+        while not self._stopped and len(self._in_flight) < self._pace.allowed(now):
+            fresh = self._peek()
+            spent = self._budget.max_calls is not None and self._calls >= self._budget.max_calls
+            if spent and (fresh or self._retries):
+                self._stop("budget")
+                return
+            retry = bool(self._retries) and self._retries[0].ready_at <= now
+            job = self._retries[0].job if retry else fresh
+            if job is None:
+                return
+            tokens = self._prompt_tokens + self._completion_tokens + self._reserved + job.estimate.total
+            if self._budget.max_tokens is not None and tokens > self._budget.max_tokens:
+                if not self._in_flight:
+                    self._stop("budget")
+                return  # else: what is in flight may take less than was reserved for it
+            if retry:
+                heapq.heappop(self._retries)
+            else:
+                self._next_fresh = None
+            self._calls += 1
+            self._reserved += job.estimate.total
+            self._pace.sent(now)
+            task = asyncio.get_running_loop().create_task(self._attempt(job))
+            self._in_flight[task] = job
+            task.add_done_callback(self._finished)
+
+    def _finished(self, task: asyncio.Task[None]) -> None:
+        self._reserved -= self._in_flight.pop(task).estimate.total
+        if not task.cancelled() and task.exception() is not None:
+            self._defect = task.exception()
+        self._wake.set()
+
+    async def _attempt(self, job: _Job) -> None:
+        called_at, sent_at = datetime.now(UTC), time.monotonic()
+        reply = Reply("timeout", detail="cancelled before an answer came")
+        queries: list[WrittenQuery] | None = None
+        try:
+            reply = await self._client.chat(job.to_send(), ANSWER_SCHEMA, job.least_format)
+            if reply.status == "ok":
+                queries = parse_answer(reply.content, self._limit)
+                reply = reply if queries else replace(reply, status="empty")
+        except BadAnswer as error:
+            reply = replace(reply, status="bad_answer", detail=error.reason)
+        finally:
+            # In `finally`: an attempt that is cancelled was an attempt, too.
+            self._record(job, reply, queries, called_at, time.monotonic() - sent_at)
+        self._settle(job, reply, sent_at)
+
+    def _record(
+        self, job: _Job, reply: Reply, queries: list[WrittenQuery] | None, called_at: datetime, seconds: float
+    ) -> None:
+        used = (reply.prompt_tokens or 0, reply.completion_tokens or 0)
+        if reply.content and not any(used):
+            used = (job.estimate.prompt_tokens, len(reply.content) // 4)  # a server that does not count
+        self._prompt_tokens += used[0]
+        self._completion_tokens += used[1]
+        model, prompt_hash = self._connection.model, job.prompt_hash
+        self._commits.add(
+            LLMCall(called_at, model, prompt_hash, reply.status, *used, round(seconds, 4), reply.detail),
+            None if queries is None else LLMAnswer(prompt_hash, queries, *used),
+        )
+
+    def _settle(self, job: _Job, reply: Reply, sent_at: float) -> None:
+        now = time.monotonic()
+        if reply.next_format is not None:
+            job.least_format = reply.next_format
+            self._again(job, now)
+            return
+        if reply.status not in ("timeout", "connection_error"):
+            self._pace.reached()
+        if reply.stop is not None:
+            self._stop(reply.stop, reply.detail)
+            self._again(job, now)
+        elif reply.status in ("ok", "empty"):
+            self._pace.answered()
+            self._answered += 1
+            self._failed_in_a_row = 0
+        elif reply.status == "rate_limited":
+            job.limited += 1
+            wait = self._pacing.wait(job.limited, reply.retry_after)
+            if self._pace.limited(now, wait):
+                self._stop("rate_limited", reply.detail)
+            self._again(job, now + wait, give_up=job.limited >= self._pacing.rate_limited_attempts, detail=reply.detail)
+        elif reply.status in ("server_error", "timeout", "connection_error"):
+            job.faults += 1
+            if self._pace.failed(sent_at, now, timed_out=reply.status == "timeout"):
+                self._stop("unreachable", reply.detail)
+            wait = self._pacing.wait(job.faults, reply.retry_after)
+            self._again(job, now + wait, give_up=job.faults >= self._pacing.fault_attempts, detail=reply.detail)
+        else:
+            self._pace.answered()
+            job.bad_answers += 1
+            # A repair of the first, a fresh try after the second, a repair of that, ...
+            job.complaint = reply.detail if reply.content and job.bad_answers % 2 else None
+            give_up = reply.status == "refused" or job.bad_answers >= self._pacing.bad_answers
+            self._again(job, now, give_up=give_up, detail=reply.detail)
+
+    def _again(self, job: _Job, ready_at: float, *, give_up: bool = False, detail: str = "") -> None:
+        if not give_up or self._stopped:
+            heapq.heappush(self._retries, _Retry(ready_at, self._calls, job))
+            return
+        self._failed += 1
+        self._failed_in_a_row += 1
+        if self._failed_in_a_row >= self._pacing.failed_prompts:
+            self._stop("failing", detail)
+
+    def _stop(self, reason: StopReason, detail: str = "") -> None:
+        if self._stopped is None:
+            self._stopped, self._stopped_at, self._stop_detail = reason, time.monotonic(), detail
+
+    def _report(self, now: float) -> None:
+        if self._on_progress is None or now - self._reported < self._pacing.progress_seconds:
+            return
+        self._reported = now
+        done = self._answered + self._failed
+        rate = done / (now - self._begun)
+        eta = (self._total - done) / rate if done else None
+        self._on_progress(Progress(done, self._total, rate, self._prompt_tokens + self._completion_tokens, eta))
+
+    def _outcome(self) -> GenerationOutcome:
+        left = self._total - self._answered - self._failed
+        outcome = GenerationOutcome(
+            answered=self._answered,
+            failed=self._failed,
+            left=left,
+            calls=self._calls,
+            prompt_tokens=self._prompt_tokens,
+            completion_tokens=self._completion_tokens,
+            seconds=time.monotonic() - self._begun,
+            stopped=self._stopped,
+            sentence="",
+        )
+        return replace(outcome, sentence=sentence(outcome, self._stop_detail, self._connection, self._budget))

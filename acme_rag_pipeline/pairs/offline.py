@@ -1,0 +1,180 @@
+"""The embedded question generator: no model, no key, no network, the same queries on every machine.
+
+`render` gathers all that the writer may know about a passage into one canonical string: its "prompt", whose sha256
+keys the answer cache as for an LLM. `write` is a pure function of that string. docs/offline-generator.md tells
+what each method is worth, measured.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections import Counter
+from dataclasses import dataclass
+from hashlib import sha256
+
+from acme_rag_pipeline.pairs.corpus_statistics import MAX_CHARACTERS, CorpusStatistics, acronyms_in, passage_terms
+from acme_rag_pipeline.pairs.offline_methods import METHODS
+from acme_rag_pipeline.pairs.offline_source import Source
+from acme_rag_pipeline.pairs.passage import Passage, WrittenQuery
+from acme_rag_pipeline.pairs.plain_text import content_words, normal_form, sentences, strip_markup
+
+GENERATOR_VERSION = "offline-1"
+"""Part of every rendered prompt: raise it when `write` changes, so that cached queries are written anew."""
+
+DEFAULT_METHODS = tuple(METHODS)
+MIN_WORDS, MAX_WORDS, MAX_QUERY_CHARACTERS = 3, 25, 240
+_BRACKETS = re.compile(r"[()]")
+_TERMS = 12
+_SWAPS = 3
+_IDF_TOP = 5
+_MAX_ACRONYM_LEVEL = 2
+
+
+@dataclass(frozen=True, slots=True)
+class OfflineParameters:
+    """What a run may choose.
+
+    Attributes:
+        queries_per_chunk: How many queries a passage gets at most.
+        methods: The methods that write them, the preferred first.
+        swap_associates: Whether keyphrases may be swapped for words that keep their company in the collection. Off:
+            it gained nothing (docs/offline-generator.md) and ties a passage's queries to other documents.
+    """
+
+    queries_per_chunk: int = 4
+    methods: tuple[str, ...] = DEFAULT_METHODS
+    swap_associates: bool = False
+
+    def __post_init__(self) -> None:
+        if self.queries_per_chunk < 1:
+            raise ValueError("queries_per_chunk must be at least 1")
+        if unknown := sorted(set(self.methods) - set(METHODS)):
+            raise ValueError(f"unknown methods {unknown}; known are {sorted(METHODS)}")
+
+
+def render(passage: Passage, statistics: CorpusStatistics, parameters: OfflineParameters) -> str:
+    """Everything that `write` reads, as canonical JSON.
+
+    Of the collection it holds decisions, not counts: which terms of the passage are important, which headings
+    are generic, the acronyms and associated terms in question. Most edits elsewhere change none of them.
+    """
+    text = _clean(passage.text[:MAX_CHARACTERS])
+    reader = sha256(text.encode("utf-8")).digest()
+    counts = Counter(passage_terms(passage))
+    terms = _important_terms(counts, statistics, reader)
+    headings = [_clean(heading) for heading in passage.heading_path]
+    content = {
+        "generator": GENERATOR_VERSION,
+        "queries_per_chunk": parameters.queries_per_chunk,
+        "methods": parameters.methods,
+        "text": text,
+        "title": _clean(passage.title),
+        "headings": headings,
+        "generic": [statistics.is_generic_heading(heading) for heading in passage.heading_path],
+        "shares_section": statistics.shares_section(passage),
+        "terms": terms,
+        "acronyms": _relevant_acronyms(" \n ".join((passage.title, *headings, text)), statistics, reader),
+        "associates": _swaps(terms, counts, statistics) if parameters.swap_associates else {},
+    }
+    return json.dumps(content, sort_keys=True, separators=(",", ":"))
+
+
+def write(rendered: str) -> list[WrittenQuery]:
+    """Queries for one rendered passage: the best of each method first, then second bests, up to the quota."""
+    content = json.loads(rendered)
+    source = Source(
+        seed=sha256(rendered.encode("ascii")).digest(),
+        text=content["text"],
+        title=content["title"],
+        headings=tuple(content["headings"]),
+        generic=tuple(content["generic"]),
+        shares_section=content["shares_section"],
+        terms=tuple(content["terms"]),
+        acronyms=content["acronyms"],
+        associates=content["associates"],
+    )
+    if not source.body_words:
+        return []
+    return _mixed(source, content["methods"], content["queries_per_chunk"])
+
+
+def _mixed(source: Source, methods: list[str], quota: int) -> list[WrittenQuery]:
+    forbidden = {normal_form(text) for block in source.blocks for text in (block.text, *sentences(block))}
+    offered = {name: METHODS[name](source) for name in methods}
+    chosen: list[WrittenQuery] = []
+    word_sets: list[frozenset[str]] = []
+    copies = 0
+    while offered and len(chosen) < quota:
+        for name in list(offered):
+            if len(chosen) >= quota:
+                break
+            for form in offered[name]:
+                query = bounded(form.text)
+                kept = frozenset(content_words(query))
+                is_copy = kept <= source.body_words
+                if not _acceptable(query, name, kept, forbidden, word_sets) or (is_copy and 2 * copies > quota):
+                    continue
+                chosen.append(WrittenQuery(query, form.style, name))
+                word_sets.append(kept)
+                copies += is_copy
+                break
+            else:
+                del offered[name]
+    return chosen
+
+
+def _acceptable(
+    query: str, method: str, kept: frozenset[str], forbidden: set[str], word_sets: list[frozenset[str]]
+) -> bool:
+    count = len(query.split())
+    minimum = 1 if method == "identifier" else MIN_WORDS
+    if not minimum <= count <= MAX_WORDS or not kept or normal_form(query) in forbidden:
+        return False
+    return all(len(kept & other) < 0.75 * len(kept | other) for other in word_sets)
+
+
+def bounded(text: str) -> str:
+    """One line of plain words within the bounds of a query."""
+    query = " ".join(_BRACKETS.sub(" ", strip_markup(text)).split()[:MAX_WORDS])
+    if len(query) > MAX_QUERY_CHARACTERS:
+        query = query[:MAX_QUERY_CHARACTERS].rsplit(" ", 1)[0]
+    return query.strip(' ,;:-–—/"“”')
+
+
+def _important_terms(counts: Counter[str], statistics: CorpusStatistics, reader: bytes) -> list[str]:
+    """The best terms by TF-IDF on coarse levels, in order of appearance.
+
+    Which terms, not in which order: an order by TF-IDF would turn with each small change of a frequency elsewhere.
+    """
+    first = {term: position for position, term in enumerate(counts)}
+    scores = {
+        term: (1 + math.log2(count)) * max(0.5, _IDF_TOP - statistics.rarity_level(term, reader))
+        for term, count in counts.items()
+    }
+    best = sorted(scores, key=lambda term: (-scores[term], first[term]))[:_TERMS]
+    return [_clean(term) for term in sorted(best, key=first.__getitem__)]
+
+
+def _swaps(terms: list[str], counts: Counter[str], statistics: CorpusStatistics) -> dict[str, str]:
+    """Associates of the few terms that the passage says most, which lead its keyphrases: more would be less stable."""
+    leading = sorted(terms, key=lambda term: (-counts[term], terms.index(term)))[:_SWAPS]
+    return {term: statistics.associates[term] for term in leading if term in statistics.associates}
+
+
+def _relevant_acronyms(text: str, statistics: CorpusStatistics, reader: bytes) -> dict[str, str]:
+    present = acronyms_in(text)
+    found = {short: statistics.expansions[short] for short in present if short in statistics.expansions}
+    lowered = f" {normal_form(text)} "
+    for short, expansion in statistics.expansions.items():
+        if short not in found and f" {normal_form(expansion)} " in lowered:
+            found[short] = expansion
+    # The company's own name stands everywhere and tells no passage from another.
+    telling = [short for short in found if statistics.rarity_level(short.lower(), reader) <= _MAX_ACRONYM_LEVEL]
+    return {short: found[short] for short in sorted(telling)[:8]}
+
+
+def _clean(text: str) -> str:
+    # A lone surrogate survives JSON but no database and no UTF-8 file.
+    return text.encode("utf-8", "ignore").decode("utf-8").replace("\x00", " ")

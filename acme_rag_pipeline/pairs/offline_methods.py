@@ -1,0 +1,194 @@
+"""The methods of the offline generator: each reads a passage and offers queries, its best first."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+
+from acme_rag_pipeline.pairs.corpus_statistics import find_acronyms
+from acme_rag_pipeline.pairs.offline_source import Source
+from acme_rag_pipeline.pairs.plain_text import content_words, normal_form, sentences, strip_markup, words
+from acme_rag_pipeline.pairs.question_forms import (
+    Form,
+    answer_form,
+    defined_term,
+    first_person,
+    heading_forms,
+    is_question,
+    lower_first,
+    sentence_forms,
+)
+
+_MAX_KEYWORDS = 7
+_TERM_LINE = re.compile(r"^(?P<term>[^:–—.?!]{2,60}?)\s*(?::|\s[-–—])\s+(?P<rest>.{15,})", re.DOTALL)
+_IDENTIFIER = re.compile(
+    r"(?<![\w/.])(?:"
+    r"[A-Z]{1,8}-?\d{1,6}[A-Z]?(?:[-.]\d{1,6}){0,3}|[A-Z]{2,8} \d{2,6}"  # SF-50, ERR1042, OF 612
+    r"|[A-Za-z]+(?:_[A-Za-z0-9]+){1,6}"  # snake_case, CONSTANT_NAME
+    r"|[a-z]+(?:[A-Z][a-z0-9]+){1,6}"  # camelCase
+    r"|--[a-z][a-z0-9-]{2,30}"  # command line options
+    r"|[A-Za-z][\w-]{1,40}\.(?:csv|docx?|gov|html?|ini|json|md|pdf|pptx?|py|sh|toml|txt|xlsx?|xml|ya?ml)"
+    r")(?![\w/])"
+)
+_INLINE_CODE = re.compile(r"`([^`\n]{2,60})`")
+
+Method = Callable[[Source], Iterator[Form]]
+
+
+def faq(source: Source) -> Iterator[Form]:
+    """Questions the authors wrote themselves: headings and bold or short lines that end in a question mark."""
+    asked = [heading for heading in reversed(source.specific_headings[1:]) if is_question(heading)][:1]
+    asked += [block.text for block in source.blocks if block.kind == "heading" and is_question(block.text)]
+    asked += [s for s in source.sentences if s.endswith("?") and 4 <= len(words(s)) <= 16]
+    context = source.specific_headings[0] if source.specific_headings else ""
+    for question in asked:
+        plain = first_person(question.rstrip("? ")) + "?"
+        missing = [word for word in content_words(context) if word not in content_words(question)]
+        # A question like "Who should do this?" names its topic only through the page it stands on.
+        vague = len(content_words(question)) < 3 and missing
+        yield Form(f"{context}: {lower_first(plain)}" if vague else plain, "question")
+
+
+def heading(source: Source) -> Iterator[Form]:
+    """Section heading as question (AugTriever's title -> body), sharpened where a section has many passages."""
+    if not source.topic:
+        return
+    forms = heading_forms(source.topic)
+    form = forms[source.draw("heading form", len(forms))]
+    known = set(content_words(source.topic))
+    fresh = [phrase for phrase in source.keyphrases if not known & set(phrase.split())]
+    if (source.shares_section or len(known) < 2) and fresh:
+        yield Form(f"{form.text.rstrip('?')} {fresh[0]}{'?' if form.text.endswith('?') else ''}", form.style)
+    else:
+        yield form
+
+
+def heading_pair(source: Source) -> Iterator[Form]:
+    """Two headings of the path, or the topic with a swapped keyphrase: where in the documents a reader looks."""
+    path = source.specific_headings
+    if len(path) >= 2:
+        outer = path[-2] if source.draw("heading pair", 2) else path[0]
+        yield Form(" ".join(dict.fromkeys(f"{outer} {path[-1]}".lower().split())), "keywords")
+    if path and source.keyphrases:
+        yield Form(f"{path[-1]} {source.swapped(source.keyphrases[0], 'heading pair')}".lower(), "keywords")
+
+
+def definition(source: Source) -> Iterator[Form]:
+    """ "What is X?" for each term that the passage defines, and a reverse query that describes X without naming it."""
+    found: dict[str, tuple[str, str]] = {}
+    for block in source.blocks:
+        if block.kind == "item" and (match := _TERM_LINE.match(block.text)) and len(words(match["term"])) <= 6:
+            found.setdefault(normal_form(match["term"]), (match["term"], match["rest"]))
+        for sentence in sentences(block)[:60]:
+            if defined := defined_term(sentence):
+                found.setdefault(normal_form(defined[0]), defined)
+    for position, (term, rest) in enumerate(found.values()):
+        if position % 2 == 0:
+            yield Form(f"What {'are' if term.endswith('s') and not term.isupper() else 'is'} {term}?", "question")
+        else:
+            described = " ".join(rest.split()[:18])
+            yield Form(source.without_some_words(described, f"definition {term}"), "keywords")
+
+
+def acronym(source: Source) -> Iterator[Form]:
+    """Acronyms both ways: the form that the passage does not spell, with what the passage says about it."""
+    present = set(words(source.text))
+    spelled_out = dict(find_acronyms(source.text))
+    lowered = f" {normal_form(source.text)} "
+    for short, expansion in source.acronyms.items():
+        own = {short.lower(), *content_words(expansion)}
+        about = next((phrase for phrase in source.keyphrases if not own & set(phrase.split())), "")
+        has_long = f" {normal_form(expansion)} " in lowered
+        if short in present and short not in spelled_out and not has_long:
+            yield Form(f"{expansion} {about}".strip(), "keywords")
+        elif has_long or short in spelled_out:
+            yield Form(f"{short} {about}", "keywords") if about else Form(f"What does {short} stand for?", "question")
+
+
+def table_row(source: Source) -> Iterator[Form]:
+    """One cell asked for by its row and column."""
+    rows = [block for block in source.blocks if block.kind == "row" and len(block.cells) >= 2 and words(block.cells[0])]
+    for index in range(min(3, len(rows))):
+        row = rows[(source.draw("table row", len(rows)) + index * max(1, len(rows) // 3)) % len(rows)]
+        label = " ".join(row.cells[0].split()[:10])
+        columns = [name for name in row.header[1:] if words(name)]
+        if columns:
+            column = columns[source.draw(f"column {index}", len(columns))]
+            yield Form(f"What is the {lower_first(column)} for {label}?", "question")
+        else:
+            yield Form(f"{source.topic} {label}".strip(), "keywords")
+
+
+def identifier(source: Source) -> Iterator[Form]:
+    """Form numbers, error codes, options, file names and commands, with a word on what they are about."""
+    found = [match[1].strip() for match in _INLINE_CODE.finditer(source.text)]
+    plain = " ".join(block.text for block in source.blocks if block.kind != "code")
+    found += [match[0] for match in _IDENTIFIER.finditer(plain)]
+    for name in list(dict.fromkeys(found))[:6]:
+        own = set(content_words(name))
+        about = next((phrase for phrase in source.keyphrases if not own & set(phrase.split())), source.topic)
+        if words(name) and len(words(name)) <= 6:
+            yield Form(f"{strip_markup(name)} {source.swapped(about, name)}".strip(), "keywords")
+
+
+def instruction(source: Source) -> Iterator[Form]:
+    """Sentences that tell a reader what to do, turned into the question of that reader."""
+    scored: list[tuple[int, int, str]] = []
+    for position, sentence in enumerate(source.sentences):
+        scored.append((-source.importance(sentence), position, sentence))
+    for _, position, sentence in sorted(scored):
+        # A question with a pronoun in the place of its topic ("Can I change it?") fits every passage.
+        forms = [form for form in sentence_forms(sentence) if source.importance(form.text) >= 2]
+        if forms:
+            yield forms[source.draw(f"instruction {position}", len(forms))]
+
+
+def answer_type(source: Source) -> Iterator[Form]:
+    """How much, how long, who, where: asked about the phrase that the answering sentence is about."""
+    for sentence in source.sentences:
+        inside = normal_form(sentence)
+        topic = next((phrase for phrase in source.keyphrases if phrase in inside), "")
+        context = source.topic.lower()
+        shared = set(content_words(context)) & set(topic.split())
+        form = answer_form(sentence, f"{context} {topic}".strip() if context and not shared else topic or context)
+        if form and (topic or context):
+            yield form
+
+
+def keyphrase(source: Source) -> Iterator[Form]:
+    """Two or three keyphrases as a search box sees them, one of them in other words."""
+    phrases = source.keyphrases
+    for start in range(0, min(len(phrases), 6), 3):
+        group = phrases[start : start + 3]
+        place = source.draw(f"keyphrase {start}", len(group))
+        group[place] = source.swapped(group[place], f"keyphrase {start}")
+        if len(group) >= 2:
+            yield Form(" ".join(list(dict.fromkeys(" ".join(group).split()))[:_MAX_KEYWORDS]), "keywords")
+
+
+def sentence(source: Source) -> Iterator[Form]:
+    """The most telling sentence with words dropped and swapped (inverse cloze task, without the lexical copy)."""
+    scored = [
+        (-source.importance(text), position, text)
+        for position, text in enumerate(source.sentences)
+        if 6 <= len(words(text)) <= 60
+    ]
+    for _, position, text in sorted(scored)[:2]:
+        kept = source.without_some_words(" ".join(text.rstrip(".!").split()[:28]), f"sentence {position}")
+        yield Form(source.swapped(first_person(kept), f"sentence {position}"), "situation")
+
+
+METHODS: dict[str, Method] = {
+    "faq": faq,
+    "instruction": instruction,
+    "heading_pair": heading_pair,
+    "sentence": sentence,
+    "table_row": table_row,
+    "definition": definition,
+    "keyphrase": keyphrase,
+    "heading": heading,
+    "answer_type": answer_type,
+    "identifier": identifier,
+    "acronym": acronym,
+}
+"""All methods by name, in the order in which they fill a passage's quota."""

@@ -1,0 +1,192 @@
+"""English headings and sentences turned into the questions that they answer.
+
+Rules over surface forms, after Heilman and Smith, "Good Question! Statistical Ranking for Question Generation"
+(2010), kept to patterns that need no parser. Text in other languages matches none of them.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from acme_rag_pipeline.pairs.passage import Style
+from acme_rag_pipeline.pairs.plain_text import words
+
+_ACTION_WORDS = """
+accept access activate add adjust apply approve archive ask assign attend book build buy calculate call cancel
+change check choose claim clean clear close collect complete configure confirm connect contact convert copy create
+delete deploy disable donate download edit enable end enroll ensure enter escalate establish export file fill find
+fix follow handle hire identify implement import improve include insert inspect install interview invite join
+launch learn leave link log maintain manage measure merge migrate monitor move onboard open order organize pay plan
+post prepare print process propose protect provide publish purchase read receive record recover register reinstall
+remove renew rent replace report request reschedule reserve reset resolve respond restart restore return review run
+save schedule search secure select send set share sign start stop store submit switch sync test track train transfer
+troubleshoot turn uninstall unlock update upgrade upload verify view visit work write
+"""
+_ACTIONS = frozenset(_ACTION_WORDS.split())
+_FIRST_PERSON = {
+    "you are": "I am", "you were": "I was",
+    "you": "I", "your": "my", "yours": "mine", "yourself": "myself", "you're": "I'm", "you’re": "I'm",
+    "you've": "I've", "you’ve": "I've", "you'll": "I'll", "you’ll": "I'll", "you'd": "I'd", "you’d": "I'd",
+}  # fmt: skip
+_SECOND_PERSON = re.compile(
+    r"\b(?:you are|you were|you|your|yours|yourself|you['’](?:re|ve|ll|d))\b(?!['’])", re.IGNORECASE
+)
+_QUESTION_START = re.compile(
+    r"^(?:who|whom|whose|what|when|where|which|why|how|can|could|do|does|did|is|are|am|should|will|would|may|must|has|have)\b",
+    re.IGNORECASE,
+)
+_CLAUSE_END = re.compile(r"\s*(?:[,;:(–—]|\s-\s|\b(?:and then|so that|because|which|unless)\b)")
+_CONDITION = re.compile(r"^(?P<lead>if|when|once|before|after|unless)\s+(?P<clause>[^,;:]{6,160}),\s", re.IGNORECASE)
+_PURPOSE = re.compile(r"^(?:in order )?to\s+(?P<verb>[a-z]+)\s+(?P<rest>[^,;:]{3,140}),\s", re.IGNORECASE)
+_MODAL = re.compile(
+    r"\byou\s+(?P<modal>can|may|cannot|can['’]t|must|should|need to|have to|will need to|are required to|must not)\s+"
+    r"(?P<rest>[^.;:!?]{6,200})",
+    re.IGNORECASE,
+)
+_MODAL_QUESTIONS = {
+    "can": "Can I", "may": "Can I", "cannot": "Can I", "can't": "Can I", "must not": "Am I allowed to",
+    "must": "Do I have to", "should": "Should I", "need to": "Do I need to", "have to": "Do I have to",
+    "will need to": "Will I need to", "are required to": "Am I required to",
+}  # fmt: skip
+_DEFINITION = re.compile(
+    r"^(?:(?:the|an?)\s+)?(?P<term>[^\W\d_][\w&'’/ -]{1,60}?)\s+(?:is|are|means|refers to|stands for)\s+"
+    r"(?P<rest>(?:an?|the|when|any|how|our|one)\b.{12,})",
+    re.IGNORECASE,
+)
+_FUNCTION_WORDS = """
+all also although and any as at because both but by each either every for from he here how however if in it once one
+or otherwise she since so some that there these they this those though to unless we what when where which while who with
+you
+"""
+_NOT_A_TERM = frozenset(_FUNCTION_WORDS.split())
+_ANSWERS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
+    (re.compile(pattern, re.IGNORECASE), template)
+    for pattern, template in (
+        (r"[$€£]\s?\d|\d\s?(?:dollars|euros|USD|EUR)\b", "How much is the limit for {}?"),
+        (
+            r"\b(?:within|at least|up to|after|in advance|takes?)\b.{0,30}"
+            r"\b(?:minutes?|hours?|days?|weeks?|months?|years?)\b",
+            "How long does {} take?",
+        ),
+        (
+            r"\b(?:every (?:day|week|month|quarter|year)|deadline|due (?:by|on|date)|no later than|by the end of)\b",
+            "When is {} due?",
+        ),
+        (
+            r"\b(?:approved by|authori[sz]ed by|approval (?:from|by)|permission from|must approve|sign-off)\b",
+            "Who has to approve {}?",
+        ),
+        (
+            r"\b(?:contact|email|e-mail|reach out|ask in|talk (?:to|with)|get in touch)\b|@\w",
+            "Who do I contact about {}?",
+        ),
+        (r"\b(?:eligible|eligibility|qualif(?:y|ies|ied)|entitled)\b", "Who is eligible for {}?"),
+        (r"\b(?:responsible|in charge|accountable)\b", "Who is responsible for {}?"),
+        (r"\b(?:located|available at|found (?:in|on|at)|portal|spreadsheet|folder)\b", "Where do I find {}?"),
+        (r"\b(?:because|the reason|in order to|so that)\b", "Why does {} matter?"),
+        (r"\b(?:not allowed|prohibited|must not|never|do not|don['’]t|cannot)\b", "What is not allowed with {}?"),
+    )
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """A question form and the style of the person who asks like this."""
+
+    text: str
+    style: Style
+
+
+def is_question(text: str) -> bool:
+    """Whether a heading or line is itself a question."""
+    return text.rstrip().endswith("?") or (bool(_QUESTION_START.match(text)) and len(words(text)) >= 4)
+
+
+def first_person(text: str) -> str:
+    """The words of a handbook ("your manager") as its reader would say them ("my manager")."""
+    return _SECOND_PERSON.sub(lambda match: _FIRST_PERSON.get(match[0].lower(), match[0]), text)
+
+
+def starts_with_action(text: str) -> bool:
+    """Whether a heading names something to do ("Create a group"), so that "How do I" can precede it."""
+    first = words(text)[:1]
+    return bool(first) and first[0].lower() in _ACTIONS
+
+
+def heading_forms(heading: str) -> list[Form]:
+    """Questions that a section with this heading answers."""
+    plain = first_person(heading.strip(" .:;"))
+    if is_question(plain):
+        return [Form(plain if plain.endswith("?") else f"{plain}?", "question")]
+    lowered = lower_first(plain)
+    if starts_with_action(plain):
+        return [
+            Form(f"How do I {lowered}?", "question"),
+            Form(f"I need to {lowered}, where do I start?", "situation"),
+            Form(f"how to {lowered}", "keywords"),
+        ]
+    if words(plain)[:1] and words(plain)[0].lower().endswith("ing"):
+        return [
+            Form(f"How does {lowered} work?", "question"),
+            Form(f"I have a question about {lowered}", "situation"),
+            Form(lowered, "keywords"),
+        ]
+    return [
+        Form(f"What should I know about {lowered}?", "question"),
+        Form(f"I am looking for information on {lowered}", "situation"),
+        Form(lowered, "keywords"),
+    ]
+
+
+def sentence_forms(sentence: str) -> list[Form]:
+    """Questions that a sentence answers: conditions, purposes, permissions and duties."""
+    forms: list[Form] = []
+    if match := _PURPOSE.match(sentence):
+        if match["verb"].lower() in _ACTIONS:
+            task = first_person(f"{match['verb'].lower()} {match['rest']}")
+            forms.append(Form(f"How do I {task}?", "question"))
+            forms.append(Form(f"I want to {task}, what do I have to do?", "situation"))
+    elif match := _CONDITION.match(sentence):
+        clause = first_person(match["clause"])
+        lead = match["lead"].lower()
+        forms.append(Form(f"What should I do {lead} {lower_first(clause)}?", "question"))
+        if lead == "if" and re.match(r"(?:I|I'm|I've|my)\b", clause):
+            forms.append(Form(f"{clause[0].upper()}{clause[1:]}, what now?", "situation"))
+    if match := _MODAL.search(sentence):
+        rest = first_person(_CLAUSE_END.split(match["rest"], maxsplit=1)[0])
+        opening = _MODAL_QUESTIONS[match["modal"].lower().replace("’", "'")]
+        if len(words(rest)) >= 3:
+            forms.append(Form(f"{opening} {rest}?", "question"))
+    elif not forms and starts_with_action(sentence):
+        task = first_person(lower_first(_CLAUSE_END.split(sentence.rstrip(".!"), maxsplit=1)[0]))
+        if 4 <= len(words(task)) <= 14:
+            forms.append(Form(f"How do I {task}?", "question"))
+    return forms
+
+
+def defined_term(sentence: str) -> tuple[str, str] | None:
+    """(term, what is said about it) when a sentence defines a term: "X is a ...", "X means ..."."""
+    match = _DEFINITION.match(sentence)
+    if not match or not 1 <= len(words(match["term"])) <= 6:
+        return None
+    openings = {sentence.split()[0].strip(",").lower(), match["term"].split()[0].lower()}
+    if openings & _NOT_A_TERM or _QUESTION_START.match(sentence):
+        return None
+    return match["term"].strip(), match["rest"]
+
+
+def answer_form(sentence: str, topic: str) -> Form | None:
+    """A question for the kind of answer a sentence holds (an amount, a duration, a contact), about `topic`."""
+    for pattern, template in _ANSWERS:
+        if pattern.search(sentence):
+            return Form(template.format(topic), "question")
+    return None
+
+
+def lower_first(text: str) -> str:
+    """`text` with a small first letter, unless its first word is an acronym or the pronoun I."""
+    first = text.split(" ", 1)[0]
+    if first == "I" or first.startswith(("I'", "I’")) or any(letter.isupper() for letter in first[1:]):
+        return text
+    return text[:1].lower() + text[1:]

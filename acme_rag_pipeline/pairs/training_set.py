@@ -1,0 +1,256 @@
+"""The `training_set` stage: raw pairs filtered, de-duplicated, put on their side and given hard negatives.
+
+Every raw pair gets a row; a pair that is not used keeps its reason. Filters run in a canonical order, so the result
+depends on the pairs alone and not on the order in which they arrived.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from acme_rag_pipeline.embedding.base_model import resolve_base_model
+from acme_rag_pipeline.pairs.hard_negatives import mine
+from acme_rag_pipeline.retrieval import index
+from acme_rag_pipeline.retrieval.retriever import lexical
+from acme_rag_pipeline.settings import PairSettings, Settings
+from acme_rag_pipeline.store import vectors
+from acme_rag_pipeline.store.fingerprints import content_hash, fingerprint, normalised
+from acme_rag_pipeline.store.layout import Store
+from acme_rag_pipeline.store.passages import LivePassage, live_passages
+from acme_rag_pipeline.store.stages import StageResult, data_versions, record, recorded
+from acme_rag_pipeline.store.warehouse import reconcile, records
+
+STAGE = "training_set"
+CODE_VERSION = "1"
+# What the answers cost is no business of the training set.
+_FILTER_SETTINGS = {"round_trip_top_k", "query_similarity", "golden_similarity", "hard_negatives", "negative_margin"}
+# In smaller collections nearly every passage is in the top k, and the filter only costs pairs (Promptagator, sec. 4.3).
+ROUND_TRIP_PASSAGES_PER_RANK = 5
+
+
+def build_training_set(store: Store, settings: Settings) -> StageResult:
+    """Bring `training_pairs` to the raw pairs of today.
+
+    Raises:
+        UpstreamMissing: a stage it reads from has never run.
+    """
+    upstream = data_versions(
+        store.warehouse, "chunks", "curated_pairs", "synthetic_pairs", "golden_queries", "base_index"
+    )
+    filters = settings.pairs.model_dump(include=_FILTER_SETTINGS)
+    made_from = fingerprint(STAGE, CODE_VERSION, upstream, filters, settings.evaluation)
+    if (unchanged := recorded(store.warehouse, STAGE, made_from)) is not None:
+        return unchanged
+    with store.writer(STAGE):
+        work = _Filters(store, settings)
+        rows = work.run()
+        data_version = content_hash(tuple(row.values()) for row in rows)
+        with store.warehouse.write() as connection:
+            counts = reconcile(connection, "training_pairs", "pair_id", rows)
+            result = StageResult(STAGE, data_version, counts, details=_details(rows, work.golden_decides))
+            return record(connection, result, made_from)
+
+
+class _Filters:
+    """The funnel from raw pairs to training pairs."""
+
+    def __init__(self, store: Store, settings: Settings) -> None:
+        self.store = store
+        self.settings: PairSettings = settings.pairs
+        self.passages = live_passages(store.warehouse)
+        self.position = {passage.chunk_id: i for i, passage in enumerate(self.passages)}
+        with store.warehouse.read() as connection:
+            pairs = records(connection, "SELECT pair_id, query, chunk_id, origin, style, method FROM pairs")
+            golden = connection.execute("SELECT query FROM golden_queries ORDER BY query_id").fetchall()
+            stage = records(
+                connection, "SELECT summary->'$.details.decides' AS decides FROM stages WHERE stage = 'golden_queries'"
+            )
+        self.golden_decides = bool(stage) and str(stage[0]["decides"]) == "true"
+        # People first, then by content: what comes first survives its duplicates.
+        self.pairs = sorted(
+            (pair for pair in pairs if pair["chunk_id"] in self.position),
+            key=lambda p: (p["origin"] != "curated", p["chunk_id"], p["method"], p["pair_id"]),
+        )
+        base = resolve_base_model(settings.base_model, settings.root)
+        encoder = index.encoder_for(store, base.digest, settings)
+        cache = index.embedding_cache(store)
+        self.base_table = index.PassageEncoder(base.digest, index.BASE_PREFIX).table
+        self.golden = [row[0] for row in golden]
+        # One call for all queries keeps the model from being loaded where everything is cached.
+        queries, _ = cache.queries(encoder, [p["query"] for p in self.pairs] + self.golden)
+        self.query_vectors, self.golden_vectors = queries[: len(self.pairs)], queries[len(self.pairs) :]
+        self.passage_vectors, _ = cache.passages(encoder, [p.rendered(index.BASE_PREFIX) for p in self.passages])
+        self.dropped: dict[int, str] = {}
+
+    def run(self) -> list[dict[str, Any]]:
+        """Rows of `training_pairs`, in canonical order."""
+        for one_filter in self._filters():
+            for row, reason in one_filter():
+                self.dropped.setdefault(row, reason)
+        barred = self._barred_from_training()
+        eligible = [i for i in range(len(self.pairs)) if i not in self.dropped]
+        negatives = mine(
+            self.query_vectors[eligible],
+            [self.position[self.pairs[i]["chunk_id"]] for i in eligible],
+            self.passage_vectors,
+            [p.near_duplicate_group for p in self.passages],
+            barred,
+            count=self.settings.hard_negatives,
+            margin=self.settings.negative_margin,
+        )
+        of_row = dict(zip(eligible, negatives, strict=True))
+        return [self._row(i, of_row.get(i, [])) for i in range(len(self.pairs))]
+
+    def _filters(self) -> Sequence[Callable[[], list[tuple[int, str]]]]:
+        return (
+            self._too_short,
+            self._near_golden,
+            self._ambiguous,
+            self._repeated,
+            self._near_other_sides,
+            self._not_found_back,
+        )
+
+    def _passage(self, row: int) -> LivePassage:
+        return self.passages[self.position[self.pairs[row]["chunk_id"]]]
+
+    def _kept(self) -> list[int]:
+        return [i for i in range(len(self.pairs)) if i not in self.dropped]
+
+    def _too_short(self) -> list[tuple[int, str]]:
+        return [(i, "empty query") for i, pair in enumerate(self.pairs) if not re.search(r"\w", pair["query"])]
+
+    def _near_golden(self) -> list[tuple[int, str]]:
+        if not self.golden:
+            return []
+        wordings = {query_key(query) for query in self.golden}
+        nearest = (self.query_vectors @ self.golden_vectors.T).max(axis=1) if self.pairs else []
+        return [
+            (i, "near a golden query")
+            for i, pair in enumerate(self.pairs)
+            if query_key(pair["query"]) in wordings or nearest[i] >= self.settings.golden_similarity
+        ]
+
+    def _ambiguous(self) -> list[tuple[int, str]]:
+        """One wording for several different passages says nothing about any of them; a person's pair stays."""
+        groups: dict[str, set[str]] = {}
+        for i in self._kept():
+            groups.setdefault(query_key(self.pairs[i]["query"]), set()).add(self._passage(i).near_duplicate_group)
+        return [
+            (i, "same wording for different passages")
+            for i in self._kept()
+            if self.pairs[i]["origin"] != "curated" and len(groups[query_key(self.pairs[i]["query"])]) > 1
+        ]
+
+    def _repeated(self) -> list[tuple[int, str]]:
+        """Of nearly equal queries for one near-duplicate group the first stays."""
+        dropped = []
+        kept: dict[str, list[int]] = {}
+        for i in self._kept():
+            earlier = kept.setdefault(self._passage(i).near_duplicate_group, [])
+            key = query_key(self.pairs[i]["query"])
+            if any(
+                key == query_key(self.pairs[j]["query"])
+                or float(self.query_vectors[i] @ self.query_vectors[j]) >= self.settings.query_similarity
+                for j in earlier
+            ):
+                dropped.append((i, "repeats another query of the passage"))
+            else:
+                earlier.append(i)
+        return dropped
+
+    def _near_other_sides(self) -> list[tuple[int, str]]:
+        """A training pair whose passage nearly repeats one that is held out would leak it."""
+        held_out = {"validation"} if self.golden_decides else {"validation", "test"}
+        sides: dict[str, set[str]] = {}
+        for passage in self.passages:
+            sides.setdefault(passage.near_duplicate_group, set()).add(passage.side)
+        dropped = []
+        for i in self._kept():
+            passage = self._passage(i)
+            leaks = (sides[passage.near_duplicate_group] & held_out) - {passage.side}
+            if passage.side not in held_out and leaks:
+                dropped.append((i, f"passage nearly repeats one of the {min(leaks)} side"))
+        return dropped
+
+    def _not_found_back(self) -> list[tuple[int, str]]:
+        """Round trip (Promptagator, Dai et al. 2022): neither base nor BM25 finds the passage with its own query."""
+        top = self.settings.round_trip_top_k
+        if not top or len(self.passages) < top * ROUND_TRIP_PASSAGES_PER_RANK:
+            return []
+        rows = [i for i in self._kept() if self.pairs[i]["origin"] != "curated" and self._passage(i).side == "train"]
+        if not rows:
+            return []
+        group_of = np.array([p.near_duplicate_group for p in self.passages])
+        missed = []
+        for first in range(0, len(rows), 1024):
+            batch = rows[first : first + 1024]
+            scores = self.query_vectors[batch] @ self.passage_vectors.T
+            best = np.argpartition(-scores, top - 1, axis=1)[:, :top]
+            for i, found in zip(batch, best, strict=True):
+                if self._passage(i).near_duplicate_group not in group_of[found]:
+                    missed.append(i)
+        table = vectors.open_table(vectors.connect(self.store.lancedb), self.base_table)
+        if table is None:
+            return []
+        return [
+            (i, f"neither base nor BM25 finds its passage in the top {top}")
+            for i in missed
+            if self.pairs[i]["chunk_id"] not in {hit.chunk_id for hit in lexical(table, self.pairs[i]["query"], top)}
+        ]
+
+    def _barred_from_training(self) -> np.ndarray:
+        """Passages that may not be negatives: held out, or nearly repeating what is."""
+        held_out = {"validation"} if self.golden_decides else {"validation", "test"}
+        groups = {p.near_duplicate_group for p in self.passages if p.side in held_out}
+        return np.array([p.near_duplicate_group in groups for p in self.passages], dtype=bool)
+
+    def _row(self, i: int, negatives: list[int]) -> dict[str, Any]:
+        pair, passage = self.pairs[i], self._passage(i)
+        return {
+            "pair_id": pair["pair_id"],
+            "side": passage.side,
+            "dropped_because": self.dropped.get(i),
+            "query": pair["query"],
+            "chunk_id": pair["chunk_id"],
+            "origin": pair["origin"],
+            "style": pair["style"],
+            "method": pair["method"],
+            "unit": passage.unit,
+            "overlap": word_overlap(pair["query"], passage.text),
+            "negatives": [self.passages[n].chunk_id for n in negatives],
+        }
+
+
+def query_key(query: str) -> str:
+    """The form in which two wordings of a query count as the same."""
+    return normalised(re.sub(r"[^\w\s]", " ", query.casefold()))
+
+
+def word_overlap(query: str, passage: str) -> float:
+    """Share of the query's distinct words of four letters or more that stand in the passage, 0 to 1."""
+    words = set(re.findall(r"\w{4,}", query.casefold()))
+    there = set(re.findall(r"\w{4,}", passage.casefold()))
+    return round(len(words & there) / len(words), 4) if words else 0.0
+
+
+def _details(rows: list[dict[str, Any]], golden_decides: bool) -> dict[str, Any]:
+    kept = [row for row in rows if row["dropped_because"] is None]
+    return {
+        "raw": len(rows),
+        "kept": len(kept),
+        "sides": dict(sorted(Counter(row["side"] for row in kept).items())),
+        "dropped": dict(Counter(r["dropped_because"] for r in rows if r["dropped_because"]).most_common()),
+        "origins": dict(Counter(row["origin"] for row in kept).most_common()),
+        "methods": dict(Counter(row["method"] for row in kept).most_common()),
+        "styles": dict(Counter(row["style"] for row in kept).most_common()),
+        "chunks_covered": len({row["chunk_id"] for row in kept}),
+        "mean_word_overlap": round(float(np.mean([row["overlap"] for row in kept])), 4) if kept else 0.0,
+        "with_hard_negatives": sum(bool(row["negatives"]) for row in kept),
+        "judged_by": "golden queries" if golden_decides else "held-out units",
+    }

@@ -1,0 +1,192 @@
+"""The index stages: one LanceDB table per passage encoder, reconciled with the chunks of today."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from acme_rag_pipeline.embedding.base_model import BaseModelFiles, functional_files, resolve_base_model
+from acme_rag_pipeline.embedding.cache import EmbeddingCache
+from acme_rag_pipeline.embedding.encoder import Encoder
+from acme_rag_pipeline.settings import Settings
+from acme_rag_pipeline.store import models, vectors
+from acme_rag_pipeline.store.fingerprints import fingerprint
+from acme_rag_pipeline.store.layout import Store, write_atomically
+from acme_rag_pipeline.store.passages import PassagePrefix, live_passages
+from acme_rag_pipeline.store.stages import StageResult, data_versions, record, recorded
+from acme_rag_pipeline.store.warehouse import records
+
+BASE_STAGE = "base_index"
+FINE_TUNED_STAGE = "fine_tuned_index"
+CODE_VERSION = "1"
+BASE_PREFIX: PassagePrefix = "none"
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PassageEncoder:
+    """What decides a passage's vector: a model and how passages are rendered for it."""
+
+    model_digest: str
+    prefix: PassagePrefix
+
+    @property
+    def table(self) -> str:
+        """The LanceDB table that holds its vectors."""
+        return vectors.table_name(self.model_digest, self.prefix)
+
+
+def install_base(store: Store, settings: Settings) -> BaseModelFiles:
+    """Find the base model and see to it that the store holds a copy, so that the store alone can serve it.
+
+    Raises:
+        SettingsError: there is no such model.
+    """
+    base = resolve_base_model(settings.base_model, settings.root)
+    if not models.model_folder(store, base.digest).exists():
+        about = {"model_digest": base.digest, "kind": "base", "name": base.name, "licence": base.licence}
+        card = f"# {base.name}\n\nThe base model, copied unchanged. Licence: {base.licence}.\n"
+        with store.writer(BASE_STAGE):
+            models.install(
+                store,
+                base.digest,
+                base.folder,
+                functional_files(base.folder),
+                {"manifest.json": json.dumps(about, indent=1) + "\n", "README.md": card},
+            )
+    return base
+
+
+def encoder_for(store: Store, digest: str, settings: Settings) -> Encoder:
+    """The encoder of a model in the store; it loads when the first text must be encoded."""
+    return Encoder(models.model_folder(store, digest), digest, settings.training.precision)
+
+
+def embedding_cache(store: Store) -> EmbeddingCache:
+    """The store's vectors by rendered input."""
+    return EmbeddingCache(store.embedding_cache, store.wait_seconds)
+
+
+def reconcile_index(store: Store, settings: Settings, which: PassageEncoder) -> vectors.Reconciled:
+    """Make a passage encoder's table hold exactly the chunks of today, encoding only inputs never seen before."""
+    passages = live_passages(store.warehouse)
+    encoder = encoder_for(store, which.model_digest, settings)
+    cache = embedding_cache(store)
+    with store.writer(which.table):
+        return vectors.reconcile_table(
+            vectors.connect(store.lancedb),
+            which.table,
+            passages,
+            which.prefix,
+            lambda: _dimension(encoder, cache, [p.rendered(which.prefix) for p in passages[:1]]),
+            lambda rendered: cache.passages(encoder, rendered),
+            model_name=Path(settings.base_model).name,
+        )
+
+
+def index_base(store: Store, settings: Settings) -> StageResult:
+    """The `base_index` stage.
+
+    Raises:
+        UpstreamMissing: `chunks` has never run.
+    """
+    upstream = data_versions(store.warehouse, "chunks")
+    base = install_base(store, settings)
+    which = PassageEncoder(base.digest, BASE_PREFIX)
+    return _index_stage(store, settings, BASE_STAGE, which, upstream, arm="base")
+
+
+def index_candidate(store: Store, settings: Settings) -> StageResult:
+    """The `fine_tuned_index` stage: the newest candidate's table, or a note that there is no candidate yet.
+
+    Raises:
+        UpstreamMissing: `chunks` has never run.
+    """
+    upstream = data_versions(store.warehouse, "chunks")
+    which = newest_candidate(store)
+    if which is None:
+        made_from = fingerprint(FINE_TUNED_STAGE, CODE_VERSION, None)
+        if (unchanged := recorded(store.warehouse, FINE_TUNED_STAGE, made_from)) is not None:
+            return unchanged
+        details = {"outcome": "no candidate model yet", "embedded": 0, "reused": 0, "removed": 0, "rows": 0}
+        with store.writer(FINE_TUNED_STAGE), store.warehouse.write() as connection:
+            return record(connection, StageResult(FINE_TUNED_STAGE, "no candidate", details=details), made_from)
+    return _index_stage(store, settings, FINE_TUNED_STAGE, which, upstream, arm="fine_tuned")
+
+
+def newest_candidate(store: Store) -> PassageEncoder | None:
+    """The model that the `fine_tuned_model` stage ended with, or None before the first."""
+    with store.warehouse.read() as connection:
+        rows = records(connection, "SELECT summary FROM stages WHERE stage = 'fine_tuned_model'")
+    details = json.loads(rows[0]["summary"])["details"] if rows else {}
+    if not details.get("model_digest") or not models.model_folder(store, details["model_digest"]).exists():
+        return None
+    return PassageEncoder(details["model_digest"], details["passage_prefix"])
+
+
+def _index_stage(
+    store: Store, settings: Settings, stage: str, which: PassageEncoder, upstream: dict[str, str], arm: str
+) -> StageResult:
+    done = reconcile_index(store, settings, which)
+    _remember_arm(store, arm, which)
+    # `embedded` counts texts that went through the model; a row whose vector was cached is `reused`.
+    details: dict[str, Any] = {
+        "table": which.table,
+        "model_digest": which.model_digest,
+        "passage_prefix": which.prefix,
+        "lance_version": done.version,
+        "rows": done.rows,
+        "embedded": done.embedded,
+        "reused": done.rows - done.embedded,
+        "removed": done.counts.removed,
+    }
+    data_version = fingerprint(which.table, done.content)
+    made_from = fingerprint(stage, CODE_VERSION, upstream, which.table, done.content)
+    if done.counts.nothing_changed and (unchanged := recorded(store.warehouse, stage, made_from)) is not None:
+        nothing = {"embedded": 0, "reused": done.rows, "removed": 0, "lance_version": done.version}
+        return StageResult(stage, unchanged.data_version, done.counts, True, unchanged.details | nothing)
+    with store.writer(stage), store.warehouse.write() as connection:
+        return record(connection, StageResult(stage, data_version, done.counts, details=details), made_from)
+
+
+def _remember_arm(store: Store, arm: str, which: PassageEncoder) -> None:
+    """Let readers find the arms without the warehouse, which a writer may hold."""
+    known = known_arms(store)
+    entry = {
+        "model_digest": which.model_digest,
+        "model_dir": models.relative_folder(which.model_digest),
+        "table": which.table,
+        "passage_prefix": which.prefix,
+    }
+    if known.get(arm) != entry:
+        with store.writer(arm):
+            write_atomically(arms_file(store), json.dumps(known | {arm: entry}, indent=1) + "\n")
+
+
+def arms_file(store: Store) -> Path:
+    """`arms.json`: the tables of the base and of the newest candidate."""
+    return store.root / "arms.json"
+
+
+def known_arms(store: Store) -> dict[str, dict[str, str]]:
+    """The content of `arms.json`, empty if there is none."""
+    try:
+        return json.loads(arms_file(store).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def _dimension(encoder: Encoder, cache: EmbeddingCache, some: list[str]) -> int:
+    if some:
+        found, _ = cache.passages(encoder, some)
+        return int(found.shape[1])
+    return int(encoder.model.get_embedding_dimension() or 0)
+
+
+def now() -> datetime:
+    """The time of a decision or a promotion."""
+    return datetime.now(UTC)

@@ -1,0 +1,221 @@
+"""Reading: search in the promoted index, or in any arm, without ever waiting for a run."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
+
+import numpy as np
+
+from acme_rag_pipeline.embedding.encoder import Encoder
+from acme_rag_pipeline.retrieval.fusion import reciprocal_rank_fusion
+from acme_rag_pipeline.retrieval.index import known_arms
+from acme_rag_pipeline.settings import RetrievalSettings
+from acme_rag_pipeline.store import vectors
+from acme_rag_pipeline.store.layout import Store
+from acme_rag_pipeline.store.promotion import NothingPromoted, Promoted, read_pointer
+
+if TYPE_CHECKING:
+    from lancedb.query import LanceVectorQueryBuilder
+    from lancedb.table import Table
+
+RetrieverName = Literal["promoted", "bm25", "base", "base_hybrid", "fine_tuned", "fine_tuned_hybrid"]
+RETRIEVERS: tuple[str, ...] = get_args(RetrieverName)
+_COLUMNS = ["id", "text", "metadata"]
+
+
+class UnknownRetriever(ValueError):
+    """No retriever of that name."""
+
+
+class ArmMissing(RuntimeError):
+    """That arm has no index in this store yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class SearchHit:
+    """One passage of a ranking. `hit["text"]` reads the same as `hit.text`, as in the JSON of the command line."""
+
+    chunk_id: str
+    doc_path: str
+    start: int
+    end: int
+    heading: str
+    score: float
+    text: str
+
+    def __getitem__(self, name: str) -> Any:
+        return getattr(self, name)
+
+    def as_dict(self) -> dict[str, Any]:
+        """A plain dictionary."""
+        return asdict(self)
+
+
+@dataclass
+class _Arm:
+    """An opened table with its model."""
+
+    table: Table
+    encoder: Encoder
+    hybrid: bool
+
+
+class Retriever:
+    """Search over a store's promoted index.
+
+    It follows promotions: each search looks at the pointer first and answers from exactly one promoted state.
+
+    Example:
+        >>> Retriever.open("data/store").search("remote work from Spain", k=5)
+    """
+
+    def __init__(self, store: Store, settings: RetrievalSettings) -> None:
+        self._store = store
+        self._settings = settings
+        self._promoted: tuple[Promoted, _Arm] | None = None
+        self._arms: dict[str, tuple[dict[str, str], _Arm]] = {}
+        self._encoders: dict[str, Encoder] = {}
+        self._lock = threading.Lock()
+
+    @classmethod
+    def open(cls, store: str | Path, settings: RetrievalSettings | None = None) -> Retriever:
+        """Open a store for reading.
+
+        Raises:
+            NothingPromoted: nothing has been served from this store yet.
+        """
+        opened = Store(Path(store))
+        read_pointer(opened.pointer)
+        return cls(opened, settings or RetrievalSettings())
+
+    def search(self, query: str, k: int = 10, retriever: str = "promoted") -> list[SearchHit]:
+        """The best passages, best first.
+
+        Args:
+            query: any text; an empty one finds nothing.
+            k: most hits.
+            retriever: one of `RETRIEVERS`.
+
+        Raises:
+            UnknownRetriever: another name.
+            ArmMissing: the arm has no index yet.
+        """
+        return self.search_many([query], k, retriever)[0]
+
+    def search_many(self, queries: Sequence[str], k: int = 10, retriever: str = "promoted") -> list[list[SearchHit]]:
+        """The same for many queries, encoded in one go and answered from one promoted state."""
+        if k < 1:
+            raise ValueError(f"k is {k}, it must be at least 1")
+        if retriever not in RETRIEVERS:
+            raise UnknownRetriever(f"no retriever `{retriever}`; there are {', '.join(RETRIEVERS)}")
+        attempts = 3
+        for attempt in range(attempts):
+            arm = self._open_arm(retriever)
+            try:
+                return self._search_arm(arm, [q.strip() for q in queries], k, retriever)
+            except Exception:
+                # The version may have been cleaned up between reading the pointer and searching; look again.
+                if attempt == attempts - 1:
+                    raise
+                with self._lock:
+                    self._promoted = None
+                    self._arms.clear()
+        raise AssertionError("unreachable")
+
+    def promoted(self) -> Promoted:
+        """What the pointer names now."""
+        return read_pointer(self._store.pointer)
+
+    def _search_arm(self, arm: _Arm, queries: list[str], k: int, retriever: str) -> list[list[SearchHit]]:
+        asked = [query for query in queries if query]
+        deep = max(k, self._settings.candidates)
+        if retriever == "bm25":
+            found = [lexical(arm.table, query, k) for query in asked]
+        else:
+            encoded = arm.encoder.encode_queries(asked) if asked else np.zeros((0, 0), np.float32)
+            if arm.hybrid:
+                found = [
+                    self._fused(dense(arm.table, vector, deep), lexical(arm.table, query, deep), k)
+                    for query, vector in zip(asked, encoded, strict=True)
+                ]
+            else:
+                found = [dense(arm.table, vector, k) for vector in encoded]
+        answers = iter(found)
+        return [next(answers) if query else [] for query in queries]
+
+    def _fused(self, first: list[SearchHit], second: list[SearchHit], k: int) -> list[SearchHit]:
+        by_id = {hit.chunk_id: hit for hit in (*first, *second)}
+        ranking = reciprocal_rank_fusion(
+            [[hit.chunk_id for hit in first], [hit.chunk_id for hit in second]], self._settings.rrf_k
+        )
+        return [SearchHit(**(by_id[chunk_id].as_dict() | {"score": score})) for chunk_id, score in ranking[:k]]
+
+    def _open_arm(self, retriever: str) -> _Arm:
+        with self._lock:
+            if retriever in ("promoted", "bm25"):
+                return self._open_promoted()
+            name = "base" if retriever.startswith("base") else "fine_tuned"
+            entry = known_arms(self._store).get(name)
+            if entry is None:
+                raise ArmMissing(f"this store has no `{name}` index yet: materialise it first (`make materialize`)")
+            table = vectors.open_table(vectors.connect(self._store.lancedb), entry["table"])
+            if table is None:
+                raise ArmMissing(f"table {entry['table']} is missing: materialise `{name}_index` again")
+            return _Arm(table, self._encoder(entry["model_digest"], entry["model_dir"]), retriever.endswith("_hybrid"))
+
+    def _open_promoted(self) -> _Arm:
+        promoted = read_pointer(self._store.pointer)
+        if self._promoted is not None and self._promoted[0] == promoted:
+            return self._promoted[1]
+        table = vectors.open_table(vectors.connect(self._store.lancedb), promoted.table, promoted.lance_version)
+        if table is None:
+            raise NothingPromoted(f"table {promoted.table} is missing: materialise `served_index` to build it again")
+        arm = _Arm(table, self._encoder(promoted.model_digest, promoted.model_dir), promoted.recipe == "hybrid")
+        self._promoted = (promoted, arm)
+        return arm
+
+    def _encoder(self, digest: str, model_dir: str) -> Encoder:
+        if digest not in self._encoders:
+            self._encoders[digest] = Encoder(self._store.root / model_dir, digest)
+        return self._encoders[digest]
+
+
+def dense(table: Table, vector: np.ndarray, k: int) -> list[SearchHit]:
+    """Passages by cosine similarity of their vectors; exact up to `EXACT_SEARCH_ROWS` rows."""
+    rows = (
+        cast("LanceVectorQueryBuilder", table.search(vector, vector_column_name="vector", query_type="vector"))
+        .distance_type("cosine")
+        .select([*_COLUMNS, "_distance"])
+        .limit(k)
+        .to_arrow()
+    )
+    return _hits(rows, [1.0 - distance for distance in rows["_distance"].to_pylist()])
+
+
+def lexical(table: Table, query: str, k: int) -> list[SearchHit]:
+    """Passages by BM25 over headings and text. The query is words only: it has no operators."""
+    from lancedb.query import MatchQuery
+
+    asked = MatchQuery(query, vectors.SEARCH_COLUMN)  # type: ignore[call-arg]
+    rows = table.search(asked).select([*_COLUMNS, "_score"]).limit(k).to_arrow()
+    # Equal scores come in any order from the index; an answer must not depend on the table's history.
+    return sorted(_hits(rows, rows["_score"].to_pylist()), key=lambda hit: (-hit.score, hit.chunk_id))
+
+
+def _hits(rows: Any, scores: Sequence[float]) -> list[SearchHit]:
+    return [
+        SearchHit(
+            row["id"],
+            row["metadata"]["doc_path"],
+            row["metadata"]["start_char"],
+            row["metadata"]["end_char"],
+            row["metadata"]["heading_path"],
+            float(score),
+            row["text"],
+        )
+        for row, score in zip(rows.to_pylist(), scores, strict=True)
+    ]

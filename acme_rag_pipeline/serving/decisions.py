@@ -1,0 +1,181 @@
+"""The `promoted_retriever` stage: which model and recipe readers use, why, and what was decided before."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, cast
+
+import duckdb
+
+from acme_rag_pipeline.retrieval import index
+from acme_rag_pipeline.settings import Settings
+from acme_rag_pipeline.store.fingerprints import fingerprint
+from acme_rag_pipeline.store.layout import Store
+from acme_rag_pipeline.store.passages import PassagePrefix
+from acme_rag_pipeline.store.promotion import Recipe
+from acme_rag_pipeline.store.stages import StageResult, data_versions, record, recorded
+from acme_rag_pipeline.store.warehouse import records
+
+STAGE = "promoted_retriever"
+CODE_VERSION = "1"
+BOOTSTRAP, PROMOTED, ROLLED_BACK = "bootstrap", "promoted", "rolled back"
+BOOTSTRAP_REASON = "bootstrap: before the first decision the base model serves, dense"
+
+
+@dataclass(frozen=True)
+class Decision:
+    """One row of `promotions`: what readers use from then on. A kept champion is a decision too.
+
+    Attributes:
+        candidate_key: of the candidate that was judged; a candidate is judged once.
+    """
+
+    decision: int
+    decided_at: datetime
+    model_digest: str
+    recipe: Recipe
+    passage_prefix: PassagePrefix
+    verdict: str
+    reason: str
+    candidate_digest: str | None
+    candidate_key: str | None
+    evaluation_id: str | None
+
+    @property
+    def encoder(self) -> index.PassageEncoder:
+        """What encodes the passages that readers search."""
+        return index.PassageEncoder(self.model_digest, self.passage_prefix)
+
+
+def decisions(store: Store) -> list[Decision]:
+    """All decisions, the oldest first."""
+    with store.warehouse.read() as connection:
+        rows = records(
+            connection, f"SELECT {', '.join(Decision.__dataclass_fields__)} FROM promotions ORDER BY decision"
+        )
+    return [Decision(**row) for row in rows]
+
+
+def champion(store: Store, settings: Settings) -> Decision:
+    """What readers use today; the base, dense, before the first decision (the decision is recorded then)."""
+    past = decisions(store)
+    if past:
+        return past[-1]
+    base = index.install_base(store, settings)
+    with store.writer(STAGE):
+        return append(
+            store,
+            encoder=index.PassageEncoder(base.digest, index.BASE_PREFIX),
+            recipe="dense",
+            verdict=BOOTSTRAP,
+            reason=BOOTSTRAP_REASON,
+        )
+
+
+def champion_before(store: Store, settings: Settings, candidate_key: str) -> Decision:
+    """The champion that this candidate was, or will be, compared with.
+
+    An evaluation of a candidate that has been decided on must not turn into a comparison with itself.
+    """
+    past = decisions(store)
+    for position, decision in enumerate(past):
+        if decision.candidate_key == candidate_key and position:
+            return past[position - 1]
+    return champion(store, settings)
+
+
+def candidate_key(candidate: index.PassageEncoder | None) -> str:
+    """Identity of a candidate for the rule of one decision each."""
+    return f"{candidate.model_digest}/{candidate.prefix}" if candidate else "no candidate"
+
+
+def decide_promotion(store: Store, settings: Settings) -> StageResult:
+    """Act on the stored verdict of the newest evaluation.
+
+    A candidate is decided on once. Without a new one the last decision stands and nothing is written.
+
+    Raises:
+        UpstreamMissing: `evaluation_report` has never run.
+    """
+    upstream = data_versions(store.warehouse, "evaluation_report")
+    made_from = fingerprint(STAGE, CODE_VERSION, upstream)
+    current = champion(store, settings)
+    if (unchanged := recorded(store.warehouse, STAGE, fingerprint(made_from, current.decision))) is not None:
+        return unchanged
+    with store.writer(STAGE):
+        with store.warehouse.read() as connection:
+            rows = records(connection, "SELECT * FROM verdicts ORDER BY evaluated_at DESC LIMIT 1")
+        key = rows[0]["candidate_key"]
+        decided = next((d for d in reversed(decisions(store)) if d.candidate_key == key), None)
+        # With no candidate only the recipe of the base is in question, and that is asked once for each evaluation.
+        if decided is None:
+            current = _act(store, rows[0], current)
+            outcome = current.reason
+        else:
+            outcome = f"this candidate was decided on before ({decided.verdict}); {current.verdict} stands"
+        details: dict[str, Any] = {
+            "verdict": current.verdict,
+            "reason": current.reason,
+            "outcome": outcome,
+            "model_digest": current.model_digest,
+            "recipe": current.recipe,
+            "decided_at": current.decided_at.isoformat(),
+            "decision": current.decision,
+        }
+        data_version = fingerprint(current.model_digest, current.recipe, current.passage_prefix)
+        with store.warehouse.write() as connection:
+            result = StageResult(STAGE, data_version, details=details)
+            return record(connection, result, fingerprint(made_from, current.decision))
+
+
+def _act(store: Store, verdict: dict[str, Any], current: Decision) -> Decision:
+    promoted = verdict["verdict"] == PROMOTED
+    encoder = index.PassageEncoder(verdict["winner_digest"], verdict["winner_prefix"]) if promoted else current.encoder
+    return append(
+        store,
+        encoder=encoder,
+        recipe=cast(Recipe, verdict["winner_recipe"]) if promoted else current.recipe,
+        verdict=verdict["verdict"],
+        reason=verdict["reason"],
+        candidate_digest=verdict["candidate_digest"],
+        candidate_key=verdict["candidate_key"],
+        evaluation_id=verdict["evaluation_id"],
+    )
+
+
+def append(
+    store: Store,
+    *,
+    encoder: index.PassageEncoder,
+    recipe: Recipe,
+    verdict: str,
+    reason: str,
+    candidate_digest: str | None = None,
+    candidate_key: str | None = None,
+    evaluation_id: str | None = None,
+) -> Decision:
+    """Record a decision. The pointer follows when the served index is reconciled."""
+    with store.warehouse.write() as connection:
+        decision = Decision(
+            decision=_next_number(connection),
+            decided_at=index.now(),
+            model_digest=encoder.model_digest,
+            recipe=recipe,
+            passage_prefix=encoder.prefix,
+            verdict=verdict,
+            reason=reason,
+            candidate_digest=candidate_digest,
+            candidate_key=candidate_key,
+            evaluation_id=evaluation_id,
+        )
+        columns = ", ".join(vars(decision))
+        connection.execute(
+            f"INSERT INTO promotions ({columns}) VALUES ({', '.join('?' * len(vars(decision)))})",
+            list(vars(decision).values()),
+        )
+    return decision
+
+
+def _next_number(connection: duckdb.DuckDBPyConnection) -> int:
+    return int(connection.execute("SELECT coalesce(max(decision), 0) + 1 FROM promotions").fetchall()[0][0])

@@ -1,0 +1,163 @@
+"""The `served_index` stage: the promoted model's table brought to the chunks of today, then the pointer, then clean-up."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from acme_rag_pipeline.retrieval import index
+from acme_rag_pipeline.serving import decisions
+from acme_rag_pipeline.settings import Settings
+from acme_rag_pipeline.store import models, vectors
+from acme_rag_pipeline.store.fingerprints import fingerprint
+from acme_rag_pipeline.store.layout import Store
+from acme_rag_pipeline.store.promotion import NothingPromoted, PointerDamaged, Promoted, read_pointer, write_pointer
+from acme_rag_pipeline.store.stages import StageResult, data_versions, record, recorded
+from acme_rag_pipeline.store.warehouse import records
+
+STAGE = "served_index"
+CODE_VERSION = "1"
+
+
+class NoSuchPromotion(ValueError):
+    """There is nothing to roll back to, or no such model."""
+
+
+def serve(store: Store, settings: Settings) -> StageResult:
+    """Reconcile what readers search, then name it in the pointer; readers see the old state or the new one.
+
+    Raises:
+        UpstreamMissing: `chunks` has never run.
+    """
+    upstream = data_versions(store.warehouse, "documents", "chunks")
+    decision = decisions.champion(store, settings)
+    done = index.reconcile_index(store, settings, decision.encoder)
+    pointer = Promoted(
+        model_digest=decision.model_digest,
+        model_dir=models.relative_folder(decision.model_digest),
+        table=decision.encoder.table,
+        lance_version=done.version,
+        recipe=decision.recipe,
+        decided_at=decision.decided_at.astimezone(UTC).isoformat(),
+        reason=decision.reason,
+        passage_prefix=decision.passage_prefix,
+    )
+    details: dict[str, Any] = {
+        "model_digest": decision.model_digest,
+        "recipe": decision.recipe,
+        "verdict": decision.verdict,
+        "table": pointer.table,
+        "lance_version": done.version,
+        "rows": done.rows,
+        "embedded": done.embedded,
+        "reused": done.rows - done.embedded,
+        "removed": done.counts.removed,
+        "sources": _sources(store),
+    }
+    data_version = fingerprint(pointer.table, pointer.recipe, done.content)
+    made_from = fingerprint(STAGE, CODE_VERSION, upstream, data_version, decision.decision)
+    if _pointer_is(store, pointer) and (unchanged := recorded(store.warehouse, STAGE, made_from)) is not None:
+        nothing = {"embedded": 0, "reused": done.rows, "removed": 0}
+        return StageResult(STAGE, unchanged.data_version, done.counts, True, unchanged.details | nothing)
+    with store.writer(STAGE):
+        moved = write_pointer(store.pointer, pointer)
+        with store.warehouse.write() as connection:
+            if moved:
+                _remember_version(connection, pointer)
+            result = record(connection, StageResult(STAGE, data_version, done.counts, details=details), made_from)
+        _clean_up(store, settings, pointer)
+        return result
+
+
+def rollback(store: Store, settings: Settings, to: str | None = None) -> decisions.Decision:
+    """Go back to an earlier promotion: decided and recorded like any other, its index reconciled before the pointer.
+
+    Args:
+        store, settings: as everywhere.
+        to: digest (or its beginning) of the model; default the one before today's.
+
+    Raises:
+        NoSuchPromotion: the message names what there is.
+    """
+    with store.writer("rollback"):
+        past = decisions.decisions(store)
+        if not past:
+            raise NoSuchPromotion("nothing has been promoted from this store yet")
+        current = past[-1]
+        serving = [d for d in past if (d.model_digest, d.recipe) != (current.model_digest, current.recipe)]
+        if to is not None:
+            serving = [d for d in past if d.model_digest.startswith(to)]
+        serving = [d for d in serving if models.model_folder(store, d.model_digest).exists()]
+        if not serving:
+            kept = sorted({d.model_digest[:16] for d in past if models.model_folder(store, d.model_digest).exists()})
+            wanted = f"no promotion of {to}" if to else "no earlier promotion"
+            raise NoSuchPromotion(f"{wanted} can be gone back to; the store keeps {', '.join(kept)}")
+        target = serving[-1]
+        if (target.model_digest, target.recipe) == (current.model_digest, current.recipe):
+            raise NoSuchPromotion(f"{target.model_digest[:16]} with recipe {target.recipe} is what is promoted now")
+        decision = decisions.append(
+            store,
+            encoder=target.encoder,
+            recipe=target.recipe,
+            verdict=decisions.ROLLED_BACK,
+            reason=f"rolled back from {current.model_digest[:16]} ({current.recipe}) by hand",
+            candidate_digest=current.candidate_digest,
+            candidate_key=current.candidate_key,
+        )
+        serve(store, settings)
+    return decision
+
+
+def _sources(store: Store) -> str:
+    """The state of the documents folder that the chunks were made from."""
+    with store.warehouse.read() as connection:
+        row = connection.execute(
+            "SELECT summary->>'$.details.sources' FROM stages WHERE stage = 'documents'"
+        ).fetchone()
+    return str(row[0]) if row else ""
+
+
+def _pointer_is(store: Store, pointer: Promoted) -> bool:
+    try:
+        return read_pointer(store.pointer) == pointer
+    except (NothingPromoted, PointerDamaged):
+        return False
+
+
+def _remember_version(connection: Any, pointer: Promoted) -> None:
+    now = datetime.now(UTC)
+    connection.execute("UPDATE served_versions SET superseded_at = ? WHERE superseded_at IS NULL", [now])
+    connection.execute(
+        "INSERT OR REPLACE INTO served_versions VALUES (?, ?, ?, NULL)", [pointer.table, pointer.lance_version, now]
+    )
+
+
+def _clean_up(store: Store, settings: Settings, pointer: Promoted) -> None:
+    """Delete what no reader holds and no rollback needs: models, tables, table versions, cached vectors."""
+    past = decisions.decisions(store)
+    changes = [d for n, d in enumerate(past) if n == 0 or d.encoder != past[n - 1].encoder]
+    kept = {d.encoder for d in changes[-settings.serving.keep_promotions :]}
+    newest = index.newest_candidate(store)
+    base = index.install_base(store, settings)
+    kept |= {index.PassageEncoder(base.digest, index.BASE_PREFIX)} | ({newest} if newest else set())
+    digests = {encoder.model_digest for encoder in kept}
+    with store.warehouse.read() as connection:
+        twins = records(connection, "SELECT model_digest, twin_digest FROM models WHERE twin_digest IS NOT NULL")
+        served = records(connection, "SELECT table_name, lance_version, superseded_at FROM served_versions")
+    digests |= {row["twin_digest"] for row in twins if row["model_digest"] in digests}
+    grace = datetime.now(UTC) - timedelta(seconds=settings.serving.reader_grace_seconds)
+    held = [r for r in served if r["superseded_at"] is None or r["superseded_at"] > grace]
+    tables = {encoder.table for encoder in kept} | {row["table_name"] for row in held}
+    db = vectors.connect(store.lancedb)
+    for name in vectors.names(db):
+        if name not in tables:
+            db.drop_table(name)
+            continue
+        table = vectors.open_table(db, name)
+        if table is not None:
+            versions = [row["lance_version"] for row in held if row["table_name"] == name]
+            vectors.drop_old_versions(table, versions or [int(table.version)])
+    readers = {row["table_name"] for row in held}
+    digests |= {folder.name for folder in store.models.iterdir() if any(folder.name[:16] in name for name in readers)}
+    if models.remove_models(store, digests):
+        index.embedding_cache(store).forget_encoders(digests)

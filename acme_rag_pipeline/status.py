@@ -1,0 +1,64 @@
+"""What a store holds and serves, in one place for `acme-rag status`."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from acme_rag_pipeline.documents.source import DocumentsFolderError
+from acme_rag_pipeline.documents.state import folder_state
+from acme_rag_pipeline.settings import Settings
+from acme_rag_pipeline.store.layout import Store
+from acme_rag_pipeline.store.promotion import NothingPromoted, PointerDamaged, read_pointer
+from acme_rag_pipeline.store.warehouse import WarehouseBusy, records
+from acme_rag_pipeline.training.freshness import change_since_training
+
+
+def store_status(store: Store, settings: Settings) -> dict[str, Any]:
+    """Everything a person asks first: what is promoted and why, how far it lags, counts, what ran when.
+
+    Readers never wait for long: while a run writes, the pointer is still shown and `busy` says who holds the store.
+    """
+    known: dict[str, Any] = {"store": str(store.root), "documents_folder": str(settings.documents)}
+    try:
+        known["promoted"] = vars(read_pointer(store.pointer))
+    except (NothingPromoted, PointerDamaged) as error:
+        known |= {"promoted": None, "note": str(error)}
+    if not store.warehouse.path.exists():
+        return known | {"up_to_date": False, "counts": {}, "stages": [], "decisions": []}
+    try:
+        with store.warehouse.read() as connection:
+            counts = {
+                table: connection.execute(f"SELECT count(*) FROM {table}{where}").fetchall()[0][0]
+                for table, where in (
+                    ("documents", " WHERE status = 'ok'"),
+                    ("chunks", ""),
+                    ("pairs", ""),
+                    ("training_pairs", " WHERE dropped_because IS NULL"),
+                    ("golden_queries", " WHERE status = 'resolved'"),
+                )
+            }
+            counts["unreadable_documents"] = connection.execute(
+                "SELECT count(*) FROM documents WHERE status = 'unreadable'"
+            ).fetchall()[0][0]
+            stages = records(connection, "SELECT stage, finished_at, summary FROM stages ORDER BY finished_at")
+            decisions = records(
+                connection,
+                "SELECT decided_at, verdict, recipe, model_digest, reason FROM promotions ORDER BY decision DESC LIMIT 5",
+            )
+        change = change_since_training(store)
+    except WarehouseBusy as error:
+        return known | {"busy": str(error)}
+    details = {row["stage"]: json.loads(row["summary"])["details"] for row in stages}
+    try:
+        known["up_to_date"] = folder_state(settings) == details.get("served_index", {}).get("sources")
+    except DocumentsFolderError as error:
+        known |= {"up_to_date": False, "note": str(error)}
+    return known | {
+        "counts": counts,
+        "chunks_changed_since_retrain": vars(change) if details.get("fine_tuned_model") else None,
+        "ndcg@10": details.get("evaluation_report", {}).get("ndcg@10", {}),
+        "report": details.get("evaluation_report", {}).get("report"),
+        "stages": [{"stage": row["stage"], "last_change": row["finished_at"].isoformat()} for row in stages],
+        "decisions": [row | {"decided_at": row["decided_at"].isoformat()} for row in decisions],
+    }

@@ -1,0 +1,43 @@
+"""Which pairs stand in a batch together: never two of one passage, and passages of similar length."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+BUCKET_BATCHES = 8
+
+
+def epoch_batches(groups: Sequence[str], lengths: Sequence[int], batch_size: int, seed: int) -> list[list[int]]:
+    """Batches of row numbers for one epoch; every row stands in exactly one.
+
+    Two queries whose passages are near-duplicates would be each other's false negatives, so a group stands in a batch
+    once. Rows are shuffled, then sorted by length within runs of a few batches, which saves padding and keeps the
+    order random at the scale that matters.
+
+    Args:
+        groups: near-duplicate group of each row's passage.
+        lengths: length of each row's passage, any unit.
+        batch_size: most rows in a batch.
+        seed: decides the order.
+    """
+    rng = np.random.default_rng(seed)
+    waiting = [int(i) for i in rng.permutation(len(groups))]
+    window = batch_size * BUCKET_BATCHES
+    batches: list[list[int]] = []
+    for first in range(0, len(waiting), window):
+        rows = sorted(waiting[first : first + window], key=lambda i: (-lengths[i], i))
+        open_batches: list[tuple[list[int], set[str]]] = []
+        for row in rows:
+            for batch, taken in open_batches:
+                if len(batch) < batch_size and groups[row] not in taken:
+                    batch.append(row)
+                    taken.add(groups[row])
+                    break
+            else:
+                open_batches.append(([row], {groups[row]}))
+        batches.extend(batch for batch, _ in open_batches)
+    # A batch of one has no negatives and teaches nothing.
+    useful = [batch for batch in batches if len(batch) > 1]
+    return [useful[int(i)] for i in rng.permutation(len(useful))]

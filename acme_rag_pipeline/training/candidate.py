@@ -1,0 +1,273 @@
+"""The `fine_tuned_model` stage: the candidate of today's training set, trained only if it has not been trained before."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from acme_rag_pipeline.embedding.base_model import BaseModelFiles, functional_files, model_digest
+from acme_rag_pipeline.embedding.encoder import Encoder
+from acme_rag_pipeline.retrieval import index
+from acme_rag_pipeline.settings import Settings
+from acme_rag_pipeline.store import models
+from acme_rag_pipeline.store.fingerprints import fingerprint
+from acme_rag_pipeline.store.layout import Store
+from acme_rag_pipeline.store.passages import PassagePrefix, live_passages
+from acme_rag_pipeline.store.stages import StageResult, data_versions, record, recorded
+from acme_rag_pipeline.store.warehouse import insert, records
+from acme_rag_pipeline.training.finetune import Curve, finetune, interpolate, weights_of
+from acme_rag_pipeline.training.model_card import manifest_text, model_card
+from acme_rag_pipeline.training.rows import KeptPair, kept_pairs, of_sides, rows_fingerprint, training_rows
+from acme_rag_pipeline.training.validation import Validation
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+STAGE = "fine_tuned_model"
+CODE_VERSION = "1"
+# Headings before the text must help by this much on validation: they cost tokens, and a renamed section new vectors.
+PREFIX_GAIN = 0.01
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Trained:
+    """One trained model, in the store."""
+
+    digest: str
+    share: float
+    interpolation: list[dict[str, float]]
+    curve: Curve
+
+
+def train_candidate(store: Store, settings: Settings) -> StageResult:
+    """Train the candidate, or say why none was trained.
+
+    Raises:
+        UpstreamMissing: `training_set` has never run.
+    """
+    upstream = data_versions(store.warehouse, "chunks", "training_set")
+    base = index.install_base(store, settings)
+    pairs = kept_pairs(store.warehouse)
+    golden_decides = _golden_decides(store)
+    config_key = fingerprint(CODE_VERSION, base.digest, settings.training, golden_decides)
+    training_key = fingerprint(config_key, rows_fingerprint(pairs))
+    made_from = fingerprint(STAGE, training_key)
+    if (unchanged := recorded(store.warehouse, STAGE, made_from)) is not None and _still_there(store, unchanged):
+        return unchanged
+    trainable = of_sides(pairs, ("train", "test"))
+    with store.writer(STAGE):
+        if len(trainable) < settings.training.minimum_pairs:
+            details = _nothing_trained(
+                f"{len(trainable)} training pairs are fewer than {settings.training.minimum_pairs}: no candidate was trained"
+            )
+        elif (known := _trained_before(store, training_key)) is not None:
+            details = known | {"outcome": "this training set was trained before: the same candidate", "trained": False}
+        else:
+            details = _Run(store, settings, base, pairs, golden_decides, training_key).train()
+        with store.warehouse.write() as connection:
+            insert(
+                connection,
+                "trained_pairs",
+                [{"training_key": training_key, "pair_id": pair.pair_id} for pair in trainable]
+                if details["trained"]
+                else [],
+            )
+            connection.execute("DELETE FROM trained_chunks WHERE chunk_id NOT IN (SELECT chunk_id FROM chunks)")
+            connection.execute("INSERT OR IGNORE INTO trained_chunks SELECT chunk_id FROM chunks")
+            data_version = fingerprint(
+                details.get("model_digest"), details.get("passage_prefix"), details.get("twin_digest")
+            )
+            result = StageResult(STAGE, data_version, details=details | {"training_set": upstream["training_set"]})
+            return record(connection, result, made_from)
+
+
+class _Run:
+    """One training run: the candidate and, where held-out units decide, its measured twin."""
+
+    def __init__(
+        self,
+        store: Store,
+        settings: Settings,
+        base: BaseModelFiles,
+        pairs: Sequence[KeptPair],
+        golden_decides: bool,
+        training_key: str,
+    ) -> None:
+        self.store = store
+        self.settings = settings
+        self.base = base
+        self.pairs = pairs
+        self.golden_decides = golden_decides
+        self.training_key = training_key
+        self.cache = index.embedding_cache(store)
+        self.base_encoder = index.encoder_for(store, base.digest, settings)
+        self.validation = Validation(of_sides(pairs, ("validation",)), live_passages(store.warehouse))
+
+    def train(self) -> dict[str, Any]:
+        """Train, choose the weights on validation, put the model in place. Returns the stage's details."""
+        prefix = self._choose_prefix()
+        everything = of_sides(self.pairs, ("train", "test"))
+        train_side = of_sides(self.pairs, ("train",))
+        twin: _Trained | None = None
+        if not self.golden_decides and len(train_side) < len(everything) and len(train_side) > 1:
+            twin = self._train_one("twin", train_side, prefix, share=None)
+        # The refit knows every document, so validation has nothing honest to say about its weights: it takes the twin's.
+        served = self._train_one("served", everything, prefix, share=twin.share if twin else None)
+        details = {
+            "model_digest": served.digest,
+            "passage_prefix": prefix,
+            "twin_digest": twin.digest if twin else None,
+            "training_key": self.training_key,
+            "outcome": self._sentence(served, twin),
+            "trained": True,
+            "pairs": len(everything),
+            "validation_queries": len(self.validation.pairs),
+            "share": served.share,
+            "interpolation": (twin or served).interpolation,
+            "curve": asdict((twin or served).curve),
+            "seconds": round(served.curve.seconds + (twin.curve.seconds if twin else 0), 1),
+            "pairs_per_second": round(served.curve.pairs_per_second, 2),
+            "seen_sides": ["train", "test"],
+        }
+        with self.store.warehouse.write() as connection:
+            rows = [
+                {
+                    "model_digest": served.digest,
+                    "kind": "candidate",
+                    "training_key": self.training_key,
+                    "twin_digest": twin.digest if twin else None,
+                    "passage_prefix": prefix,
+                    "manifest": json.dumps(details),
+                    "created_at": index.now(),
+                }
+            ]
+            insert(connection, "models", rows)
+        for checkpoint in (self._checkpoint("twin"), self._checkpoint("served")):
+            checkpoint.unlink(missing_ok=True)
+        return details
+
+    def _choose_prefix(self) -> PassagePrefix:
+        chosen = self.settings.training.passage_prefix
+        if chosen != "auto":
+            return chosen
+        plain, headed = (
+            self.validation.score_cached(self.base_encoder, prefix, self.cache, without_headings=True)
+            for prefix in ("none", "heading_path")
+        )
+        if plain is None or headed is None:
+            return "none"
+        logger.info(
+            "validation nDCG@10 of the base: %.4f without headings, %.4f with headings before the text", plain, headed
+        )
+        return "heading_path" if headed - plain >= PREFIX_GAIN else "none"
+
+    def _train_one(self, role: str, pairs: Sequence[KeptPair], prefix: PassagePrefix, share: float | None) -> _Trained:
+        rows = training_rows(pairs, prefix, self.base_encoder, self.cache, self.settings.training.train_hard_negatives)
+
+        def validate(model: SentenceTransformer) -> float | None:
+            return self.validation.score(self._encoder(model), prefix) if share is None else None
+
+        model, curve = finetune(self.base.folder, rows, self.settings.training, self._checkpoint(role), validate)
+        chosen, tried = self._choose_share(model, prefix) if share is None else (share, [])
+        if chosen == 0:
+            return _Trained(self.base.digest, 0.0, tried, curve)
+        if share is not None and share != 1:
+            interpolate(model, _base_weights(self.base.folder), weights_of(model), share)
+        return _Trained(self._install(model, role, pairs, prefix, chosen, tried, curve), chosen, tried, curve)
+
+    def _choose_share(self, model: SentenceTransformer, prefix: PassagePrefix) -> tuple[float, list[dict[str, float]]]:
+        """Set the model to the interpolation that validation likes best; the base itself always competes."""
+        if not self.validation.usable:
+            return 1.0, []
+        base, tuned = _base_weights(self.base.folder), weights_of(model)
+        at_zero = self.validation.score_cached(self.base_encoder, prefix, self.cache) or 0.0
+        tried = [{"share": 0.0, "ndcg@10": at_zero}]
+        for share in sorted(self.settings.training.interpolation):
+            interpolate(model, base, tuned, share)
+            tried.append({"share": share, "ndcg@10": self.validation.score(self._encoder(model), prefix) or 0.0})
+            logger.info("share %.2f of the tuned weights: validation nDCG@10 %.4f", share, tried[-1]["ndcg@10"])
+        best = max(tried, key=lambda row: (row["ndcg@10"], row["share"]))
+        interpolate(model, base, tuned, best["share"])
+        return best["share"], tried
+
+    def _encoder(self, model: SentenceTransformer) -> Encoder:
+        return Encoder(Path(), "in training", self.settings.training.precision, model)
+
+    def _checkpoint(self, role: str) -> Path:
+        return self.store.work / "training" / f"{self.training_key[:16]}-{role}.pt"
+
+    def _install(
+        self,
+        model: SentenceTransformer,
+        role: str,
+        pairs: Sequence[KeptPair],
+        prefix: PassagePrefix,
+        share: float,
+        tried: list[dict[str, float]],
+        curve: Curve,
+    ) -> str:
+        saved = self.store.work / f"saved-{self.training_key[:16]}-{role}"
+        shutil.rmtree(saved, ignore_errors=True)
+        model.save_pretrained(str(saved), create_model_card=False, safe_serialization=True)
+        digest = model_digest(saved)
+        about = {
+            "model_digest": digest,
+            "kind": role,
+            "base_model": self.base.name,
+            "base_digest": self.base.digest,
+            "licence": self.base.licence,
+            "training_key": self.training_key,
+            "settings": self.settings.training.model_dump(mode="json"),
+            "passage_prefix": prefix,
+            "pairs": len(pairs),
+            "passages": len({pair.passage.chunk_id for pair in pairs}),
+            "origins": dict(Counter(pair.origin for pair in pairs).most_common()),
+            "share": share,
+            "interpolation": tried,
+            "epochs": curve.epochs,
+        }
+        extra = {"manifest.json": manifest_text(about), "README.md": model_card(about)}
+        models.install(self.store, digest, saved, functional_files(saved), extra)
+        shutil.rmtree(saved, ignore_errors=True)
+        return digest
+
+    def _sentence(self, served: _Trained, twin: _Trained | None) -> str:
+        if served.digest == self.base.digest:
+            return "validation prefers the base's own weights: the candidate is the base"
+        how = f"trained in {served.curve.seconds + (twin.curve.seconds if twin else 0):.0f} s"
+        return f"{how}, with a twin that never saw the test units" if twin else how
+
+
+def _base_weights(folder: Path) -> dict[str, Any]:
+    from acme_rag_pipeline.embedding.encoder import load_model
+
+    return weights_of(load_model(folder, "cpu"))
+
+
+def _golden_decides(store: Store) -> bool:
+    with store.warehouse.read() as connection:
+        rows = records(connection, "SELECT summary FROM stages WHERE stage = 'training_set'")
+    return bool(rows) and json.loads(rows[0]["summary"])["details"]["judged_by"] == "golden queries"
+
+
+def _trained_before(store: Store, training_key: str) -> dict[str, Any] | None:
+    with store.warehouse.read() as connection:
+        rows = records(connection, "SELECT manifest FROM models WHERE training_key = ?", [training_key])
+    known = json.loads(rows[0]["manifest"]) if rows else None
+    return known if known and models.model_folder(store, known["model_digest"]).exists() else None
+
+
+def _still_there(store: Store, result: StageResult) -> bool:
+    digest = result.details.get("model_digest")
+    return digest is None or models.model_folder(store, digest).exists()
+
+
+def _nothing_trained(outcome: str) -> dict[str, Any]:
+    return {"model_digest": None, "passage_prefix": "none", "twin_digest": None, "outcome": outcome, "trained": False}

@@ -1,0 +1,71 @@
+"""Validation during training: nDCG@10 on queries whose passages the model never trains on."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from acme_rag_pipeline.embedding.cache import EmbeddingCache
+from acme_rag_pipeline.embedding.encoder import Encoder
+from acme_rag_pipeline.store.passages import LivePassage, PassagePrefix
+from acme_rag_pipeline.training.rows import KeptPair
+
+# With fewer queries a choice between models would be a coin toss.
+MINIMUM_QUERIES = 20
+# Encoding the haystack is the cost of a validation; its size hardly moves the ranking of models.
+LARGEST_HAYSTACK = 2000
+# Methods whose queries are made of headings; they would always vote for showing the headings to the encoder.
+HEADING_METHODS = frozenset({"heading", "heading_pair", "faq"})
+
+
+class Validation:
+    """The validation queries and the passages they are searched in.
+
+    Args:
+        pairs: kept pairs of the validation side.
+        passages: all passages; a stable sample of them is searched when there are very many.
+    """
+
+    def __init__(self, pairs: Sequence[KeptPair], passages: Sequence[LivePassage]) -> None:
+        self.pairs = list(pairs)
+        own = {pair.passage.chunk_id for pair in pairs}
+        others = sorted(
+            (p for p in passages if p.chunk_id not in own), key=lambda p: hashlib.sha256(p.chunk_id.encode()).digest()
+        )
+        self.passages = [p for p in passages if p.chunk_id in own] + others[: max(0, LARGEST_HAYSTACK - len(own))]
+
+    @property
+    def usable(self) -> bool:
+        """Whether there are enough queries to choose by."""
+        return len(self.pairs) >= MINIMUM_QUERIES
+
+    def score(self, encoder: Encoder, prefix: PassagePrefix) -> float | None:
+        """Mean nDCG@10 of a model, or None with too few queries."""
+        if not self.usable:
+            return None
+        queries = encoder.encode_queries([pair.query for pair in self.pairs])
+        return self._ndcg(queries, encoder.encode_passages([p.rendered(prefix) for p in self.passages]), self.pairs)
+
+    def score_cached(
+        self, encoder: Encoder, prefix: PassagePrefix, cache: EmbeddingCache, *, without_headings: bool = False
+    ) -> float | None:
+        """The same for a model whose vectors are worth keeping, such as the base."""
+        pairs = [p for p in self.pairs if not (without_headings and p.method in HEADING_METHODS)]
+        if len(pairs) < MINIMUM_QUERIES:
+            return None
+        queries, _ = cache.queries(encoder, [pair.query for pair in pairs])
+        passages, _ = cache.passages(encoder, [p.rendered(prefix) for p in self.passages])
+        return self._ndcg(queries, passages, pairs)
+
+    def _ndcg(self, queries: np.ndarray, passages: np.ndarray, pairs: Sequence[KeptPair]) -> float:
+        groups = np.array([p.near_duplicate_group for p in self.passages])
+        scores = queries @ passages.T
+        gains = []
+        for line, pair in zip(scores, pairs, strict=True):
+            own = line[groups == pair.passage.near_duplicate_group].max()
+            # The rank of the best passage of the group: those that nearly repeat it are as good an answer.
+            rank = 1 + int((line > own).sum())
+            gains.append(1 / np.log2(rank + 1) if rank <= 10 else 0.0)
+        return float(np.mean(gains))

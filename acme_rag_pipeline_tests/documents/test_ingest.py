@@ -1,0 +1,279 @@
+"""The `documents` table follows the folder: only what changed is written, and nothing good is lost to a bad moment."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from acme_rag_pipeline.documents import state
+from acme_rag_pipeline.documents.ingest import ingest_documents
+from acme_rag_pipeline.documents.source import DocumentsFolderError
+from acme_rag_pipeline.documents.state import folder_state
+from acme_rag_pipeline.settings import Settings
+from acme_rag_pipeline.store.layout import Store
+from acme_rag_pipeline.store.stages import StageResult
+from acme_rag_pipeline.store.warehouse import Counts, records
+from acme_rag_pipeline_tests.conftest import LEAVE, files_of
+
+Ingest = Callable[..., StageResult]
+LONG_AGO = 1_600_000_000
+
+
+@pytest.fixture
+def ingest(documents: Path, store: Store, settings_for: Callable[..., Settings]) -> Ingest:
+    """Run the stage over the three documents; keyword arguments override settings."""
+    return lambda **given: ingest_documents(store, settings_for(**given))
+
+
+def rows(store: Store) -> dict[str, dict[str, Any]]:
+    with store.warehouse.read() as connection:
+        return {row["doc_path"]: row for row in records(connection, "SELECT * FROM documents")}
+
+
+def age(folder: Path) -> None:
+    """Give every file an old time stamp, so that it can be recognised by size and time stamp alone."""
+    for path in folder.rglob("*"):
+        os.utime(path, (LONG_AGO, LONG_AGO))
+
+
+def break_disk(monkeypatch: pytest.MonkeyPatch, path: Path) -> None:
+    """Permissions do not stop root, so the error of a failing disk is made where the file is opened."""
+    opened = os.open
+
+    def fail(name: Any, *rest: Any, **named: Any) -> int:
+        if Path(os.fsdecode(name)) == path:
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        return opened(name, *rest, **named)
+
+    monkeypatch.setattr(os, "open", fail)
+
+
+def test_the_first_run_reads_everything(ingest: Ingest, store: Store) -> None:
+    result = ingest()
+    assert result.counts == Counts(added=3)
+    assert not result.unchanged
+    found = rows(store)
+    leave = found["hr/leave.md"]
+    assert (leave["title"], leave["format"], leave["status"], leave["reason"]) == ("Leave", "markdown", "ok", None)
+    assert leave["text"] == LEAVE
+    assert leave["sha256"] == hashlib.sha256(LEAVE.encode()).hexdigest()
+    assert found["remote.txt"]["format"] == "text"
+    assert result.details["formats"] == {"markdown": 2, "text": 1}
+    assert (result.details["readable"], result.details["unreadable"], result.details["problems"]) == (3, 0, [])
+
+
+def test_nothing_changed_writes_nothing(ingest: Ingest, store: Store) -> None:
+    first = ingest()
+    before = files_of(store)
+    again = ingest()
+    assert again.unchanged
+    assert again.counts == Counts(reused=3)
+    assert again.data_version == first.data_version
+    assert files_of(store) == before
+
+
+@pytest.mark.parametrize("aged", [False, True])
+def test_a_touched_file_is_unchanged(ingest: Ingest, store: Store, documents: Path, aged: bool) -> None:
+    if aged:
+        age(documents)
+    first = ingest()
+    before = files_of(store)
+    os.utime(documents / "travel.md", (LONG_AGO + 9, LONG_AGO + 9))
+    (documents / "remote.txt").touch()
+    shutil.copy(documents / "hr/leave.md", documents / "hr/copy")
+    (documents / "hr/copy").replace(documents / "hr/leave.md")
+    again = ingest()
+    assert again.unchanged
+    assert (again.data_version, again.details) == (first.data_version, first.details)
+    assert files_of(store) == before
+
+
+def test_an_edit_and_its_revert(ingest: Ingest, store: Store, documents: Path) -> None:
+    first = ingest()
+    before = rows(store)
+    (documents / "hr/leave.md").write_text(LEAVE.replace("27 FLEX", "28 FLEX"), encoding="utf-8")
+    edited = ingest()
+    assert edited.counts == Counts(changed=1, reused=2)
+    assert edited.data_version != first.data_version
+    after = rows(store)
+    assert "28 FLEX days" in after["hr/leave.md"]["text"]
+    assert [name for name in after if after[name] != before[name]] == ["hr/leave.md"]
+    (documents / "hr/leave.md").write_text(LEAVE, encoding="utf-8")
+    reverted = ingest()
+    assert reverted.counts == Counts(changed=1, reused=2)
+    assert (reverted.data_version, reverted.details) == (first.data_version, first.details)
+
+
+def test_an_edit_of_equal_size_and_time_stamp_right_after_a_run_is_seen(
+    ingest: Ingest, store: Store, documents: Path
+) -> None:
+    path = documents / "hr/leave.md"
+    ingest()
+    stamp = path.stat().st_mtime_ns
+    path.write_text(LEAVE.replace("27 FLEX", "28 FLEX"), encoding="utf-8")
+    os.utime(path, ns=(stamp, stamp))
+    assert ingest().counts == Counts(changed=1, reused=2)
+    assert "28 FLEX days" in rows(store)["hr/leave.md"]["text"]
+
+
+def test_a_file_with_an_old_time_stamp_is_not_read_again(
+    ingest: Ingest, documents: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    age(documents)
+    first = ingest()
+    break_disk(monkeypatch, documents / "travel.md")
+    assert ingest().data_version == first.data_version
+
+
+def test_a_deleted_file_leaves_a_tombstone_and_may_come_back(ingest: Ingest, store: Store, documents: Path) -> None:
+    first = ingest()
+    content = (documents / "travel.md").read_bytes()
+    (documents / "travel.md").unlink()
+    assert ingest().counts == Counts(removed=1, reused=2)
+    gone = rows(store)["travel.md"]
+    assert (gone["status"], gone["text"], gone["reason"]) == ("deleted", None, "the file is gone")
+    before = files_of(store)
+    assert ingest().unchanged
+    assert files_of(store) == before
+    (documents / "travel.md").write_bytes(content)
+    back = ingest()
+    assert back.counts == Counts(added=1, reused=2)
+    assert back.data_version == first.data_version
+    assert rows(store)["travel.md"]["text"] == content.decode()
+
+
+def test_a_rename_is_a_removal_and_an_addition(ingest: Ingest, store: Store, documents: Path) -> None:
+    ingest()
+    text = rows(store)["travel.md"]["text"]
+    (documents / "travel.md").rename(documents / "hr/trips.md")
+    assert ingest().counts == Counts(added=1, removed=1, reused=2)
+    found = rows(store)
+    assert (found["hr/trips.md"]["text"], found["travel.md"]["status"]) == (text, "deleted")
+
+
+def test_broken_files_have_a_reason_and_do_not_stop_the_others(ingest: Ingest, store: Store, documents: Path) -> None:
+    (documents / "broken.pdf").write_bytes(b"%PDF-1.7 not really")
+    (documents / "latin.md").write_bytes(b"caf\xe9")
+    (documents / "sheet.xlsx").write_bytes(b"PK")
+    (documents / "link.md").symlink_to("/etc/hostname")
+    (documents / "large.md").write_bytes(b"x" * 20_000)
+    os.mkfifo(documents / "pipe.md")
+    result = ingest(document={"max_megabytes": 0.01})
+    assert (result.details["readable"], result.details["unreadable"]) == (3, 6)
+    reasons = {problem["doc_path"]: problem["reason"] for problem in result.details["problems"]}
+    assert reasons.keys() == {"broken.pdf", "latin.md", "sheet.xlsx", "link.md", "large.md", "pipe.md"}
+    assert "not UTF-8 (byte offset 3)" in reasons["latin.md"]
+    assert "no parser for .xlsx files" in reasons["sheet.xlsx"]
+    assert "0.02 MB, the limit is 0.01 MB" in reasons["large.md"]
+    assert reasons["link.md"] == "link leads out of the documents folder"
+    found = rows(store)
+    assert {found[name]["status"] for name in reasons} == {"unreadable"}
+    assert {found[name]["text"] for name in reasons} == {None}
+    assert ingest(document={"max_megabytes": 0.01}).unchanged
+
+
+def test_a_file_that_becomes_broken_loses_its_text_and_gets_it_back(
+    ingest: Ingest, store: Store, documents: Path
+) -> None:
+    first = ingest()
+    (documents / "hr/leave.md").write_bytes(b"\x89PNG\0\0")
+    assert ingest().counts == Counts(changed=1, reused=2)
+    assert rows(store)["hr/leave.md"]["text"] is None
+    (documents / "hr/leave.md").write_text(LEAVE, encoding="utf-8")
+    assert ingest().data_version == first.data_version
+
+
+def test_a_failing_disk_keeps_the_last_good_version(
+    ingest: Ingest,
+    store: Store,
+    documents: Path,
+    settings_for: Callable[..., Settings],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    first = ingest()
+    (documents / "new.md").write_text("# New", encoding="utf-8")
+    with monkeypatch.context() as failing:
+        break_disk(failing, documents / "hr/leave.md")
+        failing.setattr(state, "_HASHES", {})  # a sensor in a process of its own
+        result = ingest()
+        assert result.counts == Counts(added=1, changed=1, reused=2)
+        kept = rows(store)["hr/leave.md"]
+        assert (kept["status"], kept["text"], kept["title"]) == ("unreadable", LEAVE, "Leave")
+        assert kept["reason"] == "cannot be read today (input/output error); its last good version stays in use"
+        assert folder_state(settings_for()) == result.details["sources"]
+        before = files_of(store)
+        assert ingest().unchanged
+        assert files_of(store) == before
+        # Another size, still unreadable: the sensor sees another state, so the stage has to report it too.
+        with (documents / "hr/leave.md").open("a", encoding="utf-8") as file:
+            file.write("\nMore.\n")
+        assert folder_state(settings_for()) == ingest().details["sources"]
+    (documents / "hr/leave.md").write_text(LEAVE, encoding="utf-8")
+    (documents / "new.md").unlink()
+    healed = ingest()
+    assert healed.data_version == first.data_version
+    assert rows(store)["hr/leave.md"]["status"] == "ok"
+
+
+def test_a_new_file_on_a_failing_disk_has_only_a_reason(
+    ingest: Ingest, store: Store, documents: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    break_disk(monkeypatch, documents / "travel.md")
+    assert ingest().details["problems"] == [{"doc_path": "travel.md", "reason": "input/output error"}]
+    assert rows(store)["travel.md"]["text"] is None
+
+
+@pytest.mark.parametrize("how", ["empty", "missing"])
+def test_an_empty_or_missing_folder_deletes_nothing(ingest: Ingest, store: Store, documents: Path, how: str) -> None:
+    ingest()
+    before = files_of(store)
+    shutil.rmtree(documents)
+    if how == "empty":
+        documents.mkdir()
+    with pytest.raises(DocumentsFolderError, match=r"^ACME_RAG_DOCUMENTS: "):
+        ingest()
+    assert files_of(store) == before
+
+
+def test_an_empty_folder_and_an_empty_store_are_fine(ingest: Ingest, documents: Path) -> None:
+    shutil.rmtree(documents)
+    documents.mkdir()
+    assert ingest().counts == Counts()
+
+
+def test_a_sub_folder_that_cannot_be_listed_deletes_nothing(
+    ingest: Ingest, store: Store, documents: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ingest()
+    before = files_of(store)
+    listed = os.scandir
+
+    def fail(path: Any) -> Any:
+        if Path(path) == documents / "hr":
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", fail)
+    with pytest.raises(DocumentsFolderError, match="hr cannot be listed"):
+        ingest()
+    monkeypatch.undo()
+    assert files_of(store) == before
+
+
+def test_the_sensor_sees_the_state_that_the_stage_reports(
+    ingest: Ingest, documents: Path, settings_for: Callable[..., Settings]
+) -> None:
+    (documents / "bad.pdf").write_bytes(b"%PDF-")
+    (documents / "broken.md").symlink_to("gone.md")
+    assert folder_state(settings_for()) == ingest().details["sources"]
+    (documents / "travel.md").write_text(f"# Travel {time.time_ns()}", encoding="utf-8")
+    changed = folder_state(settings_for())
+    assert changed == ingest().details["sources"]

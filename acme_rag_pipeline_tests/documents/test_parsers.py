@@ -1,0 +1,297 @@
+"""Every format from real bytes, and every way in which a file can be unreadable."""
+
+from __future__ import annotations
+
+import io
+import logging
+import re
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from acme_rag_pipeline.documents import parsers
+from acme_rag_pipeline.documents.parsers import Unreadable, parse, parser_for, supported_suffixes
+from acme_rag_pipeline_tests.conftest import PROJECT
+
+SHIPPED = PROJECT / "data/documents"
+DOCUMENT_XML = """<?xml version="1.0" encoding="UTF-8"?>
+<w:document xmlns:w="http://schemas.openxmlformats.org/wordprocessingml/2006/main"><w:body>
+<w:p><w:pPr><w:pStyle w:val="Heading1"/></w:pPr><w:r><w:t>Gift policy</w:t></w:r></w:p>
+<w:p><w:r><w:t>Gifts up to 75 euros need no form_name.</w:t></w:r></w:p>
+<w:tbl><w:tr><w:tc><w:p><w:r><w:t>Gift</w:t></w:r></w:p></w:tc><w:tc><w:p><w:r><w:t>Limit</w:t></w:r></w:p></w:tc></w:tr>
+<w:tr><w:tc><w:p><w:r><w:t>Meal</w:t></w:r></w:p></w:tc><w:tc><w:p><w:r><w:t>60</w:t></w:r></w:p></w:tc></w:tr></w:tbl>
+</w:body></w:document>"""
+STYLES_XML = """<?xml version="1.0" encoding="UTF-8"?>
+<w:styles xmlns:w="http://schemas.openxmlformats.org/wordprocessingml/2006/main">
+<w:style w:type="paragraph" w:styleId="Heading1"><w:name w:val="heading 1"/></w:style></w:styles>"""
+TYPES_XML = """<?xml version="1.0" encoding="UTF-8"?>
+<Types xmlns="http://schemas.openxmlformats.org/package/2006/content-types">
+<Default Extension="xml" ContentType="application/xml"/></Types>"""
+RELS_XML = """<?xml version="1.0" encoding="UTF-8"?>
+<Relationships xmlns="http://schemas.openxmlformats.org/package/2006/relationships"><Relationship Id="r1"
+Type="http://schemas.openxmlformats.org/officeDocument/2006/relationships/officeDocument" Target="word/document.xml"/>
+</Relationships>"""
+
+
+def docx(document: str = DOCUMENT_XML, **more: bytes) -> bytes:
+    """A minimal Word file."""
+    files = {"[Content_Types].xml": TYPES_XML, "_rels/.rels": RELS_XML, "word/document.xml": document}
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in (files | {"word/styles.xml": STYLES_XML} | more).items():
+            archive.writestr(name, content)
+    return buffer.getvalue()
+
+
+def pdf(*pages: list[str]) -> bytes:
+    """A minimal PDF with one text line for each string."""
+    kids = " ".join(f"{4 + 2 * at} 0 R" for at in range(len(pages)))
+    objects = [
+        "<< /Type /Catalog /Pages 2 0 R >>",
+        f"<< /Type /Pages /Kids [{kids}] /Count {len(pages)} >>",
+        "<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>",
+    ]
+    for at, lines in enumerate(pages):
+        shown = "".join(f"({line}) Tj 0 -14 Td " for line in lines)
+        content = f"BT /F1 10 Tf 50 800 Td {shown}ET"
+        objects.append(
+            f"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 600 850] /Contents {5 + 2 * at} 0 R "
+            "/Resources << /Font << /F1 3 0 R >> >> >>"
+        )
+        objects.append(f"<< /Length {len(content)} >>\nstream\n{content}\nendstream")
+    data, offsets = b"%PDF-1.4\n", []
+    for number, body in enumerate(objects, 1):
+        offsets.append(len(data))
+        data += f"{number} 0 obj\n{body}\nendobj\n".encode("latin-1")
+    table = "".join(f"{offset:010d} 00000 n \n" for offset in offsets)
+    trailer = f"trailer << /Size {len(objects) + 1} /Root 1 0 R >>\nstartxref\n{len(data)}\n%%EOF"
+    return data + f"xref\n0 {len(objects) + 1}\n0000000000 65535 f \n{table}{trailer}".encode()
+
+
+def refusal(doc_path: str, data: bytes) -> str:
+    with pytest.raises(Unreadable) as caught:
+        parse(doc_path, data)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("suffix", [".md", ".markdown", ".mdx", ".txt", ".rst", ".adoc", ".log", ".text", ".MD"])
+@settings(max_examples=15, deadline=None)
+@given(text=st.text(min_size=1))
+def test_markdown_and_text_are_taken_character_for_character(suffix: str, text: str) -> None:
+    text = f"Text.\r\n{text}\r{text}\x85\u2028 \t"
+    assume("\0" not in text and len(parsers._CONTROL.findall(text)) <= 0.05 * len(text))
+    assert parse(f"a{suffix}", text.encode("utf-8")).text == text
+
+
+def test_a_byte_order_mark_and_the_colours_of_a_log_stay() -> None:
+    text = "\ufeff# Title\r\n\x1b[31mred\x1b[0m\r\n"
+    assert parse("a.log", text.encode("utf-8")).text == text
+    assert parse("a.md", text.encode("utf-8")).title == "Title"
+
+
+@settings(max_examples=90, deadline=None)
+@given(suffix=st.sampled_from([*supported_suffixes(), ".xyz", ""]), data=st.binary(max_size=400))
+def test_random_bytes_raise_nothing_but_unreadable(suffix: str, data: bytes) -> None:
+    try:
+        parsed = parse(f"folder/a{suffix}", data)
+    except Unreadable as refused:
+        shown = str(refused)
+    else:
+        parsed.text.encode("utf-8")
+        shown = parsed.title
+    assert shown
+    assert "\n" not in shown
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    kind=st.sampled_from(["pdf", "docx"]),
+    cut=st.floats(0, 1),
+    noise=st.lists(st.tuples(st.floats(0, 0.999), st.integers(0, 255)), max_size=6),
+)
+def test_damaged_files_raise_nothing_but_unreadable(kind: str, cut: float, noise: list[tuple[float, int]]) -> None:
+    data = bytearray(docx() if kind == "docx" else pdf(["Hello there", "good people"], ["second page"]))
+    for place, value in noise:
+        data[int(place * len(data))] = value
+    if cut < 0.5:
+        del data[int(cut * 2 * len(data)) :]
+    try:
+        text = parse(f"a.{kind}", bytes(data)).text
+    except Unreadable as refused:
+        text = str(refused)
+    assert text.strip()
+
+
+@pytest.mark.parametrize(
+    ("doc_path", "data", "reason"),
+    [
+        ("a.md", b"", "empty"),
+        ("a.md", b" \n\t ", "empty"),
+        ("a.md", "\ufeff \n".encode(), "no text"),
+        ("a.txt", b"abc\0def", "NUL byte at offset 3"),
+        ("a.txt", b"\x01\x02\x03abc", "control characters"),
+        ("a.txt", b"caf\xe9 au lait", r"not UTF-8 \(byte offset 3\); save the file as UTF-8"),
+        ("a.md", "text".encode("utf-16"), "UTF-16; save it as UTF-8"),
+        ("a.xyz", b"abc", "no parser for .xyz files"),
+        ("folder.d/README", b"abc", "no suffix"),
+        ("a.html", b"<html><script>1</script><nav>x</nav></html>", "no text"),
+        ("a.html", b"<div>" * 5_000 + b"x", "deeply nested"),
+        ("a.docx", bytes.fromhex("d0cf11e0a1b11ae1") + b"\1" * 600, "encrypted.*without a password"),
+        ("a.docx", b"PK\3\4 cut off", "damaged"),
+        ("a.docx", docx("<w:document"), "damaged"),
+        ("a.pdf", b"%PDF-1.7\nnothing", "damaged"),
+        ("a.pdf", pdf([]), "no text layer"),
+    ],
+)
+def test_the_reason_says_what_is_wrong(doc_path: str, data: bytes, reason: str) -> None:
+    message = refusal(doc_path, data)
+    assert re.search(reason, message), message
+
+
+def test_an_encrypted_pdf_is_refused_and_one_with_an_owner_password_is_read() -> None:
+    from pypdf import PdfReader, PdfWriter
+
+    for user_password in ("secret", ""):
+        writer = PdfWriter(clone_from=PdfReader(io.BytesIO(pdf(["Top secret plans"]))))
+        writer.encrypt(user_password, owner_password="owner", algorithm="RC4-128")
+        buffer = io.BytesIO()
+        writer.write(buffer)
+        if user_password:
+            assert refusal("a.pdf", buffer.getvalue()) == "the PDF is encrypted; save a copy without a password"
+        else:
+            assert parse("a.pdf", buffer.getvalue()).text == "Top secret plans\n"
+
+
+def test_a_zip_bomb_is_not_unpacked(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = docx(**{"word/media/zeros.bin": bytes(30_000_000)})
+    assert len(data) < 100_000
+    monkeypatch.setattr(parsers, "MAX_UNPACKED_BYTES", 20_000_000)
+    assert refusal("a.docx", data).startswith("unpacks to 30 MB, the limit is 20 MB")
+
+
+@pytest.mark.parametrize(
+    ("library", "doc_path", "data", "extra"),
+    [("pypdf", "a.pdf", pdf(["x"]), "[pdf]"), ("mammoth", "a.docx", docx(), "[office]")],
+)
+def test_a_missing_extra_is_named(
+    library: str, doc_path: str, data: bytes, extra: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, library, None)  # what Python itself does to forbid an import
+    assert f"install acme-rag-pipeline{extra}" in refusal(doc_path, data)
+
+
+def test_the_libraries_stay_silent(capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    broken = pdf(["Readable in spite of it"]).replace(b"startxref\n", b"startxref\n9")
+    assert "Readable" in parse("a.pdf", broken).text
+    parse("a.html", b"<p>https://example.com/a.html")
+    parse("a.xhtml", b'<?xml version="1.0"?><html><body>x</body></html>')
+    refusal("a.pdf", b"%PDF-1.4 nothing")
+    captured = capfd.readouterr()
+    assert (captured.out, captured.err, caplog.records) == ("", "", [])
+
+
+def test_pdf_lines_become_paragraphs() -> None:
+    wrapped = [
+        "Travel Safety",
+        "In danger, call the local emergency number first and then call the assist-",
+        "ance line, which answers day and night in all of the languages that our",
+        "colleagues speak and can send a doctor.",
+        "City Limit",
+        "Leeds 140",
+        "1. After one hour the application sends you a message to which you have to",
+        "answer at once.",
+        "2. After two hours the assistance line phones you.",
+        "The traveller assistance pays a hospital deposit or books a flight home for the",
+        "1",
+    ]
+    parsed = parse("a/travel-safety.pdf", pdf(wrapped, ["traveller, as far as that is possible on the day.", "2 / 2"]))
+    assert parsed.text == (
+        "Travel Safety\n\n"
+        "In danger, call the local emergency number first and then call the assistance line, which answers day and "
+        "night in all of the languages that our colleagues speak and can send a doctor.\n\n"
+        "City Limit\nLeeds 140\n"
+        "1. After one hour the application sends you a message to which you have to answer at once.\n"
+        "2. After two hours the assistance line phones you.\n\n"
+        "The traveller assistance pays a hospital deposit or books a flight home for the traveller, as far as that is "
+        "possible on the day.\n"
+    )
+    assert (parsed.title, parsed.format, parsed.parser) == ("Travel Safety", "pdf", "pdf-1")
+
+
+def test_a_hyphen_that_belongs_to_the_word_stays() -> None:
+    lines = [
+        "Holders of a work-pass are covered.",
+        "The plan also covers everybody who stays in the country on a work-",
+    ]
+    assert "on a work-pass today." in parse("a.pdf", pdf([*lines, "pass today."])).text
+
+
+def test_docx_keeps_headings_and_tables() -> None:
+    parsed = parse("a.docx", docx())
+    assert parsed.text == (
+        "# Gift policy\n\nGifts up to 75 euros need no form_name.\n\n| Gift | Limit |\n| --- | --- |\n| Meal | 60 |\n"
+    )
+    assert (parsed.title, parsed.format, parsed.parser) == ("Gift policy", "docx", "docx-1")
+
+
+def test_html_becomes_plain_markdown() -> None:
+    page = (
+        '<html><head><meta charset="iso-8859-1"><title>Page title</title><style>p{}</style></head><body><nav>menu</nav>'
+        "<!-- hidden --><h2>Caf\xe9</h2><p>snake_case 2*3 1. x</p>\n\n\n\n<ul><li>a<ul><li>b</li></ul></li></ul>"
+        '<img src="data:image/png;base64,AAAA" alt="a picture"><script>x</script><template>y</template>'
+        "<table><tr><th>A</th></tr><tr><td>1</td></tr></table></body></html>"
+    )
+    parsed = parse("a.html", page.encode("latin-1"))
+    assert parsed.text == ("## Café\n\nsnake_case 2*3 1. x\n\n- a\n  - b\n\na picture\n\n| A |\n| --- |\n| 1 |\n")
+    assert parsed.title == "Café"
+
+
+@pytest.mark.parametrize(
+    ("doc_path", "text", "title"),
+    [
+        ("a.md", '---\nowner: x\ntitle: "FLEX: days" # note\n---\n# Other', "FLEX: days"),
+        ("a.md", "---\r\ntitle: FLEX\r\n---\r\n", "FLEX"),
+        ("a.md", "```\n# code\n```\n## **Second** [level](http://x) ##\n", "Second level"),
+        ("a.md", "### Third\n\nSetext\n---\n", "Setext"),
+        ("a.md", "| a |\n|---|\n\n- item\n---\n", "A"),
+        ("a.rst", "=====\nGuide\n=====\n", "Guide"),
+        ("hr/leave_of-absence.txt", "no heading", "Leave of absence"),
+        ("a.html", "<title> The \n page </title><p>x", "The page"),
+        ("my-page.html", "<p>x", "My page"),
+    ],
+)
+def test_titles(doc_path: str, text: str, title: str) -> None:
+    assert parse(doc_path, text.encode("utf-8")).title == title
+
+
+def test_hostile_titles_cost_no_time() -> None:
+    for line in ("# x" + " " * 500_000 + "y", "# " + "[" * 500_000, "#" + " " * 500_000):
+        parse("a.md", line.encode("utf-8"))
+
+
+def test_every_suffix_has_a_versioned_parser() -> None:
+    assert set(supported_suffixes()) >= {".md", ".txt", ".html", ".pdf", ".docx"}
+    assert parser_for("x/A.MD") == "markdown-1"
+    assert all((parser_for(f"a{suffix}") or "").endswith("-1") for suffix in supported_suffixes())
+    assert parser_for("a.xyz") is None
+    assert parser_for("a") is None
+
+
+@pytest.mark.parametrize(
+    ("name", "quotes"),
+    [
+        ("benefits/retirement-plans.pdf", ["Acme matches 100 percent of the first 4 percent of pay", "(Benefits)"]),
+        ("leave/leave-faq.html", ["\n### Why does my balance show hours?\n", "| I have the flu | Mend days |"]),
+        ("handbook/code-of-conduct.docx", ["\n## 3. Gifts and hospitality\n", "| Meal | up to EUR 60 |"]),
+    ],
+)
+def test_shipped_documents_read_well(name: str, quotes: list[str]) -> None:
+    text = parse(name, Path(SHIPPED / name).read_bytes()).text
+    assert [quote for quote in quotes if quote not in text] == []
+    assert "\ufb01" not in text
+    assert "\n\n\n" not in text

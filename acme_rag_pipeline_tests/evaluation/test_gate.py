@@ -1,0 +1,318 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from functools import partial
+
+import numpy as np
+import pytest
+
+from acme_rag_pipeline.evaluation.comparison import compare, compare_segments
+from acme_rag_pipeline.evaluation.gate import (
+    CANNOT_TELL,
+    NOT_BETTER,
+    PROMOTED,
+    ArmScores,
+    Decision,
+    GateSettings,
+    decide,
+)
+from benchmarks.gate_simulation import gaussian, promoted_share, ranks
+
+SETTINGS = GateSettings()
+
+
+class Judged:
+    """Scores of 'base' on clustered questions, and challengers that differ from it by a stated mean and spread."""
+
+    def __init__(self, queries: int = 200, units: int = 50, seed: int = 0) -> None:
+        self.rng = np.random.default_rng(seed)
+        self.ids = [f"q{i:03d}" for i in range(queries)]
+        self.units = {i: f"doc{n % units:03d}" for n, i in enumerate(self.ids)}
+        self.base = ArmScores("base", dict.fromkeys(self.ids, 0.5))
+
+    def arm(self, name: str, gain: float, spread: float = 0.05, **segment_gains: float) -> ArmScores:
+        """An arm with an exact mean gain; ``segment_gains`` sets it for questions of a style instead."""
+        noise = self.rng.normal(0, spread, len(self.ids))
+        values = 0.5 + gain + noise - noise.mean()
+        scores = dict(zip(self.ids, values.tolist(), strict=True))
+        for style, own in segment_gains.items():
+            members = [i for i in self.ids if self.style[i] == style]
+            shift = own - np.mean([scores[i] - 0.5 for i in members])
+            scores |= {i: scores[i] + float(shift) for i in members}
+        return ArmScores(name, scores)
+
+    @property
+    def style(self) -> dict[str, str]:
+        return {i: "keywords" if n % 4 == 0 else "question" for n, i in enumerate(self.ids)}
+
+    def decide(
+        self, *challengers: ArmScores, segments: Mapping[str, Mapping[str, str]] | None = None, **options: object
+    ) -> Decision:
+        arguments: dict = {"settings": SETTINGS, "evidence_kind": "golden", **options}
+        return decide(self.base, challengers, self.units, segments or {}, **arguments)
+
+
+def allowed(repetitions: int, rate: float = 0.025) -> float:
+    """2.5 % and three standard errors of a share estimated from so many decisions."""
+    return rate + 3 * math.sqrt(rate * (1 - rate) / repetitions)
+
+
+@pytest.mark.parametrize("units", [5, 12, 40, 100])
+def test_equal_challengers_are_rarely_promoted(units: int) -> None:
+    """Three challengers without a true difference, clustered questions: at most 2.5 % promotions (see ``allowed``)."""
+    repetitions = 75
+    share = np.mean(
+        [
+            promoted_share(ranks, units, 3, repetitions, seed=1),
+            promoted_share(partial(gaussian, spread=0.3, correlation=0.3), units, 3, repetitions, seed=1),
+        ]
+    )
+    assert share <= allowed(2 * repetitions)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("units", [5, 12, 40, 100])
+@pytest.mark.parametrize(
+    "draw",
+    [ranks, *(partial(gaussian, spread=0.3, correlation=r) for r in (0.0, 0.3, 0.8))],
+    ids=["ranks", "r=0", "r=0.3", "r=0.8"],
+)
+def test_equal_challengers_are_rarely_promoted_in_many_repetitions(units: int, draw: object) -> None:
+    """As above with 1,000 decisions: the tolerance above 2.5 % is 1.5 points."""
+    assert promoted_share(draw, units, 3, 1000, seed=2) <= allowed(1000)
+
+
+def test_a_real_gain_is_seen_with_the_stated_power() -> None:
+    """Spread 0.2, correlation 0.3 over 100 units: benchmarks/gate_simulation.py promotes 79 % of gains of 0.05."""
+    share = promoted_share(partial(gaussian, spread=0.2, correlation=0.3, gain=0.05), 100, 1, 100, seed=3)
+    assert share >= 0.65
+
+
+def test_a_clear_gain_is_promoted_and_said_with_numbers() -> None:
+    judged = Judged()
+    decision = judged.decide(judged.arm("tuned", 0.05), segments={"style": judged.style}, unit_noun="documents")
+
+    assert (decision.verdict, decision.winner) == (PROMOTED, "tuned")
+    (row,) = decision.comparisons
+    assert row.difference == pytest.approx(0.05)
+    assert 0 < row.low < row.difference < row.high
+    assert row.relative_gain == pytest.approx(0.1)
+    assert (row.queries, row.units, decision.units) == (200, 50, 50)
+    assert (
+        "tuned replaces base: search quality (nDCG@10) rises from 0.500 to 0.550 (+0.050, +10.0 %)" in decision.reason
+    )
+    assert "200 questions over 50 documents" in decision.reason
+    assert "95 % confidence" in decision.reason
+    assert "no group of questions gets clearly worse" in decision.reason
+
+
+def test_no_gain_is_not_better() -> None:
+    judged = Judged()
+    worse = judged.decide(judged.arm("tuned", -0.02), judged.arm("other", -0.01))
+    tiny = judged.decide(judged.arm("tuned", 0.001, spread=0.02))
+    same = judged.decide(ArmScores("twin", judged.base.ndcg))
+
+    assert [d.verdict for d in (worse, tiny, same)] == [NOT_BETTER] * 3
+    assert "base stays: no candidate scores higher. With the best, other," in worse.reason
+    assert "less than the 0.01 that a change must bring" in tiny.reason
+    assert "exactly as well" in same.reason
+    assert all("With 200 questions over 50 units a gain below" in d.reason for d in (worse, tiny, same))
+
+
+def test_an_uncertain_gain_cannot_be_told_and_the_power_is_said() -> None:
+    judged = Judged(queries=97, units=37)
+    decision = judged.decide(judged.arm("tuned", 0.03, spread=0.3), unit_noun="documents")
+
+    assert (decision.verdict, decision.winner) == (CANNOT_TELL, None)
+    assert decision.detectable_gain is not None
+    assert 0.05 < decision.detectable_gain < 0.15
+    assert (
+        f"With 97 questions over 37 documents a gain below {decision.detectable_gain:.2g} cannot be seen."
+        in decision.reason
+    )
+    assert "may be chance" in decision.reason
+
+
+def test_a_real_but_small_gain_is_not_promoted() -> None:
+    judged = Judged()
+    decision = judged.decide(judged.arm("tuned", 0.008, spread=0.03))
+
+    assert decision.comparisons[0].significant
+    assert decision.verdict == CANNOT_TELL
+    assert "real but less than the 0.01" in decision.reason
+
+
+def test_a_falling_segment_blocks_and_is_named() -> None:
+    judged = Judged()
+    arm = judged.arm("tuned", 0.05, keywords=-0.06)
+    decision = judged.decide(arm, segments={"style": judged.style})
+
+    assert decision.verdict == "kept: segment style=keywords falls"
+    assert decision.winner is None
+    assert "falls from 0.500 to 0.440 (-0.060) on the 50 questions with style keywords" in decision.reason
+    assert "cannot be seen" in decision.reason
+    assert {row.value: row.falls for row in decision.segments} == {"keywords": True, "question": False}
+
+
+@pytest.mark.parametrize(
+    ("fall", "settings"),
+    [(-0.02, SETTINGS), (-0.06, GateSettings(segment_minimum_queries=51)), (-0.06, GateSettings(segment_margin=0.1))],
+    ids=["within the margin", "too few questions", "wider margin"],
+)
+def test_small_falls_and_small_segments_do_not_block(fall: float, settings: GateSettings) -> None:
+    judged = Judged()
+    decision = judged.decide(
+        judged.arm("tuned", 0.05, keywords=fall), segments={"style": judged.style}, settings=settings
+    )
+
+    assert decision.verdict == PROMOTED
+
+
+def test_a_segment_that_is_a_single_unit_is_still_guarded() -> None:
+    judged = Judged()
+    judged.units |= {i: "docs/legal" for i in judged.ids if judged.style[i] == "keywords"}
+    arm = judged.arm("tuned", 0.05, keywords=-0.1)
+    rows = compare_segments(judged.base, arm, judged.units, {"folder": judged.style}, SETTINGS)
+
+    assert {(row.value, row.units, row.falls) for row in rows} == {("keywords", 1, True), ("question", 50, False)}
+
+
+def test_segments_are_adjusted_for_their_number() -> None:
+    judged = Judged()
+    arm = judged.arm("tuned", 0.0, spread=0.3)
+    alone = {"style": judged.style}
+    kinds = {f"kind{n}": {i: str((n + m) % 5) for m, i in enumerate(judged.ids)} for n in range(8)}
+    few = {row.value: row.p_value for row in compare_segments(judged.base, arm, judged.units, alone, SETTINGS)}
+    rows = compare_segments(judged.base, arm, judged.units, alone | kinds, SETTINGS)
+    many = {row.value: row.p_value for row in rows if row.kind == "style"}
+
+    assert len(rows) == 42
+    assert all(row.p_value is not None and 0 <= row.p_value <= 1 for row in rows)
+    assert all(many[value] >= few[value] for value in few)
+    assert many != few
+
+
+def test_the_largest_gain_wins_but_a_simpler_recipe_wins_a_near_tie() -> None:
+    judged = Judged()
+    near = judged.decide(judged.arm("simple", 0.0495), judged.arm("fused", 0.05))
+    far = judged.decide(judged.arm("simple", 0.04), judged.arm("fused", 0.05))
+
+    assert near.winner == "simple"
+    assert "fused gains only 0.0005 more, so the simpler recipe is preferred" in near.reason
+    assert far.winner == "fused"
+
+
+def test_a_challenger_without_a_fall_wins_over_a_better_one_with_it() -> None:
+    judged = Judged()
+    decision = judged.decide(
+        judged.arm("steady", 0.03), judged.arm("bold", 0.09, keywords=-0.06), segments={"style": judged.style}
+    )
+
+    assert decision.winner == "steady"
+    assert "bold gains more" in decision.reason
+    assert "falls on style keywords" in decision.reason
+
+
+def test_challengers_are_adjusted_for_their_number_by_holm() -> None:
+    judged = Judged(queries=80, units=40)
+    arm = judged.arm("tuned", 0.03, spread=0.1)
+    alone = compare(judged.base, [arm], judged.units, SETTINGS)[0]
+    useless = [judged.arm(f"useless{i}", 0.0, spread=0.2) for i in range(5)]
+    first = compare(judged.base, [*useless, arm], judged.units, SETTINGS)
+    good = [judged.arm(f"good{i}", 0.2) for i in range(5)]
+    last = compare(judged.base, [*good, arm], judged.units, SETTINGS)[-1]
+
+    stopped = compare(judged.base, [*useless, good[0]], judged.units, SETTINGS)
+
+    assert alone.level == pytest.approx(0.95)
+    assert [row.level for row in stopped] == pytest.approx([*[1 - 0.05 / 5] * 5, 1 - 0.05 / 6])
+    assert first[-1].level == pytest.approx(1 - 0.05 / 6)
+    assert first[-1].low < alone.low
+    assert last.level == pytest.approx(0.95)
+    assert (last.low, last.high) == pytest.approx((alone.low, alone.high))
+    assert [row.arm for row in first] == [*(u.arm for u in useless), "tuned"]
+
+
+@pytest.mark.parametrize(("units", "challengers", "needed"), [(5, 1, 6), (6, 3, 7), (1, 1, 6)])
+def test_too_few_units_cannot_tell_however_large_the_gain(units: int, challengers: int, needed: int) -> None:
+    judged = Judged(queries=60, units=units)
+    decision = judged.decide(*(judged.arm(f"tuned{i}", 0.4) for i in range(challengers)))
+
+    assert (decision.verdict, decision.detectable_gain) == (CANNOT_TELL, None)
+    assert f"60 questions over {units} units no gain, however large, can be told from chance" in decision.reason
+    assert f"at least {needed} units are needed" in decision.reason
+    assert all(math.isfinite(row.low) and math.isfinite(row.high) for row in decision.comparisons)
+
+
+def test_few_units_can_decide_by_the_exact_test_and_say_so() -> None:
+    judged = Judged(queries=60, units=8)
+    decision = judged.decide(judged.arm("tuned", 0.1))
+
+    assert decision.verdict == PROMOTED
+    assert decision.comparisons[0].p_value >= 1 / 256
+    assert "With fewer than 30 units the answer rests on an exact test over units." in decision.reason
+
+
+def test_a_gain_from_three_documents_is_not_enough() -> None:
+    judged = Judged()
+    changed = {i for i in judged.ids if judged.units[i] in {"doc000", "doc001", "doc002"}}
+    decision = judged.decide(ArmScores("tuned", {i: 0.9 if i in changed else 0.5 for i in judged.ids}))
+
+    assert decision.comparisons[0].p_value >= 1 / 8
+    assert decision.verdict == CANNOT_TELL
+
+
+def test_synthetic_evidence_is_said() -> None:
+    judged = Judged()
+    arm = judged.arm("tuned", 0.05)
+    people = dict.fromkeys(judged.ids, "curated")
+    mixed = people | dict.fromkeys(judged.ids[:80], "offline")
+
+    assert "This is synthetic evidence" in judged.decide(arm, evidence_kind="held_out").reason
+    partly = judged.decide(arm, evidence_kind="held_out", segments={"origin": mixed}).reason
+    assert "partly synthetic evidence: a machine wrote 80 of the 200 questions" in partly
+    for options in ({"evidence_kind": "golden"}, {"evidence_kind": "held_out", "segments": {"origin": people}}):
+        assert "synthetic" not in judged.decide(arm, **options).reason
+
+
+def test_nothing_to_compare_is_an_outcome() -> None:
+    judged = Judged()
+    nobody = judged.decide()
+    nothing = decide(ArmScores("base", {}), [ArmScores("tuned", {})], {}, {}, SETTINGS, "held_out")
+
+    assert nobody.verdict == nothing.verdict == CANNOT_TELL
+    assert "no candidate" in nobody.reason
+    assert "no judged questions" in nothing.reason
+    assert nothing.comparisons == nobody.comparisons == ()
+
+
+def test_contradictory_input_names_the_queries() -> None:
+    base = ArmScores("base", {"q1": 0.5, "q2": 0.5})
+    units = {"q1": "a", "q2": "b"}
+
+    def attempt(
+        ndcg: dict[str, float], units: dict[str, str] = units, kind: str = "golden", arm: str = "tuned"
+    ) -> None:
+        decide(base, [ArmScores(arm, ndcg)], units, {}, SETTINGS, kind)
+
+    with pytest.raises(ValueError, match="tuned has no score for query q2"):
+        attempt({"q1": 0.5})
+    with pytest.raises(ValueError, match="tuned has scores that base lacks, for query q3"):
+        attempt({"q1": 0.5, "q2": 0.5, "q3": 0.5})
+    with pytest.raises(ValueError, match="no numbers, for queries q1, q2"):
+        attempt({"q1": math.nan, "q2": math.inf})
+    with pytest.raises(ValueError, match="no unit is known for query q2"):
+        attempt({"q1": 0.5, "q2": 0.5}, units={"q1": "a"})
+    with pytest.raises(ValueError, match="golden or held_out"):
+        attempt({"q1": 0.5, "q2": 0.5}, kind="synthetic")
+    with pytest.raises(ValueError, match="name of its own"):
+        attempt({"q1": 0.5, "q2": 0.5}, arm="base")
+
+
+def test_the_decision_does_not_depend_on_the_order_of_queries() -> None:
+    judged = Judged()
+    arm = judged.arm("tuned", 0.02, spread=0.15)
+    shuffled = ArmScores("tuned", dict(reversed(list(arm.ndcg.items()))))
+
+    assert judged.decide(arm) == judged.decide(shuffled)

@@ -1,0 +1,188 @@
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from acme_rag_pipeline.evaluation.intervals import (
+    gain_p,
+    mean_interval,
+    minimum_detectable_gain,
+    paired_interval,
+    sign_flip_p,
+)
+
+DIFFERENCES = st.integers(-20, 20).map(lambda value: value / 20)
+CLUSTERED = st.lists(st.tuples(DIFFERENCES, st.sampled_from("abcdefghi")), min_size=1, max_size=30)
+
+
+def misses(seed: int, units: int, repetitions: int, skew: int) -> tuple[float, float]:
+    """Shares of intervals below and above a true mean of 0: unequal units, correlated, half of the values 0."""
+    rng, low, high = np.random.default_rng(seed), 0, 0
+    for _ in range(repetitions):
+        unit = np.repeat(np.arange(units), rng.geometric(0.4, units))
+        shared, own = rng.normal(size=units)[unit], rng.normal(size=unit.size)
+        values = np.where(rng.random(unit.size) < 0.5, 0.0, 0.5 * shared + own)
+        if skew:
+            values = skew * (rng.gamma(1.5, 1, units)[unit] * rng.exponential(1, unit.size) - 1.5)
+        interval = mean_interval(values.tolist(), unit.astype(str).tolist())
+        low += interval.high < 0
+        high += interval.low > 0
+    return low / repetitions, high / repetitions
+
+
+def allowed(rate: float, repetitions: int) -> float:
+    """Three standard errors above a true rate: one test in 700 fails by bad luck, and the seeds are fixed."""
+    return rate + 3 * math.sqrt(rate * (1 - rate) / repetitions)
+
+
+@pytest.mark.parametrize("units", [8, 12, 40, 100])
+def test_the_interval_covers_with_unequal_correlated_units(units: int) -> None:
+    assert sum(misses(1, units, 600, skew=0)) <= allowed(0.05, 600)
+
+
+@pytest.mark.parametrize("units", [40, 100])
+def test_a_skewed_null_is_covered_where_plain_t_is_not(units: int) -> None:
+    """Very skewed losses: about 5 % miss on the bad side instead of 2.5 % (plain t: 10 % at 40 units, 7 % at 100)."""
+    assert misses(2, units, 600, skew=-1)[1] <= allowed(0.05, 600)
+    assert misses(3, units, 600, skew=1)[0] <= allowed(0.05, 600)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("units", [6, 12, 20, 40, 100])
+def test_the_interval_covers_in_many_repetitions(units: int) -> None:
+    below, above = misses(4, units, 5000, skew=0)
+    assert max(below, above) <= allowed(0.025, 5000)
+
+
+def test_one_query_a_unit_without_skew_is_the_t_interval() -> None:
+    values = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]
+    interval = mean_interval(values, list("abcdef"))
+
+    reference = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    assert (interval.low, interval.high) == pytest.approx((reference.low, reference.high))
+    assert (interval.units, interval.queries) == (6, 6)
+
+
+def test_repeating_each_query_within_its_unit_adds_no_certainty() -> None:
+    values, units = [0.1, -0.2, 0.4, 0.3, 0.0, 0.6, 0.2], list("abcdefg")
+    once, often = mean_interval(values, units), mean_interval(values * 5, units * 5)
+
+    assert (often.mean, often.low, often.high) == pytest.approx((once.mean, once.low, once.high))
+    assert mean_interval(values * 5, [str(i) for i in range(35)]).low > often.low
+
+
+def test_one_large_unit_makes_the_interval_wider_not_narrower() -> None:
+    rng = np.random.default_rng(0)
+    even = mean_interval(rng.normal(size=60).tolist(), [str(i % 12) for i in range(60)])
+    lopsided = mean_interval(rng.normal(size=60).tolist(), [str(max(0, i - 48)) for i in range(60)])
+
+    assert lopsided.high - lopsided.low > even.high - even.low
+
+
+@settings(max_examples=200, deadline=None)
+@given(CLUSTERED)
+def test_the_p_value_and_the_interval_agree(pairs: list[tuple[float, str]]) -> None:
+    values, units = [value for value, _ in pairs], [unit for _, unit in pairs]
+    interval, p = mean_interval(values, units, 0.9), gain_p(values, units)
+
+    assert interval.low <= interval.mean <= interval.high
+    if abs(p - 0.05) > 1e-6:
+        assert (interval.low > 0) == (p < 0.05)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_p_value_is_the_tail_whose_interval_ends_at_zero(sign: int) -> None:
+    values = [sign * value + 0.06 for value in (0.1, 0.02, 0.03, 0.09, 0.01, 0.05, 0.04, -0.35, 0.03, -0.02)]
+    units = list("aabcdefghi")
+
+    assert mean_interval(values, units, 1 - 2 * gain_p(values, units)).low == pytest.approx(0, abs=1e-9)
+
+
+@settings(max_examples=100, deadline=None)
+@given(CLUSTERED)
+def test_the_sign_flip_test_enumerates(pairs: list[tuple[float, str]]) -> None:
+    totals: dict[str, float] = {}
+    for value, unit in pairs:
+        totals[unit] = totals.get(unit, 0) + round(20 * value)
+    sums = np.array(list(itertools.product((1, -1), repeat=len(totals)))) @ list(totals.values())
+    expected = (sums >= sum(totals.values())).mean()
+
+    assert sign_flip_p([value for value, _ in pairs], [unit for _, unit in pairs]) == pytest.approx(expected)
+
+
+def test_drawn_sign_flips_agree_with_enumerated_ones_and_repeat() -> None:
+    rng = np.random.default_rng(5)
+    values = rng.normal(0.25, 1, 16).tolist()
+    units = [str(i) for i in range(16)]
+    signs = np.array(list(itertools.product((1, -1), repeat=16)))
+    exact = float((signs @ values >= sum(values) - 1e-9).mean())
+
+    drawn = sign_flip_p(values, units)
+    assert drawn == pytest.approx(exact, abs=4 * math.sqrt(exact * (1 - exact) / 20_000))
+    assert drawn == sign_flip_p(values, units) == sign_flip_p(values[::-1], units[::-1])
+    assert drawn != sign_flip_p(values, units, seed=1)
+
+
+def test_no_p_value_is_zero_and_few_units_cannot_reach_a_small_one() -> None:
+    assert sign_flip_p([1.0] * 400, [str(i) for i in range(400)]) == 1 / 20_001
+    assert sign_flip_p([1.0] * 50, [str(i % 5) for i in range(50)]) == 1 / 32
+    # Units that do not differ bring no evidence.
+    assert sign_flip_p([1.0] * 3 + [0.0] * 40, [str(i) for i in range(43)]) == 1 / 8
+    assert sign_flip_p([0.0, 0.0], ["a", "b"]) == 1.0
+    assert sign_flip_p([0.5, -0.5], ["a", "a"]) == 1.0
+
+
+def test_the_minimum_detectable_gain_is_detected_in_four_of_five() -> None:
+    rng = np.random.default_rng(6)
+    unit = np.repeat(np.arange(40), rng.geometric(0.4, 40))
+    labels = unit.astype(str).tolist()
+    samples = [0.2 * rng.normal(size=40)[unit] + 0.2 * rng.normal(size=unit.size) for _ in range(800)]
+    gain = float(np.mean([minimum_detectable_gain(sample.tolist(), labels, 0.95) for sample in samples[:200]]))
+
+    seen = np.mean([mean_interval((sample + gain).tolist(), labels).low > 0 for sample in samples])
+    assert 0.72 <= seen <= 0.88
+
+
+def test_more_units_and_less_confidence_detect_smaller_gains() -> None:
+    values = np.random.default_rng(7).normal(size=200).tolist()
+    few, many = [str(i % 10) for i in range(200)], [str(i) for i in range(200)]
+
+    assert minimum_detectable_gain(values, many, 0.95) < minimum_detectable_gain(values, many, 0.99)
+    assert minimum_detectable_gain(values, many, 0.95, power=0.5) < minimum_detectable_gain(values, many, 0.95)
+    assert minimum_detectable_gain(values[:20], few[:20], 0.95) > minimum_detectable_gain(values, many, 0.95)
+    assert minimum_detectable_gain(values, ["one"] * 200, 0.95) == math.inf
+
+
+def test_degenerate_samples() -> None:
+    single = mean_interval([0.2, 0.4], ["a", "a"])
+    assert (single.mean, single.low, single.high, single.units) == (pytest.approx(0.3), -math.inf, math.inf, 1)
+    same = mean_interval([0.1] * 9, list("aabbccddd"))
+    assert (same.low, same.high) == (pytest.approx(0.1), pytest.approx(0.1))
+    assert gain_p([0.1] * 9, list("aabbccddd")) == 0.0
+    assert gain_p([0.0] * 9, list("aabbccddd")) == gain_p([5.0, 5.0], ["a", "a"]) == 1.0
+
+
+def test_paired_interval_is_the_gain_of_the_second() -> None:
+    a, b, units = [0.1, 0.5, 0.2, 0.9], [0.3, 0.6, 0.2, 1.0], list("abcd")
+
+    assert paired_interval(a, b, units) == mean_interval(np.subtract(b, a).tolist(), units)
+    assert paired_interval(a, b, units).mean == pytest.approx(0.1)
+
+
+def test_bad_input_is_named() -> None:
+    with pytest.raises(ValueError, match="at least one query"):
+        mean_interval([], [])
+    with pytest.raises(ValueError, match="2 values but 1 unit"):
+        mean_interval([0.1, 0.2], ["a"])
+    with pytest.raises(ValueError, match="1 of 2 values are not finite"):
+        sign_flip_p([0.1, math.nan], ["a", "b"])
+    with pytest.raises(ValueError, match="cannot be paired"):
+        paired_interval([0.1], [0.1, 0.2], ["a", "b"])
+    with pytest.raises(ValueError, match="level"):
+        mean_interval([0.1], ["a"], level=95)

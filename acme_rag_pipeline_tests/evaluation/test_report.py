@@ -1,0 +1,401 @@
+from __future__ import annotations
+
+import math
+import re
+import struct
+from dataclasses import fields, replace
+from datetime import UTC, datetime, timedelta, timezone
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from acme_rag_pipeline.evaluation.charts import Series, line_chart, scale, strip_axis, strip_scale
+from acme_rag_pipeline.evaluation.gate import ArmScores, Decision, GateSettings, compare, decide
+from acme_rag_pipeline.evaluation.intervals import Interval, mean_interval
+from acme_rag_pipeline.evaluation.metrics import METRICS, PRIMARY
+from acme_rag_pipeline.evaluation.report import (
+    CHANGES_SHOWN,
+    ArmRow,
+    Funnel,
+    PairCount,
+    Passage,
+    QueryChange,
+    QuerySetReport,
+    Report,
+    SamplePair,
+    Similarities,
+    SweepPoint,
+    TrainingPoint,
+    arms_chart_png,
+    render_report,
+)
+
+HOSTILE = (
+    "<script>alert(1)</script> \"'><img src=x onerror=alert(2)> {{ 7*7 }} {% raw %} </style></title> &amp; $x_{"
+    "\x00\x1b\u202e"
+)
+ARMS = {
+    "bm25": ("full text only", 0.43),
+    "base": ("all-MiniLM-L6-v2 as published", 0.512),
+    "base_hybrid": ("base fused with full text", 0.561),
+    "fine_tuned": ("tuned on these documents", 0.583),
+    "fine_tuned_hybrid": ("tuned, fused with full text", 0.612),
+}
+SUBJECTS = ["travel card", "parental leave", "records retention", "conference budget", "access to the data room"]
+
+
+def query_set(name: str, queries: int, units: int, seed: int, decides: bool = False) -> tuple[QuerySetReport, Decision]:
+    rng = np.random.default_rng(seed)
+    ids = [f"q{i:03d}" for i in range(queries)]
+    unit_of = {i: f"handbook/chapter-{n % units:02d}.md" for n, i in enumerate(ids)}
+    labels = list(unit_of.values())
+    easy = rng.normal(size=queries) + rng.normal(0, 0.7, units)[np.arange(queries) % units]
+    scores, rows = {}, []
+    for arm, (description, mean) in ARMS.items():
+        latent = easy + rng.normal(0, 0.55, queries)
+        order = np.argsort(np.argsort(latent)) / (queries - 1)
+        values = np.clip(np.where(order < (1 - mean) * 0.9, 0.0, np.where(order > 1 - mean * 0.75, 1.0, 0.43)), 0, 1)
+        scores[arm] = ArmScores(arm, dict(zip(ids, values.tolist(), strict=True)))
+        metrics = {PRIMARY: mean_interval(values.tolist(), labels)}
+        for metric, factor in zip(METRICS[1:], (0.93, 0.72, 1.08, 1.15, 1.21), strict=True):
+            metrics[metric] = mean_interval(np.clip(values * factor, 0, 1).tolist(), labels)
+        rows.append(ArmRow(arm, metrics, description))
+    segments = {
+        "query_style": dict(zip(ids, rng.choice(["question", "keywords", "situation"], queries).tolist(), strict=True)),
+        "folder": {i: f"handbook/{SUBJECTS[n % 5].replace(' ', '-')}" for n, i in enumerate(ids)},
+        "documents": dict(zip(ids, rng.choice(["new", "old"], queries, p=[0.12, 0.88]).tolist(), strict=True)),
+    }
+    others = [scores[arm] for arm in ARMS if arm not in ("base", "bm25")]
+    decision = decide(scores["base"], others, unit_of, segments, GateSettings(), "golden", "documents")
+    changes = [
+        QueryChange(
+            query_id=i,
+            query=f"What do I do about the {SUBJECTS[n % 5]} when my manager is away ({n})?",
+            before_score=scores["base"].ndcg[i],
+            after_score=scores["fine_tuned_hybrid"].ndcg[i],
+            before=Passage(
+                f"handbook/chapter-{(n + 3) % units:02d}.md", "Offices › Opening hours", "The front desk is " * 40, 1
+            ),
+            after=Passage(
+                unit_of[i], "Absence › Substitutes", f"Your substitute approves the {SUBJECTS[n % 5]}. " * 9, 1, True
+            ),
+            evidence_path=unit_of[i],
+            evidence_quote=f"Your substitute approves the {SUBJECTS[n % 5]} while the manager is away.",
+        )
+        for n, i in enumerate(ids)
+    ]
+    part = QuerySetReport(
+        name=name,
+        queries=queries,
+        units=units,
+        arms=rows,
+        versus_champion=decision.comparisons,
+        versus_base=compare(scores["base"], others, unit_of, GateSettings()),
+        segments=decision.segments,
+        changes=changes,
+        unit_noun="documents",
+        note="Questions that people wrote." if decides else "Questions that the generator wrote for unseen documents.",
+        decides=decides,
+    )
+    return part, decision
+
+
+def sample_report() -> Report:
+    """A report with every part filled, as a run on a handbook would give."""
+    rng = np.random.default_rng(3)
+    golden, decision = query_set("golden", 240, 62, 1, decides=True)
+    edges = np.linspace(-0.2, 1.0, 31).round(3).tolist()
+
+    def counts(mean: float, spread: float, size: int) -> list[int]:
+        return np.histogram(rng.normal(mean, spread, size), edges)[0].tolist()
+
+    return Report(
+        headline="fine_tuned_hybrid replaces base: the right passage now stands near the top more often.",
+        verdict=decision.verdict,
+        champion="base",
+        champion_digest="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+        candidate="fine_tuned_hybrid",
+        candidate_digest="9f1c0b7a64d2e85590a1f3bb17c2d4e6f8091a2b3c4d5e6f708192a3b4c5d6e7",
+        created_at=datetime(2026, 11, 21, 22, 5, tzinfo=UTC),
+        query_sets=[golden, query_set("held_out", 410, 40, 2)[0]],
+        reason=decision.reason,
+        corpus={"documents": 214, "chunks": 1893, "training_pairs": 4120, "characters": 2_140_311},
+        training=[
+            TrainingPoint(
+                s,
+                s / 128,
+                0.4 + 1.9 * math.exp(-s / 60) + 0.05 * rng.normal(),
+                0.5 + 0.09 * (1 - math.exp(-s / 80)) if s % 64 == 0 else None,
+            )
+            for s in range(0, 257, 4)
+        ],
+        sweep=[
+            SweepPoint(a, v, a == 0.75)
+            for a, v in ((0.0, 0.512), (0.25, 0.549), (0.5, 0.574), (0.75, 0.588), (1.0, 0.583))
+        ],
+        funnel=Funnel(
+            raw=[
+                PairCount("openai", "question", 1893),
+                PairCount("openai", "keywords", 1893),
+                PairCount("openai", "situation", 1894),
+                PairCount("curated", "question", 96),
+            ],
+            dropped={
+                "round trip fails": 911,
+                "near-duplicate question": 402,
+                "near a test passage": 259,
+                "copied from the passage": 84,
+            },
+            kept={"train": 3466, "validation": 243, "test": 411},
+        ),
+        samples=[
+            SamplePair(
+                origin,
+                style,
+                f"How long do I keep {word} receipts?",
+                f"Receipts for {word} are kept for six years. " * 5,
+                f"finance/{word}.md",
+            )
+            for origin, style in (("openai", "question"), ("curated", "question"))
+            for word in ("travel", "training", "equipment")
+        ],
+        similarities=[
+            Similarities("before", edges, counts(0.55, 0.14, 2000), counts(0.16, 0.11, 8000)),
+            Similarities("after", edges, counts(0.68, 0.11, 2000), counts(0.07, 0.09, 8000)),
+        ],
+        stages={
+            "documents": 4.2,
+            "chunks": 2.9,
+            "base_index": 61.0,
+            "synthetic_pairs": 412.0,
+            "training_set": 37.5,
+            "fine_tuned_model": 1290.0,
+            "evaluation_report": 55.0,
+        },
+        tokens={"calls": 1893, "prompt_tokens": 1_203_344, "completion_tokens": 201_882},
+        lineage={
+            "documents": "data version 8c1e…",
+            "training_set": "fingerprint 77ab…",
+            "configuration": "full, lr 5e-5, 2 epochs, batch 32, seed 0",
+            "code": "acme_rag_pipeline 0.1.0",
+        },
+        caveats=[
+            "The held-out questions are synthetic evidence: their generator also wrote the training questions.",
+            "Validation questions chose the interpolation, so they are not counted here.",
+        ],
+    )
+
+
+class Page(HTMLParser):
+    """Collects elements, the addresses they point to, and open elements at the end."""
+
+    VOID = frozenset({"meta", "br", "img", "link", "input"})
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str]] = []
+        self.stack: list[str] = []
+        self.text: list[str] = []
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += [(name, value or "") for name, value in attrs]
+        if tag not in self.VOID:
+            self.stack.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += [(name, value or "") for name, value in attrs]
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.stack.pop() == tag, f"</{tag}> closes another element"
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+
+@pytest.fixture(scope="module")
+def report() -> Report:
+    return sample_report()
+
+
+@pytest.fixture(scope="module")
+def html(report: Report) -> str:
+    return render_report(report)
+
+
+def assert_harmless(html: str) -> Page:
+    page = Page(html)
+    assert page.stack == []
+    assert not {"script", "img", "iframe", "object", "embed", "link", "a", "form", "base"} & set(page.tags)
+    assert not [name for name, _ in page.attributes if name.startswith("on") or name in {"src", "href", "action"}]
+    assert not re.findall(r"url\(|@import|https?:", html)
+    assert (page.tags.count("style"), page.tags.count("title")) == (1, 1)
+    return page
+
+
+def test_the_page_is_well_formed_and_asks_for_nothing(html: str) -> None:
+    assert_harmless(html)
+    assert html.startswith("<!DOCTYPE html>")
+    assert "default-src 'none'" in html
+    assert "prefers-color-scheme: dark" in html
+    assert "@media print" in html
+
+
+def test_the_page_says_what_was_decided_and_measured(report: Report, html: str) -> None:
+    text = " ".join(" ".join(Page(html).text).split())
+    main = report.main_set
+    assert main is not None
+    assert main.name == "golden"
+    assert report.headline in text
+    assert report.reason in text
+    assert report.candidate_digest in text
+    for arm in main.arms:
+        assert arm.arm in text
+        assert all(f"{interval.mean:.3f}" in text for interval in arm.metrics.values())
+    for part in ("Golden questions", "Held-out questions", "Biggest losses", "Dropped, by reason", "Loss", "Lineage"):
+        assert part in text
+    assert "<b>1\u202f893</b> chunks" in html
+    assert "21 min 30 s" in text
+    assert all(caveat in text for caveat in report.caveats)
+
+
+def test_the_biggest_changes_are_shown_each_way(report: Report, html: str) -> None:
+    main = report.main_set
+    assert main is not None
+    assert len(main.gains) == CHANGES_SHOWN
+    assert min(c.gain for c in main.gains) >= max(c.gain for c in main.changes if c not in main.gains)
+    assert all(c.gain < 0 for c in main.losses)
+    assert [c.gain for c in main.losses] == sorted(c.gain for c in main.losses)
+    assert all(c.query in html for c in [*main.gains, *main.losses])
+
+
+def test_hostile_text_stays_text(report: Report) -> None:
+    """Every string of the report at once, nested ones and mapping keys too, becomes hostile."""
+
+    def poison(value: object) -> object:
+        if isinstance(value, str):
+            return f"{value}{HOSTILE}"
+        if isinstance(value, dict):
+            return {poison(key) if key not in METRICS else key: poison(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [poison(item) for item in value]
+        if hasattr(value, "__dataclass_fields__"):
+            return replace(value, **{f.name: poison(getattr(value, f.name)) for f in fields(value)})
+        return value
+
+    poisoned = poison(report)
+    assert isinstance(poisoned, Report)
+    html = render_report(poisoned)
+    page = assert_harmless(html)
+    assert not re.search("[\x00\x1b\u202e]", html)
+    text = "".join(page.text)
+    assert text.count("<script>alert(1)</script>") > 100
+    assert "{{ 7*7 }}" in text
+    assert ">49<" not in html
+    assert arms_chart_png(poisoned).startswith(b"\x89PNG")
+
+
+def test_a_lone_surrogate_can_be_written_as_utf8(report: Report) -> None:
+    render_report(replace(report, headline="broken \udcff text")).encode("utf-8")
+
+
+def minimal(**parts: object) -> Report:
+    arguments: dict = {
+        "headline": "base stays: there are no judged questions to compare with.",
+        "verdict": "kept: cannot tell",
+        "champion": "base",
+        "champion_digest": "a" * 64,
+        "candidate": "fine_tuned",
+        "candidate_digest": "b" * 64,
+        "created_at": datetime(2026, 1, 2, 3, 4, tzinfo=UTC),
+        "query_sets": [],
+    }
+    return Report(**(arguments | parts))
+
+
+def test_parts_without_data_are_left_out() -> None:
+    html = render_report(minimal())
+    assert_harmless(html)
+    headings = re.findall(r"<h2>(.*?)<", html)
+    assert headings == ["Lineage"]
+    assert "nan" not in "".join(Page(html).text).lower()
+
+
+@pytest.mark.parametrize("part", [f.name for f in fields(Report) if f.default is not f.default_factory])
+def test_any_optional_part_can_be_missing(report: Report, part: str) -> None:
+    empty: object = (
+        None
+        if part == "funnel"
+        else ""
+        if part == "reason"
+        else {}
+        if part in ("corpus", "stages", "tokens", "lineage")
+        else ()
+    )
+    assert_harmless(render_report(replace(report, **{part: empty})))
+    assert_harmless(render_report(minimal(**{part: getattr(report, part)})))
+
+
+def test_edge_values_are_shown_without_noise() -> None:
+    unknown = Interval(0.4, -math.inf, math.inf, 1, 3)
+    near_one = Interval(0.99, 0.95, 1.03, 4, 8)
+    arms = [
+        ArmRow("base", {PRIMARY: unknown}),
+        ArmRow("fine_tuned", {PRIMARY: near_one, "mrr@10": near_one}),
+        ArmRow("bm25", {}),
+    ]
+    part = QuerySetReport("golden", 3, 1, arms, changes=[QueryChange("q", "same", 0.5, 0.5)])
+    one = minimal(query_sets=[part], training=[TrainingPoint(0, 0.0, 1.0)], sweep=[SweepPoint(0.0, 0.5, True)])
+    html = render_report(one)
+
+    text = "".join(assert_harmless(html).text)
+    assert "1.030" not in text
+    assert "inf" not in text
+    assert "same" not in text
+    assert arms_chart_png(one).startswith(b"\x89PNG")
+    assert arms_chart_png(minimal()).startswith(b"\x89PNG")
+
+
+def test_moments_are_shown_in_universal_time() -> None:
+    local = datetime(2026, 1, 2, 1, 30, tzinfo=timezone(timedelta(hours=5)))
+    assert "2026-01-01 20:30 UTC" in render_report(minimal(created_at=local))
+
+
+def test_the_picture_is_a_small_png_and_leaves_no_global_state(report: Report) -> None:
+    import matplotlib.pyplot as plt
+
+    before = plt.get_fignums()
+    png = arms_chart_png(report)
+    width, height = struct.unpack(">II", png[16:24])
+    assert len(png) < 50_000
+    assert (width, height) > (500, 200)
+    assert plt.get_fignums() == before
+    assert png == arms_chart_png(report)
+
+
+@pytest.mark.parametrize("values", [[0.1, 0.9], [0.5], [-3.2, 12.7], [0.4123, 0.4124], [], [math.inf, 0.2]])
+def test_scales_hold_their_values_with_few_round_ticks(values: list[float]) -> None:
+    axis = scale(values, 0, 100)
+    finite = [value for value in values if math.isfinite(value)]
+
+    assert all(axis.low <= value <= axis.high for value in finite)
+    assert 2 <= len(axis.ticks) <= 7
+    assert axis(axis.low) == 0
+    assert axis(axis.high) == 100
+    assert axis(-1e9) == 0
+
+
+def test_the_axis_of_strips_is_labelled_where_its_ticks_are() -> None:
+    axis = strip_scale([0.12, 0.48])
+    labels = re.findall(r'x="([\d.]+)"[^>]*>([^<]+)</text>', strip_axis(axis, str))
+
+    assert [(float(x), float(text)) for x, text in labels] == [(axis(tick), tick) for tick in axis.ticks]
+
+
+def test_a_chart_without_points_is_no_chart() -> None:
+    assert line_chart([Series("loss", [], "accent")], "step", "loss", "") == ""

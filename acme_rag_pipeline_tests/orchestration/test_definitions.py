@@ -1,0 +1,80 @@
+"""The code location: it loads without heavy libraries and holds exactly what the contract names."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import dagster as dg
+
+from acme_rag_pipeline.definitions import build_definitions
+
+GROUPS = {
+    "documents": {"documents", "chunks"},
+    "training_data": {"curated_pairs", "synthetic_pairs", "training_set"},
+    "evaluation": {"golden_queries", "evaluation_report"},
+    "model": {"fine_tuned_model"},
+    "indexes": {"base_index", "fine_tuned_index"},
+    "serving": {"promoted_retriever", "served_index"},
+}
+HEAVY = (
+    "torch",
+    "sentence_transformers",
+    "transformers",
+    "lancedb",
+    "pandas",
+    "openai",
+    "matplotlib",
+    "sklearn",
+    "scipy",
+)
+
+
+def test_loading_the_definitions_imports_nothing_heavy() -> None:
+    program = f"import sys, acme_rag_pipeline.definitions; print([m for m in {HEAVY!r} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_command_line_imports_nothing_heavy_for_its_help() -> None:
+    program = f"import sys, acme_rag_pipeline.cli; print([m for m in {(*HEAVY, 'dagster')!r} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_every_asset_is_described_owned_and_versioned() -> None:
+    graph = build_definitions().resolve_asset_graph()
+    found: dict[str, set[str]] = {}
+    for key in graph.get_all_asset_keys():
+        node = graph.get(key)
+        found.setdefault(str(node.group_name), set()).add(key.to_user_string())
+        assert node.description
+        assert node.kinds
+        assert node.owners
+        assert node.code_version
+        assert not node.is_partitioned
+    assert found == GROUPS
+
+
+def test_jobs_sensor_and_schedule_are_there_and_on() -> None:
+    repository = build_definitions().get_repository_def()
+    assert {"refresh", "retrain", "gate"} <= set(repository.job_names)
+    refreshed = repository.get_job("refresh").asset_layer.selected_asset_keys
+    assert {key.to_user_string() for key in refreshed} == {
+        "documents", "chunks", "base_index", "fine_tuned_index", "served_index"
+    }  # fmt: skip
+    assert repository.get_sensor_def("documents_changed").default_status is dg.DefaultSensorStatus.RUNNING
+    assert repository.get_schedule_def("nightly_retrain").default_status is dg.DefaultScheduleStatus.RUNNING
+
+
+def test_the_graph_is_the_one_of_the_contract() -> None:
+    graph = build_definitions().resolve_asset_graph()
+    parents = {
+        key.to_user_string(): {parent.to_user_string() for parent in graph.get(key).parent_keys}
+        for key in graph.get_all_asset_keys()
+    }
+    assert parents["chunks"] == {"documents"}
+    assert parents["training_set"] == {"chunks", "curated_pairs", "synthetic_pairs", "golden_queries", "base_index"}
+    assert parents["fine_tuned_model"] == {"training_set"}
+    assert parents["promoted_retriever"] == {"evaluation_report"}
+    assert "promoted_retriever" in parents["served_index"]

@@ -1,0 +1,90 @@
+"""The sensor: one run for each settled state of the documents, reverts included, and no more than two tries."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import dagster as dg
+import pytest
+
+from acme_rag_pipeline.definitions import build_definitions
+from acme_rag_pipeline.documents.ingest import ingest_documents
+from acme_rag_pipeline.orchestration.automation import documents_changed
+from acme_rag_pipeline.orchestration.resources import Pipeline
+from acme_rag_pipeline.settings import Settings
+from acme_rag_pipeline.store.layout import Store
+from acme_rag_pipeline.store.stages import StageResult, record
+
+
+class Watch:
+    """Ticks the sensor as the daemon would, with its cursor."""
+
+    def __init__(self, instance: dg.DagsterInstance, pipeline: Pipeline) -> None:
+        self.instance, self.pipeline, self.cursor = instance, pipeline, None
+        self.keys: list[str] = []
+
+    def tick(self) -> str:
+        context = dg.build_sensor_context(
+            instance=self.instance,
+            cursor=self.cursor,
+            resources={"pipeline": self.pipeline},
+            definitions=build_definitions(self.pipeline),
+        )
+        result = documents_changed(context)
+        assert isinstance(result, dg.SensorResult)
+        self.cursor = result.cursor
+        if result.run_requests:
+            self.keys.append(str(result.run_requests[0].run_key))
+            return "run"
+        assert result.skip_reason is not None
+        return str(result.skip_reason.skip_message)
+
+
+@pytest.fixture
+def watch(documents: Path, tmp_path: Path) -> Iterator[Watch]:
+    with dg.DagsterInstance.ephemeral() as instance:
+        yield Watch(instance, Pipeline(documents=str(documents), store=str(tmp_path / "store")))
+
+
+def serve_now(watch: Watch) -> None:
+    """Stand in for a finished refresh: what is served was made from the folder as it is."""
+    settings: Settings = watch.pipeline.settings()
+    store = Store(settings.store)
+    result = ingest_documents(store, settings)
+    with store.warehouse.write() as connection:
+        record(connection, StageResult("served_index", "v", details={"sources": result.details["sources"]}), "f")
+
+
+def test_a_change_runs_once_it_has_settled(watch: Watch, documents: Path) -> None:
+    assert "settle" in watch.tick()
+    (documents / "travel.md").write_text("# Travel\n\nStill being written.", encoding="utf-8")
+    assert "settle" in watch.tick()
+    assert watch.tick() == "run"
+    serve_now(watch)
+    assert "up to date" in watch.tick()
+
+
+def test_a_revert_is_a_state_of_its_own(watch: Watch, documents: Path) -> None:
+    before = (documents / "travel.md").read_text(encoding="utf-8")
+    for text in (before, "# Travel\n\nNew.", before):
+        (documents / "travel.md").write_text(text, encoding="utf-8")
+        answers = [watch.tick(), watch.tick()]
+        assert answers[-1] == "run"
+        serve_now(watch)
+        assert "up to date" in watch.tick()
+    assert len(set(watch.keys)) == 3
+
+
+def test_a_failing_state_is_tried_twice_and_a_new_one_again(watch: Watch, documents: Path) -> None:
+    watch.tick()
+    assert [watch.tick(), watch.tick()] == ["run", "run"]
+    assert "gave up" in watch.tick()
+    (documents / "new.md").write_text("# New\n\nA new document.", encoding="utf-8")
+    assert "settle" in watch.tick()
+    assert watch.tick() == "run"
+
+
+def test_a_missing_folder_is_said_and_nothing_runs(watch: Watch, documents: Path) -> None:
+    documents.rename(documents.parent / "moved")
+    assert "ACME_RAG_DOCUMENTS" in watch.tick()

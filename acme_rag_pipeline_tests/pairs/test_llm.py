@@ -1,0 +1,618 @@
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import random
+import signal
+import socket
+import threading
+import time
+from base64 import b64encode
+from collections import Counter
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from itertools import pairwise
+from typing import Any
+
+import pytest
+
+from acme_rag_pipeline.llm.request import retry_after
+from acme_rag_pipeline.pairs.llm import (
+    Budget,
+    LLMAnswer,
+    LLMCall,
+    LLMConnection,
+    Pacing,
+    Progress,
+    ask_all,
+    ask_all_blocking,
+    estimate,
+)
+from acme_rag_pipeline.pairs.llm_pace import Pace
+from acme_rag_pipeline.pairs.passage import Passage
+from acme_rag_pipeline.pairs.prompt import PromptParameters, render
+from acme_rag_pipeline_tests.llm_server import (
+    Act,
+    Body,
+    Script,
+    ScriptedLLM,
+    completion,
+    cut_off,
+    error,
+    garbage,
+    hang,
+    ok,
+)
+
+KEY = "sk-very-secret-0123456789"
+QUICK = Pacing(
+    backoff_seconds=0.02,
+    longest_backoff_seconds=0.1,
+    cut_seconds=0.05,
+    probe_seconds=5.0,
+    grace_seconds=0.2,
+    patience_seconds=2.0,
+)
+
+
+def prompts_for(count: int, text: str = "The text of passage") -> dict[str, list[dict[str, str]]]:
+    passages = [Passage(f"c{n}", "d.md", "Title", ("Heading",), f"{text} {n}.") for n in range(count)]
+    return {passage.chunk_id: render(passage, PromptParameters()) for passage in passages}
+
+
+def connection_to(server: ScriptedLLM, concurrency: int = 8, timeout: float = 5.0) -> LLMConnection:
+    return LLMConnection("test-model", server.url, KEY, timeout, concurrency)
+
+
+class Sink:
+    """Keeps what is committed and checks how it is committed."""
+
+    def __init__(self, seconds: float = 0.0, failures: int = 0) -> None:
+        self.calls: list[LLMCall] = []
+        self.answers: list[LLMAnswer] = []
+        self.commits = 0
+        self.threads: set[int] = set()
+        self._seconds, self._failures = seconds, failures
+        self._busy = threading.Lock()
+
+    def commit(self, calls: list[LLMCall], answers: list[LLMAnswer]) -> None:
+        assert self._busy.acquire(blocking=False), "two commits at a time"
+        try:
+            self.threads.add(threading.get_ident())
+            time.sleep(self._seconds)
+            self.commits += 1
+            if self._failures:
+                self._failures -= 1
+                raise OSError("disk full")
+            assert calls, "an empty commit"
+            self.calls += calls
+            self.answers += answers
+        finally:
+            self._busy.release()
+
+    @property
+    def statuses(self) -> Counter[str]:
+        return Counter(call.status for call in self.calls)
+
+
+def ask(server: ScriptedLLM, count: int, sink: Sink, concurrency: int = 8, timeout: float = 5.0, **options: Any) -> Any:
+    options = {"pacing": QUICK, **options}
+    return ask_all_blocking(prompts_for(count), connection_to(server, concurrency, timeout), sink, **options)
+
+
+def always(act: Act) -> Script:
+    return lambda number, body: act
+
+
+def first(*acts: Act) -> Script:
+    """These acts for the first requests, good answers for all others."""
+    return lambda number, body: acts[number] if number < len(acts) else ok()
+
+
+def user_message(body: Body) -> str:
+    return body["messages"][1]["content"]
+
+
+def test_every_prompt_is_answered_and_none_asked_again_under_faults() -> None:
+    dice = random.Random(3)
+    good: Counter[str] = Counter()
+    faults: Counter[str] = Counter()
+
+    def script(number: int, body: Body) -> Act:
+        drawn = dice.random()
+        for share, name, act in (
+            (0.2, "429", error(429, retry_after_ms="40")),
+            (0.3, "500", error(500)),
+            (0.35, "bad", garbage()),
+        ):
+            if drawn < share:
+                faults[name] += 1
+                return act
+        good[user_message(body)] += 1
+        return ok(f"question {number}?")
+
+    sink = Sink()
+    with ScriptedLLM(script, latency=0.005) as server:
+        outcome = ask(server, 120, sink)
+    assert (outcome.answered, outcome.failed, outcome.left, outcome.stopped) == (120, 0, 0, None)
+    assert sorted(answer.prompt_hash for answer in sink.answers) == sorted(prompts_for(120))
+    assert set(good.values()) == {1}
+    assert len(good) == 120
+    assert outcome.calls == len(sink.calls) == len(server.requests) == 120 + faults.total()
+    assert sink.statuses == {
+        "ok": 120,
+        "rate_limited": faults["429"],
+        "server_error": faults["500"],
+        "bad_answer": faults["bad"],
+    }
+    assert min(faults.values()) > 0
+    assert outcome.prompt_tokens == 100 * (120 + faults["bad"])
+    assert outcome.sentence == f"120 of 120 prompts answered with {outcome.calls} calls."
+
+
+def test_every_message_holds_the_passage_as_data_and_the_schema() -> None:
+    with ScriptedLLM(first(garbage())) as server:
+        ask(server, 3, Sink())
+    for body in server.requests:
+        assert [message["role"] for message in body["messages"]] == ["system", "user"]
+        assert body["response_format"]["type"] == "json_schema"
+        assert body["response_format"]["json_schema"]["strict"] is True
+        assert body["model"] == "test-model"
+    assert set(server.keys) == {f"Bearer {KEY}"}
+
+
+def test_answers_carry_their_queries_and_an_empty_list_is_an_answer() -> None:
+    def script(number: int, body: Body) -> Act:
+        return completion('{"queries": []}') if "passage 1." in user_message(body) else ok("one?", "two?", "three?")
+
+    sink = Sink()
+    with ScriptedLLM(script) as server:
+        outcome = ask(server, 2, sink, limit=2)
+    found = {answer.prompt_hash: [written.query for written in answer.queries] for answer in sink.answers}
+    assert found == {"c0": ["one?", "two?"], "c1": []}
+    assert sink.statuses == {"ok": 1, "empty": 1}
+    assert outcome.answered == 2
+    assert {(call.model, call.prompt_tokens, call.completion_tokens) for call in sink.calls} == {
+        ("test-model", 100, 20)
+    }
+    assert all(call.called_at.tzinfo is UTC and call.seconds > 0 for call in sink.calls)
+
+
+def test_a_bad_answer_is_repaired_once_then_asked_afresh() -> None:
+    sink = Sink()
+    wrong_schema = completion('{"questions": ["how?"]}')
+    with ScriptedLLM(first(wrong_schema, garbage(), garbage())) as server:
+        outcome = ask(server, 1, sink)
+    systems = [body["messages"][0]["content"] for body in server.requests]
+    assert ['not an object with a list "queries"' in system for system in systems] == [False, True, False, False]
+    assert ["was rejected: not JSON" in system for system in systems] == [False, False, False, True]
+    assert len({user_message(body) for body in server.requests}) == 1
+    assert sink.statuses == {"bad_answer": 3, "ok": 1}
+    assert outcome.answered == 1
+
+
+def test_a_prompt_that_gets_only_bad_answers_fails_and_many_of_them_end_the_run() -> None:
+    sink = Sink()
+    with ScriptedLLM(always(garbage())) as server:
+        outcome = ask(server, 2, sink)
+        assert (outcome.failed, outcome.calls, outcome.stopped) == (2, 8, None)
+        outcome = ask(server, 50, sink, pacing=replace(QUICK, failed_prompts=3), concurrency=2)
+    assert outcome.stopped == "failing"
+    assert outcome.failed <= 4
+    assert outcome.failed + outcome.left == 50
+    assert outcome.calls <= 4 * 4
+    assert not sink.answers
+
+
+@pytest.mark.parametrize(
+    ("act", "status"),
+    [
+        (cut_off(), "connection_error"),
+        (Act(body=b"<html>proxy</html>", headers={"Content-Type": "text/html"}), "bad_answer"),
+        (Act(body=b'{"error": {"message": "overloaded"}}'), "bad_answer"),
+        (Act(body=b'{"choices": []}'), "bad_answer"),
+        (completion(None), "bad_answer"),
+        (error(503, retry_after="0"), "server_error"),
+        (error(408), "timeout"),
+        (error(429, retry_after="soon"), "rate_limited"),
+        (hang(), "timeout"),
+    ],
+)
+def test_a_single_fault_is_retried(act: Act, status: str) -> None:
+    sink = Sink()
+    with ScriptedLLM(first(act)) as server:
+        outcome = ask(server, 2, sink, timeout=1.0 if act.hang else 10.0)
+    assert (outcome.answered, outcome.calls) == (2, 3)
+    assert sink.statuses == {status: 1, "ok": 2}
+
+
+def test_what_the_model_or_the_server_refuses_fails_alone() -> None:
+    def script(number: int, body: Body) -> Act:
+        if "passage 1." in user_message(body):
+            return completion(None, refusal="I cannot help with that")
+        return error(413) if "passage 2." in user_message(body) else ok()
+
+    sink = Sink()
+    with ScriptedLLM(script) as server:
+        outcome = ask(server, 4, sink)
+    assert (outcome.answered, outcome.failed, outcome.left, outcome.stopped) == (2, 2, 0, None)
+    assert sink.statuses == {"ok": 2, "refused": 2}
+    assert "2 failed" in outcome.sentence
+
+
+def test_a_passage_that_cannot_be_encoded_fails_alone() -> None:
+    prompts = {"broken": render(Passage("c", "d.md", "", (), "a \ud800 b"), PromptParameters()), **prompts_for(1)}
+    sink = Sink()
+    with ScriptedLLM(always(ok())) as server:
+        outcome = ask_all_blocking(prompts, connection_to(server), sink, pacing=QUICK)
+    assert (outcome.answered, outcome.failed) == (1, 1)
+    assert [call.detail for call in sink.calls if call.status == "refused"] == ["cannot be sent: UnicodeEncodeError"]
+
+
+def test_retry_after_is_honoured() -> None:
+    with ScriptedLLM(first(error(429, retry_after_ms="400"))) as server:
+        assert ask(server, 1, Sink()).answered == 1
+    assert server.times[1] - server.times[0] >= 0.4
+
+
+def test_retry_after_is_read_in_all_its_forms() -> None:
+    now = datetime.now(UTC)
+    assert retry_after({"retry-after": "7"}) == 7
+    assert retry_after({"retry-after": "1.5", "retry-after-ms": "250"}) == 0.25
+    assert retry_after({"retry-after": format_datetime(now + timedelta(seconds=60), usegmt=True)}) == pytest.approx(
+        60, abs=2
+    )
+    # A server whose clock is an hour ahead: its own Date header tells.
+    ahead = {
+        "date": format_datetime(now + timedelta(hours=1), usegmt=True),
+        "retry-after": format_datetime(now + timedelta(hours=1, seconds=30), usegmt=True),
+    }
+    assert retry_after(ahead) == 30
+    assert retry_after({"retry-after": format_datetime(now - timedelta(hours=1), usegmt=True)}) == 0
+    for useless in ("", "soon", "-1", "nan", "inf", "Wed, 99 Foo"):
+        assert retry_after({"retry-after": useless}) is None
+    assert retry_after({}) is None
+
+
+@pytest.mark.parametrize("max_calls", [0, 1, 7])
+def test_budget_of_calls_is_exact(max_calls: int) -> None:
+    def script(number: int, body: Body) -> Act:
+        return error(500) if number % 3 == 1 else ok()
+
+    sink = Sink()
+    with ScriptedLLM(script, latency=0.01) as server:
+        outcome = ask(server, 20, sink, budget=Budget(max_calls=max_calls))
+    assert len(server.requests) == outcome.calls == len(sink.calls) == max_calls
+    assert outcome.answered == len(sink.answers) == sum(n % 3 != 1 for n in range(max_calls))
+    assert outcome.left == 20 - outcome.answered
+    assert outcome.stopped == "budget"
+    assert f"{outcome.left} left" in outcome.sentence
+
+
+def test_a_budget_that_just_suffices_is_no_stop() -> None:
+    with ScriptedLLM(always(ok())) as server:
+        outcome = ask(server, 5, Sink(), budget=Budget(max_calls=5))
+    assert (outcome.answered, outcome.stopped) == (5, None)
+
+
+def test_budget_of_tokens_is_not_exceeded_by_what_is_in_flight() -> None:
+    sink = Sink()
+    each = estimate(prompts_for(1).values()).total
+    with ScriptedLLM(always(ok()), latency=0.02) as server:
+        outcome = ask(server, 30, sink, budget=Budget(max_tokens=4 * each))
+    used = outcome.prompt_tokens + outcome.completion_tokens
+    # The server counts 120 tokens a call, far fewer than the estimate: what was reserved in vain is used after all.
+    assert 3 * each < used <= 4 * each
+    assert outcome.stopped == "budget"
+    assert outcome.answered == len(sink.answers) == len(server.requests) == used // 120
+
+
+def test_a_server_that_is_down_is_an_outcome_and_quick() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
+    sink = Sink()
+    begun = time.monotonic()
+    outcome = ask_all_blocking(prompts_for(500), LLMConnection("m", url, KEY, 5.0, 32), sink, pacing=QUICK)
+    assert time.monotonic() - begun < 10
+    assert (outcome.stopped, outcome.answered, outcome.failed, outcome.left) == ("unreachable", 0, 0, 500)
+    assert outcome.calls == len(sink.calls) < 50
+    assert set(sink.statuses) == {"connection_error"}
+    assert "cannot be reached" in outcome.sentence
+
+
+@pytest.mark.parametrize("url", ["localhost:1/v1", "http://[bad/v1", "nonsense"])
+def test_a_wrong_address_is_an_outcome(url: str) -> None:
+    outcome = ask_all_blocking(prompts_for(30), LLMConnection("m", url), Sink(), pacing=QUICK)
+    assert outcome.stopped == "unreachable"
+    assert outcome.left == 30
+
+
+@pytest.mark.parametrize("act", [hang(), error(500), error(502)])
+def test_a_server_that_only_hangs_or_fails_is_an_outcome(act: Act) -> None:
+    with ScriptedLLM(always(act)) as server:
+        begun = time.monotonic()
+        outcome = ask(server, 100, Sink(), timeout=0.2)
+    assert time.monotonic() - begun < 10
+    assert outcome.stopped == "unreachable"
+    assert outcome.left + outcome.failed == 100
+    assert outcome.calls < 60
+
+
+def test_a_server_that_restarts_is_waited_for() -> None:
+    down = {"until": 0.0}
+
+    def script(number: int, body: Body) -> Act:
+        if number == 20:
+            down["until"] = time.monotonic() + 0.15
+        return error(503) if time.monotonic() < down["until"] else ok()
+
+    with ScriptedLLM(script, latency=0.005) as server:
+        outcome = ask(server, 60, Sink(), pacing=replace(QUICK, backoff_seconds=0.1, longest_backoff_seconds=1.0))
+    assert (outcome.answered, outcome.stopped) == (60, None)
+
+
+@pytest.mark.parametrize(
+    ("act", "stopped", "status"),
+    [
+        (error(401, code="invalid_api_key"), "unauthorised", "refused"),
+        (error(403), "unauthorised", "refused"),
+        (error(404, "The model `x` does not exist", "model_not_found"), "model_not_found", "refused"),
+        (error(402), "quota", "refused"),
+        (error(429, code="insufficient_quota"), "quota", "rate_limited"),
+        (error(429, retry_after="3600"), "rate_limited", "rate_limited"),
+    ],
+)
+def test_what_no_retry_can_help_costs_one_call_and_is_an_outcome(act: Act, stopped: str, status: str) -> None:
+    sink = Sink()
+    with ScriptedLLM(always(act)) as server:
+        outcome = ask(server, 40, sink, concurrency=16)
+    assert (outcome.stopped, outcome.calls, outcome.left) == (stopped, 1, 40)
+    assert sink.statuses == {status: 1}
+    assert str(act.status) in outcome.sentence
+
+
+def test_rate_limits_without_end_are_an_outcome_and_do_not_hammer() -> None:
+    with ScriptedLLM(always(error(429, retry_after_ms="100"))) as server:
+        outcome = ask(server, 100, Sink(), pacing=replace(QUICK, patience_seconds=0.8))
+    assert outcome.stopped == "rate_limited"
+    assert outcome.calls < 40
+
+
+def test_an_unauthorised_server_in_the_middle_keeps_what_is_answered() -> None:
+    sink = Sink()
+    with ScriptedLLM(lambda n, body: ok() if n < 10 else error(401), latency=0.01) as server:
+        outcome = ask(server, 40, sink)
+    assert outcome.stopped == "unauthorised"
+    assert (outcome.answered, len(sink.answers), outcome.left) == (10, 10, 30)
+
+
+@pytest.mark.parametrize(
+    ("status", "message"),
+    [(400, "Unknown parameter: response_format"), (422, "json_schema: unexpected"), (400, "bad request")],
+)
+@pytest.mark.parametrize("known", ["json_object", None])
+def test_response_format_falls_back_and_is_remembered(status: int, message: str, known: str | None) -> None:
+    def form(body: Body) -> str | None:
+        return body["response_format"]["type"] if "response_format" in body else None
+
+    def script(number: int, body: Body) -> Act:
+        return ok() if form(body) in (known, None) else error(status, message)
+
+    sink = Sink()
+    with ScriptedLLM(script, latency=0.01) as server:
+        outcome = ask(server, 12, sink)
+    refused = 1 if known else 2
+    assert (outcome.answered, outcome.calls) == (12, 12 + refused)
+    assert [form(body) for body in server.requests] == ["json_schema", "json_object", None][:refused] + [known] * 12
+    assert sink.statuses == {"refused": refused, "ok": 12}
+
+
+def test_a_prompt_that_is_too_long_does_not_change_the_format_for_all() -> None:
+    def script(number: int, body: Body) -> Act:
+        return error(400, "schema of the maximum context length", "context_length_exceeded") if number == 3 else ok()
+
+    with ScriptedLLM(script) as server:
+        outcome = ask(server, 8, Sink(), concurrency=1)
+    assert (outcome.answered, outcome.failed) == (7, 1)
+    assert {body["response_format"]["type"] for body in server.requests} == {"json_schema"}
+
+
+@pytest.mark.parametrize(("concurrency", "count"), [(1, 6), (5, 24)])
+def test_concurrency_is_used_and_never_exceeded(concurrency: int, count: int) -> None:
+    def script(number: int, body: Body) -> Act:
+        return error(500) if number % 4 == 3 else ok()
+
+    with ScriptedLLM(script, latency=0.1) as server:
+        outcome = ask(server, count, Sink(), concurrency=concurrency)
+    assert server.most_in_flight == concurrency
+    assert outcome.answered == count
+
+
+def test_pace_halves_on_limits_once_a_wave_and_grows_slowly() -> None:
+    pace = Pace(16, Pacing())
+    pace.sent(0.0)
+    assert pace.allowed(0.1) == 1, "the first request goes alone"
+    assert pace.allowed(2.5) == 16, "but nobody waits for it for long"
+    pace.reached()
+    assert not pace.limited(3.0, 0.1)
+    pace.limited(3.1, 0.1)
+    assert pace.allowed(3.2) == 8, "both answered the same wave"
+    pace.answered()
+    pace.limited(4.5, 0.1)
+    assert pace.allowed(4.6) == 4
+    for _ in range(4):
+        pace.answered()
+    assert pace.allowed(4.6) == 4
+    pace.answered()
+    assert pace.allowed(4.6) == 5
+    for _ in range(1000):
+        pace.answered()
+    assert pace.allowed(4.6) == 16
+    for number in range(16):
+        pace.limited(5.0 + number, 20.0)
+    assert pace.allowed(20.5) == 0, "limits in a row close the door for all"
+    assert pace.changes_at(20.5) == 40.0
+    assert pace.limited(5.0 + 601, 0.0), "patience is at its end"
+
+
+def test_commits_are_groups_in_one_other_thread() -> None:
+    sink = Sink(seconds=0.03)
+    with ScriptedLLM(always(ok())) as server:
+        ask(server, 100, sink, concurrency=16)
+    assert len(sink.answers) == 100
+    assert sink.commits < 60
+    assert len(sink.threads) == 1
+    assert threading.get_ident() not in sink.threads
+
+
+def _hang_from(number: int) -> Script:
+    return lambda n, body: ok() if n < number else hang()
+
+
+async def _cancelled_after(server: ScriptedLLM, sink: Sink) -> None:
+    run = asyncio.create_task(ask_all(prompts_for(40), connection_to(server, 4), sink, pacing=QUICK))
+    while len(server.requests) < 16:  # 12 are answered, 4 hang
+        await asyncio.sleep(0.01)
+    await asyncio.sleep(0.05)
+    run.cancel()
+    await run
+
+
+def test_what_arrived_is_committed_when_the_run_is_cancelled() -> None:
+    sink = Sink(seconds=0.3)  # so slow that most of it waits for its commit when the cancellation comes
+    with ScriptedLLM(_hang_from(12)) as server, pytest.raises(asyncio.CancelledError):
+        asyncio.run(_cancelled_after(server, sink))
+    assert len(sink.answers) == 12
+    assert sink.statuses == {"ok": 12, "timeout": 4}, "cancelled attempts were attempts, too"
+
+
+@pytest.mark.parametrize("in_loop", [False, True])
+def test_what_arrived_is_committed_on_ctrl_c(in_loop: bool) -> None:
+    sink = Sink(seconds=0.2)
+
+    def interrupt() -> None:
+        while len(server.requests) < 16:
+            time.sleep(0.01)
+        time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    async def notebook() -> None:
+        # The interrupt is raised where the loop's thread waits, as in a notebook.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        ask(server, 40, sink, concurrency=4)
+
+    with ScriptedLLM(_hang_from(12)) as server:
+        threading.Thread(target=interrupt, daemon=True).start()
+        with pytest.raises(KeyboardInterrupt):
+            asyncio.run(notebook()) if in_loop else ask(server, 40, sink, concurrency=4)
+    assert len(sink.answers) == 12
+    assert sink.statuses == {"ok": 12, "timeout": 4}
+
+
+def test_a_sink_that_fails_ends_the_run_and_is_offered_everything_once_more() -> None:
+    sink = Sink(failures=1)
+    with ScriptedLLM(always(ok()), latency=0.02) as server, pytest.raises(OSError, match="disk full"):
+        ask(server, 500, sink)
+    assert len(server.requests) < 100
+    assert len(sink.answers) >= 1
+    broken = Sink(failures=99)
+    with ScriptedLLM(always(ok())) as server, pytest.raises(OSError, match="disk full"):
+        ask(server, 500, broken)
+
+
+def test_the_blocking_call_works_where_a_loop_is_running() -> None:
+    async def main() -> Any:
+        return ask(server, 3, Sink())
+
+    with ScriptedLLM(always(ok())) as server:
+        assert asyncio.run(main()).answered == 3
+
+
+def test_progress_is_reported_at_intervals() -> None:
+    seen: list[tuple[float, Progress]] = []
+    with ScriptedLLM(always(ok()), latency=0.02) as server:
+        outcome = ask(server, 40, Sink(), concurrency=2, on_progress=lambda p: seen.append((time.monotonic(), p)),
+            pacing=replace(QUICK, progress_seconds=0.1))  # fmt: skip
+    assert 2 <= len(seen) <= outcome.seconds / 0.1
+    assert all(later[0] - earlier[0] >= 0.09 for earlier, later in pairwise(seen))
+    last = seen[-1][1]
+    assert last.total == 40
+    assert 0 < last.done < 40
+    assert last.rate > 0
+    assert last.tokens == 120 * last.done
+    assert last.eta_seconds is not None
+    assert last.eta_seconds < 10
+
+
+def test_nothing_to_ask() -> None:
+    outcome = ask_all_blocking({}, LLMConnection("m", "http://127.0.0.1:1/v1"), Sink(), pacing=QUICK)
+    assert (outcome.answered, outcome.calls, outcome.stopped) == (0, 0, None)
+
+
+def test_no_secret_and_no_document_text_leaves(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    echo = f"Incorrect API key provided: {KEY}. Your prompt was: The text of passage 0."
+    acts = [
+        error(500, echo, code=echo),
+        error(400, echo, code="Text-of.passage"),
+        error(429, echo, code=KEY),
+        completion(echo),
+    ]
+    sink = Sink()
+    with ScriptedLLM(lambda n, body: acts[n] if n < len(acts) else error(401, echo, code=KEY)) as server:
+        connection = connection_to(server, concurrency=1)
+        outcome = ask_all_blocking(prompts_for(3), connection, sink, pacing=QUICK)
+    assert outcome.stopped == "unauthorised"
+    assert len(sink.calls) == len(server.requests) == len(acts) + 1
+    # openai 2 shows requests, never keys, to whoever turns its own debug log on.
+    informed = "\n".join(record.getMessage() for record in caplog.records if record.levelno >= logging.INFO)
+    for shown in (repr(connection), str(connection), repr(outcome), repr(sink.calls), informed):
+        assert KEY not in shown
+        assert "passage 0" not in shown
+    assert KEY not in caplog.text
+
+
+def test_user_and_password_of_an_address_are_sent_but_never_shown(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    with ScriptedLLM(always(ok())) as server:
+        address = server.url.replace("http://", f"http://me:{KEY}%21@") + f"?key={KEY}"
+        connection = LLMConnection("m", address)
+        outcome = ask_all_blocking(prompts_for(1), connection, Sink(), pacing=QUICK)
+    assert outcome.answered == 1
+    assert server.keys == ["Basic " + b64encode(f"me:{KEY}!".encode()).decode()]
+    assert connection.shown_url == server.url
+    assert KEY not in caplog.text + repr(connection)
+
+
+@pytest.mark.parametrize("key", [f"{KEY}\nX-Other: 1", f"{KEY}\u00e9"])
+def test_a_key_that_cannot_be_sent_is_an_outcome(key: str, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    with ScriptedLLM(always(ok())) as server:
+        outcome = ask_all_blocking(prompts_for(3), LLMConnection("m", server.url, key), Sink(), pacing=QUICK)
+        trailing = ask_all_blocking(prompts_for(1), LLMConnection("m", server.url, f" {KEY}\n"), Sink(), pacing=QUICK)
+    assert outcome.stopped == "unauthorised"
+    assert trailing.answered == 1
+    assert server.keys == [f"Bearer {KEY}"]
+    assert KEY not in caplog.text
+
+
+def test_no_key_is_sent_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:1/v1")
+    with ScriptedLLM(always(ok())) as server:
+        outcome = ask_all_blocking(prompts_for(1), LLMConnection("m", server.url), Sink(), pacing=QUICK)
+    assert outcome.answered == 1
+    assert server.keys == ["Bearer none"]
+
+
+def test_estimate_counts_all_scripts() -> None:
+    def tokens(text: str) -> int:
+        return estimate([[{"role": "user", "content": text}]]).prompt_tokens
+
+    assert 90 <= tokens("word " * 80) <= 120
+    assert 100 <= tokens("\u6f22\u5b57" * 50) <= 200
+    assert tokens("\ud800") > 0
+    assert estimate(prompts_for(3).values()).total == 3 * estimate(prompts_for(1).values()).total

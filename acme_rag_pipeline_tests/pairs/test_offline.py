@@ -1,0 +1,291 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from acme_rag_pipeline.pairs.corpus_statistics import CorpusStatistics
+from acme_rag_pipeline.pairs.offline import MAX_QUERY_CHARACTERS, MAX_WORDS, OfflineParameters, render, write
+from acme_rag_pipeline.pairs.offline_methods import METHODS
+from acme_rag_pipeline.pairs.passage import Passage, WrittenQuery
+from acme_rag_pipeline.pairs.plain_text import blocks, content_words, normal_form, sentences
+
+MARKUP = set("|*`[]<>{}\\\n\t")
+
+TRAVEL = """To request a cash advance, fill out form SF-1038 in `concur_portal` and send it to the travel desk.
+
+If you lose your receipt, contact the travel team within 5 days. You must attach a missing receipt affidavit to the
+voucher.
+
+A **per diem** is a daily allowance for lodging, meals and incidental expenses paid to travelers.
+
+| City | Lodging rate | Meal rate |
+|---|---|---|
+| Denver | $199 | $79 |
+| Boston | $250 | $83 |
+
+## Can I book outside of Concur?
+
+No. The Authorizing Official (AO) approves [every trip](https://example.org/t) before booking.
+"""
+
+
+def passage(text: str, headings: tuple[str, ...] = (), title: str = "Travel guide", doc_path: str = "a.md") -> Passage:
+    return Passage(hashlib.sha256(text.encode("utf-8", "replace")).hexdigest(), doc_path, title, headings, text)
+
+
+def queries(one: Passage, others: tuple[Passage, ...] = (), **parameters: object) -> list[WrittenQuery]:
+    statistics = CorpusStatistics.from_passages([one, *others])
+    return write(render(one, statistics, OfflineParameters(**parameters)))  # type: ignore[arg-type]
+
+
+def by_method(method: str, one: Passage, *others: Passage, count: int = 6) -> list[str]:
+    written = queries(one, others, methods=(method,), queries_per_chunk=count)
+    assert {query.method for query in written} <= {method}
+    return [query.query for query in written]
+
+
+@pytest.fixture(scope="module")
+def collection() -> list[Passage]:
+    """Sixty documents with the long-tailed words of real text."""
+    dice = random.Random(7)
+    vocabulary = [
+        f"{stem}{number}" for number in range(700) for stem in ("trav", "budg", "secur", "hir", "leav", "badg")
+    ]
+    # As in real text: a few words stand everywhere, most in a handful of passages.
+    weights = [1 / (rank + 10) for rank in range(len(vocabulary))]
+    made = []
+    for document in range(60):
+        topic = dice.sample(vocabulary, 40)
+        for part in range(6):
+            drawn = dice.choices(vocabulary, weights, k=60) + dice.choices(topic, k=40)
+            dice.shuffle(drawn)
+            lines = [" ".join(drawn[start : start + 10]) + "." for start in range(0, 100, 10)]
+            headings = (f"Document {topic[0]}", f"Part {topic[part + 1]} {topic[part + 2]}")
+            made.append(passage(" ".join(lines), headings, headings[0], f"{document}.md"))
+    return made
+
+
+def test_same_prompt_same_queries_in_every_process() -> None:
+    program = (
+        "import sys, json; from acme_rag_pipeline_tests.pairs.test_offline import TRAVEL, passage;"
+        "from acme_rag_pipeline.pairs.corpus_statistics import CorpusStatistics;"
+        "from acme_rag_pipeline.pairs.offline import OfflineParameters, render, write;"
+        "p = passage(TRAVEL, ('Travel', 'Money')); s = CorpusStatistics.from_passages([p] * 4);"
+        "r = render(p, s, OfflineParameters(queries_per_chunk=11));"
+        "print(json.dumps([r, [[q.query, q.style, q.method] for q in write(r)]]))"
+    )
+    outputs = {
+        subprocess.run(
+            [sys.executable, "-c", program],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("0", "4711")
+    }
+    assert len(outputs) == 1
+    assert len(json.loads(outputs.pop())[1]) >= 8
+
+
+def test_prompt_is_canonical_and_holds_the_parameters() -> None:
+    one = passage(TRAVEL)
+    statistics = CorpusStatistics.from_passages([one])
+    rendered = render(one, statistics, OfflineParameters())
+    assert rendered == json.dumps(json.loads(rendered), sort_keys=True, separators=(",", ":"))
+    assert rendered != render(one, statistics, OfflineParameters(queries_per_chunk=2))
+    elsewhere = Passage("other id", "renamed.md", one.title, one.heading_path, one.text)
+    assert rendered == render(elsewhere, statistics, OfflineParameters())
+
+
+@pytest.mark.parametrize("edit", ["sentence", "paragraph", "passage deleted"])
+def test_editing_one_document_leaves_the_other_prompts_alone(edit: str, collection: list[Passage]) -> None:
+    edited = "17.md"
+    position = next(index for index, one in enumerate(collection) if one.doc_path == edited)
+    old, donor = collection[position], collection[200]
+    new = {
+        "sentence": [replace(old, text=f"{old.text} {donor.text[:70]}.")],
+        "paragraph": [replace(old, text=f"{donor.text[: len(donor.text) // 2]} {old.text[len(old.text) // 2 :]}")],
+        "passage deleted": [],
+    }[edit]
+    prompts = []
+    for state in (collection, [*collection[:position], *new, *collection[position + 1 :]]):
+        statistics = CorpusStatistics.from_passages(state)
+        others = [one for one in state if one.doc_path != edited]
+        prompts.append([render(one, statistics, OfflineParameters()) for one in others])
+    same = sum(before == after for before, after in zip(*prompts, strict=True))
+    assert same >= 0.99 * len(prompts[0])
+
+
+def test_heading_becomes_a_question() -> None:
+    assert any(
+        "create a google group" in query.lower()
+        for query in by_method("heading", passage("Visit the portal.", ("Create a Google Group",)))
+    )
+    assert by_method("heading", passage("Visit the portal.", ("Overview",), title="")) == []
+
+
+def test_heading_of_a_long_section_is_sharpened_by_the_passage() -> None:
+    first = passage("Lodging receipts are scanned.", ("Travel vouchers",))
+    second = passage("Mileage is logged weekly.", ("Travel vouchers",))
+    assert by_method("heading", first, second) != by_method("heading", second, first)
+
+
+def test_heading_pair_names_the_place() -> None:
+    found = by_method("heading_pair", passage("Visit the portal.", ("Google Groups", "Manage members")))
+    assert "google groups manage members" in found
+
+
+def test_definition() -> None:
+    assert "What is per diem?" in by_method("definition", passage(TRAVEL))
+    assert "What is Overtime?" in by_method(
+        "definition", passage("- **Overtime**: hours of work beyond the agreed weekly hours")
+    )
+
+
+def test_acronyms_both_ways() -> None:
+    glossary = passage("The International Mobility Policy (IMP) applies.", doc_path="g.md")
+    short = passage("Under the IMP you get a relocation bonus for moving abroad.")
+    long = passage(
+        "Under the International Mobility Policy you get a relocation bonus for moving abroad.", doc_path="b.md"
+    )
+    assert any(query.startswith("International Mobility Policy") for query in by_method("acronym", short, glossary))
+    assert any(query.startswith("IMP ") for query in by_method("acronym", long, glossary))
+
+
+def test_table_row() -> None:
+    assert any(
+        query
+        in {f"What is the {column} rate for {city}?" for column in ("lodging", "meal") for city in ("Denver", "Boston")}
+        for query in by_method("table_row", passage(TRAVEL))
+    )
+
+
+def test_faq_headings_and_instructions() -> None:
+    assert "Can I book outside of Concur?" not in by_method("faq", passage(TRAVEL))
+    assert "Can I book outside of Concur?" in by_method(
+        "faq", passage("Never, every trip is booked there.", ("Travel", "Can I book outside of Concur?"))
+    )
+    found = " ".join(by_method("instruction", passage(TRAVEL)))
+    assert "request a cash advance" in found
+    assert "if I lose my receipt" in found or "If I lose my receipt" in found
+
+
+def test_identifiers() -> None:
+    found = " | ".join(by_method("identifier", passage(TRAVEL)))
+    assert "SF-1038" in found
+    assert "concur_portal" in found
+
+
+def test_answer_types_and_keyphrases_and_sentences() -> None:
+    assert any(
+        query.startswith(("How long", "Who do I contact")) for query in by_method("answer_type", passage(TRAVEL))
+    )
+    assert by_method("keyphrase", passage(TRAVEL))
+    body = set(content_words(TRAVEL))
+    for query in by_method("sentence", passage(TRAVEL)):
+        assert len(set(content_words(query)) & body) >= 2
+
+
+def test_associates_are_swapped_in_only_where_asked_for() -> None:
+    together = [passage(f"voucher reimbursement {i}", doc_path=f"{i}.md") for i in range(7)]
+    asked = passage("Voucher: the voucher is late, kitchen closed, sink blocked.")
+    statistics = CorpusStatistics.from_passages([*together, asked], with_associates=True)
+    found = {
+        swap: " ".join(
+            query.query
+            for query in write(
+                render(asked, statistics, OfflineParameters(methods=("keyphrase", "sentence"), swap_associates=swap))
+            )
+        )
+        for swap in (False, True)
+    }
+    assert "reimbursement" not in found[False]
+    assert "reimbursement" in found[True]
+
+
+def test_mix_takes_each_method_once_before_any_twice() -> None:
+    written = queries(passage(TRAVEL, ("Travel", "Money")), queries_per_chunk=4)
+    assert len(written) == 4
+    assert len({query.method for query in written}) == 4
+    assert len({normal_form(query.query) for query in written}) == 4
+
+
+def test_no_query_copies_a_sentence() -> None:
+    text = "Remote work agreement form. Where is the form? Ask your lead."
+    forbidden = {normal_form(sentence) for block in blocks(text) for sentence in sentences(block)}
+    for query in queries(passage(text, ("Remote work agreement form",)), queries_per_chunk=11):
+        assert normal_form(query.query) not in forbidden
+
+
+@pytest.mark.parametrize("text", ["", " \n ", "| | |\n|--|--|", "```\n```", "1 2 3", "!!!", "\x00\ud800", "---\n\n***"])
+def test_nothing_to_ask(text: str) -> None:
+    assert queries(passage(text, ("Some heading",))) == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Der Urlaubsantrag wird im Personalportal gestellt. Die Führungskraft genehmigt den Antrag in drei Tagen.",
+        "Отпуск оформляется через кадровый портал. Руководитель утверждает заявку.",
+        "休暇申請は人事ポータルで行います。承認は上司が行います。",
+        "```python\ndef main(argv):\n    return run_pipeline(argv)\n```\nRun the pipeline from the shell.",
+    ],
+)
+def test_other_languages_and_code_get_queries(text: str) -> None:
+    assert queries(passage(text, ("Urlaub / 休暇 policy",)))
+
+
+def test_huge_and_hostile_passages_take_little_time() -> None:
+    pieces = ["[", "(", "a|", "<!--", "A ", "x", "to a ", "If you ", "[a](", "ABC (Aaa ", "&amp;", "_a", "word. "]
+    hostile = [piece * 50_000 for piece in pieces]
+    start = time.process_time()
+    for text in hostile:
+        queries(passage(text, (text[:3000],)))
+    assert time.process_time() - start < 5
+
+
+def test_parameters_are_checked() -> None:
+    with pytest.raises(ValueError, match="nonsense"):
+        OfflineParameters(methods=("nonsense",))
+    with pytest.raises(ValueError, match="queries_per_chunk"):
+        OfflineParameters(queries_per_chunk=0)
+
+
+markdown = st.lists(
+    st.one_of(
+        st.text(max_size=60),
+        st.sampled_from(TRAVEL.splitlines()),
+        st.sampled_from(
+            ["| a | b |", "|---|---|", "```", "# Head?", "- **ABC** - Alpha Beta Co", "<b>x</b>", "![a](b)"]
+        ),
+    ),
+    max_size=14,
+).map("\n".join)
+
+
+@settings(max_examples=150, deadline=None)
+@given(text=markdown, headings=st.lists(st.text(max_size=40), max_size=3), title=st.text(max_size=30))
+def test_any_text_gives_plain_bounded_queries(text: str, headings: list[str], title: str) -> None:
+    one = passage(text, tuple(headings), title)
+    statistics = CorpusStatistics.from_passages([one, passage(TRAVEL)])
+    rendered = render(one, statistics, OfflineParameters(queries_per_chunk=len(METHODS)))
+    written = write(rendered)
+    assert written == write(rendered)
+    forbidden = {normal_form(sentence) for block in blocks(text) for sentence in sentences(block)}
+    for query in written:
+        assert (1 if query.method == "identifier" else 3) <= len(query.query.split()) <= MAX_WORDS
+        assert len(query.query) <= MAX_QUERY_CHARACTERS
+        assert not MARKUP & set(query.query)
+        assert normal_form(query.query) not in forbidden
+        query.query.encode("utf-8")

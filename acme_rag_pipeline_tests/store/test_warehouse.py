@@ -1,0 +1,131 @@
+"""The row-level diff is exact, and two processes never lose or double a row."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import duckdb
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from acme_rag_pipeline.store.warehouse import Counts, Warehouse, WarehouseBusy, insert, reconcile, records
+
+TABLE = ("CREATE TABLE IF NOT EXISTS things(key VARCHAR PRIMARY KEY, number INTEGER, words VARCHAR[], note VARCHAR)",)
+ROWS = st.dictionaries(
+    st.text(max_size=4),
+    st.tuples(
+        st.none() | st.integers(-9, 9), st.lists(st.text(max_size=3), max_size=2), st.none() | st.text(max_size=5)
+    ),
+    max_size=6,
+)
+
+
+@given(before=ROWS, after=ROWS)
+@settings(max_examples=40, deadline=None)
+def test_reconcile_makes_the_table_equal_and_counts_what_it_did(before: dict, after: dict) -> None:
+    connection = duckdb.connect()
+    connection.execute(TABLE[0])
+    for rows in (before, after):
+        counts = reconcile(connection, "things", "key", _rows(rows))
+    held = {
+        row["key"]: (row["number"], row["words"], row["note"]) for row in records(connection, "SELECT * FROM things")
+    }
+    assert held == after
+    common = before.keys() & after.keys()
+    assert counts == Counts(
+        added=len(after.keys() - before.keys()),
+        changed=sum(before[key] != after[key] for key in common),
+        removed=len(before.keys() - after.keys()),
+        reused=sum(before[key] == after[key] for key in common),
+    )
+
+
+def test_rows_outside_the_scope_are_left_alone() -> None:
+    connection = duckdb.connect()
+    connection.execute(TABLE[0])
+    reconcile(connection, "things", "key", _rows({"mine": (1, [], "a"), "theirs": (2, [], "b")}))
+    reconcile(connection, "things", "key", [], scope="note = 'a'")
+    assert [row["key"] for row in records(connection, "SELECT key FROM things")] == ["theirs"]
+
+
+def test_nothing_wanted_and_nothing_there_changes_no_byte(tmp_path: Path) -> None:
+    warehouse = Warehouse(tmp_path / "w.duckdb", tables=TABLE)
+    with warehouse.write() as connection:
+        reconcile(connection, "things", "key", _rows({"a": (1, ["x"], None)}))
+    before = warehouse.path.read_bytes()
+    with warehouse.read() as connection:
+        assert records(connection, "SELECT key FROM things") == [{"key": "a"}]
+    with warehouse.write() as connection:
+        assert reconcile(connection, "things", "key", _rows({"a": (1, ["x"], None)})).nothing_changed
+    assert warehouse.path.read_bytes() == before
+
+
+def test_an_exception_rolls_everything_back(tmp_path: Path) -> None:
+    warehouse = Warehouse(tmp_path / "w.duckdb", tables=TABLE)
+    connection_rows = _rows({"a": (1, [], None)})
+    with pytest.raises(duckdb.ConstraintException), warehouse.write() as connection:  # noqa: PT012
+        insert(connection, "things", connection_rows)
+        connection.execute("INSERT INTO things VALUES ('a', 2, [], NULL)")
+    with warehouse.read() as connection:
+        assert records(connection, "SELECT * FROM things") == []
+
+
+def test_a_cache_row_is_never_overwritten(tmp_path: Path) -> None:
+    warehouse = Warehouse(tmp_path / "w.duckdb", tables=TABLE)
+    for number in (1, 2):
+        with warehouse.write() as connection:
+            insert(connection, "things", _rows({"a": (number, [], None)}))
+    with warehouse.read() as connection:
+        assert records(connection, "SELECT number FROM things") == [{"number": 1}]
+
+
+def test_a_held_file_is_named_with_its_process(tmp_path: Path) -> None:
+    path = tmp_path / "w.duckdb"
+    holder = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            f"import duckdb, time; c = duckdb.connect({str(path)!r}); print('held', flush=True); time.sleep(60)",
+        ],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        with (
+            pytest.raises(WarehouseBusy, match=rf"held by process {holder.pid}"),
+            Warehouse(path, wait_seconds=0.2).write(),
+        ):
+            pass
+    finally:
+        holder.kill()
+        holder.wait()
+
+
+def test_two_processes_that_write_at_once_both_get_their_rows_in(tmp_path: Path) -> None:
+    program = textwrap.dedent(
+        f"""
+        import sys
+        from pathlib import Path
+        from acme_rag_pipeline.store.warehouse import Warehouse, insert
+        warehouse = Warehouse(Path({str(tmp_path / "w.duckdb")!r}), 60, {TABLE!r})
+        for number in range(15):
+            with warehouse.write() as connection:
+                insert(connection, "things", [dict(key=f"{{sys.argv[1]}}{{number}}", number=number, words=[], note=None)])
+        """
+    )
+    both = [subprocess.Popen([sys.executable, "-c", program, name]) for name in "ab"]
+    assert [process.wait(timeout=120) for process in both] == [0, 0]
+    with Warehouse(tmp_path / "w.duckdb", tables=TABLE).read() as connection:
+        assert records(connection, "SELECT count(*) AS n FROM things") == [{"n": 30}]
+
+
+def _rows(things: dict) -> list[dict]:
+    return [
+        {"key": key, "number": number, "words": words, "note": note} for key, (number, words, note) in things.items()
+    ]

@@ -1,0 +1,95 @@
+"""Settings: precedence, defaults, and errors that name the variable."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from acme_rag_pipeline.settings import Settings, SettingsError
+
+
+def test_the_defaults_are_the_shipped_documents(tmp_path: Path) -> None:
+    (tmp_path / "data/golden").mkdir(parents=True)
+    for name in ("curated_pairs.jsonl", "golden/queries.jsonl", "golden/qrels.jsonl"):
+        (tmp_path / "data" / name).write_text("")
+    known = Settings.load(root=tmp_path)
+    assert known.documents == tmp_path / "data/documents"
+    assert known.store == tmp_path / "data/store"
+    assert known.curated_pairs == tmp_path / "data/curated_pairs.jsonl"
+    assert known.golden == tmp_path / "data/golden"
+    assert known.generator_in_use == "offline"
+
+
+def test_other_documents_come_without_the_shipped_pairs_and_questions(tmp_path: Path) -> None:
+    (tmp_path / "data/golden").mkdir(parents=True)
+    (tmp_path / "data/curated_pairs.jsonl").write_text("")
+    known = Settings.load(root=tmp_path, documents=str(tmp_path / "mine"))
+    assert (known.curated_pairs, known.golden) == (None, None)
+
+
+def test_empty_means_the_default_and_none_means_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/curated_pairs.jsonl").write_text("")
+    monkeypatch.setenv("ACME_RAG_CURATED_PAIRS", "")
+    monkeypatch.setenv("ACME_RAG_GENERATOR", "")
+    assert Settings.load(root=tmp_path).curated_pairs == tmp_path / "data/curated_pairs.jsonl"
+    monkeypatch.setenv("ACME_RAG_CURATED_PAIRS", "none")
+    assert Settings.load(root=tmp_path).curated_pairs is None
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("ACME_RAG_GENERATOR", "gpt"),
+        ("ACME_RAG_GENERATOR", "openai"),
+        ("ACME_RAG_DOCUMENTS", "none"),
+        ("ACME_RAG_CURATED_PAIRS", "missing.jsonl"),
+        ("ACME_RAG_GOLDEN", "missing"),
+        ("ACME_RAG_TRAINING__EPOCHS", "many"),
+        ("ACME_RAG_TRAINING__EPOCHS", "0"),
+        ("ACME_RAG_LOCK_SECONDS", "-1"),
+        ("OPENAI_BASE_URL", "localhost:8000"),
+    ],
+)
+def test_a_wrong_value_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsError, match=name):
+        Settings.load(root=tmp_path)
+
+
+def test_a_store_inside_the_documents_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="ACME_RAG_STORE"):
+        Settings.load(root=tmp_path, documents=str(tmp_path / "docs"), store=str(tmp_path / "docs/store"))
+
+
+def test_a_key_is_never_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret-123")
+    known = Settings.load(root=tmp_path)
+    assert known.generator_in_use == "openai"
+    assert "sk-secret-123" not in repr(known)
+    assert "sk-secret-123" not in known.model_dump_json()
+
+
+def test_the_environment_beats_dotenv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / ".env").write_text("ACME_RAG_LLM=from-file\nACME_RAG_BASE_MODEL=from-file\n")
+    monkeypatch.setenv("ACME_RAG_LLM", "from-environment")
+    known = Settings.load(root=tmp_path)
+    assert (known.llm, known.base_model) == ("from-environment", "from-file")
+
+
+def test_the_environment_beats_dotenv_even_where_dagster_overwrote_it(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("ACME_RAG_LLM=from-file\n")
+    program = (
+        "import os, pathlib\n"
+        # What the dagster command line does before any of our code runs.
+        "os.environ['ACME_RAG_LLM'] = 'from-file'\n"
+        "from acme_rag_pipeline.settings import Settings\n"
+        "print(Settings.load().llm)\n"
+    )
+    environment = os.environ | {"ACME_RAG_LLM": "from-environment", "ACME_RAG_ROOT": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "from-environment"

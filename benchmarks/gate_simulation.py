@@ -1,0 +1,127 @@
+"""How often the gate promotes arms that are no better, and how often it sees a real gain.
+
+    python benchmarks/gate_simulation.py [--repetitions 2000] [--challengers 3] [--processes 2]
+
+Questions come in documents of unequal size (geometric, 2.6 on average) whose questions succeed and fail together. Three
+kinds of "no true difference" are tried:
+
+- gaussian: every question's difference is normal with the stated spread and intra-unit correlation;
+- ranks: both arms rank the evidence at exchangeable random ranks, so that most differences are exactly 0 and the rest
+  are as lumpy as nDCG@10 really is;
+- skewed: a stress beyond what the gate promises. The mean difference is 0, but most questions gain a little and few
+  lose much; with few units the sample may hold none of the losses.
+
+Power is the share of promotions with a true gain of 0.05 (gaussian).
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+
+import numpy as np
+
+from acme_rag_pipeline.evaluation.gate import PROMOTED, ArmScores, GateSettings, decide
+
+UNIT_COUNTS = (5, 12, 40, 100)
+QUERIES_PER_UNIT = 2.6
+
+Draw = Callable[[np.random.Generator, "np.ndarray", int], "np.ndarray"]
+"""(generator, unit of each question, challengers) -> scores of champion and challengers, one arm a row."""
+
+
+def gaussian(
+    rng: np.random.Generator, unit: np.ndarray, challengers: int, spread: float, correlation: float, gain: float = 0.0
+) -> np.ndarray:
+    """Differences with the stated standard deviation and correlation inside a unit, around ``gain``."""
+    shared = rng.normal(size=(challengers, unit.max() + 1))[:, unit]
+    own = rng.normal(size=(challengers, unit.size))
+    differences = gain + spread * (math.sqrt(correlation) * shared + math.sqrt(1 - correlation) * own)
+    return np.vstack([np.full(unit.size, 0.5), 0.5 + differences])
+
+
+def ranks(rng: np.random.Generator, unit: np.ndarray, challengers: int) -> np.ndarray:
+    """nDCG@10 of exchangeable arms: ranks of one piece of evidence, hard documents and questions hard for all arms."""
+    arms, units = challengers + 1, unit.max() + 1
+    hard = rng.normal(0.6, 0.7, units)[unit] + rng.normal(0, 0.9, unit.size)
+    logarithm = hard + rng.normal(0, 0.35, (arms, units))[:, unit] + rng.normal(0, 0.35, (arms, unit.size))
+    rank = np.maximum(1, np.floor(np.exp(logarithm)))
+    return np.where(rank <= 10, 1 / np.log2(rank + 1), 0.0)
+
+
+def skewed(rng: np.random.Generator, unit: np.ndarray, challengers: int) -> np.ndarray:
+    """One question in seven loses 0.3 to 0.8, more in some documents; the others gain enough to make up for it."""
+    share, loss = 0.15, 0.55
+    losing = rng.beta(10 * share, 10 * (1 - share), (challengers, unit.max() + 1))[:, unit]
+    loses = rng.random(losing.shape) < losing
+    gains = rng.exponential(share * loss / (1 - share), losing.shape)
+    return np.vstack([np.full(unit.size, 0.5), 0.5 + np.where(loses, -rng.uniform(0.3, 0.8, losing.shape), gains)])
+
+
+def promoted_share(draw: Draw, units: int, challengers: int, repetitions: int, seed: int = 0) -> float:
+    """Share of simulated decisions that promote a challenger."""
+    rng, promotions = np.random.default_rng([seed, units]), 0
+    for _ in range(repetitions):
+        unit = np.repeat(np.arange(units), rng.geometric(1 / QUERIES_PER_UNIT, units))
+        scores = draw(rng, unit, challengers)
+        ids = [f"q{i:04d}" for i in range(unit.size)]
+        arms = [ArmScores(f"arm{i}", dict(zip(ids, row.tolist(), strict=True))) for i, row in enumerate(scores)]
+        documents = {i: f"d{u:03d}" for i, u in zip(ids, unit.tolist(), strict=True)}
+        styles = dict(zip(ids, rng.choice(["question", "keywords", "situation"], unit.size).tolist(), strict=True))
+        decision = decide(arms[0], arms[1:], documents, {"style": styles}, GateSettings(), "golden")
+        promotions += decision.verdict == PROMOTED
+    return promotions / repetitions
+
+
+def main() -> None:
+    """Print both tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repetitions", type=int, default=2000)
+    parser.add_argument("--challengers", type=int, default=3)
+    parser.add_argument("--spread", type=float, default=0.3, help="standard deviation of a question's difference")
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+
+    nulls: list[tuple[str, Draw]] = [
+        (f"gaussian, spread {options.spread}, correlation {r}", partial(gaussian, spread=options.spread, correlation=r))
+        for r in (0.0, 0.3, 0.8)
+    ]
+    nulls += [("ranks", ranks), ("skewed (stress)", skewed)]
+    gains: list[tuple[str, Draw]] = [
+        (f"spread {s}, correlation {r}", partial(gaussian, spread=s, correlation=r, gain=0.05))
+        for s in (0.2, options.spread)
+        for r in (0.0, 0.3, 0.8)
+    ]
+    error = math.sqrt(0.025 * 0.975 / options.repetitions)
+    with ProcessPoolExecutor(options.processes) as pool:
+        print(f"Promotions without a true difference: {options.challengers} challengers, at most 2.5 % wanted")
+        print(f"({options.repetitions} decisions a cell, standard error at 2.5 %: {100 * error:.2f} %)")
+        _table(pool, nulls, UNIT_COUNTS, options.challengers, options.repetitions, options.seed)
+        for challengers in (1, options.challengers):
+            print(f"\nPromotions with a true gain of 0.05 in all of {challengers} challengers (power)")
+            _table(pool, gains, (*UNIT_COUNTS[1:], 200), challengers, options.repetitions // 4, options.seed)
+
+
+def _table(
+    pool: ProcessPoolExecutor,
+    rows: list[tuple[str, Draw]],
+    columns: tuple[int, ...],
+    challengers: int,
+    repetitions: int,
+    seed: int,
+) -> None:
+    print(f"{'units':<42}" + "".join(f"{units:>9}" for units in columns))
+    cells = [
+        [pool.submit(promoted_share, draw, units, challengers, repetitions, seed) for units in columns]
+        for _, draw in rows
+    ]
+    for (name, _), row in zip(rows, cells, strict=True):
+        print(f"{name:<42}" + "".join(f"{100 * cell.result():>7.2f} %" for cell in row), flush=True)
+
+
+if __name__ == "__main__":
+    main()
