@@ -6,6 +6,8 @@ STAMP := $(VENV)/.installed
 export DAGSTER_HOME ?= $(CURDIR)/.dagster
 export DAGSTER_DISABLE_TELEMETRY := yes
 export ACME_RAG_ROOT ?= $(CURDIR)
+# Dagster warns on every call that its own command line will be renamed.
+export PYTHONWARNINGS ?= ignore
 # Dagster lets a `.env` in the working directory overwrite the environment. Run elsewhere, it cannot; the settings read
 # the project's `.env` themselves, and there the environment wins.
 IN_HOME := cd "$(DAGSTER_HOME)" &&

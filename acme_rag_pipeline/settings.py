@@ -61,7 +61,9 @@ class PairSettings(Group):
 
 class TrainingSettings(Group):
     strategy: Literal["full"] = "full"
-    epochs: int = Field(default=2, ge=1, le=50)
+    epochs: int | None = Field(
+        default=None, ge=1, le=50, description="Default: as many as show about 2,500 pairs, at least 1 and at most 4."
+    )
     batch_size: int = Field(default=32, ge=2, le=4096)
     learning_rate: float = Field(default=5e-5, gt=0, lt=1)
     warmup_share: float = Field(default=0.1, ge=0, lt=1)

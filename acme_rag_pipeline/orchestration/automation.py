@@ -29,7 +29,7 @@ refresh = dg.define_asset_job(
 )
 retrain = dg.define_asset_job(
     "retrain",
-    selection="*",
+    selection=dg.AssetSelection.all(),
     description="Pairs for what changed, a new candidate, an honest comparison, a promotion or 'keep what we have'.",
 )
 

@@ -21,7 +21,7 @@ from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.passages import PassagePrefix, live_passages
 from acme_rag_pipeline.store.stages import StageResult, data_versions, record, recorded
 from acme_rag_pipeline.store.warehouse import insert, records
-from acme_rag_pipeline.training.finetune import Curve, finetune, interpolate, weights_of
+from acme_rag_pipeline.training.finetune import Curve, epochs_for, finetune, interpolate, weights_of
 from acme_rag_pipeline.training.model_card import manifest_text, model_card
 from acme_rag_pipeline.training.rows import KeptPair, kept_pairs, of_sides, rows_fingerprint, training_rows
 from acme_rag_pipeline.training.validation import Validation
@@ -231,6 +231,7 @@ class _Run:
             "origins": dict(Counter(pair.origin for pair in pairs).most_common()),
             "share": share,
             "interpolation": tried,
+            "epochs_trained": epochs_for(len(pairs), self.settings.training),
             "epochs": curve.epochs,
         }
         extra = {"manifest.json": manifest_text(about), "README.md": model_card(about)}

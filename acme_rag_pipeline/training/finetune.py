@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 CHECKPOINT_SECONDS = 60.0
 LOG_SECONDS = 10.0
+PAIRS_SHOWN = 2500
 logger = logging.getLogger(__name__)
 
 
@@ -50,6 +51,15 @@ class TrainingRows:
     guide_queries: np.ndarray
     guide_passages: np.ndarray
     guide_negatives: Sequence[Sequence[np.ndarray]]
+
+
+def epochs_for(pairs: int, settings: TrainingSettings) -> int:
+    """The number of epochs: the chosen one, or enough to show about `PAIRS_SHOWN` pairs.
+
+    A few hundred pairs need several passes to move the weights at all; thousands of machine-written ones are better
+    seen once than twice, and an epoch is what a retrain costs.
+    """
+    return settings.epochs or min(4, max(1, round(PAIRS_SHOWN / max(1, pairs))))
 
 
 @dataclass
@@ -88,13 +98,14 @@ def finetune(
     torch.manual_seed(settings.seed)
     model = load_model(start, device)
     frozen = _freeze_word_embeddings(model)
-    logger.info("training %d pairs for %d epochs on %s, %s", len(rows.queries), settings.epochs, model.device, frozen)
+    epochs = epochs_for(len(rows.queries), settings)
+    logger.info("training %d pairs, %d epoch(s), on %s, %s", len(rows.queries), epochs, model.device, frozen)
     token_rows = [_tokenise(model, texts) for texts in (rows.queries, rows.passages)]
     negative_tokens = [_tokenise(model, row[: settings.train_hard_negatives]) for row in rows.negatives]
     lengths = [len(row["input_ids"]) for row in token_rows[1]]
     plan = [
         epoch_batches(rows.groups, lengths, settings.batch_size, settings.seed + epoch)
-        for epoch in range(settings.epochs)
+        for epoch in range(epochs)
     ]
     steps = sum(len(batches) for batches in plan)
     optimizer = torch.optim.AdamW(
@@ -123,7 +134,7 @@ def finetune(
             pairs_seen += len(batch)
             now = time.monotonic()
             value = float(loss.detach())
-            curve.steps.append({"step": step, "epoch": step / steps * settings.epochs, "loss": value})
+            curve.steps.append({"step": step, "epoch": step / steps * epochs, "loss": value})
             if now - last_log > LOG_SECONDS:
                 last_log = now
                 rate = pairs_seen / (now - started)
@@ -137,7 +148,7 @@ def finetune(
             ndcg = validate(model)
             if ndcg is not None:
                 curve.epochs.append({"epoch": epoch + 1, "ndcg@10": ndcg})
-                logger.info("epoch %d of %d: validation nDCG@10 %.4f", epoch + 1, settings.epochs, ndcg)
+                logger.info("epoch %d of %d: validation nDCG@10 %.4f", epoch + 1, epochs, ndcg)
             _save_checkpoint(checkpoint, step, model, optimizer, scheduler, curve)
             last_save = time.monotonic()
     model.eval()
