@@ -170,14 +170,17 @@ def compare(context: click.Context, text: str, k: int, as_json: bool) -> None:
 @JSON
 @click.pass_context
 def ask(context: click.Context, question: str, k: int, as_json: bool) -> None:
-    """An answer to QUESTION with numbered sources, through the LLM; without one the best passages."""
+    """An answer to QUESTION with numbered sources, through the LLM; without one the best passages.
+
+    ACME_RAG_GENERATOR=offline keeps every text on this machine.
+    """
     from acme_rag_pipeline.pairs.llm import LLMConnection
     from acme_rag_pipeline.retrieval.answer import answer
 
     settings = _settings(context)
     hits = [hit.as_dict() for hit in _retriever(context).search(question, k)]
     connection = None
-    if settings.llm_configured:
+    if settings.llm_configured and settings.generator != "offline":
         key = settings.openai_api_key.get_secret_value() if settings.openai_api_key else None
         connection = LLMConnection(
             model=settings.llm,

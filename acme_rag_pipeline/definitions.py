@@ -2,7 +2,7 @@
 
 import dagster as dg
 
-from acme_rag_pipeline.orchestration import automation, checks
+from acme_rag_pipeline.orchestration import automation
 from acme_rag_pipeline.orchestration.assets import documents, evaluation, indexes, model, serving, training_data
 from acme_rag_pipeline.orchestration.resources import Pipeline
 
@@ -15,7 +15,6 @@ def build_definitions(pipeline: Pipeline | None = None) -> dg.Definitions:
     """
     return dg.Definitions(
         assets=dg.load_assets_from_modules([documents, training_data, model, indexes, evaluation, serving]),
-        asset_checks=dg.load_asset_checks_from_modules([checks]),
         jobs=[automation.refresh, automation.retrain, automation.gate],
         sensors=[automation.documents_changed],
         schedules=[automation.nightly_retrain],

@@ -4,11 +4,13 @@ Nothing here touches the store or a model; `Settings.load()` is cheap enough for
 """
 
 import os
+import re
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import SettingsError as UnreadableValue
 
 SHIPPED_DOCUMENTS = Path("data/documents")
 SHIPPED_CURATED_PAIRS = Path("data/curated_pairs.jsonl")
@@ -123,16 +125,13 @@ class ServingSettings(Group):
 
 
 class AutomationSettings(Group):
-    sensor_seconds: int = Field(default=30, ge=1)
     max_tries: int = Field(default=2, ge=1, description="Refresh runs for one state of the documents before giving up.")
-    retrain_cron: str = "0 2 * * *"
     retrain_changed_share: float = Field(
         default=0.02,
         ge=0,
         le=1,
         description="nightly_retrain runs when this share of the chunks changed since the last one.",
     )
-    lag_minutes: int = Field(default=60, ge=1, description="The served index may lag the documents for this long.")
 
 
 class Settings(BaseSettings):
@@ -206,6 +205,10 @@ class Settings(BaseSettings):
                 loaded = cls(root=root, _env_file=root / ".env", **given)  # type: ignore[call-arg]
             except ValidationError as error:
                 raise SettingsError(_in_words(error)) from None
+            except UnreadableValue as error:
+                name = re.search(r'field "(\w+)"', str(error))
+                variable = f"ACME_RAG_{name.group(1).upper()}" if name else "a list or group among ACME_RAG_*"
+                raise SettingsError(f"{variable}: lists and groups are JSON, such as [0.5, 1.0]") from None
         return loaded.model_copy(update=loaded._resolved()).checked()
 
     def _resolved(self) -> dict[str, Any]:

@@ -7,9 +7,11 @@ import statistics
 from collections import Counter
 from typing import Any
 
+import duckdb
+
 from acme_rag_pipeline.chunking.near_duplicates import groups, signature
 from acme_rag_pipeline.chunking.sides import side_of, units
-from acme_rag_pipeline.chunking.splitter import split
+from acme_rag_pipeline.chunking.splitter import SPLITTER_VERSION, split
 from acme_rag_pipeline.chunking.tokens import TokenCounter
 from acme_rag_pipeline.embedding.base_model import resolve_base_model
 from acme_rag_pipeline.settings import Settings
@@ -20,6 +22,8 @@ from acme_rag_pipeline.store.warehouse import insert, reconcile, records
 
 STAGE = "chunks"
 CODE_VERSION = "1"
+# Their text is Markdown; in the others a `#` or an indentation means nothing.
+MARKDOWN_FORMATS = {"markdown", "html", "docx"}
 _SPAN_COLUMNS = (
     "chunk_id",
     "doc_path",
@@ -43,7 +47,9 @@ def split_documents(store: Store, settings: Settings) -> StageResult:
     upstream = data_versions(store.warehouse, "documents")
     tokenizer = resolve_base_model(settings.base_model, settings.root).folder / "tokenizer.json"
     with tokenizer.open("rb") as file:
-        how = fingerprint(CODE_VERSION, settings.chunking, hashlib.file_digest(file, "sha256").hexdigest())
+        how = fingerprint(
+            CODE_VERSION, SPLITTER_VERSION, settings.chunking, hashlib.file_digest(file, "sha256").hexdigest()
+        )
     made_from = fingerprint(STAGE, upstream, how, settings.evaluation)
     if (unchanged := recorded(store.warehouse, STAGE, made_from)) is not None:
         return unchanged
@@ -54,7 +60,7 @@ def split_documents(store: Store, settings: Settings) -> StageResult:
         _place(rows, group_of, settings)
         data_version = content_hash(
             (r["chunk_id"], r["doc_path"], r["start_char"], r["end_char"], *r["heading_path"], r["title"],
-             r["near_duplicate_group"], r["unit"], r["side"])
+             r["text"], r["near_duplicate_group"], r["unit"], r["side"])
             for r in rows
         )  # fmt: skip
         with store.warehouse.write() as connection:
@@ -66,6 +72,7 @@ def split_documents(store: Store, settings: Settings) -> StageResult:
                 [{"doc_path": path, "fingerprint": made} for path, made in split_again.items()],
             )
             connection.execute("DELETE FROM minhashes WHERE text_hash NOT IN (SELECT text_hash FROM chunks)")
+            _retract(connection)
             return record(connection, StageResult(STAGE, data_version, counts, details=_details(rows)), made_from)
 
 
@@ -75,7 +82,7 @@ def _split_rows(
     with store.warehouse.read() as connection:
         documents = records(
             connection,
-            "SELECT doc_path, title, text, text_sha256 FROM documents WHERE text IS NOT NULL ORDER BY doc_path",
+            "SELECT doc_path, title, format, text, text_sha256 FROM documents WHERE text IS NOT NULL ORDER BY doc_path",
         )
         done = dict(connection.execute("SELECT doc_path, fingerprint FROM chunked_documents").fetchall())
         kept: dict[str, list[dict[str, Any]]] = {}
@@ -86,7 +93,7 @@ def _split_rows(
     made: dict[str, str] = {}
     for document in documents:
         path = document["doc_path"]
-        made[path] = fingerprint(how, document["text_sha256"], document["title"])
+        made[path] = fingerprint(how, document["text_sha256"], document["title"], document["format"])
         if done.get(path) == made[path]:
             rows.extend(kept.get(path, []))
             continue
@@ -97,8 +104,9 @@ def _split_rows(
 
 def _chunks_of(document: dict[str, Any], counter: TokenCounter, max_tokens: int) -> list[dict[str, Any]]:
     seen: Counter[str] = Counter()
+    structured = document["format"] in MARKDOWN_FORMATS
     rows = []
-    for ordinal, span in enumerate(split(document["text"], counter, max_tokens=max_tokens)):
+    for ordinal, span in enumerate(split(document["text"], counter, max_tokens=max_tokens, markdown=structured)):
         text = document["text"][span.start : span.end]
         text_hash = sha256_text(normalised(text))
         # Equal texts of one document are told apart by their order among equals, so that a moved chunk keeps its id.
@@ -140,6 +148,17 @@ def _place(rows: list[dict[str, Any]], group_of: dict[str, str], settings: Setti
             row["near_duplicate_group"] = group_of[row["text_hash"]]
             row["unit"] = unit
             row["side"] = side_of(unit, settings.evaluation)
+
+
+def _retract(connection: duckdb.DuckDBPyConnection) -> None:
+    """Text that is gone takes its questions along at once, and not only at the next retrain."""
+    connection.execute("DELETE FROM pairs WHERE chunk_id NOT IN (SELECT chunk_id FROM chunks)")
+    connection.execute("DELETE FROM training_pairs WHERE chunk_id NOT IN (SELECT chunk_id FROM chunks)")
+    connection.execute("SET VARIABLE live = (SELECT list(chunk_id) FROM chunks)")
+    connection.execute(
+        "UPDATE training_pairs SET negatives = list_filter(negatives, lambda n: list_contains(getvariable('live'), n)) "
+        "WHERE NOT list_has_all(getvariable('live'), negatives)"
+    )
 
 
 def _details(rows: list[dict[str, Any]]) -> dict[str, Any]:

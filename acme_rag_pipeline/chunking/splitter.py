@@ -23,6 +23,7 @@ from acme_rag_pipeline.chunking.tokens import TokenCounter
 SPLITTER_VERSION = "splitter-1"  # bump with every change that moves a span
 
 _SMALL_SECTION_TOKENS = 60
+_TINY_TOKENS = 40
 _MIN_MAX_TOKENS = 16
 
 _Order = tuple[float, bytes, bytes]
@@ -83,13 +84,21 @@ def _groups(text: str, pieces: Sequence[Piece], sections: Sequence[Section], lim
     heads = [number for number, (first, _) in enumerate(groups) if number and pieces[first].opens_section]
     heads.sort(key=lambda number: _join_order(text, pieces[groups[number][0]]))
 
-    def are_small_neighbours(number: int, left_weight: int, right_weight: int) -> bool:
+    whole = [
+        (first == 0 or pieces[first].opens_section) and (last + 1 == len(pieces) or pieces[last + 1].opens_section)
+        for first, last in groups
+    ]
+
+    def is_small_neighbour(number: int, left_weight: int, right_weight: int) -> bool:
         before, after = pieces[groups[number - 1][1]].section, pieces[groups[number][0]].section
         is_child_or_sibling = sections[after].parent in (before, sections[before].parent)
-        return is_child_or_sibling and min(left_weight, right_weight) < _SMALL_SECTION_TOKENS
+        return is_child_or_sibling and (
+            (left_weight < _SMALL_SECTION_TOKENS and whole[number - 1])
+            or (right_weight < _SMALL_SECTION_TOKENS and whole[number])
+        )
 
     weights = [sum(piece.weight for piece in pieces[first : last + 1]) for first, last in groups]
-    joined = pack(weights, heads, limit, are_small_neighbours)
+    joined = pack(weights, heads, limit, is_small_neighbour)
     return [(groups[first][0], groups[last][1]) for first, last in joined]
 
 
@@ -104,6 +113,25 @@ def _groups_of_section(text: str, pieces: Sequence[Piece], limit: int) -> list[t
     head = _head(pieces, weights, orders, limit)
     order = sorted(range(1, len(pieces) - head), key=lambda number: (orders[head + number], number))
     groups = [(head + first, head + last) for first, last in pack(weights[head:], order, limit)]
+
+    def halves(first: int, last: int, start: int) -> list[tuple[int, int]]:
+        """Cut at the strongest boundary from `start` on that leaves two groups, if possible none of them tiny."""
+        total, left, cuts, even = sum(weights[first : last + 1]), sum(weights[first:start]), [], []
+        for cut in range(start, last + 1):
+            if left <= limit and total - left <= limit:
+                cuts.append(cut)
+                if min(left, total - left) >= HEAD_TOKENS:
+                    even.append(cut)
+            left += weights[cut]
+        cut = max(even or cuts, key=lambda number: (orders[number], number), default=0)
+        return [(first, cut - 1), (cut, last)] if cut else []
+
+    for number, (first, last) in enumerate(groups):
+        if len(groups) > 1 and sum(weights[first : last + 1]) < _TINY_TOKENS:
+            # It fits to neither neighbour; a neighbour gives it something.
+            left = max(number - 1, 0)
+            pair = groups[left][0], groups[left + 1][1]
+            groups[left : left + 2] = halves(*pair, pair[0] + 1) or groups[left : left + 2]
     if not head:
         return groups
     if not groups:
@@ -111,10 +139,7 @@ def _groups_of_section(text: str, pieces: Sequence[Piece], limit: int) -> list[t
     last = groups[0][1]
     if sum(weights[: last + 1]) <= limit:
         return [(0, last), *groups[1:]]
-    cuts = [cut for cut in range(head + 1, last + 1) if sum(weights[:cut]) <= limit]
-    cuts = [cut for cut in cuts if sum(weights[cut : last + 1]) >= HEAD_TOKENS] or cuts or [head]
-    cut = max(cuts, key=lambda number: (orders[number], number))
-    return [(0, cut - 1), (cut, last), *groups[1:]]
+    return [*(halves(0, last, head + 1) or [(0, head - 1), groups[0]]), *groups[1:]]
 
 
 def _head(pieces: Sequence[Piece], weights: Sequence[int], orders: Sequence[_Order], limit: int) -> int:

@@ -95,7 +95,10 @@ def contest(store: Store, settings: Settings) -> Contest:
                 connection, "SELECT stage, summary FROM stages WHERE stage IN ('fine_tuned_model', 'training_set')"
             )
         }
-        golden = connection.execute("SELECT query_id, query FROM golden_queries ORDER BY query_id").fetchall()
+        golden = connection.execute(
+            "SELECT query_id, query, doc_path, quote, relevance FROM golden_queries JOIN golden_judgements "
+            "USING (query_id) ORDER BY query_id, ordinal"
+        ).fetchall()
     base = index.PassageEncoder(index.install_base(store, settings).digest, index.BASE_PREFIX)
     candidate = index.newest_candidate(store)
     trained = rows.get("fine_tuned_model", {})

@@ -46,7 +46,7 @@ def resolve_golden_queries(store: Store, settings: Settings) -> StageResult:
     """
     upstream = data_versions(store.warehouse, "documents", "chunks")
     queries, qrels, problems = read_golden(settings.golden) if settings.golden else ({}, [], [])
-    made_from = fingerprint(STAGE, CODE_VERSION, upstream, queries, qrels, problems)
+    made_from = fingerprint(STAGE, CODE_VERSION, upstream, queries, qrels, problems, settings.evaluation)
     if (unchanged := recorded(store.warehouse, STAGE, made_from)) is not None:
         return unchanged
     query_rows, judgement_rows, seen = _resolved(store, queries, qrels)

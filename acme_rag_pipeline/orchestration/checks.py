@@ -1,59 +1,86 @@
-"""Asset checks: numbers that should hold, WARN for outcomes, ERROR for defects; none of them blocks serving."""
+"""Asset checks: numbers that should hold, WARN for outcomes, ERROR for defects; none of them blocks serving.
+
+They run inside their asset's step: a step of its own for each check would double what a run with nothing to do costs.
+"""
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import dagster as dg
 
 from acme_rag_pipeline.documents.state import folder_state
 from acme_rag_pipeline.orchestration.presentation import table
-from acme_rag_pipeline.orchestration.resources import Pipeline
+from acme_rag_pipeline.retrieval import index
+from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store import vectors
+from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.promotion import read_pointer
 from acme_rag_pipeline.store.warehouse import records
 
 WARN, ERROR = dg.AssetCheckSeverity.WARN, dg.AssetCheckSeverity.ERROR
 
 
-def _rows(pipeline: Pipeline, query: str) -> list[dict[str, Any]]:
-    with pipeline.open_store().warehouse.read() as connection:
+Check = Callable[[Store, Settings], dg.AssetCheckResult]
+_CHECKS: dict[str, list[tuple[dg.AssetCheckSpec, Check]]] = {}
+
+
+def specs(asset: str) -> list[dg.AssetCheckSpec]:
+    """The checks that an asset declares."""
+    return [spec for spec, _ in _CHECKS.get(asset, [])]
+
+
+def results(asset: str, store: Store, settings: Settings) -> list[dg.AssetCheckResult]:
+    """Run an asset's checks."""
+    return [check(store, settings)._replace(check_name=spec.name) for spec, check in _CHECKS.get(asset, [])]
+
+
+def _asset_check(*, asset: str, description: str) -> Callable[[Check], Check]:
+    def register(check: Check) -> Check:
+        spec = dg.AssetCheckSpec(check.__name__, asset=asset, description=description)
+        _CHECKS.setdefault(asset, []).append((spec, check))
+        return check
+
+    return register
+
+
+def _rows(store: Store, query: str) -> list[dict[str, Any]]:
+    with store.warehouse.read() as connection:
         return records(connection, query)
 
 
-def _details(pipeline: Pipeline, stage: str) -> dict[str, Any]:
-    rows = _rows(pipeline, f"SELECT summary FROM stages WHERE stage = '{stage}'")
+def _details(store: Store, stage: str) -> dict[str, Any]:
+    rows = _rows(store, f"SELECT summary FROM stages WHERE stage = '{stage}'")
     return json.loads(rows[0]["summary"])["details"] if rows else {}
 
 
-@dg.asset_check(asset="documents", description="Every file could be read and parsed.")
-def every_document_is_readable(pipeline: Pipeline) -> dg.AssetCheckResult:
+@_asset_check(asset="documents", description="Every file could be read and parsed.")
+def every_document_is_readable(store: Store, settings: Settings) -> dg.AssetCheckResult:
     """WARN with the reasons for the files that could not."""
-    bad = _rows(
-        pipeline, "SELECT doc_path, reason FROM documents WHERE status = 'unreadable' ORDER BY doc_path LIMIT 100"
-    )
+    bad = _rows(store, "SELECT doc_path, reason FROM documents WHERE status = 'unreadable' ORDER BY doc_path LIMIT 100")
     return dg.AssetCheckResult(passed=not bad, severity=WARN, metadata={"unreadable": len(bad), "reasons": table(bad)})
 
 
-@dg.asset_check(asset="chunks", description="Every chunk is exactly the piece of its document that its span names.")
-def spans_are_exact(pipeline: Pipeline) -> dg.AssetCheckResult:
+@_asset_check(asset="chunks", description="Every chunk is exactly the piece of its document that its span names.")
+def spans_are_exact(store: Store, settings: Settings) -> dg.AssetCheckResult:
     """ERROR when a span and its text differ: every citation depends on it."""
     rows = _rows(
-        pipeline,
+        store,
         "SELECT count(*) AS chunks, count(*) FILTER (c.text IS DISTINCT FROM "
         "array_slice(d.text, c.start_char + 1, c.end_char)) AS wrong FROM chunks c LEFT JOIN documents d USING (doc_path)",
     )[0]
     return dg.AssetCheckResult(passed=rows["wrong"] == 0, severity=ERROR, metadata=rows)
 
 
-@dg.asset_check(asset="curated_pairs", description="Every curated pair still stands in a document.")
-def curated_pairs_resolve(pipeline: Pipeline) -> dg.AssetCheckResult:
+@_asset_check(asset="curated_pairs", description="Every curated pair still stands in a document.")
+def curated_pairs_resolve(store: Store, settings: Settings) -> dg.AssetCheckResult:
     """WARN with the pairs that do not, and the nearest passage of their document."""
     lost = _rows(
-        pipeline,
+        store,
         "SELECT p.query, p.doc_path, p.reason, n.text AS nearest_passage FROM curated_pairs p "
         "LEFT JOIN chunks n ON n.chunk_id = p.nearest_chunk_id WHERE p.status <> 'resolved' ORDER BY p.query LIMIT 100",
     )
-    unusable = _details(pipeline, "curated_pairs").get("unusable_lines", [])
+    unusable = _details(store, "curated_pairs").get("unusable_lines", [])
     return dg.AssetCheckResult(
         passed=not lost and not unusable,
         severity=WARN,
@@ -61,10 +88,10 @@ def curated_pairs_resolve(pipeline: Pipeline) -> dg.AssetCheckResult:
     )
 
 
-@dg.asset_check(asset="synthetic_pairs", description="Every chunk's questions were asked for and answered.")
-def every_chunk_was_asked(pipeline: Pipeline) -> dg.AssetCheckResult:
+@_asset_check(asset="synthetic_pairs", description="Every chunk's questions were asked for and answered.")
+def every_chunk_was_asked(store: Store, settings: Settings) -> dg.AssetCheckResult:
     """WARN when the LLM was down, a budget was spent or answers were unusable."""
-    details = _details(pipeline, "synthetic_pairs")
+    details = _details(store, "synthetic_pairs")
     left = int(details.get("unanswered", 0))
     return dg.AssetCheckResult(
         passed=left == 0,
@@ -73,15 +100,15 @@ def every_chunk_was_asked(pipeline: Pipeline) -> dg.AssetCheckResult:
     )
 
 
-@dg.asset_check(
+@_asset_check(
     asset="training_set", description="No training pair or negative comes from, or nearly repeats, what is held out."
 )
-def nothing_leaks(pipeline: Pipeline) -> dg.AssetCheckResult:
+def nothing_leaks(store: Store, settings: Settings) -> dg.AssetCheckResult:
     """ERROR on any leak of a held-out passage, golden query or negative into training."""
-    golden = _details(pipeline, "training_set").get("judged_by") == "golden queries"
+    golden = _details(store, "training_set").get("judged_by") == "golden queries"
     held_out = "('validation')" if golden else "('validation', 'test')"
     rows = _rows(
-        pipeline,
+        store,
         f"""WITH held AS (SELECT DISTINCT near_duplicate_group AS g FROM chunks WHERE side IN {held_out}),
         used AS (SELECT t.*, c.near_duplicate_group AS g FROM training_pairs t JOIN chunks c USING (chunk_id)
                  WHERE t.dropped_because IS NULL AND t.side NOT IN {held_out})
@@ -95,21 +122,19 @@ def nothing_leaks(pipeline: Pipeline) -> dg.AssetCheckResult:
     return dg.AssetCheckResult(passed=leaks == 0, severity=ERROR, metadata=rows)
 
 
-@dg.asset_check(asset="golden_queries", description="Every judged query's evidence is found in the documents of today.")
-def golden_queries_resolve(pipeline: Pipeline) -> dg.AssetCheckResult:
+@_asset_check(asset="golden_queries", description="Every judged query's evidence is found in the documents of today.")
+def golden_queries_resolve(store: Store, settings: Settings) -> dg.AssetCheckResult:
     """WARN with the queries whose evidence is gone."""
-    lost = _rows(
-        pipeline, "SELECT query, reason FROM golden_queries WHERE status <> 'resolved' ORDER BY query LIMIT 100"
-    )
+    lost = _rows(store, "SELECT query, reason FROM golden_queries WHERE status <> 'resolved' ORDER BY query LIMIT 100")
     return dg.AssetCheckResult(
         passed=not lost, severity=WARN, metadata={"unresolved": len(lost), "queries": table(lost)}
     )
 
 
-@dg.asset_check(asset="fine_tuned_model", description="A candidate was trained, or known from before.")
-def a_candidate_exists(pipeline: Pipeline) -> dg.AssetCheckResult:
+@_asset_check(asset="fine_tuned_model", description="A candidate was trained, or known from before.")
+def a_candidate_exists(store: Store, settings: Settings) -> dg.AssetCheckResult:
     """WARN when there is none, with the reason."""
-    details = _details(pipeline, "fine_tuned_model")
+    details = _details(store, "fine_tuned_model")
     return dg.AssetCheckResult(
         passed=bool(details.get("model_digest")),
         severity=WARN,
@@ -117,33 +142,39 @@ def a_candidate_exists(pipeline: Pipeline) -> dg.AssetCheckResult:
     )
 
 
-def _index_check(pipeline: Pipeline, stage: str) -> dg.AssetCheckResult:
-    details = _details(pipeline, stage)
+def _rows_held(store: Store, details: dict[str, Any]) -> int:
+    """Rows of an index; counted again unless its newest version is the one that was counted when it was written."""
+    if index.holds(store, details):
+        return int(details["rows"])
+    found = vectors.open_table(vectors.connect(store.lancedb), details["table"])
+    return found.count_rows() if found is not None else 0
+
+
+def _index_check(store: Store, stage: str) -> dg.AssetCheckResult:
+    details = _details(store, stage)
     if not details.get("table"):
         return dg.AssetCheckResult(passed=True, metadata={"outcome": str(details.get("outcome", "not run"))})
-    store = pipeline.open_store()
-    found = vectors.open_table(vectors.connect(store.lancedb), details["table"])
-    rows = found.count_rows() if found is not None else 0
-    chunks = _rows(pipeline, "SELECT count(*) AS n FROM chunks")[0]["n"]
+    rows = _rows_held(store, details)
+    chunks = _rows(store, "SELECT count(*) AS n FROM chunks")[0]["n"]
     return dg.AssetCheckResult(passed=rows == chunks, severity=ERROR, metadata={"rows": rows, "chunks": chunks})
 
 
-@dg.asset_check(asset="base_index", description="One row for each chunk.")
-def base_index_is_complete(pipeline: Pipeline) -> dg.AssetCheckResult:
+@_asset_check(asset="base_index", description="One row for each chunk.")
+def base_index_is_complete(store: Store, settings: Settings) -> dg.AssetCheckResult:
     """ERROR when the table and the chunks differ in number."""
-    return _index_check(pipeline, "base_index")
+    return _index_check(store, "base_index")
 
 
-@dg.asset_check(asset="fine_tuned_index", description="One row for each chunk.")
-def fine_tuned_index_is_complete(pipeline: Pipeline) -> dg.AssetCheckResult:
+@_asset_check(asset="fine_tuned_index", description="One row for each chunk.")
+def fine_tuned_index_is_complete(store: Store, settings: Settings) -> dg.AssetCheckResult:
     """ERROR when the table and the chunks differ in number."""
-    return _index_check(pipeline, "fine_tuned_index")
+    return _index_check(store, "fine_tuned_index")
 
 
-@dg.asset_check(asset="evaluation_report", description="People's questions decide; else the evidence is synthetic.")
-def people_decide(pipeline: Pipeline) -> dg.AssetCheckResult:
+@_asset_check(asset="evaluation_report", description="People's questions decide; else the evidence is synthetic.")
+def people_decide(store: Store, settings: Settings) -> dg.AssetCheckResult:
     """WARN when the verdict rests on machine-written questions."""
-    details = _details(pipeline, "evaluation_report")
+    details = _details(store, "evaluation_report")
     numbers = {k: v for k, v in details.get("ndcg@10", {}).items() if isinstance(v, float)}
     return dg.AssetCheckResult(
         passed=details.get("evidence") == "golden",
@@ -156,25 +187,23 @@ def people_decide(pipeline: Pipeline) -> dg.AssetCheckResult:
     )
 
 
-@dg.asset_check(asset="promoted_retriever", description="The newest candidate was promoted.")
-def candidate_was_promoted(pipeline: Pipeline) -> dg.AssetCheckResult:
+@_asset_check(asset="promoted_retriever", description="The newest candidate was promoted.")
+def candidate_was_promoted(store: Store, settings: Settings) -> dg.AssetCheckResult:
     """WARN when the champion was kept: a normal outcome, worth a look."""
-    rows = _rows(
-        pipeline, "SELECT verdict, reason, recipe, model_digest FROM promotions ORDER BY decision DESC LIMIT 1"
-    )
+    rows = _rows(store, "SELECT verdict, reason, recipe, model_digest FROM promotions ORDER BY decision DESC LIMIT 1")
     verdict = rows[0]["verdict"] if rows else "none"
     return dg.AssetCheckResult(passed=verdict == "promoted", severity=WARN, metadata=rows[0] if rows else {})
 
 
-@dg.asset_check(asset="served_index", description="Readers find exactly the documents of today.")
-def served_index_is_current(pipeline: Pipeline) -> dg.AssetCheckResult:
+@_asset_check(asset="served_index", description="Readers find exactly the documents of today.")
+def served_index_is_current(store: Store, settings: Settings) -> dg.AssetCheckResult:
     """ERROR when the pointer's version does not hold the chunks of today; WARN when the folder changed meanwhile."""
-    store = pipeline.open_store()
     promoted = read_pointer(store.pointer)
-    found = vectors.open_table(vectors.connect(store.lancedb), promoted.table, promoted.lance_version)
-    rows = found.count_rows() if found is not None else 0
-    chunks = _rows(pipeline, "SELECT count(*) AS n FROM chunks")[0]["n"]
-    current = folder_state(pipeline.settings()) == _details(pipeline, "served_index").get("sources")
+    details = _details(store, "served_index")
+    named = (promoted.table, promoted.lance_version) == (details.get("table"), details.get("lance_version"))
+    rows = _rows_held(store, details) if named else 0
+    chunks = _rows(store, "SELECT count(*) AS n FROM chunks")[0]["n"]
+    current = folder_state(settings) == details.get("sources")
     return dg.AssetCheckResult(
         passed=rows == chunks and current,
         severity=ERROR if rows != chunks else WARN,

@@ -12,6 +12,7 @@ import dagster as dg
 from pydantic import Field
 
 from acme_rag_pipeline.documents.source import DocumentsFolderError
+from acme_rag_pipeline.orchestration import checks
 from acme_rag_pipeline.orchestration.presentation import metadata_of
 from acme_rag_pipeline.settings import Settings, SettingsError
 from acme_rag_pipeline.store.layout import Store, StoreBusy, StoreUnusable
@@ -72,8 +73,11 @@ class Pipeline(dg.ConfigurableResource):
         with plain_failures(), shown_in_log(context.log):
             result = stage(store, settings)
             metadata = metadata_of(store, result)
+            verified = checks.results(result.stage, store, settings)
         context.log.info(_sentence(result))
-        return dg.MaterializeResult(data_version=dg.DataVersion(result.data_version), metadata=metadata)
+        return dg.MaterializeResult(
+            data_version=dg.DataVersion(result.data_version), metadata=metadata, check_results=verified
+        )
 
 
 @contextlib.contextmanager

@@ -55,7 +55,8 @@ def write_pairs(store: Store, settings: Settings) -> StageResult:
     made_from = fingerprint(STAGE, CODE_VERSION, upstream, how)
     if (unchanged := recorded(store.warehouse, STAGE, made_from)) is not None:
         return unchanged
-    with store.writer(STAGE):
+    # A refresh may go on while an LLM answers; only a second asking has to wait.
+    with store.writer(STAGE, lock="asking"):
         passages = [
             Passage(p.chunk_id, p.doc_path, p.title, p.heading_path, p.text) for p in live_passages(store.warehouse)
         ]
@@ -67,7 +68,7 @@ def write_pairs(store: Store, settings: Settings) -> StageResult:
         rows = _pair_rows(generator, answers, settings.generator_in_use)
         unanswered = len([h for h in generator.prompts if h not in answers])
         data_version = content_hash(tuple(row.values()) for row in rows)
-        with store.warehouse.write() as connection:
+        with store.writer(STAGE), store.warehouse.write() as connection:
             counts = reconcile(connection, "pairs", "pair_id", rows, scope="origin <> 'curated'")
             details = outcome | {
                 "generator": generator.name,

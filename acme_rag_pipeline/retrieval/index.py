@@ -84,7 +84,7 @@ def reconcile_index(store: Store, settings: Settings, which: PassageEncoder) -> 
             which.prefix,
             lambda: _dimension(encoder, cache, [p.rendered(which.prefix) for p in passages[:1]]),
             lambda rendered: cache.passages(encoder, rendered),
-            model_name=Path(settings.base_model).name,
+            model_name=models.relative_folder(which.model_digest),
         )
 
 
@@ -131,26 +131,42 @@ def newest_candidate(store: Store) -> PassageEncoder | None:
 def _index_stage(
     store: Store, settings: Settings, stage: str, which: PassageEncoder, upstream: dict[str, str], arm: str
 ) -> StageResult:
-    done = reconcile_index(store, settings, which)
-    _remember_arm(store, arm, which)
-    # `embedded` counts texts that went through the model; a row whose vector was cached is `reused`.
-    details: dict[str, Any] = {
+    made_from = fingerprint(stage, CODE_VERSION, upstream, which.table)
+    if (unchanged := recorded(store.warehouse, stage, made_from)) is not None and holds(store, unchanged.details):
+        return StageResult(stage, unchanged.data_version, unchanged.counts, True, nothing_done(unchanged.details))
+    with store.writer(stage):
+        done = reconcile_index(store, settings, which)
+        _remember_arm(store, arm, which)
+        details = index_details(store, which, done)
+        data_version = fingerprint(which.table, done.content)
+        with store.warehouse.write() as connection:
+            return record(connection, StageResult(stage, data_version, done.counts, details=details), made_from)
+
+
+def index_details(store: Store, which: PassageEncoder, done: vectors.Reconciled) -> dict[str, Any]:
+    """What an index stage reports: `embedded` texts went through the model, a `reused` row's vector was known."""
+    return {
         "table": which.table,
         "model_digest": which.model_digest,
         "passage_prefix": which.prefix,
         "lance_version": done.version,
+        "newest_version": vectors.newest_version(store.lancedb, which.table),
         "rows": done.rows,
         "embedded": done.embedded,
         "reused": done.rows - done.embedded,
         "removed": done.counts.removed,
     }
-    data_version = fingerprint(which.table, done.content)
-    made_from = fingerprint(stage, CODE_VERSION, upstream, which.table, done.content)
-    if done.counts.nothing_changed and (unchanged := recorded(store.warehouse, stage, made_from)) is not None:
-        nothing = {"embedded": 0, "reused": done.rows, "removed": 0, "lance_version": done.version}
-        return StageResult(stage, unchanged.data_version, done.counts, True, unchanged.details | nothing)
-    with store.writer(stage), store.warehouse.write() as connection:
-        return record(connection, StageResult(stage, data_version, done.counts, details=details), made_from)
+
+
+def holds(store: Store, details: dict[str, Any]) -> bool:
+    """Whether the table is still the one that these details describe."""
+    newest = vectors.newest_version(store.lancedb, details["table"])
+    return bool(newest) and newest == details["newest_version"]
+
+
+def nothing_done(details: dict[str, Any]) -> dict[str, Any]:
+    """The details of an index that had to do nothing."""
+    return details | {"embedded": 0, "reused": details["rows"], "removed": 0}
 
 
 def _remember_arm(store: Store, arm: str, which: PassageEncoder) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, cast
@@ -108,12 +109,15 @@ def decide_promotion(store: Store, settings: Settings) -> StageResult:
             rows = records(connection, "SELECT * FROM verdicts ORDER BY evaluated_at DESC LIMIT 1")
         key = rows[0]["candidate_key"]
         decided = next((d for d in reversed(decisions(store)) if d.candidate_key == key), None)
-        # With no candidate only the recipe of the base is in question, and that is asked once for each evaluation.
-        if decided is None:
+        if decided is not None:
+            outcome = f"this candidate was decided on before ({decided.verdict}); {current.verdict} stands"
+        elif rows[0]["verdict"] == PROMOTED and (rows[0]["winner_digest"], rows[0]["winner_recipe"]) in left_behind(
+            store
+        ):
+            outcome = "a person rolled back from this retriever: it is not promoted again by itself"
+        else:
             current = _act(store, rows[0], current)
             outcome = current.reason
-        else:
-            outcome = f"this candidate was decided on before ({decided.verdict}); {current.verdict} stands"
         details: dict[str, Any] = {
             "verdict": current.verdict,
             "reason": current.reason,
@@ -142,6 +146,16 @@ def _act(store: Store, verdict: dict[str, Any], current: Decision) -> Decision:
         candidate_key=verdict["candidate_key"],
         evaluation_id=verdict["evaluation_id"],
     )
+
+
+def left_behind(store: Store) -> set[tuple[str, str]]:
+    """Model digest and recipe of every promotion that a person rolled back from."""
+    past = decisions(store)
+    return {
+        (before.model_digest, before.recipe)
+        for before, after in itertools.pairwise(past)
+        if after.verdict == ROLLED_BACK
+    }
 
 
 def append(

@@ -31,41 +31,26 @@ def serve(store: Store, settings: Settings) -> StageResult:
     """
     upstream = data_versions(store.warehouse, "documents", "chunks")
     decision = decisions.champion(store, settings)
-    done = index.reconcile_index(store, settings, decision.encoder)
-    pointer = Promoted(
-        model_digest=decision.model_digest,
-        model_dir=models.relative_folder(decision.model_digest),
-        table=decision.encoder.table,
-        lance_version=done.version,
-        recipe=decision.recipe,
-        decided_at=decision.decided_at.astimezone(UTC).isoformat(),
-        reason=decision.reason,
-        passage_prefix=decision.passage_prefix,
-    )
-    details: dict[str, Any] = {
-        "model_digest": decision.model_digest,
-        "recipe": decision.recipe,
-        "verdict": decision.verdict,
-        "table": pointer.table,
-        "lance_version": done.version,
-        "rows": done.rows,
-        "embedded": done.embedded,
-        "reused": done.rows - done.embedded,
-        "removed": done.counts.removed,
-        "sources": _sources(store),
-    }
-    data_version = fingerprint(pointer.table, pointer.recipe, done.content)
-    made_from = fingerprint(STAGE, CODE_VERSION, upstream, data_version, decision.decision)
-    if _pointer_is(store, pointer) and (unchanged := recorded(store.warehouse, STAGE, made_from)) is not None:
-        nothing = {"embedded": 0, "reused": done.rows, "removed": 0}
-        return StageResult(STAGE, unchanged.data_version, done.counts, True, unchanged.details | nothing)
+    made_from = fingerprint(STAGE, CODE_VERSION, upstream, decision.decision)
+    unchanged = recorded(store.warehouse, STAGE, made_from)
+    if unchanged is not None and index.holds(store, unchanged.details) and _serves(store, decision, unchanged.details):
+        details = index.nothing_done(unchanged.details)
+        return StageResult(STAGE, unchanged.data_version, unchanged.counts, True, details)
     with store.writer(STAGE):
+        done = index.reconcile_index(store, settings, decision.encoder)
+        pointer = _pointer(decision, done.version)
         moved = write_pointer(store.pointer, pointer)
+        details = index.index_details(store, decision.encoder, done) | {
+            "recipe": decision.recipe,
+            "verdict": decision.verdict,
+            "sources": _sources(store),
+        }
+        data_version = fingerprint(pointer.table, pointer.recipe, done.content)
         with store.warehouse.write() as connection:
             if moved:
                 _remember_version(connection, pointer)
             result = record(connection, StageResult(STAGE, data_version, done.counts, details=details), made_from)
-        _clean_up(store, settings, pointer)
+        _clean_up(store, settings)
         return result
 
 
@@ -117,9 +102,22 @@ def _sources(store: Store) -> str:
     return str(row[0]) if row else ""
 
 
-def _pointer_is(store: Store, pointer: Promoted) -> bool:
+def _pointer(decision: decisions.Decision, version: int) -> Promoted:
+    return Promoted(
+        model_digest=decision.model_digest,
+        model_dir=models.relative_folder(decision.model_digest),
+        table=decision.encoder.table,
+        lance_version=version,
+        recipe=decision.recipe,
+        decided_at=decision.decided_at.astimezone(UTC).isoformat(),
+        reason=decision.reason,
+        passage_prefix=decision.passage_prefix,
+    )
+
+
+def _serves(store: Store, decision: decisions.Decision, details: dict[str, Any]) -> bool:
     try:
-        return read_pointer(store.pointer) == pointer
+        return read_pointer(store.pointer) == _pointer(decision, details["lance_version"])
     except (NothingPromoted, PointerDamaged):
         return False
 
@@ -132,7 +130,7 @@ def _remember_version(connection: Any, pointer: Promoted) -> None:
     )
 
 
-def _clean_up(store: Store, settings: Settings, pointer: Promoted) -> None:
+def _clean_up(store: Store, settings: Settings) -> None:
     """Delete what no reader holds and no rollback needs: models, tables, table versions, cached vectors."""
     past = decisions.decisions(store)
     changes = [d for n, d in enumerate(past) if n == 0 or d.encoder != past[n - 1].encoder]
@@ -159,5 +157,6 @@ def _clean_up(store: Store, settings: Settings, pointer: Promoted) -> None:
             vectors.drop_old_versions(table, versions or [int(table.version)])
     readers = {row["table_name"] for row in held}
     digests |= {folder.name for folder in store.models.iterdir() if any(folder.name[:16] in name for name in readers)}
-    if models.remove_models(store, digests):
+    # A training run puts its model in place before it is known to anybody.
+    if store.idle("training") and models.remove_models(store, digests):
         index.embedding_cache(store).forget_encoders(digests)

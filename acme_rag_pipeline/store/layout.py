@@ -9,10 +9,14 @@ import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Literal, get_args
 
 from filelock import FileLock, Timeout
 
 from acme_rag_pipeline.store.warehouse import Warehouse
+
+LockName = Literal["writer", "training", "asking"]
+LOCKS: tuple[LockName, ...] = get_args(LockName)
 
 
 class StoreBusy(RuntimeError):
@@ -41,23 +45,25 @@ class Store:
         self.reports = root / "reports"
         self.work = root / "work"
         self.pointer = root / "promoted.json"
-        self._lock = FileLock(root / "writer.lock")
+        self._locks = {name: FileLock(root / f"{name}.lock") for name in LOCKS}
 
     @contextlib.contextmanager
-    def writer(self, purpose: str) -> Iterator[None]:
+    def writer(self, purpose: str, lock: LockName = "writer") -> Iterator[None]:
         """Be the only process that writes to the store; re-entrant. The kernel frees the lock of a killed process.
 
         Args:
             purpose: what another run is told that it waits for, such as an asset name.
+            lock: `writer` for writing rows, tables and the pointer; `training` and `asking` for the long work that
+                must not run twice but need not keep a refresh waiting.
 
         Raises:
             StoreBusy: another run held the store for longer than `wait_seconds`.
             StoreUnusable: the folder cannot be created or written.
         """
-        holder = self.root / "writer.json"
+        holder, held = self.root / f"{lock}.json", self._locks[lock]
         try:
             self.root.mkdir(parents=True, exist_ok=True)
-            self._lock.acquire(timeout=self.wait_seconds, poll_interval=0.05)
+            held.acquire(timeout=self.wait_seconds, poll_interval=0.05)
         except Timeout:
             raise StoreBusy(
                 f"{self.root} is being written by {_described(holder)} for more than {self.wait_seconds:.0f} s: "
@@ -66,7 +72,7 @@ class Store:
         except OSError as error:
             raise StoreUnusable(f"ACME_RAG_STORE: {self.root} cannot be written: {error}") from error
         try:
-            if self._lock.lock_counter == 1:
+            if held.lock_counter == 1:
                 with contextlib.suppress(OSError):
                     holder.write_text(
                         json.dumps({"pid": os.getpid(), "purpose": purpose, "since": datetime.now(UTC).isoformat()}),
@@ -74,10 +80,19 @@ class Store:
                     )
             yield
         finally:
-            if self._lock.lock_counter == 1:
+            if held.lock_counter == 1:
                 with contextlib.suppress(OSError):
                     holder.unlink(missing_ok=True)
-            self._lock.release()
+            held.release()
+
+    def idle(self, lock: LockName) -> bool:
+        """Whether no process holds that lock now."""
+        try:
+            self._locks[lock].acquire(timeout=0)
+        except Timeout:
+            return False
+        self._locks[lock].release()
+        return True
 
 
 def _described(holder: Path) -> str:

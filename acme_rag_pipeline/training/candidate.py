@@ -62,7 +62,8 @@ def train_candidate(store: Store, settings: Settings) -> StageResult:
     if (unchanged := recorded(store.warehouse, STAGE, made_from)) is not None and _still_there(store, unchanged):
         return unchanged
     trainable = of_sides(pairs, ("train", "test"))
-    with store.writer(STAGE):
+    # A refresh may go on while a model trains; only a second training has to wait.
+    with store.writer(STAGE, lock="training"):
         if len(trainable) < settings.training.minimum_pairs:
             details = _nothing_trained(
                 f"{len(trainable)} training pairs are fewer than {settings.training.minimum_pairs}: no candidate was trained"
@@ -71,20 +72,15 @@ def train_candidate(store: Store, settings: Settings) -> StageResult:
             details = known | {"outcome": "this training set was trained before: the same candidate", "trained": False}
         else:
             details = _Run(store, settings, base, pairs, golden_decides, training_key).train()
-        with store.warehouse.write() as connection:
-            insert(
-                connection,
-                "trained_pairs",
-                [{"training_key": training_key, "pair_id": pair.pair_id} for pair in trainable]
-                if details["trained"]
-                else [],
-            )
+        with store.writer(STAGE), store.warehouse.write() as connection:
+            trained = [{"training_key": training_key, "pair_id": pair.pair_id} for pair in trainable]
+            insert(connection, "trained_pairs", trained if details["trained"] else [])
             connection.execute("DELETE FROM trained_chunks WHERE chunk_id NOT IN (SELECT chunk_id FROM chunks)")
             connection.execute("INSERT OR IGNORE INTO trained_chunks SELECT chunk_id FROM chunks")
-            data_version = fingerprint(
-                details.get("model_digest"), details.get("passage_prefix"), details.get("twin_digest")
+            identity = [details[name] for name in ("model_digest", "passage_prefix", "twin_digest")]
+            result = StageResult(
+                STAGE, fingerprint(identity), details=details | {"training_set": upstream["training_set"]}
             )
-            result = StageResult(STAGE, data_version, details=details | {"training_set": upstream["training_set"]})
             return record(connection, result, made_from)
 
 
@@ -136,7 +132,7 @@ class _Run:
             "pairs_per_second": round(served.curve.pairs_per_second, 2),
             "seen_sides": ["train", "test"],
         }
-        with self.store.warehouse.write() as connection:
+        with self.store.writer(STAGE), self.store.warehouse.write() as connection:
             rows = [
                 {
                     "model_digest": served.digest,

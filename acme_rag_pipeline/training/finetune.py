@@ -103,10 +103,7 @@ def finetune(
     token_rows = [_tokenise(model, texts) for texts in (rows.queries, rows.passages)]
     negative_tokens = [_tokenise(model, row[: settings.train_hard_negatives]) for row in rows.negatives]
     lengths = [len(row["input_ids"]) for row in token_rows[1]]
-    plan = [
-        epoch_batches(rows.groups, lengths, settings.batch_size, settings.seed + epoch)
-        for epoch in range(epochs)
-    ]
+    plan = [epoch_batches(rows.groups, lengths, settings.batch_size, settings.seed + epoch) for epoch in range(epochs)]
     steps = sum(len(batches) for batches in plan)
     optimizer = torch.optim.AdamW(
         [p for p in model.parameters() if p.requires_grad], lr=settings.learning_rate, weight_decay=0.01

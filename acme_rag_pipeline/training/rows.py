@@ -58,6 +58,7 @@ def rows_fingerprint(pairs: Sequence[KeptPair]) -> str:
     """Hash of everything that training reads from the pairs."""
     lines: list[tuple[Any, ...]] = [
         (
+            p.passage.side,
             p.query,
             p.passage.headings(),
             p.passage.text,

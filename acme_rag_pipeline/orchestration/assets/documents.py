@@ -4,12 +4,19 @@ import dagster as dg
 
 from acme_rag_pipeline.chunking import chunks as chunking
 from acme_rag_pipeline.documents import ingest
+from acme_rag_pipeline.orchestration import checks
 from acme_rag_pipeline.orchestration.resources import Pipeline
 
 OWNERS = ["team:retrieval"]
 
 
-@dg.asset(group_name="documents", kinds={"python", "duckdb"}, owners=OWNERS, code_version=ingest.CODE_VERSION)
+@dg.asset(
+    group_name="documents",
+    kinds={"python", "duckdb"},
+    owners=OWNERS,
+    check_specs=checks.specs("documents"),
+    code_version=ingest.CODE_VERSION,
+)
 def documents(context: dg.AssetExecutionContext, pipeline: Pipeline) -> dg.MaterializeResult:
     """Every file of the documents folder: its bytes' hash, its text, and the reason when it could not be read."""
     return pipeline.materialize(context, ingest.ingest_documents)
@@ -20,6 +27,7 @@ def documents(context: dg.AssetExecutionContext, pipeline: Pipeline) -> dg.Mater
     group_name="documents",
     kinds={"python", "duckdb"},
     owners=OWNERS,
+    check_specs=checks.specs("chunks"),
     code_version=chunking.CODE_VERSION,
 )
 def chunks(context: dg.AssetExecutionContext, pipeline: Pipeline) -> dg.MaterializeResult:

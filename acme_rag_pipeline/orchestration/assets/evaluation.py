@@ -3,13 +3,19 @@
 import dagster as dg
 
 from acme_rag_pipeline.evaluation import evaluate, golden
+from acme_rag_pipeline.orchestration import checks
 from acme_rag_pipeline.orchestration.assets.documents import OWNERS, chunks
 from acme_rag_pipeline.orchestration.assets.indexes import base_index, fine_tuned_index
 from acme_rag_pipeline.orchestration.resources import Pipeline
 
 
 @dg.asset(
-    deps=[chunks], group_name="evaluation", kinds={"python", "duckdb"}, owners=OWNERS, code_version=golden.CODE_VERSION
+    deps=[chunks],
+    group_name="evaluation",
+    kinds={"python", "duckdb"},
+    owners=OWNERS,
+    check_specs=checks.specs("golden_queries"),
+    code_version=golden.CODE_VERSION,
 )
 def golden_queries(context: dg.AssetExecutionContext, pipeline: Pipeline) -> dg.MaterializeResult:
     """People's judged queries, resolved to the documents of today."""
@@ -29,6 +35,7 @@ def golden_queries(context: dg.AssetExecutionContext, pipeline: Pipeline) -> dg.
     group_name="evaluation",
     kinds={"python", "duckdb", "matplotlib"},
     owners=OWNERS,
+    check_specs=checks.specs("evaluation_report"),
     code_version=evaluate.CODE_VERSION,
 )
 def evaluation_report(context: dg.AssetExecutionContext, pipeline: Pipeline) -> dg.MaterializeResult:

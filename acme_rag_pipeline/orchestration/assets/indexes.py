@@ -2,13 +2,19 @@
 
 import dagster as dg
 
+from acme_rag_pipeline.orchestration import checks
 from acme_rag_pipeline.orchestration.assets.documents import OWNERS, chunks
 from acme_rag_pipeline.orchestration.resources import Pipeline
 from acme_rag_pipeline.retrieval import index
 
 
 @dg.asset(
-    deps=[chunks], group_name="indexes", kinds={"python", "lancedb"}, owners=OWNERS, code_version=index.CODE_VERSION
+    deps=[chunks],
+    group_name="indexes",
+    kinds={"python", "lancedb"},
+    owners=OWNERS,
+    check_specs=checks.specs("base_index"),
+    code_version=index.CODE_VERSION,
 )
 def base_index(context: dg.AssetExecutionContext, pipeline: Pipeline) -> dg.MaterializeResult:
     """Vector and full-text table of the base model: one row per chunk of today, only new inputs are encoded."""
@@ -21,6 +27,7 @@ def base_index(context: dg.AssetExecutionContext, pipeline: Pipeline) -> dg.Mate
     group_name="indexes",
     kinds={"python", "lancedb"},
     owners=OWNERS,
+    check_specs=checks.specs("fine_tuned_index"),
     code_version=index.CODE_VERSION,
 )
 def fine_tuned_index(context: dg.AssetExecutionContext, pipeline: Pipeline) -> dg.MaterializeResult:

@@ -2,6 +2,7 @@
 
 import dagster as dg
 
+from acme_rag_pipeline.orchestration import checks
 from acme_rag_pipeline.orchestration.assets.documents import OWNERS
 from acme_rag_pipeline.orchestration.assets.training_data import training_set
 from acme_rag_pipeline.orchestration.resources import Pipeline
@@ -13,6 +14,7 @@ from acme_rag_pipeline.training import candidate
     group_name="model",
     kinds={"python", "pytorch", "huggingface"},
     owners=OWNERS,
+    check_specs=checks.specs("fine_tuned_model"),
     code_version=candidate.CODE_VERSION,
     op_tags={"acme_rag/compute": "training"},
 )

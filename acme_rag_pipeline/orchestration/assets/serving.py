@@ -2,6 +2,7 @@
 
 import dagster as dg
 
+from acme_rag_pipeline.orchestration import checks
 from acme_rag_pipeline.orchestration.assets.documents import OWNERS, chunks
 from acme_rag_pipeline.orchestration.assets.evaluation import evaluation_report
 from acme_rag_pipeline.orchestration.assets.indexes import base_index, fine_tuned_index
@@ -14,6 +15,7 @@ from acme_rag_pipeline.serving import decisions, serve
     group_name="serving",
     kinds={"python", "duckdb"},
     owners=OWNERS,
+    check_specs=checks.specs("promoted_retriever"),
     code_version=decisions.CODE_VERSION,
 )
 def promoted_retriever(context: dg.AssetExecutionContext, pipeline: Pipeline) -> dg.MaterializeResult:
@@ -26,6 +28,7 @@ def promoted_retriever(context: dg.AssetExecutionContext, pipeline: Pipeline) ->
     group_name="serving",
     kinds={"python", "lancedb"},
     owners=OWNERS,
+    check_specs=checks.specs("served_index"),
     code_version=serve.CODE_VERSION,
 )
 def served_index(context: dg.AssetExecutionContext, pipeline: Pipeline) -> dg.MaterializeResult:

@@ -2,6 +2,7 @@
 
 import dagster as dg
 
+from acme_rag_pipeline.orchestration import checks
 from acme_rag_pipeline.orchestration.assets.documents import OWNERS, chunks
 from acme_rag_pipeline.orchestration.assets.evaluation import golden_queries
 from acme_rag_pipeline.orchestration.assets.indexes import base_index
@@ -15,6 +16,7 @@ from acme_rag_pipeline.pairs import training_set as training_pairs
     group_name="training_data",
     kinds={"python", "duckdb"},
     owners=OWNERS,
+    check_specs=checks.specs("curated_pairs"),
     code_version=curated.CODE_VERSION,
 )
 def curated_pairs(context: dg.AssetExecutionContext, pipeline: Pipeline) -> dg.MaterializeResult:
@@ -27,6 +29,7 @@ def curated_pairs(context: dg.AssetExecutionContext, pipeline: Pipeline) -> dg.M
     group_name="training_data",
     kinds={"python", "openai", "duckdb"},
     owners=OWNERS,
+    check_specs=checks.specs("synthetic_pairs"),
     code_version=synthetic.CODE_VERSION,
 )
 def synthetic_pairs(context: dg.AssetExecutionContext, pipeline: Pipeline) -> dg.MaterializeResult:
@@ -39,6 +42,7 @@ def synthetic_pairs(context: dg.AssetExecutionContext, pipeline: Pipeline) -> dg
     group_name="training_data",
     kinds={"python", "duckdb"},
     owners=OWNERS,
+    check_specs=checks.specs("training_set"),
     code_version=training_pairs.CODE_VERSION,
 )
 def training_set(context: dg.AssetExecutionContext, pipeline: Pipeline) -> dg.MaterializeResult:
