@@ -37,24 +37,26 @@ def metadata_of(store: Store, result: StageResult) -> dict[str, Any]:
     details = dict(result.details)
     if result.unchanged and "asked" in details:
         details |= {"reused": details["asked"] + details["reused"], "asked": 0, "removed": 0}
-    shown: dict[str, Any] = {
+    shown: dict[str, Any] = {}
+    if picture := details.pop("picture", None):
+        shown["picture"] = dg.MetadataValue.md(f"![arms with intervals](data:image/png;base64,{picture})")
+    if report := details.pop("report", None):
+        shown["report"] = dg.MetadataValue.path(str(store.root / report))
+    rows = counts.added + counts.changed + counts.reused
+    shown |= {
         "status": "unchanged: nothing to do" if result.unchanged else "done",
         "added": counts.added,
         "changed": counts.changed,
         "removed": counts.removed,
         "reused": counts.reused,
-        "dagster/row_count": counts.added + counts.changed + counts.reused,
     }
-    picture = details.pop("picture", None)
+    if rows:
+        shown["dagster/row_count"] = rows
     for name, value in details.items():
         shown |= _entries(name, value)
     if query := _PREVIEWS.get(result.stage):
         with store.warehouse.read() as connection:
             shown["preview"] = table(records(connection, f"{query} LIMIT {PREVIEW_ROWS * 3}")[: PREVIEW_ROWS * 3])
-    if picture:
-        shown["picture"] = dg.MetadataValue.md(f"![arms with intervals](data:image/png;base64,{picture})")
-    if report := details.get("report"):
-        shown["report"] = dg.MetadataValue.path(str(store.root / report))
     return shown
 
 

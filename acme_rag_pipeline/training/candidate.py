@@ -171,14 +171,16 @@ class _Run:
             return self.validation.score(self._encoder(model), prefix) if share is None else None
 
         model, curve = finetune(self.base.folder, rows, self.settings.training, self._checkpoint(role), validate)
-        chosen, tried = self._choose_share(model, prefix) if share is None else (share, [])
+        chosen, tried = self._choose_share(model, prefix, curve) if share is None else (share, [])
         if chosen == 0:
             return _Trained(self.base.digest, 0.0, tried, curve)
         if share is not None and share != 1:
             interpolate(model, _base_weights(self.base.folder), weights_of(model), share)
         return _Trained(self._install(model, role, pairs, prefix, chosen, tried, curve), chosen, tried, curve)
 
-    def _choose_share(self, model: SentenceTransformer, prefix: PassagePrefix) -> tuple[float, list[dict[str, float]]]:
+    def _choose_share(
+        self, model: SentenceTransformer, prefix: PassagePrefix, curve: Curve
+    ) -> tuple[float, list[dict[str, float]]]:
         """Set the model to the interpolation that validation likes best; the base itself always competes."""
         if not self.validation.usable:
             return 1.0, []
@@ -186,6 +188,10 @@ class _Run:
         at_zero = self.validation.score_cached(self.base_encoder, prefix, self.cache) or 0.0
         tried = [{"share": 0.0, "ndcg@10": at_zero}]
         for share in sorted(self.settings.training.interpolation):
+            if share == 1.0 and curve.epochs:
+                # The last epoch ended with exactly these weights.
+                tried.append({"share": share, "ndcg@10": curve.epochs[-1]["ndcg@10"]})
+                continue
             interpolate(model, base, tuned, share)
             tried.append({"share": share, "ndcg@10": self.validation.score(self._encoder(model), prefix) or 0.0})
             logger.info("share %.2f of the tuned weights: validation nDCG@10 %.4f", share, tried[-1]["ndcg@10"])
