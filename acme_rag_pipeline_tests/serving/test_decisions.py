@@ -1,0 +1,111 @@
+"""Decisions: one for each candidate, a kept champion is one too, and what a person rolled back from stays behind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from acme_rag_pipeline.retrieval.index import PassageEncoder
+from acme_rag_pipeline.serving import decisions
+from acme_rag_pipeline.settings import Settings
+from acme_rag_pipeline.store.layout import Store
+from acme_rag_pipeline.store.stages import StageResult, record
+from acme_rag_pipeline.store.warehouse import insert
+
+CANDIDATE = PassageEncoder("c" * 64, "none")
+
+
+@pytest.fixture
+def settings(settings_for: Callable[..., Settings]) -> Settings:
+    return settings_for()
+
+
+def evaluated(store: Store, verdict: str, key: str, number: int, winner: PassageEncoder | None = CANDIDATE) -> None:
+    """Stand in for an evaluation: its verdict, and the stage that recorded it."""
+    promoted = verdict == "promoted"
+    row: dict[str, Any] = {
+        "evaluation_id": f"evaluation-{number}",
+        "candidate_digest": CANDIDATE.model_digest,
+        "candidate_key": key,
+        "champion_digest": "b" * 64,
+        "champion_recipe": "dense",
+        "verdict": verdict,
+        "reason": f"{verdict}, because",
+        "winner_digest": winner.model_digest if promoted and winner else None,
+        "winner_prefix": winner.prefix if promoted and winner else None,
+        "winner_recipe": "hybrid" if promoted else None,
+        "evidence": "golden",
+        "details": "{}",
+        "evaluated_at": f"2026-11-21 00:00:{number:02}+00",
+    }
+    with store.warehouse.write() as connection:
+        insert(connection, "verdicts", [row])
+        record(connection, StageResult("evaluation_report", f"version-{number}"), f"fingerprint-{number}")
+
+
+def verdicts(store: Store) -> list[str]:
+    return [decision.verdict for decision in decisions.decisions(store)]
+
+
+def test_the_first_champion_is_the_base(store: Store, settings: Settings) -> None:
+    first = decisions.champion(store, settings)
+    assert (first.verdict, first.recipe, first.passage_prefix) == ("bootstrap", "dense", "none")
+    assert decisions.champion(store, settings) == first
+    assert verdicts(store) == ["bootstrap"]
+
+
+def test_a_promotion_changes_what_readers_use(store: Store, settings: Settings) -> None:
+    evaluated(store, "promoted", "k1", 1)
+    result = decisions.decide_promotion(store, settings)
+    now = decisions.champion(store, settings)
+    assert (now.encoder, now.recipe, now.verdict) == (CANDIDATE, "hybrid", "promoted")
+    assert result.details["verdict"] == "promoted"
+
+
+@pytest.mark.parametrize("verdict", ["kept: not better", "kept: cannot tell", "kept: segment folder=it falls"])
+def test_a_kept_champion_is_recorded_and_stays(store: Store, settings: Settings, verdict: str) -> None:
+    evaluated(store, verdict, "k1", 1)
+    decisions.decide_promotion(store, settings)
+    assert verdicts(store) == ["bootstrap", verdict]
+    assert decisions.champion(store, settings).recipe == "dense"
+
+
+def test_the_same_candidate_is_not_tested_again_every_night(store: Store, settings: Settings) -> None:
+    evaluated(store, "kept: cannot tell", "k1", 1)
+    decisions.decide_promotion(store, settings)
+    evaluated(store, "promoted", "k1", 2)
+    result = decisions.decide_promotion(store, settings)
+    assert verdicts(store) == ["bootstrap", "kept: cannot tell"]
+    assert "decided on before" in result.details["outcome"]
+
+
+def test_nothing_new_writes_nothing(store: Store, settings: Settings) -> None:
+    evaluated(store, "promoted", "k1", 1)
+    decisions.decide_promotion(store, settings)
+    before = store.warehouse.path.read_bytes()
+    assert decisions.decide_promotion(store, settings).unchanged
+    assert store.warehouse.path.read_bytes() == before
+
+
+def test_a_candidate_is_compared_with_the_champion_before_it(store: Store, settings: Settings) -> None:
+    base = decisions.champion(store, settings)
+    evaluated(store, "promoted", "k1", 1)
+    decisions.decide_promotion(store, settings)
+    assert decisions.champion_before(store, settings, "k1") == base
+    assert decisions.champion_before(store, settings, "k2").encoder == CANDIDATE
+
+
+def test_what_was_rolled_back_is_not_promoted_again_by_itself(store: Store, settings: Settings) -> None:
+    base = decisions.champion(store, settings)
+    evaluated(store, "promoted", "k1", 1)
+    decisions.decide_promotion(store, settings)
+    decisions.append(
+        store, encoder=base.encoder, recipe="dense", verdict=decisions.ROLLED_BACK, reason="by hand", candidate_key="k1"
+    )
+    # New judged questions make a new key: the retriever that a person left behind still stays behind.
+    evaluated(store, "promoted", "k2", 2)
+    result = decisions.decide_promotion(store, settings)
+    assert verdicts(store) == ["bootstrap", "promoted", "rolled back"]
+    assert "rolled back" in result.details["outcome"]
