@@ -20,7 +20,7 @@ from acme_rag_pipeline.chunking.packing import pack
 from acme_rag_pipeline.chunking.pieces import HEAD_TOKENS, Piece, Section, cut_pieces
 from acme_rag_pipeline.chunking.tokens import TokenCounter
 
-SPLITTER_VERSION = "splitter-2"  # bump with every change that moves a span
+SPLITTER_VERSION = "splitter-3"  # bump with every change that moves a span
 
 _SMALL_SECTION_TOKENS = 100
 _TINY_TOKENS = 40
