@@ -137,15 +137,27 @@ class _Filters:
         ]
 
     def _ambiguous(self) -> list[tuple[int, str]]:
-        """One wording for several different passages says nothing about any of them; a person's pair stays."""
-        groups: dict[str, set[str]] = {}
+        """One wording for several different passages says nothing about any of them; a person's pair stays.
+
+        Within one document it is a question whose answer goes on in the next passage: the nearest passage keeps it.
+        """
+        rows_of: dict[str, list[int]] = {}
         for i in self._kept():
-            groups.setdefault(query_key(self.pairs[i]["query"]), set()).add(self._passage(i).near_duplicate_group)
-        return [
-            (i, "same wording for different passages")
-            for i in self._kept()
-            if self.pairs[i]["origin"] != "curated" and len(groups[query_key(self.pairs[i]["query"])]) > 1
-        ]
+            rows_of.setdefault(query_key(self.pairs[i]["query"]), []).append(i)
+        dropped: list[int] = []
+        for rows in rows_of.values():
+            passages = [self._passage(i) for i in rows]
+            if len({p.near_duplicate_group for p in passages}) == 1:
+                continue
+            keep = (
+                max(rows, key=lambda i: (self._own_score(i), -i)) if len({p.doc_path for p in passages}) == 1 else None
+            )
+            dropped += [i for i in rows if i != keep and self.pairs[i]["origin"] != "curated"]
+        return [(i, "same wording for different passages") for i in dropped]
+
+    def _own_score(self, row: int) -> float:
+        """Cosine of the query and its own passage, base model."""
+        return float(self.query_vectors[row] @ self.passage_vectors[self.position[self.pairs[row]["chunk_id"]]])
 
     def _repeated(self) -> list[tuple[int, str]]:
         """Of nearly equal queries for one near-duplicate group the first stays."""
