@@ -21,7 +21,7 @@ from acme_rag_pipeline.store import vectors
 from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.promotion import read_pointer
 from acme_rag_pipeline.store.warehouse import records
-from acme_rag_pipeline_tests.conftest import TRAVEL, files_of, write_documents
+from acme_rag_pipeline_tests.conftest import LEAVE, TRAVEL, files_of, write_documents
 
 pytestmark = pytest.mark.slow
 TUNING = {
@@ -142,11 +142,18 @@ def test_an_edit_is_served_after_a_refresh_and_deleted_text_is_gone(company: Com
 
 
 def test_a_moved_section_costs_no_encoding(company: Company) -> None:
-    title, booking, expenses, hotels = TRAVEL.split("\n## ")
-    moved = "\n## ".join([title, booking, hotels.rstrip(), expenses + "\n"])
-    (company.documents / "travel.md").write_text(moved, encoding="utf-8")
+    # Sections long enough to be chunks of their own.
+    title, *sections = [part.strip() for part in LEAVE.split("\n## ")]
+    sections = [f"{section} {section.split(chr(10), 1)[1]}" for section in sections]
+    before, after = ("\n\n## ".join([title, sections[0], *rest]) for rest in (sections[1:], sections[:0:-1]))
+    assert before != after
+    (company.documents / "long.md").write_text(before, encoding="utf-8")
+    result = company.run("refresh")
+    assert metadata(result, "base_index")["embedded"] >= 3
+    (company.documents / "long.md").write_text(after, encoding="utf-8")
     result = company.run("refresh")
     assert result.success
+    assert metadata(result, "chunks")["changed"] >= 2
     assert metadata(result, "served_index")["embedded"] + metadata(result, "base_index")["embedded"] == 0
 
 
