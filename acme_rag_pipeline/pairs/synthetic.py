@@ -87,12 +87,6 @@ def write_pairs(store: Store, settings: Settings) -> StageResult:
             return record(connection, result, f"unfinished {made_from}" if unanswered else made_from)
 
 
-def reused_details(result: StageResult) -> dict[str, Any]:
-    """The details of an unchanged result: nothing was asked, everything was reused."""
-    asked = result.details["asked"] + result.details["reused"]
-    return result.details | {"asked": 0, "reused": asked, "removed": 0}
-
-
 def _parameters(settings: Settings) -> tuple[Any, ...]:
     if settings.generator_in_use == "offline":
         return "offline", offline.GENERATOR_VERSION, settings.pairs.queries_per_chunk

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from acme_rag_pipeline.store.layout import Store
 
@@ -46,14 +44,6 @@ def install(store: Store, digest: str, source: Path, names: Iterable[str], extra
     _flush(staged)
     staged.replace(target)
     return target
-
-
-def manifest(folder: Path) -> dict[str, Any]:
-    """The manifest beside a model's weights, empty if there is none."""
-    try:
-        return json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
 
 
 def remove_models(store: Store, keep: set[str]) -> list[str]:

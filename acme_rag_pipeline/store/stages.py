@@ -60,11 +60,6 @@ def record(connection: duckdb.DuckDBPyConnection, result: StageResult, fingerpri
     return replace(result, unchanged=False)
 
 
-def forget(connection: duckdb.DuckDBPyConnection, stage: str) -> None:
-    """Make the next run of the stage do its work again."""
-    connection.execute("DELETE FROM stages WHERE stage = ?", [stage])
-
-
 def data_versions(warehouse: Warehouse, *stages: str) -> dict[str, str]:
     """Data version of each stage.
 
