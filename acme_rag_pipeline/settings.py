@@ -59,6 +59,18 @@ class PairSettings(Group):
     max_tokens: int | None = Field(default=None, ge=0, description="LLM tokens this run may use; the rest waits.")
     concurrency: int = Field(default=16, ge=1, le=512, description="LLM requests in flight.")
     timeout_seconds: float = Field(default=60, gt=0, description="For one LLM request.")
+    audience: str = Field(default="", max_length=300, description="Who searches, in a few words, for the LLM.")
+    language: str = Field(default="", max_length=60, description="Of the LLM's queries; empty: that of the passage.")
+    examples: Path | None = Field(
+        default=None, description="File of the user's own example queries for the LLM; never golden queries."
+    )
+    price_input: float | None = Field(default=None, ge=0, description="Money for a million tokens sent to the LLM.")
+    price_output: float | None = Field(default=None, ge=0, description="Money for a million tokens of its answers.")
+
+    @field_validator("examples")
+    @classmethod
+    def _none_is_without(cls, value: Path | None) -> Path | None:
+        return None if value is None or str(value).lower() == NONE else value
 
 
 class TrainingSettings(Group):
@@ -114,7 +126,14 @@ class GateChoices(Group):
 
 class RetrievalSettings(Group):
     candidates: int = Field(default=50, ge=1, le=1000, description="Hits of each retriever that enter the fusion.")
-    rrf_k: int = Field(default=60, ge=1)
+    fusion: Literal["weighted", "rrf"] = Field(
+        default="weighted",
+        description="How hybrid retrieval joins the dense and the BM25 ranking: weighted scores, or reciprocal ranks.",
+    )
+    dense_weight: float = Field(
+        default=0.6, ge=0, le=1, description="Share of the dense score in a weighted fusion; BM25 has the rest."
+    )
+    rrf_k: int = Field(default=60, ge=1, description="Damps the first ranks in reciprocal rank fusion.")
 
 
 class ServingSettings(Group):
@@ -126,11 +145,15 @@ class ServingSettings(Group):
 
 class AutomationSettings(Group):
     max_tries: int = Field(default=2, ge=1, description="Refresh runs for one state of the documents before giving up.")
+    late_after_minutes: float = Field(
+        default=15, gt=0, description="The served index's check turns red when it lags the documents for longer."
+    )
     retrain_changed_share: float = Field(
         default=0.02,
         ge=0,
         le=1,
-        description="nightly_retrain runs when this share of the chunks changed since the last one.",
+        description="Below this share of changed chunks nightly_retrain stays away; below this share of changed "
+        "training pairs the newest candidate is kept. 0: every change trains.",
     )
 
 
@@ -157,7 +180,7 @@ class Settings(BaseSettings):
     curated_pairs: Path | None = None
     golden: Path | None = None
     base_model: str = EMBEDDED_BASE_MODEL
-    generator: Literal["auto", "openai", "offline"] = "auto"
+    generator: Literal["auto", "openai", "offline", "both"] = "auto"
     llm: str = "gpt-4o-mini"
     lock_seconds: float = Field(default=60, ge=0, description="How long a run waits for another writer of the store.")
     openai_api_key: SecretStr | None = Field(default=None, validation_alias="OPENAI_API_KEY")
@@ -243,9 +266,9 @@ class Settings(BaseSettings):
                 raise SettingsError(
                     f"ACME_RAG_GOLDEN: {self.golden} has no {' and no '.join(missing)}; give such a folder or `none`"
                 )
-        if self.generator == "openai" and not self.llm_configured:
+        if self.generator in ("openai", "both") and not self.llm_configured:
             raise SettingsError(
-                "ACME_RAG_GENERATOR: `openai` needs OPENAI_API_KEY or OPENAI_BASE_URL; set one, or use `offline`"
+                f"ACME_RAG_GENERATOR: `{self.generator}` needs OPENAI_API_KEY or OPENAI_BASE_URL; set one, or use `offline`"
             )
         return self
 
@@ -255,8 +278,8 @@ class Settings(BaseSettings):
         return bool(self.openai_base_url) or bool(self.openai_api_key and self.openai_api_key.get_secret_value())
 
     @property
-    def generator_in_use(self) -> Literal["openai", "offline"]:
-        """The generator after `auto` is decided."""
+    def generator_in_use(self) -> Literal["openai", "offline", "both"]:
+        """The generator after `auto` is decided; `both` are `openai` and `offline` together."""
         if self.generator == "auto":
             return "openai" if self.llm_configured else "offline"
         return self.generator

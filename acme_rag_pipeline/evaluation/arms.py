@@ -12,7 +12,7 @@ from acme_rag_pipeline.evaluation.golden import JudgedQuery
 from acme_rag_pipeline.evaluation.intervals import Interval, mean_interval
 from acme_rag_pipeline.evaluation.metrics import METRICS, Hit, score_query
 from acme_rag_pipeline.retrieval import index
-from acme_rag_pipeline.retrieval.fusion import reciprocal_rank_fusion
+from acme_rag_pipeline.retrieval.fusion import Scored, fuse
 from acme_rag_pipeline.retrieval.retriever import lexical
 from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store import vectors
@@ -70,7 +70,7 @@ class ArmRunner:
         self.passages = live_passages(store.warehouse)
         self._by_id: dict[str, LivePassage] = {passage.chunk_id: passage for passage in self.passages}
         self._cache: EmbeddingCache = index.embedding_cache(store)
-        self._lexical: dict[str, list[str]] = {}
+        self._lexical: dict[str, list[Scored]] = {}
         base = index.install_base(store, settings)
         self._lexical_table = index.PassageEncoder(base.digest, index.BASE_PREFIX).table
 
@@ -92,20 +92,17 @@ class ArmRunner:
         if not self.passages:
             return [[] for _ in queries]
         if arm.encoder is None:
-            return [self._bm25(query)[:DEPTH] for query in queries]
+            return [_ids(self._bm25(query))[:DEPTH] for query in queries]
         depth = self._settings.retrieval.candidates if arm.hybrid else DEPTH
         dense = self._dense(arm.encoder, queries, depth)
         if not arm.hybrid:
-            return dense
+            return [_ids(ranking) for ranking in dense]
         return [
-            [
-                chunk_id
-                for chunk_id, _ in reciprocal_rank_fusion([ranking, self._bm25(query)], self._settings.retrieval.rrf_k)
-            ][:DEPTH]
+            _ids(fuse(ranking, self._bm25(query), self._settings.retrieval))[:DEPTH]
             for query, ranking in zip(queries, dense, strict=True)
         ]
 
-    def _dense(self, which: index.PassageEncoder, queries: Sequence[str], depth: int) -> list[list[str]]:
+    def _dense(self, which: index.PassageEncoder, queries: Sequence[str], depth: int) -> list[list[Scored]]:
         encoder = index.encoder_for(self._store, which.model_digest, self._settings)
         asked, _ = self._cache.queries(encoder, queries)
         held, _ = self._cache.passages(encoder, [p.rendered(which.prefix) for p in self.passages])
@@ -113,15 +110,20 @@ class ArmRunner:
         rankings = []
         for line in asked @ held.T:
             best = np.argpartition(-line, depth - 1)[:depth]
-            rankings.append([self.passages[i].chunk_id for i in sorted(best, key=lambda i: (-line[i], int(i)))])
+            order = sorted(best, key=lambda i: (-line[i], int(i)))
+            rankings.append([(self.passages[i].chunk_id, float(line[i])) for i in order])
         return rankings
 
-    def _bm25(self, query: str) -> list[str]:
+    def _bm25(self, query: str) -> list[Scored]:
         if query not in self._lexical:
             table = vectors.open_table(vectors.connect(self._store.lancedb), self._lexical_table)
             hits = lexical(table, query, self._settings.retrieval.candidates) if table is not None else []
-            self._lexical[query] = [hit.chunk_id for hit in hits if hit.chunk_id in self._by_id]
+            self._lexical[query] = [(hit.chunk_id, hit.score) for hit in hits if hit.chunk_id in self._by_id]
         return self._lexical[query]
+
+
+def _ids(ranking: Sequence[Scored]) -> list[str]:
+    return [chunk_id for chunk_id, _ in ranking]
 
 
 def metric_rows(result: ArmResult, units: Mapping[str, str]) -> list[dict[str, float | str | int]]:

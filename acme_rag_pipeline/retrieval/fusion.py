@@ -1,11 +1,59 @@
-"""Joining two rankings into one."""
+"""Joining a dense and a lexical ranking into one."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from acme_rag_pipeline.settings import RetrievalSettings
 
-def reciprocal_rank_fusion(rankings: Sequence[Sequence[str]], rrf_k: int = 60) -> list[tuple[str, float]]:
+Scored = tuple[str, float]
+
+
+def fuse(dense: Sequence[Scored], lexical: Sequence[Scored], settings: RetrievalSettings) -> list[Scored]:
+    """The ranking that the settings ask for.
+
+    Args:
+        dense: (id, cosine), best first; hits behind the first `settings.candidates` only follow at the end.
+        lexical: (id, BM25), best first.
+        settings: method and weight.
+
+    Returns:
+        (id, score) pairs, best first; equal scores in the order of the ids.
+    """
+    near, far = dense[: settings.candidates], dense[settings.candidates :]
+    words = lexical[: settings.candidates]
+    if settings.fusion == "rrf":
+        ranking = reciprocal_rank_fusion([[key for key, _ in near], [key for key, _ in words]], settings.rrf_k)
+    else:
+        ranking = convex_combination(near, words, settings.dense_weight)
+    fused = {key for key, _ in ranking}
+    return ranking + [(key, -float(rank)) for rank, (key, _) in enumerate(far, start=1) if key not in fused]
+
+
+def convex_combination(dense: Sequence[Scored], lexical: Sequence[Scored], dense_weight: float) -> list[Scored]:
+    """A weighted sum of the two scores (Bruch, Gai and Ingber 2023, arXiv:2210.11934).
+
+    Cosines are scaled to 0..1 between the last and the first hit of the ranking, whatever range a model uses; BM25 is
+    divided by the first hit's score. What only one ranking holds has 0 in the other. Unlike reciprocal ranks the scores
+    keep how far ahead a hit is, so that a lexical ranking of nothing but chance words does little harm.
+
+    Args:
+        dense: (id, cosine), best first.
+        lexical: (id, BM25), best first.
+        dense_weight: share of the dense score, 0..1.
+    """
+    scores: dict[str, float] = {}
+    if dense:
+        best, last = dense[0][1], dense[-1][1]
+        for key, value in dense:
+            scores[key] = dense_weight * ((value - last) / (best - last) if best > last else 1.0)
+    if lexical and lexical[0][1] > 0:
+        for key, value in lexical:
+            scores[key] = scores.get(key, 0.0) + (1 - dense_weight) * value / lexical[0][1]
+    return sorted(scores.items(), key=lambda item: (-item[1], item[0]))
+
+
+def reciprocal_rank_fusion(rankings: Sequence[Sequence[str]], rrf_k: int = 60) -> list[Scored]:
     """Reciprocal rank fusion (Cormack, Clarke and Büttcher, SIGIR 2009).
 
     Args:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 import numpy as np
 
 from acme_rag_pipeline.embedding.encoder import Encoder
-from acme_rag_pipeline.retrieval.fusion import reciprocal_rank_fusion
+from acme_rag_pipeline.retrieval.fusion import fuse
 from acme_rag_pipeline.retrieval.index import known_arms
 from acme_rag_pipeline.settings import RetrievalSettings
 from acme_rag_pipeline.store import vectors
@@ -149,8 +149,8 @@ class Retriever:
 
     def _fused(self, first: list[SearchHit], second: list[SearchHit], k: int) -> list[SearchHit]:
         by_id = {hit.chunk_id: hit for hit in (*first, *second)}
-        ranking = reciprocal_rank_fusion(
-            [[hit.chunk_id for hit in first], [hit.chunk_id for hit in second]], self._settings.rrf_k
+        ranking = fuse(
+            [(hit.chunk_id, hit.score) for hit in first], [(hit.chunk_id, hit.score) for hit in second], self._settings
         )
         return [SearchHit(**(by_id[chunk_id].as_dict() | {"score": score})) for chunk_id, score in ranking[:k]]
 
