@@ -11,7 +11,7 @@ from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.promotion import NothingPromoted, PointerDamaged, read_pointer
 from acme_rag_pipeline.store.warehouse import WarehouseBusy, records
-from acme_rag_pipeline.training.freshness import change_since_training
+from acme_rag_pipeline.training.due import change_since_training
 
 
 def store_status(store: Store, settings: Settings) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The `fine_tuned_model` stage: the candidate of today's training set, trained only if it has not been trained before."""
+"""The `fine_tuned_model` stage: the candidate of today's training set, trained only if enough of it is new."""
 
 from __future__ import annotations
 
@@ -21,12 +21,14 @@ from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.passages import PassagePrefix, live_passages
 from acme_rag_pipeline.store.stages import StageResult, data_versions, record, recorded
 from acme_rag_pipeline.store.warehouse import insert, records
+from acme_rag_pipeline.training.due import retrain_due
 from acme_rag_pipeline.training.finetune import Curve, epochs_for, finetune, interpolate, weights_of
 from acme_rag_pipeline.training.model_card import manifest_text, model_card
 from acme_rag_pipeline.training.rows import KeptPair, kept_pairs, of_sides, rows_fingerprint, training_rows
 from acme_rag_pipeline.training.validation import Validation
 
 if TYPE_CHECKING:
+    import duckdb
     from sentence_transformers import SentenceTransformer
 
 STAGE = "fine_tuned_model"
@@ -58,7 +60,7 @@ def train_candidate(store: Store, settings: Settings) -> StageResult:
     golden_decides = _golden_decides(store)
     config_key = fingerprint(CODE_VERSION, base.digest, settings.training, golden_decides)
     training_key = fingerprint(config_key, rows_fingerprint(pairs))
-    made_from = fingerprint(STAGE, training_key)
+    made_from = fingerprint(STAGE, training_key, settings.automation.retrain_changed_share)
     if (unchanged := recorded(store.warehouse, STAGE, made_from)) is not None and _still_there(store, unchanged):
         return unchanged
     trainable = of_sides(pairs, ("train", "test"))
@@ -71,10 +73,17 @@ def train_candidate(store: Store, settings: Settings) -> StageResult:
         elif (known := _trained_before(store, training_key)) is not None:
             details = known | {"outcome": "this training set was trained before: the same candidate", "trained": False}
         else:
-            details = _Run(store, settings, base, pairs, golden_decides, training_key).train()
+            due = retrain_due(store, [pair.pair_id for pair in trainable], config_key, settings.automation)
+            if due.candidate is not None:
+                details = due.candidate | {"outcome": due.reason, "trained": False}
+            else:
+                logger.info("training: %s", due.reason)
+                details = _Run(store, settings, base, pairs, golden_decides, training_key, config_key).train()
+                details |= {"outcome": f"{details['outcome']}; {due.reason}"}
         with store.writer(STAGE), store.warehouse.write() as connection:
             trained = [{"training_key": training_key, "pair_id": pair.pair_id} for pair in trainable]
             insert(connection, "trained_pairs", trained if details["trained"] else [])
+            _forget_trained_pairs(store, connection, {training_key, details.get("training_key")})
             connection.execute("DELETE FROM trained_chunks WHERE chunk_id NOT IN (SELECT chunk_id FROM chunks)")
             connection.execute("INSERT OR IGNORE INTO trained_chunks SELECT chunk_id FROM chunks")
             identity = [details[name] for name in ("model_digest", "passage_prefix", "twin_digest")]
@@ -95,6 +104,7 @@ class _Run:
         pairs: Sequence[KeptPair],
         golden_decides: bool,
         training_key: str,
+        config_key: str,
     ) -> None:
         self.store = store
         self.settings = settings
@@ -102,6 +112,7 @@ class _Run:
         self.pairs = pairs
         self.golden_decides = golden_decides
         self.training_key = training_key
+        self.config_key = config_key
         self.cache = index.embedding_cache(store)
         self.base_encoder = index.encoder_for(store, base.digest, settings)
         self.validation = Validation(of_sides(pairs, ("validation",)), live_passages(store.warehouse))
@@ -121,6 +132,7 @@ class _Run:
             "passage_prefix": prefix,
             "twin_digest": twin.digest if twin else None,
             "training_key": self.training_key,
+            "config_key": self.config_key,
             "outcome": self._sentence(served, twin),
             "trained": True,
             "pairs": len(everything),
@@ -265,6 +277,15 @@ def _trained_before(store: Store, training_key: str) -> dict[str, Any] | None:
         rows = records(connection, "SELECT manifest FROM models WHERE training_key = ?", [training_key])
     known = json.loads(rows[0]["manifest"]) if rows else None
     return known if known and models.model_folder(store, known["model_digest"]).exists() else None
+
+
+def _forget_trained_pairs(store: Store, connection: duckdb.DuckDBPyConnection, keep: set[str | None]) -> None:
+    """Delete the pairs of models that are gone from the store; nobody will ask how far they are behind."""
+    known = connection.execute("SELECT training_key, model_digest FROM models").fetchall()
+    keep |= {key for key, digest in known if models.model_folder(store, digest).exists()}
+    connection.execute(
+        "DELETE FROM trained_pairs WHERE NOT list_contains(?, training_key)", [sorted(filter(None, keep))]
+    )
 
 
 def _still_there(store: Store, result: StageResult) -> bool:

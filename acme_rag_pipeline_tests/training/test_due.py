@@ -1,0 +1,99 @@
+"""When a retrain is due: the newest candidate stays for small changes, and says why."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from acme_rag_pipeline.settings import AutomationSettings
+from acme_rag_pipeline.store import models
+from acme_rag_pipeline.store.layout import Store
+from acme_rag_pipeline.store.stages import StageResult, record
+from acme_rag_pipeline.store.warehouse import insert
+from acme_rag_pipeline.training.due import retrain_due
+
+TWO_PERCENT = AutomationSettings(retrain_changed_share=0.02)
+PAIRS = [f"pair{i}" for i in range(100)]
+
+
+@pytest.fixture
+def trained(store: Store) -> Store:
+    """A store whose newest candidate was trained on `PAIRS`."""
+    details = {"model_digest": "d" * 64, "twin_digest": None, "training_key": "k", "config_key": "c"}
+    with store.writer("test"), store.warehouse.write() as connection:
+        insert(connection, "trained_pairs", [{"training_key": "k", "pair_id": pair} for pair in PAIRS])
+        record(connection, StageResult("fine_tuned_model", "v", details=details), "f")
+    models.model_folder(store, "d" * 64).mkdir(parents=True)
+    return store
+
+
+def held_out(store: Store, **given: Any) -> None:
+    row = {
+        "pair_id": PAIRS[0],
+        "side": "train",
+        "dropped_because": None,
+        "query": "q",
+        "chunk_id": "c",
+        "origin": "offline",
+        "style": "question",
+        "method": "heading",
+        "unit": "u",
+        "overlap": 0.5,
+        "negatives": [],
+    }
+    with store.writer("test"), store.warehouse.write() as connection:
+        insert(connection, "training_pairs", [row | given])
+
+
+def test_the_first_candidate_is_due(store: Store) -> None:
+    due = retrain_due(store, PAIRS, "c", TWO_PERCENT)
+    assert due.candidate is None
+    assert "no candidate yet" in due.reason
+
+
+def test_a_small_change_keeps_the_candidate_and_says_so(trained: Store) -> None:
+    due = retrain_due(trained, [*PAIRS[1:]], "c", TWO_PERCENT)
+    assert due.candidate is not None
+    assert due.candidate["model_digest"] == "d" * 64
+    assert "1.0% of the training pairs changed (0 new, 1 gone)" in due.reason
+    assert "ACME_RAG_AUTOMATION__RETRAIN_CHANGED_SHARE" in due.reason
+
+
+def test_the_threshold_itself_trains(trained: Store) -> None:
+    due = retrain_due(trained, [*PAIRS[1:], "new"], "c", AutomationSettings(retrain_changed_share=2 / 101))
+    assert due.candidate is None
+    assert "2.0%" in due.reason
+
+
+def test_a_threshold_of_zero_always_trains(trained: Store) -> None:
+    assert retrain_due(trained, PAIRS, "c", AutomationSettings(retrain_changed_share=0)).candidate is None
+
+
+def test_other_settings_train(trained: Store) -> None:
+    assert "setting" in retrain_due(trained, PAIRS, "other", TWO_PERCENT).reason
+
+
+def test_a_missing_directory_trains(trained: Store) -> None:
+    models.model_folder(trained, "d" * 64).rmdir()
+    assert retrain_due(trained, PAIRS, "c", TWO_PERCENT).candidate is None
+
+
+@pytest.mark.parametrize(
+    "leak",
+    [
+        {"side": "validation"},
+        {"dropped_because": "near a golden query"},
+        {"dropped_because": "passage nearly repeats one of the test side"},
+    ],
+)
+def test_a_candidate_that_knows_what_is_held_out_today_never_stays(trained: Store, leak: dict[str, str]) -> None:
+    held_out(trained, **leak)
+    due = retrain_due(trained, PAIRS[1:], "c", TWO_PERCENT)
+    assert due.candidate is None
+    assert "held out today" in due.reason
+
+
+def test_pairs_that_were_dropped_for_other_reasons_are_only_gone(trained: Store) -> None:
+    held_out(trained, dropped_because="repeats another query of the passage")
+    assert retrain_due(trained, PAIRS[1:], "c", TWO_PERCENT).candidate is not None
