@@ -17,7 +17,7 @@ def build_definitions(pipeline: Pipeline | None = None) -> dg.Definitions:
         assets=dg.load_assets_from_modules([documents, training_data, model, indexes, evaluation, serving]),
         jobs=[automation.refresh, automation.retrain, automation.gate],
         sensors=[automation.documents_changed],
-        schedules=[automation.nightly_retrain],
+        schedules=[automation.nightly_retrain, automation.daily_refresh],
         resources={"pipeline": pipeline or Pipeline()},
         # DuckDB has one writer, and the model stays loaded from step to step.
         executor=dg.in_process_executor,

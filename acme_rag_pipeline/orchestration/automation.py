@@ -1,6 +1,7 @@
 """Jobs, the document sensor and the retrain schedule. What they run is defined by the assets."""
 
 import json
+import time
 from typing import Any
 
 import dagster as dg
@@ -11,7 +12,7 @@ from acme_rag_pipeline.orchestration.resources import Pipeline, plain_failures
 from acme_rag_pipeline.settings import Settings, SettingsError
 from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.warehouse import WarehouseBusy, records
-from acme_rag_pipeline.training.freshness import change_since_training
+from acme_rag_pipeline.training.due import change_since_training
 
 REFRESH_ASSETS = ("documents", "chunks", "base_index", "fine_tuned_index", "served_index")
 ACTIVE = [
@@ -71,10 +72,11 @@ def documents_changed(context: dg.SensorEvaluationContext, pipeline: Pipeline) -
     The cursor holds the last state seen (to let a burst of edits settle), the tries spent on it, and a counter that
     makes every run key new: a run key equal to an old one would silently drop a revert.
     """
-    cursor: dict[str, Any] = {"seen": None, "tries": 0, "sequence": 0} | json.loads(context.cursor or "{}")
+    cursor: dict[str, Any] = {"seen": None, "tries": 0, "sequence": 0, "behind_since": None, "shown": None}
+    cursor |= json.loads(context.cursor or "{}")
 
-    def skip(reason: str) -> dg.SensorResult:
-        return dg.SensorResult(skip_reason=dg.SkipReason(reason), cursor=json.dumps(cursor))
+    def skip(reason: str, *events: dg.AssetCheckEvaluation) -> dg.SensorResult:
+        return dg.SensorResult(skip_reason=dg.SkipReason(reason), asset_events=events, cursor=json.dumps(cursor))
 
     try:
         settings = Settings.load(**_given(pipeline))
@@ -85,22 +87,59 @@ def documents_changed(context: dg.SensorEvaluationContext, pipeline: Pipeline) -
     except WarehouseBusy:
         return skip("a run is writing to the store: looking again later")
     if served == wanted:
-        cursor["tries"] = 0
-        return skip("the served index is up to date")
+        cursor |= {"tries": 0, "behind_since": None}
+        return skip(
+            "the served index is up to date", *_lag(cursor, "current", 0, "readers find the documents of today")
+        )
+    cursor["behind_since"] = cursor["behind_since"] or time.time()
+    seconds = time.time() - cursor["behind_since"]
+    late: list[dg.AssetCheckEvaluation] = []
+    if seconds > settings.automation.late_after_minutes * 60:
+        late = _lag(cursor, "late", seconds, "the documents changed and no refresh has brought them to the readers yet")
     busy = context.instance.get_runs_count(dg.RunsFilter(job_name="refresh", statuses=ACTIVE))
     busy += context.instance.get_runs_count(dg.RunsFilter(job_name="retrain", statuses=ACTIVE))
     if busy:
-        return skip("a run is under way: looking again when it has ended")
+        return skip("a run is under way: looking again when it has ended", *late)
     if cursor["seen"] != wanted:
         cursor |= {"seen": wanted, "tries": 0}
-        return skip("the documents changed: waiting until they settle")
+        return skip("the documents changed: waiting until they settle", *late)
     if cursor["tries"] >= settings.automation.max_tries:
-        return skip(
-            f"gave up on this state of the documents after {cursor['tries']} runs: see the last run of `refresh`"
-        )
+        reason = f"gave up on this state of the documents after {cursor['tries']} runs: see the last run of `refresh`"
+        return skip(reason, *(late or _lag(cursor, "late", seconds, reason)))
     request = dg.RunRequest(run_key=f"{cursor['sequence']}:{wanted[:16]}", tags={"acme_rag/documents": wanted[:16]})
     cursor |= {"sequence": cursor["sequence"] + 1, "tries": cursor["tries"] + 1}
-    return dg.SensorResult(run_requests=[request], cursor=json.dumps(cursor))
+    return dg.SensorResult(run_requests=[request], asset_events=late, cursor=json.dumps(cursor))
+
+
+def _lag(cursor: dict[str, Any], state: str, seconds: float, description: str) -> list[dg.AssetCheckEvaluation]:
+    """Turn the served index's check red or green when the lag changes state; nothing between the changes."""
+    if cursor["shown"] == state:
+        return []
+    # The run that made it current has shown so itself.
+    first_green = state == "current" and cursor["shown"] is None
+    cursor["shown"] = state
+    if first_green:
+        return []
+    return [
+        dg.AssetCheckEvaluation(
+            asset_key=dg.AssetKey("served_index"),
+            check_name="served_index_is_current",
+            passed=state == "current",
+            severity=dg.AssetCheckSeverity.ERROR,
+            description=description,
+            metadata={"seconds_behind": round(seconds), "documents_unchanged_since": state == "current"},
+        )
+    ]
+
+
+# A refresh with nothing to do costs seconds and proves once a day that what is served still is what was built.
+daily_refresh = dg.ScheduleDefinition(
+    name="daily_refresh",
+    job=refresh,
+    cron_schedule="0 5 * * *",
+    default_status=dg.DefaultScheduleStatus.RUNNING,
+    description="Once a day, changes or not: heals a damaged index and keeps the freshness policies true.",
+)
 
 
 @dg.schedule(

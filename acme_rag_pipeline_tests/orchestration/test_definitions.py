@@ -64,7 +64,11 @@ def test_jobs_sensor_and_schedule_are_there_and_on() -> None:
         "documents", "chunks", "base_index", "fine_tuned_index", "served_index"
     }  # fmt: skip
     assert repository.get_sensor_def("documents_changed").default_status is dg.DefaultSensorStatus.RUNNING
-    assert repository.get_schedule_def("nightly_retrain").default_status is dg.DefaultScheduleStatus.RUNNING
+    for schedule in ("nightly_retrain", "daily_refresh"):
+        assert repository.get_schedule_def(schedule).default_status is dg.DefaultScheduleStatus.RUNNING
+    graph = build_definitions().resolve_asset_graph()
+    watched = {key for key in graph.get_all_asset_keys() if graph.get(key).freshness_policy is not None}
+    assert watched == refreshed
 
 
 def test_the_graph_is_the_one_of_the_contract() -> None:

@@ -23,6 +23,7 @@ class Watch:
     def __init__(self, instance: dg.DagsterInstance, pipeline: Pipeline) -> None:
         self.instance, self.pipeline, self.cursor = instance, pipeline, None
         self.keys: list[str] = []
+        self.shown: list[bool] = []
 
     def tick(self) -> str:
         context = dg.build_sensor_context(
@@ -34,6 +35,7 @@ class Watch:
         result = documents_changed(context)
         assert isinstance(result, dg.SensorResult)
         self.cursor = result.cursor
+        self.shown += [event.passed for event in result.asset_events if isinstance(event, dg.AssetCheckEvaluation)]
         if result.run_requests:
             self.keys.append(str(result.run_requests[0].run_key))
             return "run"
@@ -88,3 +90,25 @@ def test_a_failing_state_is_tried_twice_and_a_new_one_again(watch: Watch, docume
 def test_a_missing_folder_is_said_and_nothing_runs(watch: Watch, documents: Path) -> None:
     documents.rename(documents.parent / "moved")
     assert "ACME_RAG_DOCUMENTS" in watch.tick()
+
+
+def test_the_check_turns_red_when_the_index_lags_and_green_when_it_has_caught_up(watch: Watch, documents: Path) -> None:
+    for _ in range(3):
+        watch.tick()
+    assert watch.shown == []
+    assert "gave up" in watch.tick()
+    watch.tick()
+    assert watch.shown == [False]
+    serve_now(watch)
+    watch.tick()
+    watch.tick()
+    assert watch.shown == [False, True]
+
+
+def test_a_lag_of_many_minutes_turns_red_even_while_a_run_is_under_way(
+    watch: Watch, documents: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACME_RAG_AUTOMATION__LATE_AFTER_MINUTES", "0.0000001")
+    watch.tick()
+    watch.tick()
+    assert watch.shown == [False]

@@ -1,5 +1,7 @@
 """Assets of the group `documents`. Parsing and splitting live in the domain."""
 
+from datetime import timedelta
+
 import dagster as dg
 
 from acme_rag_pipeline.chunking import chunks as chunking
@@ -8,12 +10,15 @@ from acme_rag_pipeline.orchestration import checks
 from acme_rag_pipeline.orchestration.resources import Pipeline
 
 OWNERS = ["team:retrieval"]
+# `refresh` runs at least daily; an asset of it that nobody has looked at for longer has lost its automation.
+REFRESHED_DAILY = dg.FreshnessPolicy.time_window(fail_window=timedelta(hours=50), warn_window=timedelta(hours=26))
 
 
 @dg.asset(
     group_name="documents",
     kinds={"python", "duckdb"},
     owners=OWNERS,
+    freshness_policy=REFRESHED_DAILY,
     check_specs=checks.specs("documents"),
     code_version=ingest.CODE_VERSION,
 )
@@ -27,6 +32,7 @@ def documents(context: dg.AssetExecutionContext, pipeline: Pipeline) -> dg.Mater
     group_name="documents",
     kinds={"python", "duckdb"},
     owners=OWNERS,
+    freshness_policy=REFRESHED_DAILY,
     check_specs=checks.specs("chunks"),
     code_version=chunking.CODE_VERSION,
 )

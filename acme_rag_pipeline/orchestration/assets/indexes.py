@@ -3,7 +3,7 @@
 import dagster as dg
 
 from acme_rag_pipeline.orchestration import checks
-from acme_rag_pipeline.orchestration.assets.documents import OWNERS, chunks
+from acme_rag_pipeline.orchestration.assets.documents import OWNERS, REFRESHED_DAILY, chunks
 from acme_rag_pipeline.orchestration.resources import Pipeline
 from acme_rag_pipeline.retrieval import index
 
@@ -13,6 +13,7 @@ from acme_rag_pipeline.retrieval import index
     group_name="indexes",
     kinds={"python", "lancedb"},
     owners=OWNERS,
+    freshness_policy=REFRESHED_DAILY,
     check_specs=checks.specs("base_index"),
     code_version=index.CODE_VERSION,
 )
@@ -27,6 +28,7 @@ def base_index(context: dg.AssetExecutionContext, pipeline: Pipeline) -> dg.Mate
     group_name="indexes",
     kinds={"python", "lancedb"},
     owners=OWNERS,
+    freshness_policy=REFRESHED_DAILY,
     check_specs=checks.specs("fine_tuned_index"),
     code_version=index.CODE_VERSION,
 )

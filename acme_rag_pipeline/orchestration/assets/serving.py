@@ -3,7 +3,7 @@
 import dagster as dg
 
 from acme_rag_pipeline.orchestration import checks
-from acme_rag_pipeline.orchestration.assets.documents import OWNERS, chunks
+from acme_rag_pipeline.orchestration.assets.documents import OWNERS, REFRESHED_DAILY, chunks
 from acme_rag_pipeline.orchestration.assets.evaluation import evaluation_report
 from acme_rag_pipeline.orchestration.assets.indexes import base_index, fine_tuned_index
 from acme_rag_pipeline.orchestration.resources import Pipeline
@@ -28,6 +28,7 @@ def promoted_retriever(context: dg.AssetExecutionContext, pipeline: Pipeline) ->
     group_name="serving",
     kinds={"python", "lancedb"},
     owners=OWNERS,
+    freshness_policy=REFRESHED_DAILY,
     check_specs=checks.specs("served_index"),
     code_version=serve.CODE_VERSION,
 )
