@@ -1,4 +1,4 @@
-"""The `acme-rag` command: search, compare, ask, status, evaluate, rollback. Exit codes: 0 done, 1 failed, 2 wrong usage."""
+"""The `acme-rag` command: search, compare, ask, status, evaluate, pairs, rollback. Exit codes: 0 done, 1 failed, 2 wrong usage."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from acme_rag_pipeline.settings import Settings, SettingsError
+from acme_rag_pipeline.cli_context import JSON, as_text, settings_of, store_of
+from acme_rag_pipeline.cli_pairs import pairs
+from acme_rag_pipeline.settings import SettingsError
 
 if TYPE_CHECKING:
     from acme_rag_pipeline.retrieval.retriever import Retriever, SearchHit
-    from acme_rag_pipeline.store.layout import Store
 
 RETRIEVERS = ("promoted", "bm25", "base", "base_hybrid", "fine_tuned", "fine_tuned_hybrid")
 K = click.option("-k", "k", type=click.IntRange(1, 1000), default=10, show_default=True, help="How many passages.")
@@ -25,7 +26,6 @@ RETRIEVER = click.option(
     show_default=True,
     help="What searches: what is promoted, BM25 alone, the base model, or the newest candidate (promoted or not).",
 )
-JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
 class _Cli(click.Group):
@@ -47,6 +47,7 @@ class _Cli(click.Group):
 
 def _expected(error: Exception) -> bool:
     from acme_rag_pipeline.documents.source import DocumentsFolderError
+    from acme_rag_pipeline.pairs.review import ReviewUnusable
     from acme_rag_pipeline.retrieval.retriever import ArmMissing
     from acme_rag_pipeline.serving.serve import NoSuchPromotion
     from acme_rag_pipeline.store.layout import StoreBusy, StoreUnusable
@@ -58,6 +59,7 @@ def _expected(error: Exception) -> bool:
         error,
         SettingsError
         | DocumentsFolderError
+        | ReviewUnusable
         | ArmMissing
         | NoSuchPromotion
         | StoreBusy
@@ -128,7 +130,7 @@ def search(
         return
     hits = opened.search(text or "", k, retriever)
     if as_json:
-        click.echo(_json({"query": text, "retriever": retriever, "hits": [hit.as_dict() for hit in hits]}))
+        click.echo(as_text({"query": text, "retriever": retriever, "hits": [hit.as_dict() for hit in hits]}))
         return
     if not hits:
         click.echo("no passage found")
@@ -147,7 +149,7 @@ def compare(context: click.Context, text: str, k: int, as_json: bool) -> None:
     base, promoted = (opened.search(text, k, name) for name in ("base", "promoted"))
     if as_json:
         both = {"base": [h.as_dict() for h in base], "promoted": [h.as_dict() for h in promoted]}
-        click.echo(_json({"query": text, **both}))
+        click.echo(as_text({"query": text, **both}))
         return
     pointer = opened.promoted()
     click.echo(f"promoted: {pointer.model_digest[:12]}, {pointer.recipe}")
@@ -177,7 +179,7 @@ def ask(context: click.Context, question: str, k: int, as_json: bool) -> None:
     from acme_rag_pipeline.pairs.llm import LLMConnection
     from acme_rag_pipeline.retrieval.answer import answer
 
-    settings = _settings(context)
+    settings = settings_of(context)
     hits = [hit.as_dict() for hit in _retriever(context).search(question, k)]
     connection = None
     if settings.llm_configured and settings.generator != "offline":
@@ -191,7 +193,7 @@ def ask(context: click.Context, question: str, k: int, as_json: bool) -> None:
         )
     found = answer(question, hits, connection)
     if as_json:
-        click.echo(_json({"question": question, "answer": found.text, "note": found.note, "sources": found.sources}))
+        click.echo(as_text({"question": question, "answer": found.text, "note": found.note, "sources": found.sources}))
         return
     if found.text:
         click.echo(found.text + "\n")
@@ -210,9 +212,9 @@ def status(context: click.Context, as_json: bool) -> None:
     """What is promoted and why, how far the served index is behind the documents, counts, last runs."""
     from acme_rag_pipeline.status import store_status
 
-    known = store_status(_store(context, wait_seconds=5), _settings(context))
+    known = store_status(store_of(context, wait_seconds=5), settings_of(context))
     if as_json:
-        click.echo(_json(known))
+        click.echo(as_text(known))
         return
     promoted = known["promoted"]
     click.echo(f"store      {known['store']}")
@@ -251,9 +253,9 @@ def evaluate(context: click.Context, golden: Path | None, as_json: bool) -> None
     """The comparison table of all arms on the golden set, or on any judged set (queries.jsonl, qrels.jsonl)."""
     from acme_rag_pipeline.evaluation.judged_set import compare_arms
 
-    rows = compare_arms(_store(context), _settings(context), golden)
+    rows = compare_arms(store_of(context), settings_of(context), golden)
     if as_json:
-        click.echo(_json(rows))
+        click.echo(as_text(rows))
         return
     click.echo(f"{rows['queries']} queries over {rows['units']} units" + (f"; {rows['note']}" if rows["note"] else ""))
     click.echo(f"{'arm':<20}{'nDCG@10':>9}  {'95 % interval':<18}{'MRR@10':>8}{'Recall@10':>11}   against the base")
@@ -272,26 +274,14 @@ def rollback(context: click.Context, digest: str | None) -> None:
     """Serve an earlier promotion again, over the documents of today."""
     from acme_rag_pipeline.serving.serve import rollback as roll_back
 
-    decision = roll_back(_store(context), _settings(context), digest)
+    decision = roll_back(store_of(context), settings_of(context), digest)
     click.echo(f"promoted now: {decision.model_digest[:12]}, {decision.recipe}. {decision.reason}")
-
-
-def _settings(context: click.Context) -> Settings:
-    given = {name: str(value) for name, value in context.obj.items() if value is not None}
-    return Settings.load(**given)
-
-
-def _store(context: click.Context, wait_seconds: float | None = None) -> Store:
-    from acme_rag_pipeline.store.layout import Store
-
-    settings = _settings(context)
-    return Store(settings.store, settings.lock_seconds if wait_seconds is None else wait_seconds)
 
 
 def _retriever(context: click.Context) -> Retriever:
     from acme_rag_pipeline.retrieval.retriever import Retriever
 
-    settings = _settings(context)
+    settings = settings_of(context)
     return Retriever.open(settings.store, settings.retrieval)
 
 
@@ -319,9 +309,7 @@ def _snippet(text: str, characters: int) -> str:
     return line if len(line) <= characters else line[: characters - 1] + "…"
 
 
-def _json(value: Any) -> str:
-    return json.dumps(value, indent=1, ensure_ascii=False, default=str)
-
+main.add_command(pairs)
 
 if __name__ == "__main__":
     main()

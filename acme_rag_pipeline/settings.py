@@ -74,12 +74,20 @@ class PairSettings(Group):
 
 
 class TrainingSettings(Group):
-    strategy: Literal["full"] = "full"
-    epochs: int | None = Field(
-        default=None, ge=1, le=50, description="Default: as many as show about 2,500 pairs, at least 1 and at most 4."
+    strategy: Literal["full", "query_only", "lora"] = Field(
+        default="full",
+        description="full: all layers above the word embeddings; query_only: the queries' side alone, passage vectors "
+        "stay the base's and nothing is encoded again; lora: low-rank adapters, merged at the end.",
     )
-    batch_size: int = Field(default=32, ge=2, le=4096)
-    learning_rate: float = Field(default=5e-5, gt=0, lt=1)
+    epochs: int | None = Field(
+        default=None,
+        ge=1,
+        le=50,
+        description="Default: as many as show about 3,000 passages, at least 1 and at most 6.",
+    )
+    batch_size: int = Field(default=32, ge=2, le=4096, description="Passages in a batch, each with all its queries.")
+    learning_rate: float | None = Field(default=None, gt=0, lt=1, description="Default: 5e-5, with lora 5e-4.")
+    lora_rank: int = Field(default=16, ge=1, le=256)
     warmup_share: float = Field(default=0.1, ge=0, lt=1)
     scale: float = Field(default=20.0, gt=0, description="Inverse temperature of the softmax over cosines.")
     guide_margin: float = Field(
@@ -100,8 +108,13 @@ class TrainingSettings(Group):
         description="Shares of the tuned weights tried on validation; 0 (the base) always competes.",
     )
     minimum_pairs: int = Field(default=50, ge=1, description="With fewer training pairs no candidate is trained.")
-    seed: int = 0
+    seed: int = Field(default=0, description="Decides the order of the batches and the dropout.")
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+
+    @property
+    def rate(self) -> float:
+        """The peak learning rate."""
+        return self.learning_rate or (5e-4 if self.strategy == "lora" else 5e-5)
 
 
 class EvaluationSettings(Group):

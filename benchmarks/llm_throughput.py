@@ -2,6 +2,7 @@
 
     python benchmarks/llm_throughput.py                                   # own server, 200 ms an answer
     python benchmarks/llm_throughput.py --base-url http://127.0.0.1:8090/v1 --documents FOLDER
+    python benchmarks/llm_throughput.py --peer-python VENV/bin/python     # LlamaIndex on the same server, see the peer
 
 Each commit is made to take 25 ms, as one to DuckDB does. The own server is a process of its own and does nothing but
 wait; both share the machine's cores with the client.
@@ -24,6 +25,8 @@ from acme_rag_pipeline.pairs.prompt import PromptParameters, render
 
 COMMIT_SECONDS = 0.025
 WORDS = 180
+PEER = Path(__file__).with_name("llm_throughput_peer.py")
+PEER_CHUNKS = 60
 
 
 class Sink:
@@ -106,6 +109,16 @@ def measure(url: str, chunks: list[Passage], in_flight: int, seconds: float) -> 
     )
 
 
+def measure_peer(python: Path, url: str, chunks: list[Passage]) -> str:
+    """A row of the table for LlamaIndex, which asks for one chunk after the other."""
+    texts = json.dumps([chunk.text for chunk in chunks[:PEER_CHUNKS]])
+    done = subprocess.run([python, PEER, url], input=texts, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    rate = float(done.stdout.splitlines()[-1])  # before it stand the log lines of its libraries
+    return f"| LlamaIndex | {min(PEER_CHUNKS, len(chunks))} | | {rate:.1f} | | | |"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base-url", help="an OpenAI-compatible server; default: an own one")
@@ -113,6 +126,7 @@ def main() -> None:
     parser.add_argument("--latency", type=float, default=0.2, help="seconds, of the own server")
     parser.add_argument("--in-flight", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--seconds", type=float, default=8.0, help="about how long each row may take")
+    parser.add_argument("--peer-python", type=Path, help="interpreter of an environment that has LlamaIndex")
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.serve:
@@ -139,6 +153,8 @@ def main() -> None:
                 # The own server does not look at the text: the same documents again are as good.
                 chunks += [Passage(f"{c.chunk_id}+{len(chunks)}", c.doc_path, c.title, (), c.text) for c in chunks]
             print(measure(url, chunks, in_flight, arguments.seconds), flush=True)
+        if arguments.peer_python is not None:
+            print(measure_peer(arguments.peer_python, url, chunks), flush=True)
     finally:
         if server is not None:
             server.communicate()

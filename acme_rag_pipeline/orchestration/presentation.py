@@ -18,9 +18,13 @@ _PREVIEWS = {
     "documents": "SELECT doc_path, status, format, title, reason FROM documents WHERE status <> 'deleted' "
     "ORDER BY status DESC, doc_path",
     "chunks": "SELECT doc_path, heading_path, tokens, side, text FROM chunks ORDER BY hash(chunk_id)",
-    "curated_pairs": "SELECT query, doc_path, quote, status, reason FROM curated_pairs ORDER BY status DESC, hash(curated_id)",
-    "synthetic_pairs": "SELECT p.query, p.style, p.method, c.doc_path, c.text AS passage FROM pairs p JOIN chunks c "
-    "USING (chunk_id) WHERE p.origin <> 'curated' ORDER BY hash(p.pair_id)",
+    "curated_pairs": "SELECT p.query, p.doc_path, p.quote, p.status, p.reason, n.text AS nearest_passage "
+    "FROM curated_pairs p LEFT JOIN chunks n ON n.chunk_id = p.nearest_chunk_id ORDER BY p.status DESC, hash(p.curated_id)",
+    # A few of each origin and style.
+    "synthetic_pairs": "SELECT p.query, p.origin, p.style, p.method, c.doc_path, c.text AS passage FROM pairs p "
+    "JOIN chunks c USING (chunk_id) WHERE p.origin <> 'curated' "
+    "QUALIFY row_number() OVER (PARTITION BY p.origin, p.style ORDER BY p.pair_id) <= 4 "
+    "ORDER BY p.origin, p.style, p.pair_id",
     "training_set": "SELECT query, origin, method, side, dropped_because, overlap FROM training_pairs ORDER BY hash(pair_id)",
     "golden_queries": "SELECT q.query, q.style, j.doc_path, j.quote FROM golden_queries q JOIN golden_judgements j "
     "USING (query_id) ORDER BY hash(q.query_id)",
@@ -30,16 +34,22 @@ _PREVIEWS = {
     "promoted_retriever": "SELECT decided_at, verdict, recipe, model_digest, reason FROM promotions ORDER BY decision DESC",
 }
 
+_PICTURES = {
+    "synthetic_pairs": "query lengths, pairs per document",
+    "training_set": "filters, query lengths, overlap with the passage",
+    "evaluation_report": "arms with intervals",
+}
+
 
 def metadata_of(store: Store, result: StageResult) -> dict[str, Any]:
     """The metadata of one materialisation."""
     counts = result.counts
     details = dict(result.details)
-    if result.unchanged and "asked" in details:
-        details |= {"reused": details["asked"] + details["reused"], "asked": 0, "removed": 0}
     shown: dict[str, Any] = {}
     if picture := details.pop("picture", None):
-        shown["picture"] = dg.MetadataValue.md(f"![arms with intervals](data:image/png;base64,{picture})")
+        shown["picture"] = dg.MetadataValue.md(
+            f"![{_PICTURES.get(result.stage, 'picture')}](data:image/png;base64,{picture})"
+        )
     if report := details.pop("report", None):
         shown["report"] = dg.MetadataValue.path(str(store.root / report))
     rows = counts.added + counts.changed + counts.reused

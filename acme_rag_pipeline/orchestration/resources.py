@@ -45,7 +45,7 @@ class Pipeline(dg.ConfigurableResource):
     )
     golden: str = Field(default="", description="Folder of judged queries, or `none` (ACME_RAG_GOLDEN).")
     base_model: str = Field(default="", description="Embedded name, folder or hub id (ACME_RAG_BASE_MODEL).")
-    generator: str = Field(default="", description="openai, offline or auto (ACME_RAG_GENERATOR).")
+    generator: str = Field(default="", description="openai, offline, both or auto (ACME_RAG_GENERATOR).")
     llm: str = Field(default="", description="Model name at the OpenAI-compatible server (ACME_RAG_LLM).")
     tuning: dict[str, Any] = Field(
         default={}, description="Tuning groups, e.g. {training: {epochs: 1}, gate: {minimum_effect: 0.02}}."

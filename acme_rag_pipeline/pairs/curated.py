@@ -2,105 +2,27 @@
 
 from __future__ import annotations
 
-import csv
-import json
 from collections import Counter
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from acme_rag_pipeline.settings import Settings, SettingsError
+from acme_rag_pipeline.pairs.curated_formats import CuratedPair, read_curated_pairs
+from acme_rag_pipeline.pairs.curated_places import Places
+from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store.fingerprints import content_hash, fingerprint, sha256_text
 from acme_rag_pipeline.store.layout import Store
-from acme_rag_pipeline.store.passages import LivePassage, live_passages
-from acme_rag_pipeline.store.quotes import QuotableText
+from acme_rag_pipeline.store.passages import live_passages
+from acme_rag_pipeline.store.schema import add_missing_tables
 from acme_rag_pipeline.store.stages import StageResult, data_versions, record, recorded
-from acme_rag_pipeline.store.warehouse import Warehouse, reconcile
+from acme_rag_pipeline.store.warehouse import reconcile
 
 STAGE = "curated_pairs"
-CODE_VERSION = "1"
-
-
-@dataclass(frozen=True)
-class CuratedPair:
-    """One line of the user's file."""
-
-    query: str
-    doc_path: str
-    quote: str | None
-    start: int | None
-    end: int | None
-    negative: str | None
-
-    @property
-    def curated_id(self) -> str:
-        """Content-addressed: equal lines are one pair."""
-        return fingerprint(self.query, self.doc_path, self.quote, self.start, self.end, self.negative)
-
-
-def read_curated_pairs(path: Path) -> tuple[list[CuratedPair], list[str]]:
-    """Read a JSONL or CSV file of {query, doc_path, quote | start + end, negative?}.
-
-    Returns:
-        The pairs, and one sentence for each line that is none (the others are used).
-
-    Raises:
-        SettingsError: the file cannot be read at all.
-    """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError(f"ACME_RAG_CURATED_PAIRS: {path} cannot be read: {error}") from error
-    pairs: dict[str, CuratedPair] = {}
-    problems: list[str] = []
-    for number, raw in _raw_rows(path, text):
-        pair = _checked(raw)
-        if isinstance(pair, str):
-            problems.append(f"line {number}: {pair}")
-        else:
-            pairs.setdefault(pair.curated_id, pair)
-    return list(pairs.values()), problems
-
-
-def _raw_rows(path: Path, text: str) -> list[tuple[int, Any]]:
-    if path.suffix.lower() == ".csv":
-        return [(number, row) for number, row in enumerate(csv.DictReader(text.splitlines()), start=2)]
-    rows: list[tuple[int, Any]] = []
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            try:
-                rows.append((number, json.loads(line)))
-            except ValueError as error:
-                rows.append((number, f"not JSON ({error})"))
-    return rows
-
-
-def _checked(raw: Any) -> CuratedPair | str:
-    if isinstance(raw, str):
-        return raw
-    if not isinstance(raw, dict):
-        return "not an object"
-    query, doc_path, quote = (raw.get(name) or None for name in ("query", "doc_path", "quote"))
-    if not isinstance(query, str) or not query.strip():
-        return "no query"
-    if not isinstance(doc_path, str):
-        return "no doc_path"
-    if quote is not None and not isinstance(quote, str):
-        return "quote is not a text"
-    negative = raw.get("negative") or None
-    if negative is not None and not isinstance(negative, str):
-        return "negative is not a text"
-    try:
-        start, end = (None if raw.get(n) in (None, "") else int(raw[n]) for n in ("start", "end"))
-    except (TypeError, ValueError):
-        return "start and end must be character positions"
-    if quote is None and (start is None or end is None or not 0 <= start < end):
-        return "neither a quote nor a span (start, end)"
-    return CuratedPair(" ".join(query.split()), doc_path, quote, start, end, negative)
+CODE_VERSION = "2"
+REJECTED = "rejected in review"
+REPLACED = "replaced in review"
 
 
 def resolve_curated_pairs(store: Store, settings: Settings) -> StageResult:
-    """Bring `curated_pairs`, and its part of `pairs`, to the file and the chunks of today.
+    """Bring `curated_pairs`, its part of `pairs`, and what a review rejected to the file and the chunks of today.
 
     Raises:
         SettingsError: the file cannot be read.
@@ -111,15 +33,14 @@ def resolve_curated_pairs(store: Store, settings: Settings) -> StageResult:
     made_from = fingerprint(STAGE, CODE_VERSION, upstream, sorted(p.curated_id for p in pairs), problems)
     if (unchanged := recorded(store.warehouse, STAGE, made_from)) is not None:
         return unchanged
-    passages = live_passages(store.warehouse)
-    by_document: dict[str, list[LivePassage]] = {}
-    for passage in passages:
-        by_document.setdefault(passage.doc_path, []).append(passage)
-    texts = _Texts(store.warehouse)
-    rows = [_resolved(pair, by_document, texts) for pair in pairs]
+    places = Places(store.warehouse, live_passages(store.warehouse))
+    rows = [_resolved(pair, places) for pair in pairs if pair.verdict != "rejected"]
     # Two lines about one query and one chunk are one training pair.
     training = {row["pair_id"]: row for row in (_training_pair(r) for r in rows if r["chunk_id"])}
-    data_version = content_hash(tuple(row.values()) for row in rows)
+    negatives = _negatives(rows, places)
+    rejected = _rejected(pairs, places)
+    data_version = content_hash(tuple(row.values()) for row in (*rows, *negatives, *rejected))
+    named = sum(row["negative"] is not None and row["chunk_id"] is not None for row in rows)
     details = {
         "file": settings.curated_pairs.name if settings.curated_pairs else "none",
         "pairs": len(rows),
@@ -129,34 +50,23 @@ def resolve_curated_pairs(store: Store, settings: Settings) -> StageResult:
         ][:200],
         "unusable_lines": problems[:200],
         "statuses": dict(sorted(Counter(row["status"] for row in rows).items())),
+        "rejected": sum(pair.verdict == "rejected" for pair in pairs),
+        "negatives": {"named": named, "resolved": len(negatives)},
     }
     with store.writer(STAGE), store.warehouse.write() as connection:
+        add_missing_tables(connection)
         counts = reconcile(connection, "curated_pairs", "curated_id", rows)
+        reconcile(connection, "curated_negatives", "negative_id", negatives)
+        reconcile(connection, "rejected_pairs", "rejection_id", rejected)
         reconcile(connection, "pairs", "pair_id", list(training.values()), scope="origin = 'curated'")
         return record(connection, StageResult(STAGE, data_version, counts, details=details), made_from)
 
 
-class _Texts:
-    """Document texts prepared for finding quotes, each once."""
-
-    def __init__(self, warehouse: Warehouse) -> None:
-        with warehouse.read() as connection:
-            self._texts = dict(
-                connection.execute("SELECT doc_path, text FROM documents WHERE text IS NOT NULL").fetchall()
-            )
-        self._prepared: dict[str, QuotableText] = {}
-
-    def get(self, doc_path: str) -> QuotableText | None:
-        if doc_path in self._texts and doc_path not in self._prepared:
-            self._prepared[doc_path] = QuotableText.of(self._texts[doc_path])
-        return self._prepared.get(doc_path)
-
-
-def _resolved(pair: CuratedPair, by_document: dict[str, list[LivePassage]], texts: _Texts) -> dict[str, Any]:
+def _resolved(pair: CuratedPair, places: Places) -> dict[str, Any]:
     row: dict[str, Any] = {
         "curated_id": pair.curated_id,
         "query": pair.query,
-        "doc_path": pair.doc_path,
+        "doc_path": pair.doc_path or "",
         "quote": pair.quote,
         "start_char": pair.start,
         "end_char": pair.end,
@@ -166,36 +76,37 @@ def _resolved(pair: CuratedPair, by_document: dict[str, list[LivePassage]], text
         "chunk_id": None,
         "nearest_chunk_id": None,
     }
-    text = texts.get(pair.doc_path)
-    if text is None:
-        return row | {"reason": f"{pair.doc_path} is not among the readable documents"}
-    span = text.find(pair.quote, pair.start) if pair.quote else (pair.start, pair.end)
-    chunks = by_document.get(pair.doc_path, [])
-    if span is None:
-        nearest = _most_similar(pair.quote or "", chunks)
-        return row | {
-            "reason": "the quote is not in the document any more",
-            "nearest_chunk_id": nearest.chunk_id if nearest else None,
-        }
-    start, end = int(span[0] or 0), int(span[1] or 0)
-    overlaps = [(min(end, c.end_char) - max(start, c.start_char), -c.start_char, c) for c in chunks]
-    overlap, _, chunk = max(overlaps, key=lambda o: o[:2], default=(0, 0, None))
-    if chunk is None or overlap <= 0:
-        return row | {"reason": f"no chunk at characters {start} to {end}"}
-    return row | {"status": "resolved", "start_char": start, "end_char": end, "chunk_id": chunk.chunk_id}
+    doc_path, span, reason = _span(pair, places)
+    if doc_path is None or span is None:
+        nearest = places.nearest(pair.quote, pair.doc_path) if pair.quote else None
+        return row | {"reason": reason, "nearest_chunk_id": nearest.chunk_id if nearest else None}
+    place = places.at(doc_path, *span, pair.query)
+    if place is None:
+        return row | {"reason": f"no chunk at characters {span[0]} to {span[1]}"}
+    found = {"doc_path": doc_path, "start_char": span[0], "end_char": span[1], "chunk_id": place.chunk.chunk_id}
+    return row | found | {"status": "resolved"}
 
 
-def _most_similar(quote: str, chunks: list[LivePassage]) -> LivePassage | None:
-    from rapidfuzz import fuzz
-
-    return max(chunks, key=lambda c: (fuzz.token_set_ratio(quote, c.text), c.chunk_id), default=None)
+def _span(pair: CuratedPair, places: Places) -> tuple[str | None, tuple[int, int] | None, str]:
+    """Document and span of the pair's passage, or why there is none."""
+    if pair.doc_path is None:
+        found = places.anywhere(pair.quote or "")
+        if found is None:
+            return None, None, "the quote is in none of the documents"
+        return found[0], found[1:], ""
+    if not places.knows(pair.doc_path):
+        return None, None, f"{pair.doc_path} is not among the readable documents"
+    if pair.quote is None:
+        return pair.doc_path, (int(pair.start or 0), int(pair.end or 0)), ""
+    span = places.span(pair.doc_path, pair.quote, pair.start)
+    return pair.doc_path, span, "the quote is not in the document any more"
 
 
 def _training_pair(row: dict[str, Any]) -> dict[str, Any]:
     words = row["query"].split()
     style = "question" if row["query"].endswith("?") or len(words) > 5 else "keywords"
     return {
-        "pair_id": sha256_text(f"curated\0{row['query']}\0{row['chunk_id']}"),
+        "pair_id": _pair_id(row),
         "query": row["query"],
         "chunk_id": row["chunk_id"],
         "origin": "curated",
@@ -204,3 +115,46 @@ def _training_pair(row: dict[str, Any]) -> dict[str, Any]:
         "generator": "people",
         "prompt_hash": None,
     }
+
+
+def _pair_id(row: dict[str, Any]) -> str:
+    return sha256_text(f"curated\0{row['query']}\0{row['chunk_id']}")
+
+
+def _negatives(rows: list[dict[str, Any]], places: Places) -> list[dict[str, Any]]:
+    """The chunks of the passages that people named as wrong for a query; what is found nowhere is left out."""
+    found: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        if row["chunk_id"] is None or row["negative"] is None:
+            continue
+        doc_path, span = row["doc_path"], places.span(row["doc_path"], row["negative"])
+        if span is None and (elsewhere := places.anywhere(row["negative"])) is not None:
+            doc_path, span = elsewhere[0], elsewhere[1:]
+        place = places.at(doc_path, *span, row["query"]) if span else None
+        if place is not None and place.chunk.chunk_id != row["chunk_id"]:
+            pair_id, chunk_id = _pair_id(row), place.chunk.chunk_id
+            negative_id = sha256_text(f"{pair_id}\0{chunk_id}")
+            found[negative_id] = {"negative_id": negative_id, "pair_id": pair_id, "chunk_id": chunk_id}
+    return list(found.values())
+
+
+def _rejected(pairs: list[CuratedPair], places: Places) -> list[dict[str, Any]]:
+    """What a review took out of a generator's pairs: rejected pairs, and wordings that a reviewer replaced."""
+    rows: dict[str, dict[str, Any]] = {}
+    for pair in pairs:
+        out = [(pair.query, REJECTED)] if pair.verdict == "rejected" else []
+        out += [(pair.replaces, REPLACED)] if pair.replaces else []
+        if not out:
+            continue
+        doc_path, span, _ = _span(pair, places)
+        for query, reason in out:
+            place = places.at(doc_path, *span, query) if doc_path is not None and span is not None else None
+            rejection_id = sha256_text(f"{reason}\0{query}\0{pair.curated_id}")
+            rows[rejection_id] = {
+                "rejection_id": rejection_id,
+                "query": query,
+                "doc_path": doc_path or pair.doc_path or "",
+                "chunk_id": place.chunk.chunk_id if place else None,
+                "reason": reason,
+            }
+    return list(rows.values())

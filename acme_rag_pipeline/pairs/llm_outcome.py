@@ -35,6 +35,7 @@ class Progress:
         rate: Prompts done a second.
         tokens: Used so far.
         eta_seconds: None as long as nothing is done.
+        completion_tokens: Of `tokens`, those of answers.
     """
 
     done: int
@@ -42,6 +43,7 @@ class Progress:
     rate: float
     tokens: int
     eta_seconds: float | None
+    completion_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

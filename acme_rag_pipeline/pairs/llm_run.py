@@ -268,7 +268,8 @@ class Run:
         done = self._answered + self._failed
         rate = done / (now - self._begun)
         eta = (self._total - done) / rate if done else None
-        self._on_progress(Progress(done, self._total, rate, self._prompt_tokens + self._completion_tokens, eta))
+        tokens = self._prompt_tokens + self._completion_tokens
+        self._on_progress(Progress(done, self._total, rate, tokens, eta, self._completion_tokens))
 
     def _outcome(self) -> GenerationOutcome:
         left = self._total - self._answered - self._failed

@@ -18,6 +18,8 @@ METHOD = "llm"
 STYLES: tuple[Style, ...] = get_args(Style)
 MAX_QUERY_CHARS = 300
 MAX_QUERIES = 20
+MAX_EXAMPLES = 10
+MAX_AUDIENCE_CHARS, MAX_LANGUAGE_CHARS = 300, 60
 _MAX_ANSWER_CHARS = 200_000
 
 ANSWER_SCHEMA: dict[str, Any] = {
@@ -96,6 +98,15 @@ class PromptParameters:
     def __post_init__(self) -> None:
         if not 1 <= self.queries <= MAX_QUERIES:
             raise ValueError(f"queries must lie between 1 and {MAX_QUERIES}, not {self.queries}")
+        for name, text, most in (
+            ("audience", self.audience, MAX_AUDIENCE_CHARS),
+            ("language", self.language, MAX_LANGUAGE_CHARS),
+            *(("an example", example, MAX_QUERY_CHARS) for example in self.examples),
+        ):
+            if len(text) > most:
+                raise ValueError(f"{name} has {len(text)} characters, {most} are possible")
+        if len(self.examples) > MAX_EXAMPLES:
+            raise ValueError(f"{len(self.examples)} examples, {MAX_EXAMPLES} are possible")
 
 
 def render(passage: Passage, parameters: PromptParameters) -> list[dict[str, str]]:

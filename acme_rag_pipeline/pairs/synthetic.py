@@ -6,39 +6,41 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
-from acme_rag_pipeline.pairs import llm, offline, prompt
-from acme_rag_pipeline.pairs.budget_order import diverse_order
-from acme_rag_pipeline.pairs.corpus_statistics import CorpusStatistics
+from acme_rag_pipeline.pairs import llm, offline
+from acme_rag_pipeline.pairs.dry_run import cost
+from acme_rag_pipeline.pairs.examples import example_queries
+from acme_rag_pipeline.pairs.figures import coverage, histogram, pairs_picture
+from acme_rag_pipeline.pairs.generators import (
+    Generator,
+    GeneratorName,
+    answered,
+    answers,
+    generator,
+    pair_rows,
+    parameters_of,
+)
 from acme_rag_pipeline.pairs.passage import Passage, WrittenQuery
-from acme_rag_pipeline.settings import Settings
-from acme_rag_pipeline.store.fingerprints import content_hash, fingerprint, sha256_text
+from acme_rag_pipeline.settings import PairSettings, Settings
+from acme_rag_pipeline.store.fingerprints import content_hash, fingerprint
 from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.passages import live_passages
 from acme_rag_pipeline.store.stages import StageResult, data_versions, record, recorded
-from acme_rag_pipeline.store.warehouse import append, insert, reconcile, records
+from acme_rag_pipeline.store.warehouse import append, insert, reconcile
 
 STAGE = "synthetic_pairs"
-CODE_VERSION = "1"
+CODE_VERSION = "2"
 COMMIT_EVERY = 500
+# The quick one first: its questions are there whatever becomes of the LLM.
+_NAMES: dict[str, tuple[GeneratorName, ...]] = {
+    "openai": ("openai",),
+    "offline": ("offline",),
+    "both": ("offline", "openai"),
+}
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class _Generator:
-    """One way of writing questions: its name, what its answers depend on, and each chunk's prompt."""
-
-    name: str
-    parameters: Any
-    prompts: dict[str, Any]  # prompt hash -> what is sent, in the order to ask
-    prompt_of: dict[str, str]  # chunk id -> prompt hash
-
-    @property
-    def parameters_hash(self) -> str:
-        return fingerprint(self.parameters)
 
 
 def write_pairs(store: Store, settings: Settings) -> StageResult:
@@ -49,77 +51,94 @@ def write_pairs(store: Store, settings: Settings) -> StageResult:
 
     Raises:
         UpstreamMissing: `chunks` has never run.
+        SettingsError: the file of example queries cannot be used.
     """
     upstream = data_versions(store.warehouse, "chunks")
-    how = _parameters(settings)
-    made_from = fingerprint(STAGE, CODE_VERSION, upstream, how)
+    names = _NAMES[settings.generator_in_use]
+    examples, warnings = example_queries(settings) if "openai" in names else ((), [])
+    for warning in warnings:
+        logger.warning(warning)
+    made_from = fingerprint(STAGE, CODE_VERSION, upstream, [parameters_of(settings, name, examples) for name in names])
     if (unchanged := recorded(store.warehouse, STAGE, made_from)) is not None:
-        return unchanged
+        figures = {"asked": 0, "reused": unchanged.details["prompts"], "removed": 0}
+        return replace(unchanged, details=unchanged.details | figures)
     # A refresh may go on while an LLM answers; only a second asking has to wait.
     with store.writer(STAGE, lock="asking"):
         passages = [
             Passage(p.chunk_id, p.doc_path, p.title, p.heading_path, p.text) for p in live_passages(store.warehouse)
         ]
-        generator = _generator(settings, passages, how)
-        known = _answered(store, generator)
-        missing = {h: sent for h, sent in generator.prompts.items() if h not in known}
-        outcome = _ask(store, settings, generator, missing)
-        answers = _answers(store, generator)
-        rows = _pair_rows(generator, answers, settings.generator_in_use)
-        unanswered = len([h for h in generator.prompts if h not in answers])
-        data_version = content_hash(tuple(row.values()) for row in rows)
+        rows: list[dict[str, Any]] = []
+        details: dict[str, Any] = {"generator": settings.generator_in_use, "outcome": "done"}
+        figures = Counter()
+        for name in names:
+            one = generator(settings, name, passages, examples)
+            missing = one.prompts.keys() - answered(store, one)
+            details |= _ask(store, settings, one, {h: sent for h, sent in one.prompts.items() if h in missing})
+            found = answers(store, one)
+            rows += pair_rows(one, found)
+            figures.update(
+                prompts=len(one.prompts),
+                asked=len(missing & found.keys()),
+                reused=len(one.prompts) - len(missing),
+                unanswered=len(one.prompts) - len(found),
+            )
+        details |= {name: figures[name] for name in ("prompts", "asked", "reused", "unanswered")}
         with store.writer(STAGE), store.warehouse.write() as connection:
+            # A refresh may have retracted passages while the LLM answered.
+            live = {row[0] for row in connection.execute("SELECT chunk_id FROM chunks").fetchall()}
+            overtaken = any(row["chunk_id"] not in live for row in rows)
+            rows = [row for row in rows if row["chunk_id"] in live]
+            data_version = content_hash(tuple(row.values()) for row in rows)
             counts = reconcile(connection, "pairs", "pair_id", rows, scope="origin <> 'curated'")
-            details = outcome | {
-                "generator": generator.name,
-                "asked": len([h for h in missing if h in answers]),
-                "reused": len(generator.prompts) - len(missing),
-                "removed": counts.removed,
-                "unanswered": unanswered,
-                "pairs": len(rows),
-                "chunks": len(passages),
-                "chunks_without_pairs": len(passages) - len({row["chunk_id"] for row in rows}),
-                "by_method": dict(Counter(row["method"] for row in rows).most_common()),
-                "by_style": dict(Counter(row["style"] for row in rows).most_common()),
-            }
+            details |= {"removed": counts.removed} | _look(rows, passages)
+            if "openai" in names:
+                details |= _spent(connection, settings) | {"examples_shown": len(examples)}
+            if warnings:
+                details["warnings"] = warnings
             result = StageResult(STAGE, data_version, counts, details=details)
             # An unfinished stage is not recorded as done, so the next run goes on where this one stopped.
-            return record(connection, result, f"unfinished {made_from}" if unanswered else made_from)
+            unfinished = figures["unanswered"] or overtaken
+            return record(connection, result, f"unfinished {made_from}" if unfinished else made_from)
 
 
-def _parameters(settings: Settings) -> tuple[Any, ...]:
-    if settings.generator_in_use == "offline":
-        return "offline", offline.GENERATOR_VERSION, settings.pairs.queries_per_chunk
-    return "openai", prompt.PROMPT_VERSION, settings.llm, settings.pairs.queries_per_chunk
+def _look(rows: Sequence[dict[str, Any]], passages: Sequence[Passage]) -> dict[str, Any]:
+    """What the pairs look like, for the UI and the report."""
+    covered = {row["chunk_id"] for row in rows}
+    per_document = coverage([(p.doc_path, p.chunk_id) for p in passages], [row["chunk_id"] for row in rows])
+    return {
+        "pairs": len(rows),
+        "chunks": len(passages),
+        "chunks_without_pairs": sum(p.chunk_id not in covered for p in passages),
+        "by_origin": dict(Counter(row["origin"] for row in rows).most_common()),
+        "by_method": dict(Counter(row["method"] for row in rows).most_common()),
+        "by_style": dict(Counter(row["style"] for row in rows).most_common()),
+        "coverage": per_document.numbers(),
+        "documents_without_pairs": per_document.without[:50],
+        "query_words": histogram("words", [(row["origin"], len(row["query"].split())) for row in rows]),
+        "picture": pairs_picture(rows, per_document),
+    }
 
 
-def _generator(settings: Settings, passages: Sequence[Passage], how: tuple[Any, ...]) -> _Generator:
-    prompts: dict[str, Any] = {}
-    prompt_of: dict[str, str] = {}
-    if settings.generator_in_use == "offline":
-        statistics = CorpusStatistics.from_passages(passages)
-        parameters = offline.OfflineParameters(queries_per_chunk=settings.pairs.queries_per_chunk)
-        for passage in passages:
-            rendered = offline.render(passage, statistics, parameters)
-            prompt_of[passage.chunk_id] = sha256_text(rendered)
-            prompts[prompt_of[passage.chunk_id]] = rendered
-    else:
-        asked = prompt.PromptParameters(queries=settings.pairs.queries_per_chunk)
-        for passage in diverse_order(passages):
-            messages = prompt.render(passage, asked)
-            prompt_of[passage.chunk_id] = fingerprint(messages)
-            prompts[prompt_of[passage.chunk_id]] = messages
-    return _Generator(str(how[0]), how, prompts, prompt_of)
+def _spent(connection: Any, settings: Settings) -> dict[str, Any]:
+    """Calls, tokens and cost of this model so far, over all runs of the store."""
+    calls, sent, received = connection.execute(
+        "SELECT count(*), sum(prompt_tokens), sum(completion_tokens) FROM llm_calls WHERE model = ?", [settings.llm]
+    ).fetchall()[0]
+    sent, received = int(sent or 0), int(received or 0)
+    so_far: dict[str, float] = {"calls": calls, "prompt_tokens": sent, "completion_tokens": received}
+    if (money := cost(sent, received, settings.pairs)) is not None:
+        so_far["cost"] = money
+    return {"so_far": so_far}
 
 
-def _ask(store: Store, settings: Settings, generator: _Generator, missing: dict[str, Any]) -> dict[str, Any]:
+def _ask(store: Store, settings: Settings, generator: Generator, missing: dict[str, Any]) -> dict[str, Any]:
     sink = _Sink(store, generator)
     if generator.name == "offline":
         hashes = list(missing)
         for first in range(0, len(hashes), COMMIT_EVERY):
             batch = hashes[first : first + COMMIT_EVERY]
             sink.commit([], [llm.LLMAnswer(h, offline.write(missing[h]), None, None) for h in batch])
-        return {"outcome": "done"}
+        return {}
     key = settings.openai_api_key.get_secret_value() if settings.openai_api_key else None
     connection = llm.LLMConnection(
         model=settings.llm,
@@ -130,7 +149,12 @@ def _ask(store: Store, settings: Settings, generator: _Generator, missing: dict[
     )
     budget = llm.Budget(settings.pairs.max_calls, settings.pairs.max_tokens)
     outcome = llm.ask_all_blocking(
-        missing, connection, sink, budget, on_progress=_log_progress, limit=settings.pairs.queries_per_chunk
+        missing,
+        connection,
+        sink,
+        budget,
+        on_progress=lambda progress: _log_progress(progress, settings.pairs),
+        limit=settings.pairs.queries_per_chunk,
     )
     return {
         "outcome": outcome.sentence,
@@ -141,14 +165,16 @@ def _ask(store: Store, settings: Settings, generator: _Generator, missing: dict[
     }
 
 
-def _log_progress(progress: llm.Progress) -> None:
+def _log_progress(progress: llm.Progress, settings: PairSettings) -> None:
+    money = cost(progress.tokens - progress.completion_tokens, progress.completion_tokens, settings)
     eta = f", about {progress.eta_seconds:.0f} s left" if progress.eta_seconds is not None else ""
     logger.info(
-        "asked for %d of %d chunks, %.1f chunks/s, %d tokens%s",
+        "asked for %d of %d chunks, %.1f chunks/s, %d tokens%s%s",
         progress.done,
         progress.total,
         progress.rate,
         progress.tokens,
+        "" if money is None else f", cost {money:.4f}",
         eta,
     )
 
@@ -156,7 +182,7 @@ def _log_progress(progress: llm.Progress) -> None:
 class _Sink:
     """Commits answers as they arrive."""
 
-    def __init__(self, store: Store, generator: _Generator) -> None:
+    def __init__(self, store: Store, generator: Generator) -> None:
         self._store = store
         self._generator = generator
 
@@ -194,40 +220,3 @@ def _call_row(call: llm.LLMCall) -> dict[str, Any]:
 
 def _json(queries: Sequence[WrittenQuery]) -> str:
     return json.dumps([{"query": q.query, "style": q.style, "method": q.method} for q in queries], ensure_ascii=False)
-
-
-def _answered(store: Store, generator: _Generator) -> set[str]:
-    with store.warehouse.read() as connection:
-        rows = connection.execute(
-            "SELECT prompt_hash FROM answers WHERE generator = ? AND parameters_hash = ?",
-            [generator.name, generator.parameters_hash],
-        ).fetchall()
-    return {row[0] for row in rows}
-
-
-def _answers(store: Store, generator: _Generator) -> dict[str, list[dict[str, str]]]:
-    with store.warehouse.read() as connection:
-        rows = records(
-            connection,
-            "SELECT prompt_hash, queries FROM answers WHERE generator = ? AND parameters_hash = ?",
-            [generator.name, generator.parameters_hash],
-        )
-    return {r["prompt_hash"]: json.loads(r["queries"]) for r in rows if r["prompt_hash"] in generator.prompts}
-
-
-def _pair_rows(generator: _Generator, answers: dict[str, list[dict[str, str]]], origin: str) -> list[dict[str, Any]]:
-    rows: dict[str, dict[str, Any]] = {}
-    for chunk_id, prompt_hash in generator.prompt_of.items():
-        for written in answers.get(prompt_hash, []):
-            pair_id = sha256_text(f"{origin}\0{written['query']}\0{chunk_id}")
-            rows[pair_id] = {
-                "pair_id": pair_id,
-                "query": written["query"],
-                "chunk_id": chunk_id,
-                "origin": origin,
-                "style": written["style"],
-                "method": written["method"],
-                "generator": str(generator.parameters[1]),
-                "prompt_hash": prompt_hash,
-            }
-    return list(rows.values())

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from acme_rag_pipeline.embedding.base_model import resolve_base_model
+from acme_rag_pipeline.pairs.figures import coverage, histogram, training_set_picture
 from acme_rag_pipeline.pairs.hard_negatives import mine
 from acme_rag_pipeline.retrieval import index
 from acme_rag_pipeline.retrieval.retriever import lexical
@@ -22,11 +23,12 @@ from acme_rag_pipeline.store import vectors
 from acme_rag_pipeline.store.fingerprints import content_hash, fingerprint, normalised
 from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.passages import LivePassage, live_passages
+from acme_rag_pipeline.store.schema import add_missing_tables
 from acme_rag_pipeline.store.stages import StageResult, data_versions, record, recorded
 from acme_rag_pipeline.store.warehouse import reconcile, records
 
 STAGE = "training_set"
-CODE_VERSION = "1"
+CODE_VERSION = "2"
 # What the answers cost is no business of the training set.
 _FILTER_SETTINGS = {"round_trip_top_k", "query_similarity", "golden_similarity", "hard_negatives", "negative_margin"}
 # In smaller collections nearly every passage is in the top k, and the filter only costs pairs (Promptagator, sec. 4.3).
@@ -47,12 +49,14 @@ def build_training_set(store: Store, settings: Settings) -> StageResult:
     if (unchanged := recorded(store.warehouse, STAGE, made_from)) is not None:
         return unchanged
     with store.writer(STAGE):
+        with store.warehouse.write() as connection:
+            add_missing_tables(connection)
         work = _Filters(store, settings)
         rows = work.run()
         data_version = content_hash(tuple(row.values()) for row in rows)
         with store.warehouse.write() as connection:
             counts = reconcile(connection, "training_pairs", "pair_id", rows)
-            result = StageResult(STAGE, data_version, counts, details=_details(rows, work.golden_decides))
+            result = StageResult(STAGE, data_version, counts, details=_details(rows, work))
             return record(connection, result, made_from)
 
 
@@ -70,7 +74,19 @@ class _Filters:
             stage = records(
                 connection, "SELECT summary->'$.details.decides' AS decides FROM stages WHERE stage = 'golden_queries'"
             )
+            rejected = records(connection, "SELECT query, chunk_id, reason FROM rejected_pairs ORDER BY rejection_id")
+            named = records(connection, "SELECT pair_id, chunk_id FROM curated_negatives ORDER BY negative_id")
         self.golden_decides = bool(stage) and str(stage[0]["decides"]) == "true"
+        # The canonical order of rejections is that of their ids: of two reasons the first stays.
+        self.rejected: dict[tuple[str, str], str] = {}
+        for row in rejected:
+            if row["chunk_id"] in self.position:
+                group = self.passages[self.position[row["chunk_id"]]].near_duplicate_group
+                self.rejected.setdefault((query_key(row["query"]), group), row["reason"])
+        self.named_negatives: dict[str, list[int]] = {}
+        for row in named:
+            if row["chunk_id"] in self.position:
+                self.named_negatives.setdefault(row["pair_id"], []).append(self.position[row["chunk_id"]])
         # People first, then by content: what comes first survives its duplicates.
         self.pairs = sorted(
             (pair for pair in pairs if pair["chunk_id"] in self.position),
@@ -86,12 +102,17 @@ class _Filters:
         self.query_vectors, self.golden_vectors = queries[: len(self.pairs)], queries[len(self.pairs) :]
         self.passage_vectors, _ = cache.passages(encoder, [p.rendered(index.BASE_PREFIX) for p in self.passages])
         self.dropped: dict[int, str] = {}
+        self.funnel: list[dict[str, Any]] = []
 
     def run(self) -> list[dict[str, Any]]:
         """Rows of `training_pairs`, in canonical order."""
-        for one_filter in self._filters():
+        self.funnel = [{"filter": "raw pairs", "dropped": 0, "left": len(self.pairs)}]
+        for name, one_filter in self._filters().items():
+            before = len(self.dropped)
             for row, reason in one_filter():
                 self.dropped.setdefault(row, reason)
+            left = len(self.pairs) - len(self.dropped)
+            self.funnel.append({"filter": name, "dropped": len(self.dropped) - before, "left": left})
         barred = self._barred_from_training()
         eligible = [i for i in range(len(self.pairs)) if i not in self.dropped]
         negatives = mine(
@@ -104,17 +125,21 @@ class _Filters:
             margin=self.settings.negative_margin,
         )
         of_row = dict(zip(eligible, negatives, strict=True))
+        first = self._people_s_negatives(eligible, barred)
+        for i, found in of_row.items():
+            of_row[i] = list(dict.fromkeys([*first.get(i, []), *found]))
         return [self._row(i, of_row.get(i, [])) for i in range(len(self.pairs))]
 
-    def _filters(self) -> Sequence[Callable[[], list[tuple[int, str]]]]:
-        return (
-            self._too_short,
-            self._near_golden,
-            self._ambiguous,
-            self._repeated,
-            self._near_other_sides,
-            self._not_found_back,
-        )
+    def _filters(self) -> dict[str, Callable[[], list[tuple[int, str]]]]:
+        return {
+            "empty": self._too_short,
+            "review": self._rejected_in_review,
+            "golden queries": self._near_golden,
+            "ambiguous": self._ambiguous,
+            "repeated": self._repeated,
+            "held-out sides": self._near_other_sides,
+            "round trip": self._not_found_back,
+        }
 
     def _passage(self, row: int) -> LivePassage:
         return self.passages[self.position[self.pairs[row]["chunk_id"]]]
@@ -124,6 +149,15 @@ class _Filters:
 
     def _too_short(self) -> list[tuple[int, str]]:
         return [(i, "empty query") for i, pair in enumerate(self.pairs) if not re.search(r"\w", pair["query"])]
+
+    def _rejected_in_review(self) -> list[tuple[int, str]]:
+        """A generator's query that a person rejected for this passage, or for one that nearly repeats it."""
+        dropped = []
+        for i, pair in enumerate(self.pairs):
+            reason = self.rejected.get((query_key(pair["query"]), self._passage(i).near_duplicate_group))
+            if reason is not None and pair["origin"] != "curated":
+                dropped.append((i, reason))
+        return dropped
 
     def _near_golden(self) -> list[tuple[int, str]]:
         if not self.golden:
@@ -216,6 +250,26 @@ class _Filters:
             if self.pairs[i]["chunk_id"] not in {hit.chunk_id for hit in lexical(table, self.pairs[i]["query"], top)}
         ]
 
+    def _people_s_negatives(self, eligible: Sequence[int], barred: np.ndarray) -> dict[int, list[int]]:
+        """Negatives that people named, of each pair that has any.
+
+        Left out: held-out passages, and passages that nearly repeat one that answers the same query.
+        """
+        answering: dict[str, set[str]] = {}
+        for i in eligible:
+            group = self._passage(i).near_duplicate_group
+            answering.setdefault(query_key(self.pairs[i]["query"]), set()).add(group)
+        return {
+            i: [
+                n
+                for n in self.named_negatives[self.pairs[i]["pair_id"]]
+                if not barred[n]
+                and self.passages[n].near_duplicate_group not in answering[query_key(self.pairs[i]["query"])]
+            ]
+            for i in eligible
+            if self.pairs[i]["pair_id"] in self.named_negatives
+        }
+
     def _barred_from_training(self) -> np.ndarray:
         """Passages that may not be negatives: held out, or nearly repeating what is."""
         held_out = {"validation"} if self.golden_decides else {"validation", "test"}
@@ -251,18 +305,25 @@ def word_overlap(query: str, passage: str) -> float:
     return round(len(words & there) / len(words), 4) if words else 0.0
 
 
-def _details(rows: list[dict[str, Any]], golden_decides: bool) -> dict[str, Any]:
+def _details(rows: list[dict[str, Any]], work: _Filters) -> dict[str, Any]:
     kept = [row for row in rows if row["dropped_because"] is None]
+    per_document = coverage([(p.doc_path, p.chunk_id) for p in work.passages], [row["chunk_id"] for row in kept])
     return {
         "raw": len(rows),
         "kept": len(kept),
         "sides": dict(sorted(Counter(row["side"] for row in kept).items())),
         "dropped": dict(Counter(r["dropped_because"] for r in rows if r["dropped_because"]).most_common()),
+        "funnel": work.funnel,
         "origins": dict(Counter(row["origin"] for row in kept).most_common()),
         "methods": dict(Counter(row["method"] for row in kept).most_common()),
         "styles": dict(Counter(row["style"] for row in kept).most_common()),
         "chunks_covered": len({row["chunk_id"] for row in kept}),
+        "coverage": per_document.numbers(),
+        "documents_without_pairs": per_document.without[:50],
         "mean_word_overlap": round(float(np.mean([row["overlap"] for row in kept])), 4) if kept else 0.0,
+        "query_words": histogram("words", [(row["origin"], len(row["query"].split())) for row in kept]),
+        "overlap": histogram("overlap", [(row["origin"], row["overlap"]) for row in kept]),
         "with_hard_negatives": sum(bool(row["negatives"]) for row in kept),
-        "judged_by": "golden queries" if golden_decides else "held-out units",
+        "judged_by": "golden queries" if work.golden_decides else "held-out units",
+        "picture": training_set_picture(rows, work.funnel),
     }

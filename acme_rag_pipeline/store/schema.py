@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import duckdb
+
 TABLES = (
     # One row a stage: what its data was made from. Kept with the data, so that a fresh DAGSTER_HOME skips too.
     """CREATE TABLE IF NOT EXISTS stages(
@@ -22,6 +27,13 @@ TABLES = (
         curated_id VARCHAR PRIMARY KEY, query VARCHAR NOT NULL, doc_path VARCHAR NOT NULL, quote VARCHAR,
         start_char INTEGER, end_char INTEGER, negative VARCHAR, status VARCHAR NOT NULL, reason VARCHAR,
         chunk_id VARCHAR, nearest_chunk_id VARCHAR)""",
+    # Passages that people named as wrong for a pair's query.
+    """CREATE TABLE IF NOT EXISTS curated_negatives(
+        negative_id VARCHAR PRIMARY KEY, pair_id VARCHAR NOT NULL, chunk_id VARCHAR NOT NULL)""",
+    # What a review rejected; `chunk_id` is NULL where the passage is gone.
+    """CREATE TABLE IF NOT EXISTS rejected_pairs(
+        rejection_id VARCHAR PRIMARY KEY, query VARCHAR NOT NULL, doc_path VARCHAR NOT NULL, chunk_id VARCHAR,
+        reason VARCHAR NOT NULL)""",
     """CREATE TABLE IF NOT EXISTS pairs(
         pair_id VARCHAR PRIMARY KEY, query VARCHAR NOT NULL, chunk_id VARCHAR NOT NULL, origin VARCHAR NOT NULL,
         style VARCHAR NOT NULL, method VARCHAR NOT NULL, generator VARCHAR NOT NULL, prompt_hash VARCHAR)""",
@@ -52,6 +64,8 @@ TABLES = (
     "CREATE TABLE IF NOT EXISTS trained_pairs(training_key VARCHAR, pair_id VARCHAR, PRIMARY KEY (training_key, pair_id))",
     # The chunks that the last retrain saw, so that a schedule can tell how much changed since.
     "CREATE TABLE IF NOT EXISTS trained_chunks(chunk_id VARCHAR PRIMARY KEY)",
+    # When a retrain saw the chunk first; NULL in rows of an earlier version, which count as old.
+    "ALTER TABLE trained_chunks ADD COLUMN IF NOT EXISTS since TIMESTAMPTZ",
     """CREATE TABLE IF NOT EXISTS evaluations(
         evaluation_id VARCHAR NOT NULL, model_digest VARCHAR NOT NULL, arm VARCHAR NOT NULL, query_set VARCHAR NOT NULL,
         metric VARCHAR NOT NULL, value DOUBLE NOT NULL, low DOUBLE NOT NULL, high DOUBLE NOT NULL,
@@ -73,4 +87,13 @@ TABLES = (
         decision INTEGER PRIMARY KEY, decided_at TIMESTAMPTZ NOT NULL, model_digest VARCHAR NOT NULL,
         recipe VARCHAR NOT NULL, verdict VARCHAR NOT NULL, reason VARCHAR NOT NULL, passage_prefix VARCHAR NOT NULL,
         candidate_digest VARCHAR, candidate_key VARCHAR, evaluation_id VARCHAR)""",
+    # The model whose passage vectors a query tower searches; NULL where one model encodes both.
+    "ALTER TABLE promotions ADD COLUMN IF NOT EXISTS passage_digest VARCHAR",
+    "ALTER TABLE verdicts ADD COLUMN IF NOT EXISTS winner_passage_digest VARCHAR",
 )
+
+
+def add_missing_tables(connection: duckdb.DuckDBPyConnection) -> None:
+    """Create the tables that a store of an earlier version lacks; leaves the others alone."""
+    for statement in TABLES:
+        connection.execute(statement)

@@ -550,8 +550,9 @@ def test_progress_is_reported_at_intervals() -> None:
     assert all(later[0] - earlier[0] >= 0.09 for earlier, later in pairwise(seen))
     last = seen[-1][1]
     assert last.total == 40
-    assert 0 < seen[0][1].done < 40
-    assert seen[0][1].done <= last.done <= 40
+    # On a busy machine nothing may be done yet at the first report.
+    assert 0 <= seen[0][1].done < 40
+    assert max(1, seen[0][1].done) <= last.done <= 40
     assert last.rate > 0
     assert last.tokens == 120 * last.done
     assert last.eta_seconds is not None

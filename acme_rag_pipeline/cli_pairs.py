@@ -1,0 +1,90 @@
+"""`acme-rag pairs`: estimate, export, import."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from acme_rag_pipeline.cli_context import JSON, as_text, settings_of, store_of
+
+
+@click.group()
+def pairs() -> None:
+    """The training pairs: what asking an LLM for them would cost, and a person's review of them."""
+
+
+@pairs.command("estimate")
+@JSON
+@click.pass_context
+def estimate_pairs(context: click.Context, as_json: bool) -> None:
+    """What the LLM generator would send now: prompts, tokens, cost, time. Sends nothing and writes nothing."""
+    from dataclasses import asdict
+
+    from acme_rag_pipeline.pairs.dry_run import dry_run
+
+    found = dry_run(store_of(context), settings_of(context))
+    if as_json:
+        click.echo(as_text(asdict(found)))
+        return
+    click.echo(f"model      {found.model} at {found.server} (generator in use: {found.generator})")
+    click.echo(
+        f"prompts    {found.prompts} for {found.chunks} chunks, {found.answered} answered, {found.to_send} to send"
+    )
+    if found.within_budget < found.to_send:
+        click.echo(f"budget     reaches about {found.within_budget} of them in one run")
+    click.echo(f"tokens     about {found.prompt_tokens} in, {found.completion_tokens} out")
+    click.echo(f"counted    {found.counted_by}")
+    if found.cost is not None:
+        click.echo(f"cost       about {found.cost:.4f}")
+    if found.seconds is not None:
+        click.echo(f"time       about {found.seconds:.0f} s")
+    for note in found.notes:
+        click.echo(f"note       {note}")
+
+
+@pairs.command("export")
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="The file; default: standard output.")
+@click.option(
+    "--origin",
+    "origins",
+    multiple=True,
+    type=click.Choice(["curated", "openai", "offline"]),
+    help="Only pairs of this origin; may be given several times.",
+)
+@click.option(
+    "--kept/--all", default=True, show_default=True, help="Only pairs that passed the filters, or all with reasons."
+)
+@click.pass_context
+def export_pairs(context: click.Context, out: Path | None, origins: tuple[str, ...], kept: bool) -> None:
+    """The training pairs as JSONL for review: fill in `verdict` (accepted, rejected, edited) and `edited_query`."""
+    from acme_rag_pipeline.pairs.review import jsonl, review_rows
+    from acme_rag_pipeline.store.layout import write_atomically
+
+    rows = review_rows(store_of(context), origins, dropped_too=not kept)
+    if out is None:
+        click.echo(jsonl(rows), nl=False)
+        return
+    write_atomically(out.absolute(), jsonl(rows))
+    click.echo(f"{len(rows)} pairs: {out}", err=True)
+
+
+@pairs.command("import")
+@click.argument("reviewed", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option(
+    "--into",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="JSONL file of curated pairs to merge into; default: ACME_RAG_CURATED_PAIRS.",
+)
+@click.pass_context
+def import_pairs(context: click.Context, reviewed: Path, into: Path | None) -> None:
+    """Merge a REVIEWED export into the curated pairs. A second time changes nothing."""
+    from acme_rag_pipeline.pairs.review import VARIABLE, import_review
+
+    done = import_review(reviewed, settings_of(context), into)
+    counted = ", ".join(f"{count} {verdict}" for verdict, count in sorted(done.verdicts.items())) or "no lines"
+    click.echo(f"{counted}; {done.file}: {'written' if done.changed else 'held all of it already'}")
+    if done.to_set:
+        click.echo(f"Set {VARIABLE}={done.file} so that runs use it.")
+    if done.changed:
+        click.echo("It counts from the next `retrain` on.")

@@ -1,0 +1,169 @@
+"""The files in which people keep their (query, passage) pairs: JSONL, CSV, and LlamaIndex's fine-tuning dataset."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from acme_rag_pipeline.settings import SettingsError
+from acme_rag_pipeline.store.fingerprints import fingerprint
+
+Verdict = Literal["accepted", "edited", "rejected"]
+VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
+_LLAMA_INDEX = ("queries", "corpus", "relevant_docs")
+
+
+@dataclass(frozen=True)
+class CuratedPair:
+    """One pair of the user's file.
+
+    Attributes:
+        query: One line.
+        doc_path: Where the passage stands; None: wherever the quote is found.
+        quote: A piece of the passage, or all of it.
+        start: First character; beside a quote only a hint where to look.
+        end: After the last character.
+        negative: Text of a passage that does not answer the query.
+        verdict: What a review said; None: not reviewed. A rejected pair keeps the same pair of a generator out.
+        replaces: The generator's wording that a reviewer edited into `query`; it is kept out like a rejected one.
+    """
+
+    query: str
+    doc_path: str | None
+    quote: str | None
+    start: int | None
+    end: int | None
+    negative: str | None
+    verdict: Verdict | None = None
+    replaces: str | None = None
+
+    @property
+    def curated_id(self) -> str:
+        """Content-addressed: equal lines are one pair."""
+        reviewed = (self.verdict, self.replaces) if self.verdict or self.replaces else ()
+        return fingerprint(self.query, self.doc_path, self.quote, self.start, self.end, self.negative, *reviewed)
+
+
+def read_curated_pairs(path: Path) -> tuple[list[CuratedPair], list[str]]:
+    """Read the pairs of a file; its name's ending says how: `.csv`, `.json` (LlamaIndex), anything else JSONL.
+
+    JSONL and CSV hold {query, doc_path?, quote | start + end, negative?, verdict?, replaces?}; LlamaIndex's
+    `EmbeddingQAFinetuneDataset` holds {queries: {id: text}, corpus: {id: text}, relevant_docs: {query id: [corpus id]}}.
+
+    Returns:
+        The pairs, and one sentence for each line that is none (the others are used).
+
+    Raises:
+        SettingsError: the file cannot be read at all.
+    """
+    pairs: dict[str, CuratedPair] = {}
+    problems: list[str] = []
+    for where, raw in raw_rows(path):
+        pair = _checked(raw)
+        if isinstance(pair, str):
+            problems.append(f"{where}: {pair}")
+        else:
+            pairs.setdefault(pair.curated_id, pair)
+    return list(pairs.values()), problems
+
+
+def raw_rows(path: Path) -> Iterator[tuple[str, Any]]:
+    """Each row of the file with the place it stands at, unchecked; a sentence in place of a row that is none.
+
+    Raises:
+        SettingsError: the file cannot be read at all.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        match path.suffix.lower():
+            case ".csv":
+                yield from _csv_rows(text)
+            case ".json":
+                yield from _llama_index_rows(text)
+            case _:
+                yield from _jsonl_rows(text)
+    except (OSError, UnicodeDecodeError, csv.Error, _NotTheFormat) as error:
+        raise SettingsError(f"ACME_RAG_CURATED_PAIRS: {path} cannot be read: {error}") from error
+
+
+class _NotTheFormat(ValueError):
+    pass
+
+
+def _jsonl_rows(text: str) -> Iterator[tuple[str, Any]]:
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            try:
+                yield f"line {number}", json.loads(line)
+            except (ValueError, RecursionError) as error:
+                yield f"line {number}", f"not JSON ({error})"
+
+
+def _csv_rows(text: str) -> Iterator[tuple[str, Any]]:
+    # Spreadsheets of many countries write semicolons. A quoted cell may hold line breaks.
+    header = text.partition("\n")[0]
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=header.count))
+    for row in reader:
+        yield f"line {reader.line_num}", row
+
+
+def _llama_index_rows(text: str) -> Iterator[tuple[str, Any]]:
+    try:
+        dataset = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise _NotTheFormat(f"not JSON ({error}); JSON Lines need the ending .jsonl") from None
+    if not isinstance(dataset, dict) or not all(isinstance(dataset.get(name), dict) for name in _LLAMA_INDEX):
+        raise _NotTheFormat(
+            "not a LlamaIndex dataset {queries, corpus, relevant_docs}; JSON Lines need the ending .jsonl"
+        )
+    queries, corpus, relevant = (dataset[name] for name in _LLAMA_INDEX)
+    for query_id, query in queries.items():
+        passages = relevant.get(query_id)
+        if not isinstance(passages, list) or not passages:
+            yield f"query {query_id}", "no relevant_docs"
+            continue
+        for passage_id in passages:
+            quote = corpus.get(passage_id) if isinstance(passage_id, str) else None
+            if not isinstance(quote, str) or not quote.strip():
+                yield f"query {query_id}", "a relevant document is not in the corpus"
+            else:
+                yield f"query {query_id}", {"query": query, "quote": quote}
+
+
+def _checked(raw: Any) -> CuratedPair | str:
+    if isinstance(raw, str):
+        return raw
+    if not isinstance(raw, dict):
+        return "not an object"
+    query, doc_path, quote, negative, verdict, replaces = (
+        raw.get(name) or None for name in ("query", "doc_path", "quote", "negative", "verdict", "replaces")
+    )
+    if not isinstance(query, str) or not query.strip():
+        return "no query"
+    if doc_path is not None and not isinstance(doc_path, str):
+        return "doc_path is not a text"
+    for name, value in (("quote", quote), ("negative", negative), ("replaces", replaces)):
+        if value is not None and not isinstance(value, str):
+            return f"{name} is not a text"
+    if verdict is not None and verdict not in VERDICTS:
+        return f"verdict must be one of {', '.join(VERDICTS)}, or be left out"
+    try:
+        start, end = (None if raw.get(n) in (None, "") else int(raw[n]) for n in ("start", "end"))
+    except (TypeError, ValueError):
+        return "start and end must be character positions"
+    if quote is None and (start is None or end is None or not 0 <= start < end):
+        return "neither a quote nor a span (start, end)"
+    if quote is None and doc_path is None:
+        return "no doc_path: a span needs one"
+    replaced = one_line(replaces) if replaces else None
+    return CuratedPair(one_line(query), doc_path, quote, start, end, negative, verdict, replaced)
+
+
+def one_line(text: str) -> str:
+    """The text with every run of whitespace as one space."""
+    return " ".join(text.split())

@@ -1,0 +1,114 @@
+"""Where in the documents of today a quoted passage stands, and which chunk that is."""
+
+from __future__ import annotations
+
+import math
+import re
+import unicodedata
+from collections import Counter
+from dataclasses import dataclass
+from functools import cached_property
+
+from acme_rag_pipeline.store.passages import LivePassage
+from acme_rag_pipeline.store.quotes import QuotableText
+from acme_rag_pipeline.store.warehouse import Warehouse
+
+_CANDIDATES = 5
+_WORD = re.compile(r"\w+")
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A span of a document and the chunk that a query about it belongs to."""
+
+    start: int
+    end: int
+    chunk: LivePassage
+
+
+class Places:
+    """The documents of today, searched for quotes; a document is prepared when it is first looked into."""
+
+    def __init__(self, warehouse: Warehouse, passages: list[LivePassage]) -> None:
+        self._passages = passages
+        self._by_document: dict[str, list[LivePassage]] = {}
+        for passage in passages:
+            self._by_document.setdefault(passage.doc_path, []).append(passage)
+        with warehouse.read() as connection:
+            self._texts: dict[str, str] = dict(
+                connection.execute("SELECT doc_path, text FROM documents WHERE text IS NOT NULL").fetchall()
+            )
+        self._prepared: dict[str, QuotableText] = {}
+
+    def knows(self, doc_path: str) -> bool:
+        """Whether it is among the readable documents."""
+        return doc_path in self._texts
+
+    def span(self, doc_path: str, quote: str, near: int | None = None) -> tuple[int, int] | None:
+        """Where the quote stands in a document; tolerant of typography, whitespace and small edits."""
+        return self._text(doc_path).find(quote, near) if doc_path in self._texts else None
+
+    def anywhere(self, quote: str) -> tuple[str, int, int] | None:
+        """The document and the span that hold the quote, or what is most like it and like enough."""
+        from rapidfuzz import fuzz
+
+        found: list[tuple[float, str, int, int]] = []
+        wanted = QuotableText.of(quote).folded
+        for doc_path in dict.fromkeys(passage.doc_path for passage in self._similar(quote)):
+            if (span := self.span(doc_path, quote)) is not None:
+                there = QuotableText.of(self._texts[doc_path][span[0] : span[1]]).folded
+                found.append((-fuzz.ratio(wanted, there), doc_path, *span))
+        return min(found)[1:] if found else None
+
+    def at(self, doc_path: str, start: int, end: int, query: str) -> Place | None:
+        """The chunk of a span: the one that shares most with it.
+
+        A span over several whole chunks (other programs cut larger pieces) says less than the query: of them, the
+        chunk that holds most of the query's words.
+        """
+        chunks = self._by_document.get(doc_path, [])
+        overlaps = [(min(end, c.end_char) - max(start, c.start_char), -c.start_char, c) for c in chunks]
+        overlaps = [overlap for overlap in overlaps if overlap[0] > 0]
+        if not overlaps:
+            return None
+        whole = [o for o in overlaps if 2 * o[0] >= o[2].end_char - o[2].start_char]
+        if len(whole) > 1:
+            asked = _words(query)
+            best = max(whole, key=lambda o: (len(asked & _words(o[2].text)), *o[:2]))
+        else:
+            best = max(overlaps, key=lambda o: o[:2])
+        return Place(start, end, best[2])
+
+    def nearest(self, quote: str, doc_path: str | None) -> LivePassage | None:
+        """The passage of the document, or of all of them, that is most like the quote."""
+        from rapidfuzz import fuzz
+
+        chunks = self._by_document.get(doc_path or "", []) or self._similar(quote)
+        return max(chunks, key=lambda c: (fuzz.token_set_ratio(quote, c.text), c.chunk_id), default=None)
+
+    def _text(self, doc_path: str) -> QuotableText:
+        if doc_path not in self._prepared:
+            self._prepared[doc_path] = QuotableText.of(self._texts[doc_path])
+        return self._prepared[doc_path]
+
+    def _similar(self, quote: str) -> list[LivePassage]:
+        """The few passages that share most, and the rarest, words with the quote."""
+        scores: Counter[int] = Counter()
+        for word in sorted(_words(quote)):
+            holders = self._holders.get(word, [])
+            for position in holders:
+                scores[position] += math.log(1 + len(self._passages) / len(holders))  # type: ignore[assignment]
+        best = sorted(scores, key=lambda position: (-scores[position], position))[:_CANDIDATES]
+        return [self._passages[position] for position in best]
+
+    @cached_property
+    def _holders(self) -> dict[str, list[int]]:
+        holders: dict[str, list[int]] = {}
+        for position, passage in enumerate(self._passages):
+            for word in _words(passage.text):
+                holders.setdefault(word, []).append(position)
+        return holders
+
+
+def _words(text: str) -> set[str]:
+    return set(_WORD.findall(unicodedata.normalize("NFKC", text).casefold()))

@@ -1,0 +1,138 @@
+"""What asking the LLM for the questions that are still missing would take: nothing is sent and nothing is written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
+
+from acme_rag_pipeline.pairs.examples import example_queries
+from acme_rag_pipeline.pairs.generators import Generator, answered, generator
+from acme_rag_pipeline.pairs.llm import LLMConnection, estimate
+from acme_rag_pipeline.pairs.llm_outcome import estimate_prompt
+from acme_rag_pipeline.pairs.passage import Passage
+from acme_rag_pipeline.settings import PairSettings, Settings
+from acme_rag_pipeline.store.layout import Store
+from acme_rag_pipeline.store.passages import live_passages
+from acme_rag_pipeline.store.stages import UpstreamMissing, data_versions
+
+# Below it the mean of what was answered says less than the guess.
+_ENOUGH_ANSWERS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class DryRun:
+    """The estimate.
+
+    Attributes:
+        model: Name at the server.
+        server: Its address without secrets.
+        generator: What the settings say is used; the estimate is the LLM's in any case.
+        chunks: Of the store, as they were when it was last brought up to date.
+        prompts: Different ones; equal passages with equal headings are asked about once.
+        answered: Of them, stored already.
+        to_send: The rest.
+        within_budget: Of the rest, what one run may send by `MAX_CALLS` and `MAX_TOKENS`, if each is answered at once.
+        prompt_tokens: Of what is to send.
+        completion_tokens: Of the answers to it.
+        counted_by: How tokens were estimated.
+        cost: In the money of the prices; None: a price is not known.
+        seconds: At the configured concurrency; None: no answer of this model has been timed yet.
+        notes: What a person should know besides.
+    """
+
+    model: str
+    server: str
+    generator: str
+    chunks: int
+    prompts: int
+    answered: int
+    to_send: int
+    within_budget: int
+    prompt_tokens: int
+    completion_tokens: int
+    counted_by: str
+    cost: float | None
+    seconds: float | None
+    notes: tuple[str, ...]
+
+
+def dry_run(store: Store, settings: Settings) -> DryRun:
+    """Estimate a run of the LLM generator over the chunks of the store.
+
+    Raises:
+        UpstreamMissing: the store holds no chunks yet.
+        SettingsError: the file of example queries cannot be used.
+    """
+    if not store.warehouse.path.exists():  # a reader would create it
+        raise UpstreamMissing(f"{store.root} holds no chunks yet: run `refresh` first, then estimate")
+    data_versions(store.warehouse, "chunks")
+    examples, warnings = example_queries(settings)
+    passages = [
+        Passage(p.chunk_id, p.doc_path, p.title, p.heading_path, p.text) for p in live_passages(store.warehouse)
+    ]
+    asked = generator(settings, "openai", passages, examples)
+    known = answered(store, asked)
+    missing = {h: messages for h, messages in asked.prompts.items() if h not in known}
+    measured = _measured(store, settings, asked)
+    # The guess of `estimate` is for three queries.
+    each = measured["completion"] or estimate_prompt([]).completion_tokens * settings.pairs.queries_per_chunk / 3
+    prompt_tokens = estimate(missing.values()).prompt_tokens
+    completion_tokens = round(each * len(missing))
+    by_answers = "the mean of the stored answers" if measured["completion"] else "a guess of 40 tokens a query"
+    sizes = [estimate_prompt(messages).prompt_tokens + each for messages in missing.values()]
+    notes = [*warnings]
+    if settings.pairs.price_input is None or settings.pairs.price_output is None:
+        notes.append("no cost: set ACME_RAG_PAIRS__PRICE_INPUT and ACME_RAG_PAIRS__PRICE_OUTPUT (per million tokens)")
+    if missing and measured["seconds"] is None:
+        notes.append("no time: no answer of this model is stored yet")
+    return DryRun(
+        model=settings.llm,
+        server=LLMConnection(settings.llm, settings.openai_base_url).shown_url,
+        generator=settings.generator_in_use,
+        chunks=len(passages),
+        prompts=len(asked.prompts),
+        answered=len(asked.prompts) - len(missing),
+        to_send=len(missing),
+        within_budget=_within_budget(sizes, settings.pairs),
+        prompt_tokens=prompt_tokens,
+        completion_tokens=completion_tokens,
+        counted_by=f"prompts: 4 ASCII characters or 2 bytes of others a token; answers: {by_answers}",
+        cost=cost(prompt_tokens, completion_tokens, settings.pairs),
+        seconds=_seconds(len(missing), measured["seconds"], settings.pairs.concurrency),
+        notes=tuple(notes),
+    )
+
+
+def cost(prompt_tokens: int, completion_tokens: int, settings: PairSettings) -> float | None:
+    """What the tokens cost, in the money of the prices; None where a price is not set."""
+    if settings.price_input is None or settings.price_output is None:
+        return None
+    return round((prompt_tokens * settings.price_input + completion_tokens * settings.price_output) / 1e6, 6)
+
+
+def _within_budget(sizes: list[float], settings: PairSettings) -> int:
+    most = len(sizes) if settings.max_calls is None else min(len(sizes), settings.max_calls)
+    if settings.max_tokens is None:
+        return most
+    return sum(total <= settings.max_tokens for total in accumulate(sizes[:most]))
+
+
+def _seconds(prompts: int, each: float | None, concurrency: int) -> float | None:
+    if not prompts:
+        return 0.0
+    return None if each is None else round(prompts * each / min(concurrency, prompts), 1)
+
+
+def _measured(store: Store, settings: Settings, asked: Generator) -> dict[str, Any]:
+    """Mean completion tokens of this generator's answers and mean seconds of this model's; None where too few."""
+    with store.warehouse.read() as connection:
+        count, completion = connection.execute(
+            "SELECT count(*), avg(completion_tokens) FROM answers WHERE generator = ? AND parameters_hash = ? "
+            "AND completion_tokens > 0",
+            [asked.name, asked.parameters_hash],
+        ).fetchall()[0]
+        (seconds,) = connection.execute(
+            "SELECT avg(seconds) FROM llm_calls WHERE model = ? AND status IN ('ok', 'empty')", [settings.llm]
+        ).fetchall()[0]
+    return {"completion": completion if count >= _ENOUGH_ANSWERS else None, "seconds": seconds}

@@ -1,0 +1,97 @@
+"""The user's own example queries, which show an LLM in what tone people search; never queries that judge a model."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from acme_rag_pipeline.llm.text import clean_line
+from acme_rag_pipeline.pairs.prompt import MAX_EXAMPLES, MAX_QUERY_CHARS
+from acme_rag_pipeline.settings import Settings, SettingsError
+
+VARIABLE = "ACME_RAG_PAIRS__EXAMPLES"
+# Wordings more alike than this (share of characters, words in any order) count as the golden query itself.
+_SAME_QUERY = 80.0
+
+
+def example_queries(settings: Settings) -> tuple[tuple[str, ...], list[str]]:
+    """The first usable examples of the user's file, and a warning for what is left out.
+
+    A file of lines: each a query, or JSON with `query`. Examples whose wording is near a golden query are left out:
+    the questions that the model is trained on must not be modelled on those that judge it.
+
+    Raises:
+        SettingsError: the file cannot be read, or belongs to the golden set.
+    """
+    if settings.pairs.examples is None:
+        return (), []
+    path = (settings.root / settings.pairs.examples.expanduser()).absolute()
+    text = _read(path)
+    golden = _golden_queries(settings, path, text)
+    usable: list[str] = []
+    near = unusable = 0
+    for line in text.split("\n"):
+        query = _query(line)
+        if query is None:
+            unusable += bool(line.strip())
+        elif _near(query, golden):
+            near += 1
+        elif query not in usable:
+            usable.append(query)
+    warnings = []
+    if near:
+        warnings.append(f"{VARIABLE}: {near} examples are near golden queries and were left out")
+    if unusable:
+        warnings.append(f"{VARIABLE}: {unusable} lines are no query of at most {MAX_QUERY_CHARS} characters")
+    if len(usable) > MAX_EXAMPLES:
+        warnings.append(f"{VARIABLE}: the first {MAX_EXAMPLES} of {len(usable)} examples are used")
+    return tuple(usable[:MAX_EXAMPLES]), warnings
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{VARIABLE}: {path} cannot be read: {error}") from error
+
+
+def _golden_queries(settings: Settings, path: Path, text: str) -> list[str]:
+    if settings.golden is None:
+        return []
+    golden = settings.golden / "queries.jsonl"
+    refusal = (
+        f"{VARIABLE}: {path} belongs to the golden set, which must not shape training; give examples of other queries"
+    )
+    if path.resolve().parent == settings.golden.resolve():
+        raise SettingsError(refusal)
+    judged = _read(golden)
+    if judged.strip() and judged.strip() == text.strip():
+        raise SettingsError(refusal)
+    return [folded for line in judged.split("\n") if (query := _query(line)) and (folded := _folded(query))]
+
+
+def _query(line: str) -> str | None:
+    line = line.strip()
+    if line.startswith("{"):
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            return None
+        line = row["query"] if isinstance(row.get("query"), str) else ""
+    query = clean_line(line)
+    fits = len(query) <= MAX_QUERY_CHARS and any(character.isalnum() for character in query)
+    return query if fits else None
+
+
+def _near(query: str, golden: Sequence[str]) -> bool:
+    from rapidfuzz import fuzz, process
+
+    return (
+        process.extractOne(_folded(query), golden, scorer=fuzz.token_sort_ratio, score_cutoff=_SAME_QUERY) is not None
+    )
+
+
+def _folded(query: str) -> str:
+    return " ".join(re.sub(r"[^\w\s]", " ", query.casefold()).split())

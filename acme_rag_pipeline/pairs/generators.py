@@ -1,0 +1,122 @@
+"""The question generators in use: what each of them sends for every chunk, and the answers that it has."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from acme_rag_pipeline.pairs import offline, prompt
+from acme_rag_pipeline.pairs.budget_order import diverse_order
+from acme_rag_pipeline.pairs.corpus_statistics import CorpusStatistics
+from acme_rag_pipeline.pairs.passage import Passage
+from acme_rag_pipeline.settings import Settings
+from acme_rag_pipeline.store.fingerprints import fingerprint, sha256_text
+from acme_rag_pipeline.store.layout import Store
+from acme_rag_pipeline.store.warehouse import records
+
+GeneratorName = Literal["openai", "offline"]
+
+
+@dataclass(frozen=True)
+class Generator:
+    """One way of writing questions.
+
+    Attributes:
+        name: Also the origin of its pairs.
+        parameters: What its answers depend on besides the prompt.
+        prompts: Prompt hash to what is sent, in the order to ask.
+        prompt_of: Chunk id to prompt hash.
+    """
+
+    name: GeneratorName
+    parameters: tuple[Any, ...]
+    prompts: dict[str, Any]
+    prompt_of: dict[str, str]
+
+    @property
+    def parameters_hash(self) -> str:
+        """With the name and a prompt's hash the key of an answer."""
+        return fingerprint(self.parameters)
+
+
+def parameters_of(settings: Settings, name: GeneratorName, examples: Sequence[str] = ()) -> tuple[Any, ...]:
+    """What a generator's answers depend on besides each chunk's prompt; JSON values.
+
+    Args:
+        examples: Of the user's own queries, as the LLM is shown them.
+    """
+    if name == "offline":
+        return "offline", offline.GENERATOR_VERSION, settings.pairs.queries_per_chunk
+    fixed = ("openai", prompt.PROMPT_VERSION, settings.llm, settings.pairs.queries_per_chunk)
+    said = (settings.pairs.audience, settings.pairs.language, list(examples))
+    # Nothing for what nobody chose: answers that were paid for before these settings existed stay valid.
+    return (*fixed, *said) if any(said) else fixed
+
+
+def generator(
+    settings: Settings, name: GeneratorName, passages: Sequence[Passage], examples: Sequence[str] = ()
+) -> Generator:
+    """A generator with its prompts for the passages; nothing is asked."""
+    prompts: dict[str, Any] = {}
+    prompt_of: dict[str, str] = {}
+    if name == "offline":
+        statistics = CorpusStatistics.from_passages(passages)
+        offline_parameters = offline.OfflineParameters(queries_per_chunk=settings.pairs.queries_per_chunk)
+        for passage in passages:
+            rendered = offline.render(passage, statistics, offline_parameters)
+            prompt_of[passage.chunk_id] = sha256_text(rendered)
+            prompts[prompt_of[passage.chunk_id]] = rendered
+    else:
+        asked = prompt.PromptParameters(
+            queries=settings.pairs.queries_per_chunk,
+            audience=settings.pairs.audience,
+            language=settings.pairs.language,
+            examples=tuple(examples),
+        )
+        for passage in diverse_order(passages):
+            messages = prompt.render(passage, asked)
+            prompt_of[passage.chunk_id] = fingerprint(messages)
+            prompts[prompt_of[passage.chunk_id]] = messages
+    return Generator(name, parameters_of(settings, name, examples), prompts, prompt_of)
+
+
+def answered(store: Store, generator: Generator) -> set[str]:
+    """Hashes of all prompts that have an answer, also of prompts that no chunk has today."""
+    with store.warehouse.read() as connection:
+        rows = connection.execute(
+            "SELECT prompt_hash FROM answers WHERE generator = ? AND parameters_hash = ?",
+            [generator.name, generator.parameters_hash],
+        ).fetchall()
+    return {row[0] for row in rows}
+
+
+def answers(store: Store, generator: Generator) -> dict[str, list[dict[str, str]]]:
+    """Prompt hash to {query, style, method} of each of today's prompts that has an answer."""
+    with store.warehouse.read() as connection:
+        rows = records(
+            connection,
+            "SELECT prompt_hash, queries FROM answers WHERE generator = ? AND parameters_hash = ?",
+            [generator.name, generator.parameters_hash],
+        )
+    return {r["prompt_hash"]: json.loads(r["queries"]) for r in rows if r["prompt_hash"] in generator.prompts}
+
+
+def pair_rows(generator: Generator, answers: dict[str, list[dict[str, str]]]) -> list[dict[str, Any]]:
+    """Rows of `pairs` for the answers of a generator."""
+    rows: dict[str, dict[str, Any]] = {}
+    for chunk_id, prompt_hash in generator.prompt_of.items():
+        for written in answers.get(prompt_hash, []):
+            pair_id = sha256_text(f"{generator.name}\0{written['query']}\0{chunk_id}")
+            rows[pair_id] = {
+                "pair_id": pair_id,
+                "query": written["query"],
+                "chunk_id": chunk_id,
+                "origin": generator.name,
+                "style": written["style"],
+                "method": written["method"],
+                "generator": str(generator.parameters[1]),
+                "prompt_hash": prompt_hash,
+            }
+    return list(rows.values())

@@ -1,0 +1,279 @@
+"""A person's review of the pairs: out as JSONL, and back into the curated pairs that every later run starts from."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from acme_rag_pipeline.llm.text import clean_line
+from acme_rag_pipeline.pairs.curated_formats import VERDICTS, one_line, raw_rows
+from acme_rag_pipeline.pairs.prompt import MAX_QUERY_CHARS
+from acme_rag_pipeline.settings import Settings
+from acme_rag_pipeline.store.fingerprints import normalised
+from acme_rag_pipeline.store.layout import Store, write_atomically
+from acme_rag_pipeline.store.passages import heading_line
+from acme_rag_pipeline.store.stages import UpstreamMissing, data_versions
+from acme_rag_pipeline.store.warehouse import records
+
+VARIABLE = "ACME_RAG_CURATED_PAIRS"
+_Line = dict[str, Any]
+
+
+class ReviewUnusable(ValueError):
+    """A reviewed file that cannot be taken in; the message names the line, and nothing was written."""
+
+
+def review_rows(store: Store, origins: Sequence[str] = (), *, dropped_too: bool = False) -> list[dict[str, Any]]:
+    """The pairs of today for a person to judge, in the order of the documents.
+
+    Args:
+        origins: `curated`, `openai`, `offline`; empty: all.
+        dropped_too: Also pairs that the filters dropped; `dropped_because` says why.
+
+    Raises:
+        UpstreamMissing: no pairs were ever written.
+    """
+    if not store.warehouse.path.exists():  # a reader would create it
+        raise UpstreamMissing(f"{store.root} holds no pairs yet: run `retrain` first")
+    data_versions(store.warehouse, "synthetic_pairs")
+    with store.warehouse.read() as connection:
+        rows = records(
+            connection,
+            "SELECT p.pair_id, p.query, c.text AS passage, c.doc_path, q.quote, "
+            'coalesce(q.start_char, c.start_char) AS start, coalesce(q.end_char, c.end_char) AS "end", '
+            "c.heading_path, c.title, p.origin, p.style, p.method, t.side, t.dropped_because "
+            "FROM pairs p JOIN chunks c USING (chunk_id) LEFT JOIN training_pairs t USING (pair_id) "
+            "LEFT JOIN (SELECT * FROM curated_pairs QUALIFY row_number() OVER "
+            "(PARTITION BY query, chunk_id ORDER BY curated_id) = 1) q "
+            "ON p.origin = 'curated' AND q.query = p.query AND q.chunk_id = p.chunk_id "
+            "ORDER BY c.doc_path, c.start_char, p.origin, p.query, p.pair_id",
+        )
+    chosen = []
+    for row in rows:
+        if (origins and row["origin"] not in origins) or (row["dropped_because"] and not dropped_too):
+            continue
+        heading = heading_line(row.pop("title"), row.pop("heading_path"))
+        names = ("pair_id", "query", "passage", "doc_path", "quote", "start", "end")
+        shown = {name: row.pop(name) for name in names} | {"heading": heading} | row
+        chosen.append(shown | {"verdict": "", "edited_query": ""})
+    return chosen
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What came of a reviewed file.
+
+    Attributes:
+        file: The curated pairs that it was merged into.
+        verdicts: Lines by verdict; `none`: not judged.
+        changed: Whether the file was written; False: it held all of it already.
+        to_set: The file is not the one that the settings name: set the variable to it.
+    """
+
+    file: Path
+    verdicts: dict[str, int]
+    changed: bool
+    to_set: bool
+
+
+def import_review(reviewed: Path, settings: Settings, into: Path | None = None) -> Imported:
+    """Merge a reviewed file into the curated pairs, all of it or nothing; a second time changes nothing.
+
+    Accepted and edited pairs become curated pairs. Rejected ones are kept with their verdict, so that the same query
+    for the same passage is not trained on when a generator writes it again; so is the wording that an edit replaced.
+
+    Args:
+        reviewed: JSONL as `review_rows` gives it, with `verdict` filled in.
+        settings: Name the curated pairs, whose lines stay as they are where the review says nothing about them.
+        into: Another file; where it is new it starts with the pairs of the settings' file.
+
+    Raises:
+        ReviewUnusable: a line cannot be used, or there is no file to merge into.
+    """
+    judged, verdicts = _judged(reviewed)
+    target = (into or settings.curated_pairs or Path()).absolute()
+    if into is None and settings.curated_pairs is None:
+        raise ReviewUnusable(f"{VARIABLE} is not set: name a file with --into FILE.jsonl, then set {VARIABLE} to it")
+    if target.suffix.lower() in (".csv", ".json"):
+        raise ReviewUnusable(
+            f"{target}: verdicts are kept as JSON Lines; name a file with --into FILE.jsonl (it starts with the pairs of "
+            f"{target.name}), then set {VARIABLE} to it"
+        )
+    before = _text_of(target)
+    file = _CuratedFile.of(before, None if before is not None else settings.curated_pairs)
+    for line in judged:
+        file.take(line)
+    after = file.text()
+    changed = bool(judged) and after.rstrip("\n") != (before or "").rstrip("\n")
+    if changed:
+        write_atomically(target.resolve(), after)
+    to_set = settings.curated_pairs is None or settings.curated_pairs.resolve() != target.resolve()
+    return Imported(target, verdicts, changed, to_set)
+
+
+def _text_of(path: Path) -> str | None:
+    try:
+        return path.read_bytes().decode("utf-8-sig") if path.exists() else None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ReviewUnusable(f"{path} cannot be read: {error}") from error
+
+
+def _judged(reviewed: Path) -> tuple[list[_Line], dict[str, int]]:
+    """Lines for the curated pairs, and how many lines have which verdict."""
+    counts: Counter[str] = Counter()
+    lines: list[_Line] = []
+    said: dict[tuple[str, ...], tuple[int, _Line]] = {}
+    for number, text in enumerate((_text_of(reviewed) or "").split("\n"), start=1):
+        if not text.strip():
+            continue
+        line = _judged_line(f"{reviewed.name} line {number}", text)
+        counts[str(line["verdict"]) if line else "none"] += 1
+        if line is None:
+            continue
+        passage = normalised(line["quote"]) if line["quote"] else f"{line['start']}-{line['end']}"
+        key = (line.get("replaces") or line["query"], line["doc_path"], passage)
+        earlier, same = said.setdefault(key, (number, line))
+        if (same["verdict"], same["query"]) != (line["verdict"], line["query"]):
+            raise ReviewUnusable(
+                f"{reviewed.name}: lines {earlier} and {number} judge the same query and passage differently"
+            )
+        if same is line:
+            lines.append(line)
+    return lines, dict(counts)
+
+
+def _judged_line(where: str, text: str) -> _Line | None:
+    try:
+        row = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ReviewUnusable(f"{where}: not JSON ({error})") from None
+    if not isinstance(row, dict):
+        raise ReviewUnusable(f"{where}: not an object")
+    verdict = row.get("verdict") or ""
+    if verdict == "":
+        return None
+    if verdict not in VERDICTS:
+        raise ReviewUnusable(f"{where}: verdict must be one of {', '.join(VERDICTS)}, or empty")
+    wrong = [name for name in ("query", "doc_path") if not isinstance(row.get(name), str) or not row[name].strip()]
+    quote = row.get("quote") or None
+    if quote is None and row.get("origin") != "curated":
+        quote = row.get("passage") or None
+    span = [row.get(name) for name in ("start", "end")]
+    if quote is not None and not isinstance(quote, str):
+        wrong.append("quote")
+    if any(type(n) is not int for n in span):
+        wrong.append("start and end")
+    if wrong:
+        raise ReviewUnusable(
+            f"{where}: {', '.join(wrong)} missing or of the wrong type; leave what was exported as it is"
+        )
+    line = {"query": one_line(row["query"]), "doc_path": row["doc_path"], "quote": quote}
+    line |= {"start": span[0]} if quote else {"start": span[0], "end": span[1]}
+    if verdict != "edited":
+        return line | {"verdict": verdict}
+    edited = clean_line(row["edited_query"]) if isinstance(row.get("edited_query"), str) else ""
+    if not any(character.isalnum() for character in edited) or len(edited) > MAX_QUERY_CHARS:
+        raise ReviewUnusable(f"{where}: `edited` needs edited_query, at most {MAX_QUERY_CHARS} characters")
+    if edited == line["query"]:
+        return line | {"verdict": "accepted"}
+    return line | {"query": edited, "verdict": "edited", "replaces": line["query"]}
+
+
+@dataclass
+class _CuratedFile:
+    """The lines of a curated file: what the review does not touch stays character for character."""
+
+    lines: list[str] = field(default_factory=list)
+    rows: list[_Line | None] = field(default_factory=list)  # None: not a pair, kept as it is
+    _places: dict[str, list[int]] = field(default_factory=dict)  # wording to the rows that have or had it
+
+    @classmethod
+    def of(cls, text: str | None, seed: Path | None) -> _CuratedFile:
+        file = cls()
+        if text is not None:
+            for line in text.removesuffix("\n").split("\n") if text else []:
+                file._append(line, _pair(line))
+        elif seed is not None:
+            for _, row in raw_rows(seed):
+                if isinstance(row, dict):
+                    known = {name: value for name, value in row.items() if name is not None and value not in (None, "")}
+                    file._append(_json(known), known)
+        return file
+
+    def take(self, judged: _Line) -> None:
+        """Put in a judged pair: in place of the line about it, or at the end."""
+        there = self._about(judged, judged["query"])
+        if "replaces" in judged:
+            there = sorted(
+                {*there, *self._about(judged, judged["replaces"]), *self._about(judged, judged["replaces"], "replaces")}
+            )
+        elif judged["verdict"] == "rejected" and not there and self._about(judged, judged["query"], "replaces"):
+            return  # edited before, which keeps the wording out already
+        for i in there:
+            self._judge(i, judged)
+        if not there:
+            self._append(_json(judged), judged)
+
+    def text(self) -> str:
+        return "".join(f"{line}\n" for line in self.lines)
+
+    def _judge(self, i: int, judged: _Line) -> None:
+        row = self.rows[i] or {}
+        rejected = judged["verdict"] == "rejected"
+        if one_line(row["query"]) == judged["query"] and (row.get("verdict") == "rejected") == rejected:
+            return  # a person's pair that is accepted, or rejected again: nothing new
+        wanted = row | {"query": judged["query"], "verdict": judged["verdict"]}
+        if "replaces" in judged:
+            # The first wording is the generator's, which has to stay out; later ones are people's.
+            wanted.setdefault("replaces", judged["replaces"])
+        self.rows[i], self.lines[i] = wanted, _json(wanted)
+        self._note(i)
+
+    def _about(self, judged: _Line, query: str, name: str = "query") -> list[int]:
+        found = []
+        for i in self._places.get(query, []):
+            row = self.rows[i] or {}
+            if isinstance(row.get(name), str) and one_line(row[name]) == query and _same_passage(row, judged):
+                found.append(i)
+        return found
+
+    def _append(self, line: str, row: _Line | None) -> None:
+        self.lines.append(line)
+        self.rows.append(row)
+        self._note(len(self.rows) - 1)
+
+    def _note(self, i: int) -> None:
+        row = self.rows[i] or {}
+        for wording in {one_line(row[name]) for name in ("query", "replaces") if isinstance(row.get(name), str)}:
+            if i not in self._places.setdefault(wording, []):
+                self._places[wording].append(i)
+
+
+def _same_passage(row: _Line, judged: _Line) -> bool:
+    if row.get("doc_path") and row["doc_path"] != judged["doc_path"]:
+        return False
+    if judged["quote"] is None:
+        return not row.get("quote") and (row.get("start"), row.get("end")) == (judged["start"], judged["end"])
+    quote = row.get("quote")
+    return isinstance(quote, str) and normalised(quote) == normalised(judged["quote"])
+
+
+def _pair(line: str) -> _Line | None:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return row if isinstance(row, dict) and isinstance(row.get("query"), str) else None
+
+
+def _json(row: _Line) -> str:
+    return json.dumps({name: value for name, value in row.items() if value is not None}, ensure_ascii=False)
+
+
+def jsonl(rows: Iterable[_Line]) -> str:
+    """The rows as JSON Lines."""
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

@@ -1,0 +1,136 @@
+"""Curated pairs: every format that people have, resolved to the chunks of today."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from acme_rag_pipeline.chunking.chunks import split_documents
+from acme_rag_pipeline.documents.ingest import ingest_documents
+from acme_rag_pipeline.orchestration.presentation import metadata_of
+from acme_rag_pipeline.pairs.curated import resolve_curated_pairs
+from acme_rag_pipeline.pairs.curated_formats import read_curated_pairs
+from acme_rag_pipeline.settings import Settings, SettingsError
+from acme_rag_pipeline.store.layout import Store
+from acme_rag_pipeline.store.warehouse import records
+
+HOTELS = "Hotels in Rotterdam may cost 165 euros a night, hotels in London 210 euros."
+SABBATICAL = "Evergreen is a paid sabbatical of six weeks after six years of service."
+
+
+def rows(store: Store, query: str) -> list[dict[str, Any]]:
+    with store.warehouse.read() as connection:
+        return records(connection, query)
+
+
+def written(path: Path, *lines: dict[str, Any]) -> Path:
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return path
+
+
+def test_csv_of_a_spreadsheet_holds_line_breaks_and_semicolons(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.csv"
+    with path.open("w", encoding="utf-8-sig", newline="") as file:
+        writer = csv.writer(file, delimiter=";")
+        writer.writerow(["query", "doc_path", "quote", "negative"])
+        writer.writerow(
+            ["What may a hotel cost?", "travel.md", "Hotels in Rotterdam\nmay cost 165", "Meals, paid; by day"]
+        )
+        writer.writerow(["", "travel.md", "Hotels", ""])
+    pairs, problems = read_curated_pairs(path)
+    assert [(p.quote, p.negative) for p in pairs] == [("Hotels in Rotterdam\nmay cost 165", "Meals, paid; by day")]
+    assert problems == ["line 4: no query"]
+
+
+def test_a_llama_index_dataset_is_found_without_paths(chunked: Store, settings_for: Any, tmp_path: Path) -> None:
+    edited = SABBATICAL.replace("six weeks", "eight weeks")
+    dataset = {
+        "queries": {"q1": "What may a hotel cost?", "q2": "Is there a sabbatical?", "q3": "Who cooks?", "q4": "x?"},
+        "corpus": {
+            "a": HOTELS.replace(" ", "\n", 3),
+            "b": edited,
+            "c": "Nobody here knows how to boil an egg for lunch.",
+        },
+        "relevant_docs": {"q1": ["a"], "q2": ["b"], "q3": ["c"], "q4": ["gone"]},
+        "mode": "text",
+    }
+    (tmp_path / "pairs.json").write_text(json.dumps(dataset), encoding="utf-8")
+    result = resolve_curated_pairs(chunked, settings_for(curated_pairs="pairs.json"))
+    found = rows(
+        chunked,
+        "SELECT p.query, p.doc_path, c.text, p.reason, p.nearest_chunk_id FROM curated_pairs p "
+        "LEFT JOIN chunks c USING (chunk_id) ORDER BY p.query",
+    )
+    assert [(r["query"], r["doc_path"]) for r in found] == [
+        ("Is there a sabbatical?", "hr/leave.md"),
+        ("What may a hotel cost?", "travel.md"),
+        ("Who cooks?", ""),
+    ]
+    assert "sabbatical" in found[0]["text"]
+    assert found[2]["reason"] == "the quote is in none of the documents"
+    preview = metadata_of(chunked, result)["preview"].records
+    (lost,) = (record.data for record in preview if record.data["query"] == "Who cooks?")
+    assert len(lost["nearest_passage"]) > 50
+    assert result.details["unusable_lines"] == ["query q4: a relevant document is not in the corpus"]
+
+
+def test_a_passage_over_several_chunks_belongs_to_the_one_that_the_query_is_about(
+    chunked: Store, settings_for: Any, tmp_path: Path
+) -> None:
+    (text,) = (row["text"] for row in rows(chunked, "SELECT text FROM documents WHERE doc_path = 'travel.md'"))
+    dataset = {"queries": {"q": "fines and minibars in Ledgerly"}, "corpus": {"a": text}, "relevant_docs": {"q": ["a"]}}
+    (tmp_path / "pairs.json").write_text(json.dumps(dataset), encoding="utf-8")
+    resolve_curated_pairs(chunked, settings_for(curated_pairs="pairs.json"))
+    assert len(rows(chunked, "SELECT * FROM chunks WHERE doc_path = 'travel.md'")) > 1
+    assert "minibars" in rows(chunked, "SELECT text FROM curated_pairs JOIN chunks USING (chunk_id)")[0]["text"]
+
+
+@pytest.mark.parametrize("content", ["[]", '{"queries": {}}', "not json"])
+def test_another_json_is_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "pairs.json").write_text(content)
+    with pytest.raises(SettingsError, match="ACME_RAG_CURATED_PAIRS"):
+        read_curated_pairs(tmp_path / "pairs.json")
+
+
+def test_a_pair_follows_an_edit_and_says_when_its_passage_is_gone(
+    chunked: Store, documents: Path, settings_for: Callable[..., Settings], tmp_path: Path
+) -> None:
+    written(tmp_path / "pairs.jsonl", {"query": "hotel limit", "doc_path": "travel.md", "quote": HOTELS})
+    settings = settings_for(curated_pairs="pairs.jsonl")
+    resolve_curated_pairs(chunked, settings)
+    first = rows(chunked, "SELECT chunk_id FROM curated_pairs")[0]["chunk_id"]
+
+    def edit(old: str, new: str) -> dict[str, Any]:
+        path = documents / "travel.md"
+        path.write_text(path.read_text(encoding="utf-8").replace(old, new), encoding="utf-8")
+        for stage in (ingest_documents, split_documents, resolve_curated_pairs):
+            stage(chunked, settings)
+        return rows(chunked, "SELECT * FROM curated_pairs")[0]
+
+    moved = edit("165 euros a night, hotels", "175 euros each night, and hotels")
+    assert moved["status"] == "resolved"
+    assert moved["chunk_id"] != first
+    gone = edit(
+        "Hotels in Rotterdam may cost 175 euros each night, and hotels in London 210 euros.", "Hotels are free."
+    )
+    assert (gone["status"], gone["chunk_id"]) == ("unresolved", None)
+    assert rows(chunked, f"SELECT text FROM chunks WHERE chunk_id = '{gone['nearest_chunk_id']}'")[0]["text"]
+    assert rows(chunked, "SELECT * FROM pairs") == []
+
+
+def test_a_rejected_line_is_no_pair_and_an_unknown_verdict_is_named(
+    chunked: Store, settings_for: Any, tmp_path: Path
+) -> None:
+    line = {"query": "hotel limit", "doc_path": "travel.md", "quote": HOTELS}
+    written(tmp_path / "pairs.jsonl", line | {"verdict": "rejected"}, line | {"verdict": "perhaps"})
+    result = resolve_curated_pairs(chunked, settings_for(curated_pairs="pairs.jsonl"))
+    assert rows(chunked, "SELECT * FROM curated_pairs") + rows(chunked, "SELECT * FROM pairs") == []
+    assert [r["query"] for r in rows(chunked, "SELECT * FROM rejected_pairs WHERE chunk_id IS NOT NULL")] == [
+        "hotel limit"
+    ]
+    assert "verdict must be one of" in result.details["unusable_lines"][0]

@@ -1,0 +1,188 @@
+"""A review: out, judged, back in, and what the next training set makes of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from acme_rag_pipeline import cli
+from acme_rag_pipeline.pairs.review import ReviewUnusable, import_review, review_rows
+from acme_rag_pipeline.settings import Settings
+from acme_rag_pipeline.store.layout import Store
+from acme_rag_pipeline.store.warehouse import records
+from acme_rag_pipeline_tests.pairs.conftest import Run
+
+# So that even three documents have held-out passages.
+SIDES = {"validation_share": 0.3, "test_share": 0.2}
+ROW: dict[str, Any] = {
+    "pair_id": "1",
+    "query": "old wording",
+    "passage": "The passage as it stands in the document.",
+    "doc_path": "a.md",
+    "quote": None,
+    "start": 3,
+    "end": 40,
+    "origin": "offline",
+    "verdict": "",
+    "edited_query": "",
+}
+
+
+def lines_of(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def write(path: Path, *rows: dict[str, Any]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def kept_queries(store: Store) -> dict[str, str | None]:
+    with store.warehouse.read() as connection:
+        return {
+            row["query"]: row["dropped_because"]
+            for row in records(connection, "SELECT query, dropped_because FROM training_pairs WHERE origin = 'offline'")
+        }
+
+
+@pytest.mark.slow
+def test_a_review_goes_out_and_comes_back_into_training(
+    run_all: Run, store: Store, settings_for: Callable[..., Settings], documents: Path, tmp_path: Path
+) -> None:
+    def call(*arguments: str) -> Result:
+        given = ["--store", str(store.root), "--documents", str(documents), "pairs", *arguments]
+        return CliRunner().invoke(cli.main, given)
+
+    assert call("export").exit_code == 1
+    run_all(evaluation=SIDES)
+    exported = tmp_path / "review.jsonl"
+    assert call("export", "--out", str(exported), "--origin", "offline").exit_code == 0
+    rows = lines_of(exported)
+    assert all(row["dropped_because"] is None for row in rows)
+    assert call("export", "--origin", "openai").stdout == ""
+    accepted, rejected, edited = rows[0], rows[1], rows[2]
+    for row, verdict in ((accepted, "accepted"), (rejected, "rejected"), (edited, "edited")):
+        row["verdict"] = verdict
+    edited["edited_query"] = "what a person would rather ask"
+    write(exported, *rows)
+    assert "--into" in call("import", str(exported)).output
+    into = tmp_path / "curated.jsonl"
+    first = call("import", str(exported), "--into", str(into))
+    assert first.exit_code == 0, first.output
+    assert f"Set ACME_RAG_CURATED_PAIRS={into}" in first.output
+    before = into.read_bytes()
+    assert "held all of it already" in call("import", str(exported), "--into", str(into)).output
+    assert into.read_bytes() == before
+
+    # People name wrong passages, too: one to train on, one that is held out, and the right one by mistake.
+    with store.warehouse.read() as connection:
+        chunks = records(connection, "SELECT chunk_id, text, side FROM chunks ORDER BY side = 'train' DESC, chunk_id")
+    right, wrong, held_out = chunks[0], chunks[1], chunks[-1]
+    assert [c["side"] == "train" for c in (right, wrong, held_out)] == [True, True, False]
+    with into.open("a", encoding="utf-8") as file:
+        for chunk in (held_out, right, wrong):
+            line = {"query": "a person's own question", "quote": right["text"], "negative": chunk["text"].upper()}
+            file.write(json.dumps(line) + "\n")
+
+    results = run_all(curated_pairs=str(into), evaluation=SIDES)
+    assert results["curated_pairs"].details["negatives"] == {"named": 3, "resolved": 2}
+    with store.warehouse.read() as connection:
+        (own,) = records(connection, "SELECT negatives FROM training_pairs WHERE query LIKE 'a person%'")
+    assert own["negatives"][0] == wrong["chunk_id"]
+    assert not {right["chunk_id"], held_out["chunk_id"]} & set(own["negatives"])
+    details = results["training_set"].details
+    assert sum(row["offline"] for row in details["overlap"]) == details["origins"]["offline"]
+    assert len(details["picture"]) < 50_000
+    dropped = kept_queries(store)
+    assert dropped[accepted["query"]] == "repeats another query of the passage"
+    assert dropped[rejected["query"]] == "rejected in review"
+    assert dropped[edited["query"]] == "replaced in review"
+    funnel = results["training_set"].details["funnel"]
+    assert [step["dropped"] for step in funnel if step["filter"] == "review"] == [2]
+    reasons = {row["query"]: row["dropped_because"] for row in lines_of_text(call("export", "--all").stdout)}
+    assert reasons[rejected["query"]] == "rejected in review"
+    kept = {row["query"] for row in lines_of_text(call("export").stdout)}
+    assert rejected["query"] not in kept
+    assert edited["edited_query"] in kept
+    again = {row["query"]: row for row in review_rows(store, ["curated"])}
+    assert again.keys() == {accepted["query"], edited["edited_query"], "a person's own question"}
+    # What was accepted is taken back.
+    write(exported, again[accepted["query"]] | {"verdict": "rejected"})
+    import_review(exported, settings_for(curated_pairs=str(into)))
+    assert [row.get("verdict") for row in lines_of(into)] == ["rejected", "rejected", "edited", None, None, None]
+
+
+def lines_of_text(text: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_the_curated_file_keeps_what_the_review_does_not_touch(tmp_path: Path, settings_for: Any) -> None:
+    mine = '{"doc_path":"a.md",  "query": "mine", "quote": "The passage", "note": "keep me"}\r\nnot json at all\n'
+    curated = tmp_path / "curated.jsonl"
+    curated.write_bytes(mine.encode())
+    reviewed = write(tmp_path / "r.jsonl", ROW | {"verdict": "rejected"}, ROW | {"query": "not judged"})
+    done = import_review(reviewed, settings_for(curated_pairs=str(curated)))
+    assert (done.changed, done.to_set, done.verdicts) == (True, False, {"rejected": 1, "none": 1})
+    text = curated.read_bytes().decode()
+    assert text.startswith(mine)
+    assert json.loads(text[len(mine) :]) == {
+        "query": "old wording",
+        "doc_path": "a.md",
+        "quote": ROW["passage"],
+        "start": 3,
+        "verdict": "rejected",
+    }
+
+
+def test_a_later_review_wins_and_a_replaced_wording_stays_out(tmp_path: Path, settings_for: Any) -> None:
+    curated = write(tmp_path / "curated.jsonl", {"query": "other", "doc_path": "b.md", "quote": "text"})
+    settings = settings_for(curated_pairs=str(curated))
+
+    def review(**said: Any) -> list[dict[str, Any]]:
+        import_review(write(tmp_path / "r.jsonl", ROW | said), settings)
+        return lines_of(curated)[1:]
+
+    quoted = {"origin": "curated", "quote": ROW["passage"]}
+    (line,) = review(verdict="edited", edited_query="new  wording")
+    assert (line["query"], line["replaces"], line["verdict"]) == ("new wording", "old wording", "edited")
+    assert review(verdict="rejected") == [line]
+    (newer,) = review(**quoted, query="new wording", verdict="edited", edited_query="newer wording")
+    assert (newer["query"], newer["replaces"]) == ("newer wording", "old wording")
+    assert review(**quoted, query="new wording", verdict="edited", edited_query="newer wording") == [newer]
+    (taken_back,) = review(**quoted, query="newer wording", verdict="rejected")
+    assert (taken_back["verdict"], taken_back["replaces"]) == ("rejected", "old wording")
+    assert review(**quoted, query="newer wording", verdict="accepted")[0]["verdict"] == "accepted"
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([ROW | {"verdict": "yes"}], "line 1: verdict"),
+        ([ROW | {"verdict": "edited"}], "line 1: `edited` needs edited_query"),
+        ([ROW | {"verdict": "accepted", "start": None}], "start and end"),
+        ([ROW | {"verdict": "accepted"}, ROW | {"verdict": "rejected"}], "lines 1 and 2 judge"),
+    ],
+)
+def test_an_unusable_review_changes_nothing(
+    tmp_path: Path, settings_for: Any, rows: list[dict[str, Any]], message: str
+) -> None:
+    good = ROW | {"query": "good", "verdict": "accepted"}
+    with pytest.raises(ReviewUnusable, match=message):
+        import_review(write(tmp_path / "r.jsonl", *rows, good), settings_for(), tmp_path / "into.jsonl")
+    assert not (tmp_path / "into.jsonl").exists()
+
+
+def test_a_csv_is_carried_over_into_a_new_file(tmp_path: Path, settings_for: Any) -> None:
+    (tmp_path / "mine.csv").write_text("query,doc_path,quote,negative\nmine,a.md,The passage,\n")
+    settings = settings_for(curated_pairs="mine.csv")
+    reviewed = write(tmp_path / "r.jsonl", ROW | {"verdict": "accepted"})
+    with pytest.raises(ReviewUnusable, match="--into"):
+        import_review(reviewed, settings)
+    done = import_review(reviewed, settings, tmp_path / "new.jsonl")
+    assert done.to_set
+    assert [row["query"] for row in lines_of(done.file)] == ["mine", "old wording"]
