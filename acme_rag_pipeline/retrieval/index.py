@@ -29,15 +29,27 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class PassageEncoder:
-    """What decides a passage's vector: a model and how passages are rendered for it."""
+    """What decides a passage's vector: a model and how passages are rendered for it.
+
+    Attributes:
+        model_digest: the model that is promoted; it encodes queries, and passages too unless `passage_digest` is given.
+        prefix: what stands before a passage's text.
+        passage_digest: the model whose passage vectors it was trained against (strategy `query_only`).
+    """
 
     model_digest: str
     prefix: PassagePrefix
+    passage_digest: str | None = None
+
+    @property
+    def passage_model(self) -> str:
+        """Digest of the model that encodes passages."""
+        return self.passage_digest or self.model_digest
 
     @property
     def table(self) -> str:
         """The LanceDB table that holds its vectors."""
-        return vectors.table_name(self.model_digest, self.prefix)
+        return vectors.table_name(self.passage_model, self.prefix)
 
 
 def install_base(store: Store, settings: Settings) -> BaseModelFiles:
@@ -74,7 +86,7 @@ def embedding_cache(store: Store) -> EmbeddingCache:
 def reconcile_index(store: Store, settings: Settings, which: PassageEncoder) -> vectors.Reconciled:
     """Make a passage encoder's table hold exactly the chunks of today, encoding only inputs never seen before."""
     passages = live_passages(store.warehouse)
-    encoder = encoder_for(store, which.model_digest, settings)
+    encoder = encoder_for(store, which.passage_model, settings)
     cache = embedding_cache(store)
     with store.writer(which.table):
         return vectors.reconcile_table(
@@ -84,7 +96,7 @@ def reconcile_index(store: Store, settings: Settings, which: PassageEncoder) -> 
             which.prefix,
             lambda: _dimension(encoder, cache, [p.rendered(which.prefix) for p in passages[:1]]),
             lambda rendered: cache.passages(encoder, rendered),
-            model_name=models.relative_folder(which.model_digest),
+            model_name=models.relative_folder(which.passage_model),
         )
 
 
@@ -125,7 +137,7 @@ def newest_candidate(store: Store) -> PassageEncoder | None:
     details = json.loads(rows[0]["summary"])["details"] if rows else {}
     if not details.get("model_digest") or not models.model_folder(store, details["model_digest"]).exists():
         return None
-    return PassageEncoder(details["model_digest"], details["passage_prefix"])
+    return PassageEncoder(details["model_digest"], details["passage_prefix"], details.get("passage_digest"))
 
 
 def _index_stage(

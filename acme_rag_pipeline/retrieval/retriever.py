@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 RetrieverName = Literal["promoted", "bm25", "base", "base_hybrid", "fine_tuned", "fine_tuned_hybrid"]
 RETRIEVERS: tuple[str, ...] = get_args(RetrieverName)
 _COLUMNS = ["id", "text", "metadata"]
+_TRIES = 3
+# Two threads must not load models at once: transformers switches global state while it does.
+_LOADING = threading.Lock()
 
 
 class UnknownRetriever(ValueError):
@@ -77,9 +80,9 @@ class Retriever:
         self._store = store
         self._settings = settings
         self._promoted: tuple[Promoted, _Arm] | None = None
-        self._arms: dict[str, tuple[dict[str, str], _Arm]] = {}
         self._encoders: dict[str, Encoder] = {}
         self._lock = threading.Lock()
+        self._encoding = threading.Lock()
 
     @classmethod
     def open(cls, store: str | Path, settings: RetrievalSettings | None = None) -> Retriever:
@@ -112,19 +115,20 @@ class Retriever:
             raise ValueError(f"k is {k}, it must be at least 1")
         if retriever not in RETRIEVERS:
             raise UnknownRetriever(f"no retriever `{retriever}`; there are {', '.join(RETRIEVERS)}")
-        attempts = 3
-        for attempt in range(attempts):
-            arm = self._open_arm(retriever)
+        tries_left = _TRIES
+        while True:
+            before = self.promoted()
             try:
+                arm = self._open_arm(retriever)
                 return self._search_arm(arm, [q.strip() for q in queries], k, retriever)
             except Exception:
-                # The version may have been cleaned up between reading the pointer and searching; look again.
-                if attempt == attempts - 1:
+                # The version may have been cleaned up between reading the pointer and searching; look again. However
+                # slow this reader is, each promotion that overtakes it is another chance and no failure.
+                tries_left -= self.promoted() == before
+                if not tries_left:
                     raise
                 with self._lock:
                     self._promoted = None
-                    self._arms.clear()
-        raise AssertionError("unreachable")
 
     def promoted(self) -> Promoted:
         """What the pointer names now."""
@@ -136,7 +140,7 @@ class Retriever:
         if retriever == "bm25":
             found = [lexical(arm.table, query, k) for query in asked]
         else:
-            encoded = arm.encoder.encode_queries(asked) if asked else np.zeros((0, 0), np.float32)
+            encoded = self._encoded(arm.encoder, asked) if asked else np.zeros((0, 0), np.float32)
             if arm.hybrid:
                 found = [
                     self._fused(dense(arm.table, vector, deep), lexical(arm.table, query, deep), k)
@@ -146,6 +150,13 @@ class Retriever:
                 found = [dense(arm.table, vector, k) for vector in encoded]
         answers = iter(found)
         return [next(answers) if query else [] for query in queries]
+
+    def _encoded(self, encoder: Encoder, queries: list[str]) -> np.ndarray:
+        with _LOADING:
+            _ = encoder.model
+        # A fast tokenizer that two threads use at once fails with "Already borrowed".
+        with self._encoding:
+            return encoder.encode_queries(queries)
 
     def _fused(self, first: list[SearchHit], second: list[SearchHit], k: int) -> list[SearchHit]:
         by_id = {hit.chunk_id: hit for hit in (*first, *second)}
@@ -180,6 +191,9 @@ class Retriever:
 
     def _encoder(self, digest: str, model_dir: str) -> Encoder:
         if digest not in self._encoders:
+            # A reader that lives through many promotions must not hold every model that it ever used.
+            arms = {entry["model_digest"] for entry in known_arms(self._store).values()}
+            self._encoders = {known: e for known, e in self._encoders.items() if known in arms}
             self._encoders[digest] = Encoder(self._store.root / model_dir, digest)
         return self._encoders[digest]
 

@@ -42,11 +42,12 @@ class Decision:
     candidate_digest: str | None
     candidate_key: str | None
     evaluation_id: str | None
+    passage_digest: str | None = None
 
     @property
     def encoder(self) -> index.PassageEncoder:
         """What encodes the passages that readers search."""
-        return index.PassageEncoder(self.model_digest, self.passage_prefix)
+        return index.PassageEncoder(self.model_digest, self.passage_prefix, self.passage_digest)
 
 
 def decisions(store: Store) -> list[Decision]:
@@ -135,7 +136,8 @@ def decide_promotion(store: Store, settings: Settings) -> StageResult:
 
 def _act(store: Store, verdict: dict[str, Any], current: Decision) -> Decision:
     promoted = verdict["verdict"] == PROMOTED
-    encoder = index.PassageEncoder(verdict["winner_digest"], verdict["winner_prefix"]) if promoted else current.encoder
+    winner = [verdict[name] for name in ("winner_digest", "winner_prefix", "winner_passage_digest")]
+    encoder = index.PassageEncoder(*winner) if promoted else current.encoder
     return append(
         store,
         encoder=encoder,
@@ -182,6 +184,7 @@ def append(
             candidate_digest=candidate_digest,
             candidate_key=candidate_key,
             evaluation_id=evaluation_id,
+            passage_digest=encoder.passage_digest,
         )
         columns = ", ".join(vars(decision))
         connection.execute(

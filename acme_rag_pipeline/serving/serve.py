@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import shutil
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, get_args
 
 from acme_rag_pipeline.retrieval import index
 from acme_rag_pipeline.serving import decisions
 from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store import models, vectors
-from acme_rag_pipeline.store.fingerprints import fingerprint
+from acme_rag_pipeline.store.fingerprints import fingerprint, sha256_text
 from acme_rag_pipeline.store.layout import Store
+from acme_rag_pipeline.store.passages import PassagePrefix, live_passages
 from acme_rag_pipeline.store.promotion import NothingPromoted, PointerDamaged, Promoted, read_pointer, write_pointer
 from acme_rag_pipeline.store.stages import StageResult, data_versions, record, recorded
 from acme_rag_pipeline.store.warehouse import records
 
 STAGE = "served_index"
 CODE_VERSION = "1"
+# Each refresh writes a small table anew, so many edits within the readers' grace time would keep as many copies.
+KEEP_SUPERSEDED = 8
+FORGOTTEN_VERSIONS = 100
 
 
 class NoSuchPromotion(ValueError):
@@ -131,20 +136,22 @@ def _remember_version(connection: Any, pointer: Promoted) -> None:
 
 
 def _clean_up(store: Store, settings: Settings) -> None:
-    """Delete what no reader holds and no rollback needs: models, tables, table versions, cached vectors."""
+    """Delete what no reader holds and no rollback needs: models, tables, table versions, cached vectors, work files."""
     past = decisions.decisions(store)
     changes = [d for n, d in enumerate(past) if n == 0 or d.encoder != past[n - 1].encoder]
     kept = {d.encoder for d in changes[-settings.serving.keep_promotions :]}
     newest = index.newest_candidate(store)
     base = index.install_base(store, settings)
     kept |= {index.PassageEncoder(base.digest, index.BASE_PREFIX)} | ({newest} if newest else set())
-    digests = {encoder.model_digest for encoder in kept}
+    digests = {digest for encoder in kept for digest in (encoder.model_digest, encoder.passage_model)}
     with store.warehouse.read() as connection:
         twins = records(connection, "SELECT model_digest, twin_digest FROM models WHERE twin_digest IS NOT NULL")
-        served = records(connection, "SELECT table_name, lance_version, superseded_at FROM served_versions")
+        served = records(
+            connection, "SELECT table_name, lance_version, superseded_at FROM served_versions ORDER BY promoted_at DESC"
+        )
     digests |= {row["twin_digest"] for row in twins if row["model_digest"] in digests}
     grace = datetime.now(UTC) - timedelta(seconds=settings.serving.reader_grace_seconds)
-    held = [r for r in served if r["superseded_at"] is None or r["superseded_at"] > grace]
+    held = [r for r in served if r["superseded_at"] is None or r["superseded_at"] > grace][: 1 + KEEP_SUPERSEDED]
     tables = {encoder.table for encoder in kept} | {row["table_name"] for row in held}
     db = vectors.connect(store.lancedb)
     for name in vectors.names(db):
@@ -154,9 +161,41 @@ def _clean_up(store: Store, settings: Settings) -> None:
         table = vectors.open_table(db, name)
         if table is not None:
             versions = [row["lance_version"] for row in held if row["table_name"] == name]
-            vectors.drop_old_versions(table, versions or [int(table.version)])
+            at_once = settings.serving.reader_grace_seconds == 0
+            vectors.drop_old_versions(table, versions or [int(table.version)], at_once=at_once)
     readers = {row["table_name"] for row in held}
     digests |= {folder.name for folder in store.models.iterdir() if any(folder.name[:16] in name for name in readers)}
     # A training run puts its model in place before it is known to anybody.
-    if store.idle("training") and models.remove_models(store, digests):
+    if store.idle("training"):
+        models.remove_models(store, digests)
+        _clear_training(store)
         index.embedding_cache(store).forget_encoders(digests)
+    _forget_rows(store, [r for r in served if r not in held])
+
+
+def _clear_training(store: Store) -> None:
+    """Delete what killed trainings left, but for the newest checkpoint, from which the next run may go on."""
+    checkpoints = sorted((store.work / "training").glob("*.pt"), key=lambda path: path.stat().st_mtime_ns)
+    for path in checkpoints:
+        if path.name.split("-")[0] != checkpoints[-1].name.split("-")[0]:
+            path.unlink(missing_ok=True)
+    for folder in store.work.glob("saved-*"):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _forget_rows(store: Store, gone: list[dict[str, Any]]) -> None:
+    """Keep the embedding cache and the list of served versions from growing with every edit."""
+    passages = live_passages(store.warehouse)
+    with store.warehouse.read() as connection:
+        queries = connection.execute("SELECT query FROM pairs UNION SELECT query FROM golden_queries").fetchall()
+    rendered = {passage.rendered(prefix) for passage in passages for prefix in get_args(PassagePrefix)}
+    index.embedding_cache(store).forget_unused(
+        {sha256_text(text) for text in rendered}, {sha256_text(row[0]) for row in queries}
+    )
+    if len(gone) > FORGOTTEN_VERSIONS:
+        with store.warehouse.write() as connection:
+            for row in gone:
+                connection.execute(
+                    "DELETE FROM served_versions WHERE table_name = ? AND lance_version = ?",
+                    [row["table_name"], row["lance_version"]],
+                )

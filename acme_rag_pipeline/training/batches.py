@@ -1,4 +1,4 @@
-"""Which pairs stand in a batch together: never two of one passage, and passages of similar length."""
+"""Which passages stand in a batch together: never two that nearly repeat each other, and those of similar length."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ BUCKET_BATCHES = 8
 
 
 def epoch_batches(groups: Sequence[str], lengths: Sequence[int], batch_size: int, seed: int) -> list[list[int]]:
-    """Batches of row numbers for one epoch; every row stands in exactly one.
+    """Batches of passage numbers for one epoch; every passage stands in exactly one.
 
-    Two queries whose passages are near-duplicates would be each other's false negatives, so a group stands in a batch
-    once. Rows are shuffled, then sorted by length within runs of a few batches, which saves padding and keeps the
-    order random at the scale that matters.
+    Two passages that nearly repeat each other would be false negatives of each other's queries, so a group stands in a
+    batch once. Passages are shuffled, then sorted by length within runs of a few batches, which saves padding and keeps
+    the order random at the scale that matters.
 
     Args:
-        groups: near-duplicate group of each row's passage.
-        lengths: length of each row's passage, any unit.
-        batch_size: most rows in a batch.
+        groups: near-duplicate group of each passage.
+        lengths: length of each passage, any unit.
+        batch_size: most passages in a batch.
         seed: decides the order.
     """
     rng = np.random.default_rng(seed)

@@ -21,8 +21,9 @@ from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.passages import PassagePrefix, live_passages
 from acme_rag_pipeline.store.stages import StageResult, data_versions, record, recorded
 from acme_rag_pipeline.store.warehouse import insert, records
+from acme_rag_pipeline.training.checkpoint import Curve
 from acme_rag_pipeline.training.due import retrain_due
-from acme_rag_pipeline.training.finetune import Curve, epochs_for, finetune, interpolate, weights_of
+from acme_rag_pipeline.training.finetune import epochs_for, finetune, interpolate, weights_of
 from acme_rag_pipeline.training.model_card import manifest_text, model_card
 from acme_rag_pipeline.training.rows import KeptPair, kept_pairs, of_sides, rows_fingerprint, training_rows
 from acme_rag_pipeline.training.validation import Validation
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 STAGE = "fine_tuned_model"
-CODE_VERSION = "1"
+CODE_VERSION = "2"
 # Headings before the text must help by this much on validation: they cost tokens, and a renamed section new vectors.
 PREFIX_GAIN = 0.01
 logger = logging.getLogger(__name__)
@@ -85,8 +86,10 @@ def train_candidate(store: Store, settings: Settings) -> StageResult:
             insert(connection, "trained_pairs", trained if details["trained"] else [])
             _forget_trained_pairs(store, connection, {training_key, details.get("training_key")})
             connection.execute("DELETE FROM trained_chunks WHERE chunk_id NOT IN (SELECT chunk_id FROM chunks)")
-            connection.execute("INSERT OR IGNORE INTO trained_chunks SELECT chunk_id FROM chunks")
-            identity = [details[name] for name in ("model_digest", "passage_prefix", "twin_digest")]
+            connection.execute(
+                "INSERT OR IGNORE INTO trained_chunks (chunk_id, since) SELECT chunk_id, ? FROM chunks", [index.now()]
+            )
+            identity = [details.get(n) for n in ("model_digest", "passage_prefix", "passage_digest", "twin_digest")]
             result = StageResult(
                 STAGE, fingerprint(identity), details=details | {"training_set": upstream["training_set"]}
             )
@@ -113,6 +116,7 @@ class _Run:
         self.golden_decides = golden_decides
         self.training_key = training_key
         self.config_key = config_key
+        self.query_only = settings.training.strategy == "query_only"
         self.cache = index.embedding_cache(store)
         self.base_encoder = index.encoder_for(store, base.digest, settings)
         self.validation = Validation(of_sides(pairs, ("validation",)), live_passages(store.warehouse))
@@ -130,6 +134,7 @@ class _Run:
         details = {
             "model_digest": served.digest,
             "passage_prefix": prefix,
+            "passage_digest": self._passage_digest(served.digest),
             "twin_digest": twin.digest if twin else None,
             "training_key": self.training_key,
             "config_key": self.config_key,
@@ -163,6 +168,9 @@ class _Run:
 
     def _choose_prefix(self) -> PassagePrefix:
         chosen = self.settings.training.passage_prefix
+        if self.query_only:
+            # The passages keep the vectors that the base's index holds.
+            return index.BASE_PREFIX
         if chosen != "auto":
             return chosen
         plain, headed = (
@@ -177,12 +185,14 @@ class _Run:
         return "heading_path" if headed - plain >= PREFIX_GAIN else "none"
 
     def _train_one(self, role: str, pairs: Sequence[KeptPair], prefix: PassagePrefix, share: float | None) -> _Trained:
-        rows = training_rows(pairs, prefix, self.base_encoder, self.cache, self.settings.training.train_hard_negatives)
+        training = self.settings.training
+        corpus = live_passages(self.store.warehouse) if self.query_only else None
+        rows = training_rows(pairs, prefix, self.base_encoder, self.cache, training.train_hard_negatives, corpus)
 
         def validate(model: SentenceTransformer) -> float | None:
-            return self.validation.score(self._encoder(model), prefix) if share is None else None
+            return self._score(model, prefix) if share is None else None
 
-        model, curve = finetune(self.base.folder, rows, self.settings.training, self._checkpoint(role), validate)
+        model, curve = finetune(self.base.folder, rows, training, self._checkpoint(role), validate)
         chosen, tried = self._choose_share(model, prefix, curve) if share is None else (share, [])
         if chosen == 0:
             return _Trained(self.base.digest, 0.0, tried, curve)
@@ -205,14 +215,24 @@ class _Run:
                 tried.append({"share": share, "ndcg@10": curve.epochs[-1]["ndcg@10"]})
                 continue
             interpolate(model, base, tuned, share)
-            tried.append({"share": share, "ndcg@10": self.validation.score(self._encoder(model), prefix) or 0.0})
+            tried.append({"share": share, "ndcg@10": self._score(model, prefix) or 0.0})
             logger.info("share %.2f of the tuned weights: validation nDCG@10 %.4f", share, tried[-1]["ndcg@10"])
         best = max(tried, key=lambda row: (row["ndcg@10"], row["share"]))
         interpolate(model, base, tuned, best["share"])
         return best["share"], tried
 
-    def _encoder(self, model: SentenceTransformer) -> Encoder:
-        return Encoder(Path(), "in training", self.settings.training.precision, model)
+    def _score(self, model: SentenceTransformer, prefix: PassagePrefix) -> float | None:
+        """Validation nDCG@10 of the model in training; a query tower searches the base's vectors."""
+        held = None
+        if self.query_only and self.validation.usable:
+            rendered = [passage.rendered(prefix) for passage in self.validation.passages]
+            held, _ = self.cache.passages(self.base_encoder, rendered)
+        return self.validation.score(
+            Encoder(Path(), "in training", self.settings.training.precision, model), prefix, held
+        )
+
+    def _passage_digest(self, digest: str) -> str | None:
+        return self.base.digest if self.query_only and digest != self.base.digest else None
 
     def _checkpoint(self, role: str) -> Path:
         return self.store.work / "training" / f"{self.training_key[:16]}-{role}.pt"
@@ -239,13 +259,15 @@ class _Run:
             "licence": self.base.licence,
             "training_key": self.training_key,
             "settings": self.settings.training.model_dump(mode="json"),
+            "learning_rate": self.settings.training.rate,
+            "passage_digest": self._passage_digest(digest),
             "passage_prefix": prefix,
             "pairs": len(pairs),
             "passages": len({pair.passage.chunk_id for pair in pairs}),
             "origins": dict(Counter(pair.origin for pair in pairs).most_common()),
             "share": share,
             "interpolation": tried,
-            "epochs_trained": epochs_for(len(pairs), self.settings.training),
+            "epochs_trained": epochs_for(len({pair.passage.chunk_id for pair in pairs}), self.settings.training),
             "epochs": curve.epochs,
         }
         extra = {"manifest.json": manifest_text(about), "README.md": model_card(about)}

@@ -1,7 +1,8 @@
-"""Full fine-tuning of a sentence-transformers model on (query, passage) pairs.
+"""Fine-tuning a sentence-transformers model on (query, passage) pairs: all weights, the query tower, or LoRA.
 
-An own loop instead of `SentenceTransformerTrainer`: texts are tokenised once, the guide's scores come from the
-embedding cache, batches follow the near-duplicate groups, and a run killed at any moment goes on from its checkpoint.
+An own loop instead of `SentenceTransformerTrainer`: a passage is encoded once for all its queries in a batch (with three
+questions a passage that is most of the work), texts are tokenised once, the guide's scores come from the embedding
+cache, batches follow the near-duplicate groups, and a run killed at any moment goes on from its checkpoint.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,9 @@ import numpy as np
 
 from acme_rag_pipeline.embedding.encoder import autocast, load_model
 from acme_rag_pipeline.settings import TrainingSettings
+from acme_rag_pipeline.training import lora
 from acme_rag_pipeline.training.batches import epoch_batches
+from acme_rag_pipeline.training.checkpoint import Curve, resume, save_checkpoint
 from acme_rag_pipeline.training.losses import guided_softmax_loss
 
 if TYPE_CHECKING:
@@ -27,49 +30,43 @@ if TYPE_CHECKING:
 
 CHECKPOINT_SECONDS = 60.0
 LOG_SECONDS = 10.0
-PAIRS_SHOWN = 2500
+PASSAGES_SHOWN = 3000
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class TrainingRows:
-    """The pairs to train on, row by row.
+    """What to train on.
 
     Attributes:
         queries: query texts.
-        passages: rendered positives.
-        groups: near-duplicate group of each positive.
-        negatives: rendered mined negatives of each row, possibly none.
-        guide_queries, guide_passages: the base's unit vectors, shape (rows, dimension).
-        guide_negatives: the base's vectors of the negatives, one list of vectors a row.
+        positives: for each query the number of its passage.
+        passages: rendered passages, each once: the positives first, then mined negatives or the rest of the collection.
+        groups: near-duplicate group of each passage.
+        negatives: for each query the numbers of its hard negatives, possibly none.
+        guide_queries: the base's unit vectors of the queries, shape (queries, dimension).
+        guide_passages: the base's unit vectors of the passages, shape (passages, dimension).
+        frozen_passages: the vectors that the query tower is trained against, shape (passages, dimension); None where
+            the passages are encoded by the model in training.
     """
 
     queries: Sequence[str]
+    positives: Sequence[int]
     passages: Sequence[str]
     groups: Sequence[str]
-    negatives: Sequence[Sequence[str]]
+    negatives: Sequence[Sequence[int]]
     guide_queries: np.ndarray
     guide_passages: np.ndarray
-    guide_negatives: Sequence[Sequence[np.ndarray]]
+    frozen_passages: np.ndarray | None = None
 
 
-def epochs_for(pairs: int, settings: TrainingSettings) -> int:
-    """The number of epochs: the chosen one, or enough to show about `PAIRS_SHOWN` pairs.
+def epochs_for(passages: int, settings: TrainingSettings) -> int:
+    """The number of epochs: the chosen one, or enough to show about `PASSAGES_SHOWN` passages.
 
-    A few hundred pairs need several passes to move the weights at all; thousands of machine-written ones are better
-    seen once than twice, and an epoch is what a retrain costs.
+    A few hundred passages need several turns to move the weights at all, and an epoch over thousands is what a retrain
+    costs.
     """
-    return settings.epochs or min(4, max(1, round(PAIRS_SHOWN / max(1, pairs))))
-
-
-@dataclass
-class Curve:
-    """What training looked like: for the log, the report and the UI."""
-
-    steps: list[dict[str, float]] = field(default_factory=list)
-    epochs: list[dict[str, float]] = field(default_factory=list)
-    seconds: float = 0.0
-    pairs_per_second: float = 0.0
+    return settings.epochs or min(6, max(1, round(PASSAGES_SHOWN / max(1, passages))))
 
 
 def finetune(
@@ -80,40 +77,46 @@ def finetune(
     validate: Callable[[SentenceTransformer], float | None],
     device: str | None = None,
 ) -> tuple[SentenceTransformer, Curve]:
-    """Train all layers above the word embeddings.
+    """Train by the chosen strategy; word embeddings stay as they are.
 
     Args:
         start: directory of the start weights.
-        rows: at least two.
-        settings: epochs, learning rate and so on; the seed decides the order and the dropout.
+        rows: queries of at least two passages.
+        settings: strategy, epochs, learning rate and so on; the seed decides the order and the dropout.
         checkpoint: file for the state of an unfinished run; removed at the end by the caller that keeps the result.
         validate: nDCG@10 of the model on the validation queries, or None without any; called after every epoch.
         device: where to train; default CUDA when there is one, else CPU.
 
     Returns:
-        The tuned model (in eval mode) and the curve.
+        The tuned model (in eval mode, a plain one again after LoRA) and the curve.
+
+    Raises:
+        SettingsError: strategy `lora` without the package that it needs.
     """
     import torch
 
     torch.manual_seed(settings.seed)
     model = load_model(start, device)
-    frozen = _freeze_word_embeddings(model)
-    epochs = epochs_for(len(rows.queries), settings)
-    logger.info("training %d pairs, %d epoch(s), on %s, %s", len(rows.queries), epochs, model.device, frozen)
-    token_rows = [_tokenise(model, texts) for texts in (rows.queries, rows.passages)]
-    negative_tokens = [_tokenise(model, row[: settings.train_hard_negatives]) for row in rows.negatives]
-    lengths = [len(row["input_ids"]) for row in token_rows[1]]
-    plan = [epoch_batches(rows.groups, lengths, settings.batch_size, settings.seed + epoch) for epoch in range(epochs)]
+    _freeze_word_embeddings(model)
+    if settings.strategy == "lora":
+        lora.add(model, settings)
+    work = _Work(model, rows, settings)
+    trained = len(set(rows.positives))
+    epochs = epochs_for(trained, settings)
+    logger.info(
+        "training on %d queries of %d passages, %d epoch(s), on %s, strategy %s, %s",
+        len(rows.queries), trained, epochs, model.device, settings.strategy, _trained_weights(model),
+    )  # fmt: skip
+    plan = [work.batches(settings.seed + epoch) for epoch in range(epochs)]
     steps = sum(len(batches) for batches in plan)
     optimizer = torch.optim.AdamW(
-        [p for p in model.parameters() if p.requires_grad], lr=settings.learning_rate, weight_decay=0.01
+        [p for p in model.parameters() if p.requires_grad], lr=settings.rate, weight_decay=0.01
     )
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, _linear_with_warmup(steps, settings.warmup_share))
     curve, done = Curve(), 0
     if checkpoint.exists():
-        done, curve = _resume(checkpoint, model, optimizer, scheduler)
+        done, curve = resume(checkpoint, model, optimizer, scheduler)
         logger.info("resumed after %d of %d steps", done, steps)
-    guides = [torch.from_numpy(a).to(model.device) for a in (rows.guide_queries, rows.guide_passages)]
     started = last_log = last_save = time.monotonic()
     pairs_seen, step = 0, 0
     for epoch, batches in enumerate(plan):
@@ -122,7 +125,7 @@ def finetune(
             step += 1
             if step <= done:
                 continue
-            loss = _batch_loss(model, batch, token_rows, negative_tokens, guides, rows.guide_negatives, settings)
+            loss = work.loss(batch)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
@@ -138,7 +141,7 @@ def finetune(
                 left = (steps - step) * (now - started) / (step - done)
                 logger.info("step %d of %d, loss %.3f, %.1f pairs/s, about %.0f s left", step, steps, value, rate, left)
             if now - last_save > CHECKPOINT_SECONDS:
-                _save_checkpoint(checkpoint, step, model, optimizer, scheduler, curve)
+                save_checkpoint(checkpoint, step, model, optimizer, scheduler, curve)
                 last_save = time.monotonic()
         if step > done:
             model.eval()
@@ -146,13 +149,74 @@ def finetune(
             if ndcg is not None:
                 curve.epochs.append({"epoch": epoch + 1, "ndcg@10": ndcg})
                 logger.info("epoch %d of %d: validation nDCG@10 %.4f", epoch + 1, epochs, ndcg)
-            _save_checkpoint(checkpoint, step, model, optimizer, scheduler, curve)
+            save_checkpoint(checkpoint, step, model, optimizer, scheduler, curve)
             last_save = time.monotonic()
     model.eval()
+    if settings.strategy == "lora":
+        lora.merge(model)
     seconds = time.monotonic() - started
     curve.seconds += seconds
     curve.pairs_per_second = pairs_seen / seconds if pairs_seen else curve.pairs_per_second
     return model, curve
+
+
+class _Work:
+    """Tokens, guide and loss of one training run."""
+
+    def __init__(self, model: SentenceTransformer, rows: TrainingRows, settings: TrainingSettings) -> None:
+        import torch
+
+        self.model, self.rows, self.settings = model, rows, settings
+        self.queries = _tokenise(model, rows.queries)
+        self.passages = _tokenise(model, rows.passages) if rows.frozen_passages is None else []
+        self.guide_queries, self.guide_passages = (
+            torch.from_numpy(array).to(model.device) for array in (rows.guide_queries, rows.guide_passages)
+        )
+        self.frozen = None if rows.frozen_passages is None else torch.from_numpy(rows.frozen_passages).to(model.device)
+        self.queries_of: dict[int, list[int]] = {}
+        for query, passage in enumerate(rows.positives):
+            self.queries_of.setdefault(passage, []).append(query)
+        numbers: dict[str, int] = {}
+        self.group_numbers = torch.tensor([numbers.setdefault(group, len(numbers)) for group in rows.groups])
+
+    def batches(self, seed: int) -> list[list[int]]:
+        """One epoch as lists of query numbers; all queries of a passage stand together."""
+        passages = sorted(self.queries_of)
+        if self.frozen is not None:
+            lengths = [max(len(self.queries[q]["input_ids"]) for q in self.queries_of[p]) for p in passages]
+        else:
+            lengths = [len(self.passages[p]["input_ids"]) for p in passages]
+        groups = [self.rows.groups[p] for p in passages]
+        plan = epoch_batches(groups, lengths, self.settings.batch_size, seed)
+        return [[query for p in batch for query in self.queries_of[passages[p]]] for batch in plan]
+
+    def loss(self, batch: list[int]) -> torch.Tensor:
+        """The loss of some queries against the passages of the batch, or against all frozen ones."""
+        import torch
+
+        own = [self.rows.positives[query] for query in batch]
+        with autocast(self.model.device, self.settings.precision):
+            queries = _forward(self.model, [self.queries[query] for query in batch])
+            if self.frozen is not None:
+                shown = list(range(len(self.frozen)))
+                passages = self.frozen
+            else:
+                shown = list(dict.fromkeys(own + [n for query in batch for n in self.rows.negatives[query]]))
+                passages = _forward(self.model, [self.passages[number] for number in shown])
+        column = {number: i for i, number in enumerate(shown)}
+        positive = torch.tensor([column[number] for number in own], device=self.model.device)
+        guide = self.guide_queries[batch] @ self.guide_passages[shown].T
+        # Passages that nearly repeat a query's own are as good an answer.
+        same = self.group_numbers[own][:, None] == self.group_numbers[shown][None, :]
+        return guided_softmax_loss(
+            queries.float() @ passages.float().T * self.settings.scale,
+            guide.masked_fill(same.to(guide.device), float("inf")).scatter(
+                1, positive[:, None], guide.gather(1, positive[:, None])
+            ),
+            positive,
+            margin=self.settings.guide_margin,
+            symmetric=self.frozen is None,
+        )
 
 
 def interpolate(
@@ -172,35 +236,6 @@ def weights_of(model: SentenceTransformer) -> dict[str, torch.Tensor]:
     return {name: weight.detach().cpu().clone() for name, weight in model.state_dict().items()}
 
 
-def _batch_loss(
-    model: SentenceTransformer,
-    batch: list[int],
-    token_rows: list[list[dict[str, Any]]],
-    negative_tokens: list[list[dict[str, Any]]],
-    guides: list[torch.Tensor],
-    guide_negatives: Sequence[Sequence[np.ndarray]],
-    settings: TrainingSettings,
-) -> torch.Tensor:
-    import torch
-
-    used = [(i, k) for i in batch for k in range(min(len(negative_tokens[i]), settings.train_hard_negatives))]
-    with autocast(model.device, settings.precision):
-        queries = _forward(model, [token_rows[0][i] for i in batch])
-        passages = _forward(model, [token_rows[1][i] for i in batch] + [negative_tokens[i][k] for i, k in used])
-    guide_passages = guides[1][batch]
-    if used:
-        extra = np.stack([guide_negatives[i][k] for i, k in used])
-        guide_passages = torch.cat([guide_passages, torch.from_numpy(extra).to(model.device)])
-    return guided_softmax_loss(
-        queries.float(),
-        passages.float(),
-        guides[0][batch],
-        guide_passages,
-        scale=settings.scale,
-        margin=settings.guide_margin,
-    )
-
-
 def _forward(model: SentenceTransformer, rows: list[dict[str, Any]]) -> torch.Tensor:
     features = model.tokenizer.pad(rows, return_tensors="pt").to(model.device)
     return model(dict(features))["sentence_embedding"]
@@ -213,12 +248,15 @@ def _tokenise(model: SentenceTransformer, texts: Sequence[str]) -> list[dict[str
     return [{name: encoded[name][i] for name in encoded} for i in range(len(texts))]
 
 
-def _freeze_word_embeddings(model: SentenceTransformer) -> str:
+def _freeze_word_embeddings(model: SentenceTransformer) -> None:
     from torch import nn
 
     for module in model.modules():
         if isinstance(module, nn.Embedding):
             module.requires_grad_(False)
+
+
+def _trained_weights(model: SentenceTransformer) -> str:
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     everything = sum(p.numel() for p in model.parameters())
     return f"{trained / 1e6:.1f} of {everything / 1e6:.1f} million weights"
@@ -227,37 +265,3 @@ def _freeze_word_embeddings(model: SentenceTransformer) -> str:
 def _linear_with_warmup(steps: int, warmup_share: float) -> Callable[[int], float]:
     warmup = max(1, math.ceil(steps * warmup_share))
     return lambda step: min((step + 1) / warmup, max(0.0, (steps - step) / max(1, steps - warmup)))
-
-
-def _save_checkpoint(checkpoint: Path, step: int, model: Any, optimizer: Any, scheduler: Any, curve: Curve) -> None:
-    import torch
-
-    checkpoint.parent.mkdir(parents=True, exist_ok=True)
-    temporary = checkpoint.with_suffix(".tmp")
-    torch.save(
-        {
-            "step": step,
-            "weights": {n: p.detach().cpu() for n, p in model.named_parameters() if p.requires_grad},
-            "optimizer": optimizer.state_dict(),
-            "scheduler": scheduler.state_dict(),
-            "rng": torch.get_rng_state(),
-            "curve": {"steps": curve.steps, "epochs": curve.epochs},
-        },
-        temporary,
-    )
-    temporary.replace(checkpoint)
-
-
-def _resume(checkpoint: Path, model: Any, optimizer: Any, scheduler: Any) -> tuple[int, Curve]:
-    import torch
-
-    try:
-        saved = torch.load(checkpoint, weights_only=True, map_location="cpu")
-    except Exception as error:
-        logger.warning("the checkpoint %s cannot be read (%s): training starts again", checkpoint.name, error)
-        return 0, Curve()
-    model.load_state_dict(saved["weights"], strict=False)
-    optimizer.load_state_dict(saved["optimizer"])
-    scheduler.load_state_dict(saved["scheduler"])
-    torch.set_rng_state(saved["rng"])
-    return int(saved["step"]), Curve(saved["curve"]["steps"], saved["curve"]["epochs"])

@@ -1,4 +1,4 @@
-"""The training loss: symmetric in-batch softmax with false negatives masked by the base model."""
+"""The training loss: in-batch softmax in both directions, with false negatives masked by the base model."""
 
 from __future__ import annotations
 
@@ -9,43 +9,43 @@ if TYPE_CHECKING:
 
 
 def guided_softmax_loss(
-    queries: torch.Tensor,
-    passages: torch.Tensor,
-    guide_queries: torch.Tensor,
-    guide_passages: torch.Tensor,
+    scores: torch.Tensor,
+    guide: torch.Tensor,
+    positive: torch.Tensor,
     *,
-    scale: float,
     margin: float,
+    symmetric: bool = True,
 ) -> torch.Tensor:
-    """Multiple-negatives ranking in both directions, without the negatives that the guide takes for positives.
+    """Multiple-negatives ranking without the negatives that the guide takes for positives.
 
     MultipleNegativesRanking (Henderson et al. 2017, arXiv:1705.00652) with the masking of GISTEmbed (Solatorio 2024,
-    arXiv:2402.16829) in the positive-aware form of NV-Retriever (arXiv:2407.15831): an in-batch passage that the base
-    scores above `margin` x its positive does not count as a negative. The base's vectors come from the cache, so the
-    guide costs one small matrix product instead of a second forward pass.
+    arXiv:2402.16829) in the positive-aware form of NV-Retriever (arXiv:2407.15831): a passage that the base scores above
+    `margin` x the query's own passage does not count as its negative. The base's vectors come from the cache, so the
+    guide costs one small matrix product instead of a second forward pass. Several queries may share a passage: in the
+    second direction, from a passage to its query among all queries, they are not each other's negatives.
 
     Args:
-        queries: unit vectors of the model in training, shape (batch, dimension).
-        passages: likewise; the first `batch` rows are the positives, further rows are mined negatives.
-        guide_queries, guide_passages: the base model's unit vectors of the same texts.
-        scale: inverse temperature.
+        scores: scaled cosines of the model in training, shape (queries, passages).
+        guide: cosines of the base model, same shape; -inf never masks, +inf always does.
+        positive: column of each query's passage, shape (queries,).
         margin: share of the positive's guide score above which a negative is masked.
+        symmetric: also ask for the query, given the passage.
 
     Returns:
         The mean loss, a scalar.
     """
     import torch
 
-    batch = queries.shape[0]
-    diagonal = torch.arange(batch, device=queries.device)
-    scores = queries @ passages.T * scale
+    rows = torch.arange(scores.shape[0], device=scores.device)
     with torch.no_grad():
-        guide = guide_queries @ guide_passages.T
-        positive = guide[diagonal, diagonal]
-        masked = guide > margin * positive[:, None]
-        masked[diagonal, diagonal] = False
-        masked_back = guide[:, :batch] > margin * positive[None, :]
-        masked_back[diagonal, diagonal] = False
-    forward = torch.nn.functional.cross_entropy(scores.masked_fill(masked, float("-inf")), diagonal)
-    backward = torch.nn.functional.cross_entropy(scores[:, :batch].masked_fill(masked_back, float("-inf")).T, diagonal)
+        limit = margin * guide[rows, positive]
+        masked = guide > limit[:, None]
+        masked[rows, positive] = False
+    forward = torch.nn.functional.cross_entropy(scores.masked_fill(masked, float("-inf")), positive)
+    if not symmetric:
+        return forward
+    with torch.no_grad():
+        masked_back = (limit[:, None] < guide[:, positive].T) | (positive[:, None] == positive[None, :])
+        masked_back[rows, rows] = False
+    backward = torch.nn.functional.cross_entropy(scores[:, positive].T.masked_fill(masked_back, float("-inf")), rows)
     return (forward + backward) / 2

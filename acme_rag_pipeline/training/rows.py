@@ -24,6 +24,12 @@ class KeptPair:
     origin: str
     method: str
     negatives: tuple[LivePassage, ...]
+    named_negatives: frozenset[str] = frozenset()
+
+    def negatives_used(self, mined: int) -> list[LivePassage]:
+        """Those that people named, and so many of the mined ones."""
+        named = [n for n in self.negatives if n.chunk_id in self.named_negatives]
+        return named + [n for n in self.negatives if n.chunk_id not in self.named_negatives][:mined]
 
 
 def kept_pairs(warehouse: Warehouse) -> list[KeptPair]:
@@ -35,6 +41,9 @@ def kept_pairs(warehouse: Warehouse) -> list[KeptPair]:
             "SELECT pair_id, query, chunk_id, origin, method, negatives FROM training_pairs "
             "WHERE dropped_because IS NULL ORDER BY pair_id",
         )
+        named: dict[str, set[str]] = {}
+        for row in records(connection, "SELECT pair_id, chunk_id FROM curated_negatives"):
+            named.setdefault(row["pair_id"], set()).add(row["chunk_id"])
     return [
         KeptPair(
             row["pair_id"],
@@ -43,6 +52,7 @@ def kept_pairs(warehouse: Warehouse) -> list[KeptPair]:
             row["origin"],
             row["method"],
             tuple(passages[n] for n in row["negatives"] if n in passages),
+            frozenset(named.get(row["pair_id"], ())),
         )
         for row in rows
         if row["chunk_id"] in passages
@@ -64,6 +74,7 @@ def rows_fingerprint(pairs: Sequence[KeptPair]) -> str:
             p.passage.text,
             p.passage.near_duplicate_group,
             [n.chunk_id for n in p.negatives],
+            sorted(p.named_negatives),
         )
         for p in pairs
     ]
@@ -71,28 +82,37 @@ def rows_fingerprint(pairs: Sequence[KeptPair]) -> str:
 
 
 def training_rows(
-    pairs: Sequence[KeptPair], prefix: PassagePrefix, base: Encoder, cache: EmbeddingCache, negatives: int
+    pairs: Sequence[KeptPair],
+    prefix: PassagePrefix,
+    base: Encoder,
+    cache: EmbeddingCache,
+    negatives: int = 0,
+    corpus: Sequence[LivePassage] | None = None,
 ) -> TrainingRows:
     """Render the pairs and fetch the guide's vectors (from the cache: the base has encoded these texts already).
 
     Args:
-        pairs: at least two.
+        pairs: of at least two passages.
         prefix: how the candidate renders passages; the guide always sees the plain text.
         base: the guide.
         cache: where its vectors lie.
-        negatives: mined negatives used for each pair.
+        negatives: mined negatives used for each pair, beside those that people named.
+        corpus: all passages, for a query tower that is trained against their frozen vectors.
     """
-    used = [pair.negatives[:negatives] for pair in pairs]
+    wanted = [pair.passage for pair in pairs]
+    wanted += corpus if corpus is not None else [n for pair in pairs for n in pair.negatives_used(negatives)]
+    passages = list({passage.chunk_id: passage for passage in wanted}.values())
+    number = {passage.chunk_id: i for i, passage in enumerate(passages)}
     queries, _ = cache.queries(base, [pair.query for pair in pairs])
-    texts = [pair.passage.text for pair in pairs] + [n.text for row in used for n in row]
-    vectors, _ = cache.passages(base, texts)
-    extra = iter(vectors[len(pairs) :])
+    guide, _ = cache.passages(base, [passage.text for passage in passages])
+    rendered = [passage.rendered(prefix) for passage in passages]
     return TrainingRows(
         queries=[pair.query for pair in pairs],
-        passages=[pair.passage.rendered(prefix) for pair in pairs],
-        groups=[pair.passage.near_duplicate_group for pair in pairs],
-        negatives=[[n.rendered(prefix) for n in row] for row in used],
+        positives=[number[pair.passage.chunk_id] for pair in pairs],
+        passages=rendered,
+        groups=[passage.near_duplicate_group for passage in passages],
+        negatives=[[number[n.chunk_id] for n in pair.negatives_used(negatives)] for pair in pairs],
         guide_queries=queries,
-        guide_passages=vectors[: len(pairs)],
-        guide_negatives=[[next(extra) for _ in row] for row in used],
+        guide_passages=guide,
+        frozen_passages=None if corpus is None else cache.passages(base, rendered)[0],
     )

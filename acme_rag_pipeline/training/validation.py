@@ -41,12 +41,20 @@ class Validation:
         """Whether there are enough queries to choose by."""
         return len(self.pairs) >= MINIMUM_QUERIES
 
-    def score(self, encoder: Encoder, prefix: PassagePrefix) -> float | None:
-        """Mean nDCG@10 of a model, or None with too few queries."""
+    def score(self, encoder: Encoder, prefix: PassagePrefix, held: np.ndarray | None = None) -> float | None:
+        """Mean nDCG@10 of a model, or None with too few queries.
+
+        Args:
+            encoder: the model.
+            prefix: how passages are rendered.
+            held: vectors of `passages` from another model, for a query tower.
+        """
         if not self.usable:
             return None
         queries = encoder.encode_queries([pair.query for pair in self.pairs])
-        return self._ndcg(queries, encoder.encode_passages([p.rendered(prefix) for p in self.passages]), self.pairs)
+        if held is None:
+            held = encoder.encode_passages([p.rendered(prefix) for p in self.passages])
+        return self._ndcg(queries, held, self.pairs)
 
     def score_cached(
         self, encoder: Encoder, prefix: PassagePrefix, cache: EmbeddingCache, *, without_headings: bool = False

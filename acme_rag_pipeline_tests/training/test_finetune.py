@@ -29,8 +29,8 @@ PROGRAM = textwrap.dedent(
     queries = [f"which form for team {i % 7} in week {i % 50}" for i in range(24)]
     encoder = Encoder(base.folder, base.digest, "fp32")
     rows = finetune.TrainingRows(
-        queries, passages, [str(i) for i in range(24)], [[] for _ in passages],
-        encoder.encode_queries(queries), encoder.encode_passages(passages), [[] for _ in passages],
+        queries, range(24), passages, [str(i) for i in range(24)], [[] for _ in queries],
+        encoder.encode_queries(queries), encoder.encode_passages(passages),
     )
     settings = TrainingSettings(epochs=3, batch_size=4, precision="fp32")
     model, curve = finetune.finetune(base.folder, rows, settings, Path(sys.argv[1]), lambda m: None, "cpu")

@@ -12,22 +12,21 @@ def unit(*shape: int) -> torch.Tensor:
     return torch.nn.functional.normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(shape[0])), dim=-1)
 
 
+def loss_of(queries: torch.Tensor, passages: torch.Tensor, guide: torch.Tensor, positive: list[int]) -> torch.Tensor:
+    return guided_softmax_loss(queries @ passages.T * 20, guide, torch.tensor(positive), margin=0.95)
+
+
 def test_without_masks_it_is_the_symmetric_softmax() -> None:
     queries, passages = unit(5, 8), unit(6, 8)[:5]
-    guide = torch.eye(5)
-    loss = guided_softmax_loss(queries, passages, guide, guide, scale=20, margin=0.95)
-    scores = queries @ passages.T * 20
-    rows = torch.arange(5)
+    scores, rows = queries @ passages.T * 20, torch.arange(5)
     expected = (torch.nn.functional.cross_entropy(scores, rows) + torch.nn.functional.cross_entropy(scores.T, rows)) / 2
-    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert loss_of(queries, passages, torch.eye(5), [0, 1, 2, 3, 4]).item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_a_false_negative_has_no_gradient() -> None:
     queries, passages = unit(3, 8), unit(4, 8)[:3].requires_grad_()
-    guide_queries, guide_passages = torch.eye(3), torch.eye(3)
-    guide_passages[1] = torch.tensor([0.99, 0.1, 0.0])
-    loss = guided_softmax_loss(queries[:1], passages, guide_queries[:1], guide_passages, scale=20, margin=0.95)
-    loss.backward()
+    guide = torch.tensor([[1.0, 0.99, 0.1]])
+    loss_of(queries[:1], passages, guide, [0]).backward()
     assert passages.grad is not None
     assert passages.grad[1].abs().sum() == 0
     assert passages.grad[2].abs().sum() > 0
@@ -35,7 +34,19 @@ def test_a_false_negative_has_no_gradient() -> None:
 
 def test_mined_negatives_raise_the_loss_and_are_no_target_of_the_way_back() -> None:
     queries, passages = unit(4, 8), unit(6, 8)
-    guide = torch.eye(6)
-    alone = guided_softmax_loss(queries, passages[:4], guide[:4], guide[:4], scale=20, margin=0.95)
-    more = guided_softmax_loss(queries, passages, guide[:4], guide, scale=20, margin=0.95)
-    assert more > alone
+    alone = loss_of(queries, passages[:4], torch.eye(6)[:4, :4], [0, 1, 2, 3])
+    assert loss_of(queries, passages, torch.eye(6)[:4], [0, 1, 2, 3]) > alone
+
+
+def test_queries_of_one_passage_are_not_each_others_negatives() -> None:
+    passages, queries = unit(2, 8), unit(3, 8)
+    guide = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+    together = loss_of(queries, passages, guide, [0, 0, 1])
+    scores = queries @ passages.T * 20
+    forward = torch.nn.functional.cross_entropy(scores, torch.tensor([0, 0, 1]))
+    back = [
+        torch.logsumexp(scores[[0, 2], 0], 0) - scores[0, 0],
+        torch.logsumexp(scores[[1, 2], 0], 0) - scores[1, 0],
+        torch.logsumexp(scores[:, 1], 0) - scores[2, 1],
+    ]
+    assert together.item() == pytest.approx(((forward + sum(back) / 3) / 2).item(), rel=1e-5)

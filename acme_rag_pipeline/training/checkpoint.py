@@ -1,0 +1,56 @@
+"""The state of an unfinished training run: saved beside the store's work files, gone on from after a kill."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Curve:
+    """What training looked like: for the log, the report and the UI."""
+
+    steps: list[dict[str, float]] = field(default_factory=list)
+    epochs: list[dict[str, float]] = field(default_factory=list)
+    seconds: float = 0.0
+    pairs_per_second: float = 0.0
+
+
+def save_checkpoint(checkpoint: Path, step: int, model: Any, optimizer: Any, scheduler: Any, curve: Curve) -> None:
+    """Replace the checkpoint; a kill leaves the old one or the new one."""
+    import torch
+
+    checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    temporary = checkpoint.with_suffix(".tmp")
+    torch.save(
+        {
+            "step": step,
+            "weights": {n: p.detach().cpu() for n, p in model.named_parameters() if p.requires_grad},
+            "optimizer": optimizer.state_dict(),
+            "scheduler": scheduler.state_dict(),
+            "rng": torch.get_rng_state(),
+            "curve": {"steps": curve.steps, "epochs": curve.epochs},
+        },
+        temporary,
+    )
+    temporary.replace(checkpoint)
+
+
+def resume(checkpoint: Path, model: Any, optimizer: Any, scheduler: Any) -> tuple[int, Curve]:
+    """Load a checkpoint into the model and its optimizer. Returns the steps done; 0 when it cannot be read."""
+    import torch
+
+    try:
+        saved = torch.load(checkpoint, weights_only=True, map_location="cpu")
+    except Exception as error:
+        logger.warning("the checkpoint %s cannot be read (%s): training starts again", checkpoint.name, error)
+        return 0, Curve()
+    model.load_state_dict(saved["weights"], strict=False)
+    optimizer.load_state_dict(saved["optimizer"])
+    scheduler.load_state_dict(saved["scheduler"])
+    torch.set_rng_state(saved["rng"])
+    return int(saved["step"]), Curve(saved["curve"]["steps"], saved["curve"]["epochs"])
