@@ -133,8 +133,9 @@ def _signatures(store: Store, texts: dict[str, str]) -> dict[str, bytes]:
     with store.warehouse.read() as connection:
         known = dict(connection.execute("SELECT text_hash, signature FROM minhashes").fetchall())
     new = {text_hash: signature(text) for text_hash, text in texts.items() if text_hash not in known}
-    with store.warehouse.write() as connection:
-        insert(connection, "minhashes", [{"text_hash": h, "signature": s} for h, s in new.items()])
+    if new:
+        with store.warehouse.write() as connection:
+            insert(connection, "minhashes", [{"text_hash": h, "signature": s} for h, s in new.items()])
     return {text_hash: new.get(text_hash) or known[text_hash] for text_hash in texts}
 
 
@@ -152,13 +153,22 @@ def _place(rows: list[dict[str, Any]], group_of: dict[str, str], settings: Setti
 
 def _retract(connection: duckdb.DuckDBPyConnection) -> None:
     """Text that is gone takes its questions along at once, and not only at the next retrain."""
-    connection.execute("DELETE FROM pairs WHERE chunk_id NOT IN (SELECT chunk_id FROM chunks)")
-    connection.execute("DELETE FROM training_pairs WHERE chunk_id NOT IN (SELECT chunk_id FROM chunks)")
     connection.execute("SET VARIABLE live = (SELECT list(chunk_id) FROM chunks)")
-    connection.execute(
+    retracted = 0
+    for statement in (
+        "DELETE FROM pairs WHERE chunk_id NOT IN (SELECT chunk_id FROM chunks)",
+        "DELETE FROM training_pairs WHERE chunk_id NOT IN (SELECT chunk_id FROM chunks)",
+        "DELETE FROM curated_negatives WHERE chunk_id NOT IN (SELECT chunk_id FROM chunks)",
         "UPDATE training_pairs SET negatives = list_filter(negatives, lambda n: list_contains(getvariable('live'), n)) "
-        "WHERE NOT list_has_all(getvariable('live'), negatives)"
-    )
+        "WHERE NOT list_has_all(getvariable('live'), negatives)",
+    ):
+        retracted += connection.execute(statement).fetchall()[0][0]
+    if retracted:
+        # When the text comes back, so does the fingerprint that these stages were made from: it must not be trusted.
+        connection.execute(
+            "UPDATE stages SET fingerprint = 'retracted' "
+            "WHERE stage IN ('curated_pairs', 'synthetic_pairs', 'training_set')"
+        )
 
 
 def _details(rows: list[dict[str, Any]]) -> dict[str, Any]:

@@ -1,12 +1,19 @@
-"""Vectors by (encoder, rendered input): each distinct input is encoded once, whatever document it stands in."""
+"""Vectors by (encoder, rendered input): each distinct input is encoded once, whatever document it stands in.
+
+Vectors of text that is gone stay for reverts and renames: as many as there are live ones, at least `KEEP_UNUSED`; beyond
+that those that have been out of use the longest leave.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 
@@ -15,10 +22,14 @@ from acme_rag_pipeline.store.fingerprints import sha256_text
 from acme_rag_pipeline.store.warehouse import Warehouse
 
 COMMIT_EVERY = 256
+# 15 MB at 384 dimensions.
+KEEP_UNUSED = 10_000
+SPARE_BYTES = 2**20
 TABLE = (
     "CREATE TABLE IF NOT EXISTS embeddings("
     "encoder VARCHAR, input_hash VARCHAR, vector FLOAT[], PRIMARY KEY (encoder, input_hash))"
 )
+UNUSED_TABLE = "CREATE TABLE IF NOT EXISTS unused(encoder VARCHAR, input_hash VARCHAR, since TIMESTAMPTZ)"
 logger = logging.getLogger(__name__)
 
 
@@ -95,11 +106,81 @@ class EmbeddingCache:
             return 0
         with self._file.write() as connection:
             connection.register("gone", pa.table({"encoder": gone}))
-            return int(
+            forgotten = int(
                 connection.execute("DELETE FROM embeddings WHERE encoder IN (SELECT encoder FROM gone)").fetchall()[0][
                     0
                 ]
             )
+        self._shrink()
+        return forgotten
+
+    def forget_unused(self, passages: Collection[str], queries: Collection[str], keep: int = KEEP_UNUSED) -> int:
+        """Delete the vectors that have been out of use the longest, beyond as many as are in use and beyond `keep`.
+
+        Args:
+            passages: hashes of the rendered passages in use.
+            queries: hashes of the queries in use.
+            keep: so many unused vectors always stay.
+
+        Returns:
+            The number of rows deleted.
+        """
+        if not self._file.path.exists():
+            return 0
+        with self._file.read() as connection:
+            rows = connection.execute("SELECT count(*) FROM embeddings").fetchall()[0][0]
+        if rows <= keep:
+            return 0
+        with self._file.write() as connection:
+            roles = ["passage"] * len(passages) + ["query"] * len(queries)
+            connection.register("in_use", pa.table({"role": roles, "input_hash": [*passages, *queries]}))
+            connection.execute(UNUSED_TABLE)
+            connection.execute(
+                "CREATE TEMP TABLE dead AS SELECT encoder, input_hash FROM embeddings e ANTI JOIN in_use i "
+                "ON e.input_hash = i.input_hash AND split_part(e.encoder, '/', 2) = i.role"
+            )
+            connection.execute(
+                "DELETE FROM unused WHERE (encoder, input_hash) NOT IN (SELECT (encoder, input_hash) FROM dead)"
+            )
+            connection.execute(
+                "INSERT INTO unused SELECT encoder, input_hash, ? FROM dead ANTI JOIN unused USING (encoder, input_hash)",
+                [datetime.now(UTC)],
+            )
+            dead = connection.execute("SELECT count(*) FROM dead").fetchall()[0][0]
+            surplus = max(0, dead - max(rows - dead, keep))
+            oldest = f"SELECT (encoder, input_hash) FROM unused ORDER BY since, input_hash, encoder LIMIT {surplus}"
+            connection.execute(f"DELETE FROM embeddings WHERE (encoder, input_hash) IN ({oldest})")
+            connection.execute("DROP TABLE dead")
+        if surplus:
+            self._shrink()
+        return surplus
+
+    def _shrink(self) -> None:
+        """Rewrite the file where it is more than twice as large as its rows: DuckDB keeps the space of deleted rows.
+
+        The old file stays attached, and so locked against other writers, until the new one has taken its place; the lock
+        goes when any handle of this process on the file is closed, so nothing here opens it a second time.
+        """
+        path = self._file.path
+        fresh = path.with_name(f".{path.name}.tmp")
+        fresh.unlink(missing_ok=True)
+        with self._file.read() as connection:
+            content = connection.execute("SELECT coalesce(sum(4 * len(vector) + 160), 0) FROM embeddings").fetchall()[
+                0
+            ][0]
+        if path.stat().st_size <= 2 * content + SPARE_BYTES:
+            return
+        # A process that uses the file just now is no reason to fail: the next time will do.
+        with contextlib.suppress(duckdb.Error), duckdb.connect() as both:
+            both.execute(f"ATTACH '{_quoted(path)}' AS old (READ_ONLY); ATTACH '{_quoted(fresh)}' AS fresh")
+            both.execute("COPY FROM DATABASE old TO fresh; DETACH fresh")
+            if not path.with_name(f"{path.name}.wal").exists():
+                fresh.replace(path)
+        fresh.unlink(missing_ok=True)
+
+
+def _quoted(path: Path) -> str:
+    return str(path).replace("'", "''")
 
 
 def _log_progress(done: int, total: int, started: float) -> None:

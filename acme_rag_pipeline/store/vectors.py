@@ -235,17 +235,22 @@ def _compact(table: Table) -> None:
             return
 
 
-def drop_old_versions(table: Table, keep: Sequence[int]) -> None:
-    """Delete the files of versions older than the oldest kept one; the newest version always stays.
+def drop_old_versions(table: Table, keep: Sequence[int], *, at_once: bool = False) -> None:
+    """Delete the files of versions older than the oldest kept one, and those of no version; the newest always stays.
 
     Args:
-        table: not pinned to a version.
+        table: not pinned to a version; nobody else writes to it now.
         keep: versions that a reader may still hold.
+        at_once: do not spare the versions of the last seconds before the oldest kept one, among them the one that was
+            newest until now: the steps of a reconciliation stand as close together as that.
     """
     times = [v["timestamp"] for v in table.list_versions() if v["version"] in keep]
     if times:
-        age = datetime.now(UTC) - min(times).astimezone(UTC)
-        table.optimize(cleanup_older_than=age + timedelta(seconds=5), delete_unverified=False)
+        age = datetime.now(UTC) - min(times).astimezone(UTC) + timedelta(seconds=5)
+        if at_once and set(keep) == {int(table.version)}:
+            age = timedelta(milliseconds=1)
+        # Killed writers leave files that belong to no version. The store's writer lock says that nobody is writing now.
+        table.optimize(cleanup_older_than=age, delete_unverified=True)
 
 
 def recorded_model(table: Table) -> str:
