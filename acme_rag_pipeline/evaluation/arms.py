@@ -103,8 +103,8 @@ class ArmRunner:
         ]
 
     def _dense(self, which: index.PassageEncoder, queries: Sequence[str], depth: int) -> list[list[Scored]]:
-        encoder = index.encoder_for(self._store, which.model_digest, self._settings)
-        asked, _ = self._cache.queries(encoder, queries)
+        asked, _ = self._cache.queries(index.encoder_for(self._store, which.model_digest, self._settings), queries)
+        encoder = index.encoder_for(self._store, which.passage_model, self._settings)
         held, _ = self._cache.passages(encoder, [p.rendered(which.prefix) for p in self.passages])
         depth = min(depth, len(self.passages))
         rankings = []

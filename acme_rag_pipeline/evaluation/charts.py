@@ -112,10 +112,19 @@ def line_chart(series: Sequence[Series], x_title: str, y_title: str, spoken: str
     return _svg(CHART_WIDTH, CHART_HEIGHT, spoken, parts)
 
 
-def histogram(edges: Sequence[float], groups: Sequence[tuple[Sequence[int], str]], x_title: str, spoken: str) -> Markup:
-    """Overlaid bars of shares for groups of ``(counts, tone)`` over common bin edges, each group adding up to 1."""
+def histogram(
+    edges: Sequence[float],
+    groups: Sequence[tuple[Sequence[int], str]],
+    x_title: str,
+    spoken: str,
+    highest: float = 0.0,
+) -> Markup:
+    """Overlaid bars of shares for groups of ``(counts, tone)`` over common bin edges, each group adding up to 1.
+
+    ``highest`` is a share that the axis reaches at least, so that pictures side by side have one scale.
+    """
     shares = [([count / max(1, sum(counts)) for count in counts], tone) for counts, tone in groups]
-    x_axis, y_axis = _axes(list(edges), [0.0, *(share for group, _ in shares for share in group)])
+    x_axis, y_axis = _axes(list(edges), [0.0, highest, *(share for group, _ in shares for share in group)])
     parts = _frame(x_axis, y_axis, x_title, "share", 2)
     bar = Markup('<rect x="{}" y="{}" width="{}" height="{}" class="area {}"/>')
     for group, tone in shares:

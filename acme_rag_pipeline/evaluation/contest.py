@@ -6,8 +6,8 @@ import json
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from datetime import datetime
 
 from acme_rag_pipeline.evaluation.arms import (
     BASE,
@@ -20,6 +20,7 @@ from acme_rag_pipeline.evaluation.arms import (
     ArmResult,
     ArmRunner,
 )
+from acme_rag_pipeline.evaluation.forgetting import Forgetting, general_probe
 from acme_rag_pipeline.evaluation.gate import ArmScores, Decision, GateSettings, decide
 from acme_rag_pipeline.evaluation.golden import JudgedQuery
 from acme_rag_pipeline.evaluation.metrics import PRIMARY
@@ -71,6 +72,7 @@ class Evaluation:
         results: query set to arms.
         decision: the gate's answer.
         winner: encoder and recipe of the winning arm, None when the champion stays.
+        forgetting: general questions, base against candidate; None where there is no candidate with weights of its own.
     """
 
     evaluation_id: str
@@ -80,6 +82,7 @@ class Evaluation:
     decision: Decision
     winner: tuple[index.PassageEncoder, str] | None
     seconds: float
+    forgetting: Forgetting | None = None
 
     def result(self, query_set: str, arm: str) -> ArmResult | None:
         """One arm's result, None if it did not run."""
@@ -106,7 +109,7 @@ def contest(store: Store, settings: Settings) -> Contest:
     # New judged queries are new evidence: then a candidate may be decided on again.
     key = f"{decisions.candidate_key(candidate)}/{fingerprint(golden)[:12]}"
     before = decisions.champion_before(store, settings, key)
-    twin = _encoder(store, trained.get("twin_digest"), candidate.prefix) if candidate else None
+    twin = _encoder(store, trained.get("twin_digest"), candidate) if candidate else None
     return Contest(candidate, twin, before, _twin_of(store, before), judged_by == "golden queries", key, base)
 
 
@@ -115,7 +118,10 @@ def run(store: Store, settings: Settings, who: Contest, evaluation_id: str) -> E
     started = time.monotonic()
     runner = ArmRunner(store, settings)
     side = "validation" if who.golden_decides else "test"
-    sets = query_sets(store, side)
+    sets = {
+        name: with_document_age(store, queries, who.champion.decided_at)
+        for name, queries in query_sets(store, side).items()
+    }
     results: dict[str, list[ArmResult]] = {}
     for name, queries in sets.items():
         results[name] = []
@@ -125,19 +131,28 @@ def run(store: Store, settings: Settings, who: Contest, evaluation_id: str) -> E
             logger.info("%s, %s: %s %.4f", name, arm.name, PRIMARY, sum(mean.values()) / max(1, len(mean)))
     decision = _verdict(who, sets, results, settings)
     winner = _winner(decision, who)
-    return Evaluation(evaluation_id, who, sets, results, decision, winner, time.monotonic() - started)
+    forgetting = None
+    if who.candidate is not None and who.candidate.model_digest != who.base.model_digest:
+        forgetting = general_probe(store, settings, who.base, who.candidate)
+        logger.info("%s", forgetting.sentence)
+    return Evaluation(evaluation_id, who, sets, results, decision, winner, time.monotonic() - started, forgetting)
 
 
 def arms_for(who: Contest, *, held_out: bool) -> list[Arm]:
     """The arms, the simplest first; on held-out units twins stand in for models that have seen them."""
     arms = [Arm(BM25, None, False), Arm(BASE, who.base, False), Arm(BASE_HYBRID, who.base, True)]
     if who.candidate is not None:
-        measured = who.twin if held_out and who.twin else who.candidate
+        measured = measured_candidate(who, held_out=held_out)
         arms += [Arm(FINE_TUNED, measured, False), Arm(FINE_TUNED_HYBRID, measured, True)]
     if champion_arm(who) == CHAMPION:
         measured = who.champion_twin if held_out and who.champion_twin else who.champion.encoder
         arms.append(Arm(CHAMPION, measured, who.champion.recipe == "hybrid"))
     return arms
+
+
+def measured_candidate(who: Contest, *, held_out: bool) -> index.PassageEncoder | None:
+    """What is measured in the candidate's name: its twin on held-out units, where it has one."""
+    return who.twin if held_out and who.twin else who.candidate
 
 
 def champion_arm(who: Contest) -> str:
@@ -148,6 +163,26 @@ def champion_arm(who: Contest) -> str:
     if who.champion.encoder == who.candidate:
         return FINE_TUNED_HYBRID if hybrid else FINE_TUNED
     return CHAMPION
+
+
+def with_document_age(store: Store, queries: Sequence[JudgedQuery], decided_at: datetime) -> list[JudgedQuery]:
+    """The queries with a segment `documents`: `new` or `old`, by the document of their first evidence.
+
+    A document is old when a training run had seen a chunk of it before the champion was decided on. Queries that are all of
+    one age get no such segment, because it would say nothing.
+    """
+    with store.warehouse.read() as connection:
+        rows = connection.execute(
+            "SELECT DISTINCT doc_path FROM chunks JOIN trained_chunks USING (chunk_id) WHERE since IS NULL OR since < ?",
+            [decided_at],
+        ).fetchall()
+    old = {row[0] for row in rows}
+    ages = ["old" if query.evidence[0].doc_path in old else "new" for query in queries]
+    if len(set(ages)) < 2:
+        return list(queries)
+    return [
+        replace(query, segments=query.segments | {"documents": age}) for query, age in zip(queries, ages, strict=True)
+    ]
 
 
 def segments_of(queries: Sequence[JudgedQuery]) -> dict[str, dict[str, str]]:
@@ -199,10 +234,10 @@ def _twin_of(store: Store, decision: decisions.Decision) -> index.PassageEncoder
             "SELECT twin_digest FROM models WHERE model_digest = ? AND twin_digest IS NOT NULL ORDER BY created_at DESC",
             [decision.model_digest],
         )
-    return _encoder(store, rows[0]["twin_digest"], decision.passage_prefix) if rows else None
+    return _encoder(store, rows[0]["twin_digest"], decision.encoder) if rows else None
 
 
-def _encoder(store: Store, digest: str | None, prefix: Any) -> index.PassageEncoder | None:
+def _encoder(store: Store, digest: str | None, like: index.PassageEncoder) -> index.PassageEncoder | None:
     if digest is None or not models.model_folder(store, digest).exists():
         return None
-    return index.PassageEncoder(digest, prefix)
+    return index.PassageEncoder(digest, like.prefix, like.passage_digest)

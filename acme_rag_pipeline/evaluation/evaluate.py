@@ -14,11 +14,12 @@ from acme_rag_pipeline.retrieval import index
 from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store.fingerprints import fingerprint
 from acme_rag_pipeline.store.layout import Store
+from acme_rag_pipeline.store.schema import add_missing_tables
 from acme_rag_pipeline.store.stages import StageResult, data_versions, record, recorded
 from acme_rag_pipeline.store.warehouse import reconcile
 
 STAGE = "evaluation_report"
-CODE_VERSION = "2"
+CODE_VERSION = "3"
 
 
 def evaluate(store: Store, settings: Settings) -> StageResult:
@@ -43,10 +44,12 @@ def evaluate(store: Store, settings: Settings) -> StageResult:
     if (unchanged := recorded(store.warehouse, STAGE, made_from)) is not None and _report_there(store, unchanged):
         return unchanged
     with store.writer(STAGE):
+        with store.warehouse.write() as connection:
+            add_missing_tables(connection)
         done = run(store, settings, who, made_from)
         report, picture = write_report(store, settings, done)
         rows = _evaluation_rows(done)
-        details = {
+        details: dict[str, Any] = {
             "evaluation_id": done.evaluation_id,
             "verdict": done.decision.verdict,
             "reason": done.decision.reason,
@@ -57,6 +60,8 @@ def evaluate(store: Store, settings: Settings) -> StageResult:
             PRIMARY: _primary(rows),
             "seconds": round(done.seconds, 1),
         }
+        if done.forgetting is not None:
+            details |= {"forgetting": done.forgetting.sentence, **done.forgetting.floats()}
         with store.warehouse.write() as connection:
             _insert_all(connection, done, rows)
             result = StageResult(
@@ -113,6 +118,7 @@ def _insert_all(connection: Any, done: Evaluation, rows: list[dict[str, Any]]) -
         "reason": done.decision.reason,
         "winner_digest": done.winner[0].model_digest if done.winner else None,
         "winner_prefix": done.winner[0].prefix if done.winner else None,
+        "winner_passage_digest": done.winner[0].passage_digest if done.winner else None,
         "winner_recipe": done.winner[1] if done.winner else None,
         "evidence": who.deciding_set,
         "details": json.dumps(asdict(done.decision)),

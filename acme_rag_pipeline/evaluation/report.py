@@ -1,4 +1,4 @@
-"""The evaluation report: one self-contained HTML page for people, and one small picture for the Dagster UI.
+"""The evaluation report: one self-contained HTML page for people.
 
 Everything that comes from documents, questions or models is hostile text: the template escapes all of it, the page
 carries a content security policy that forbids scripts and every request, and control characters are removed.
@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from acme_rag_pipeline.evaluation.comparison import Comparison, SegmentRow
+from acme_rag_pipeline.evaluation.forgetting import Forgetting
 from acme_rag_pipeline.evaluation.intervals import Interval
 from acme_rag_pipeline.evaluation.metrics import METRICS, PRIMARY
 
@@ -156,12 +157,21 @@ class SamplePair:
 
 @dataclass(frozen=True)
 class Similarities:
-    """Histogram counts of cosine similarity of queries to their own and to other passages, over common ``edges``."""
+    """Cosine of queries to their evidence (``own``) and to the best wrong passage (``others``) for one model.
+
+    Attributes:
+        label: The model, or the moment.
+        edges: Bin edges, common to both and to every other model shown.
+        own: Counts per bin.
+        others: Counts per bin.
+        margin: Mean over queries of right minus best wrong; below 0 the wrong passage is the nearer one.
+    """
 
     label: str
     edges: Sequence[float]
     own: Sequence[int]
     others: Sequence[int]
+    margin: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -170,7 +180,8 @@ class Report:
 
     ``champion`` and ``candidate`` are arm names, ``candidate`` being the arm that the verdict is about. ``headline`` is
     the verdict in one sentence, ``reason`` what more there is to say. ``corpus`` and ``tokens`` are labelled counts,
-    ``stages`` seconds by stage, ``lineage`` labelled versions and fingerprints.
+    ``stages`` seconds by stage, ``lineage`` labelled versions and fingerprints, ``trail`` those of one example from its
+    document to the index.
     """
 
     headline: str
@@ -191,6 +202,8 @@ class Report:
     stages: Mapping[str, float] = field(default_factory=dict)
     tokens: Mapping[str, int] = field(default_factory=dict)
     lineage: Mapping[str, str] = field(default_factory=dict)
+    trail: Mapping[str, str] = field(default_factory=dict)
+    forgetting: Forgetting | None = None
     caveats: Sequence[str] = ()
 
     @property
@@ -222,52 +235,15 @@ def render_report(report: Report) -> str:
         "p": lambda value: "–" if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}",
         "count": lambda value: f"{value:,}".replace(",", "\u202f"),
         "seconds": _seconds,
-        "snippet": _snippet,
+        "snippet": snippet,
         "moment": lambda at: (at.astimezone(UTC) if at.tzinfo else at).strftime("%Y-%m-%d %H:%M UTC"),
         "words": lambda name: str(name).replace("_", " "),
     }
-    return _clean(environment.get_template("report.html.jinja").render(report=report))
+    return clean(environment.get_template("report.html.jinja").render(report=report))
 
 
-def arms_chart_png(report: Report) -> bytes:
-    """Draw the arms of the deciding query set, dot and interval each, as a PNG below 50 KB."""
-    import io
-
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    shown = report.main_set
-    rows = [(arm.arm, arm.metrics[PRIMARY]) for arm in shown.arms if PRIMARY in arm.metrics] if shown else []
-    figure = Figure(figsize=(7.0, 1.3 + 0.42 * max(1, len(rows))), dpi=100, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    for place, (name, interval) in enumerate(reversed(rows)):
-        color = {report.candidate: "#2563eb", report.champion: "#334155"}.get(name, "#94a3b8")
-        if math.isfinite(interval.low) and math.isfinite(interval.high):
-            axes.plot([max(0, interval.low), min(1, interval.high)], [place, place], color=color, linewidth=2)
-        axes.plot([interval.mean], [place], "o", color=color, markersize=7)
-        axes.annotate(f"{interval.mean:.3f}", (interval.mean, place), (0, 7), textcoords="offset points", ha="center")
-        if name == report.champion:
-            axes.axvline(interval.mean, color="#94a3b8", linestyle="--", linewidth=1, zorder=0)
-    axes.set_yticks(range(len(rows)), [_plain(name) for name, _ in reversed(rows)])
-    axes.set_ylim(-0.6, max(1, len(rows)) - 0.2)
-    axes.set_xlabel(f"{PRIMARY} with 95 % interval")
-    if shown is not None:
-        scope = f"{shown.queries} queries over {shown.units} {shown.unit_noun}"
-        axes.set_title(_plain(f"{report.verdict} ({shown.name.replace('_', ' ')}: {scope})", 90), fontsize=10)
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.grid(axis="x", alpha=0.3)
-    target = io.BytesIO()
-    figure.savefig(target, format="png", metadata={"Software": None})
-    return target.getvalue()
-
-
-def _plain(text: str, limit: int = 40) -> str:
-    """Text for a picture: short enough to leave room, and no dollar sign that would start a formula."""
-    return _snippet(_clean(text), limit).replace("\ufffd", "").replace("$", r"\$")
-
-
-def _clean(text: str) -> str:
+def clean(text: str) -> str:
+    """Replace control characters and marks that change the reading direction."""
     return _UNSAFE.sub("\ufffd", text)
 
 
@@ -286,6 +262,7 @@ def _seconds(value: float) -> str:
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {seconds:02d} s"
 
 
-def _snippet(text: str, limit: int = SNIPPET_CHARACTERS) -> str:
+def snippet(text: str, limit: int = SNIPPET_CHARACTERS) -> str:
+    """The beginning of a text on one line, cut at a word."""
     flat = " ".join(text.split())
     return flat if len(flat) <= limit else flat[:limit].rsplit(" ", 1)[0] + " …"

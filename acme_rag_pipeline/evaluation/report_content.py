@@ -3,34 +3,35 @@
 from __future__ import annotations
 
 import base64
-import json
+import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from acme_rag_pipeline.evaluation.arms import BASE, CHAMPION, ArmResult, ArmRunner
 from acme_rag_pipeline.evaluation.comparison import ArmScores, GateSettings, compare, compare_segments
-from acme_rag_pipeline.evaluation.contest import Evaluation, champion_arm, segments_of
+from acme_rag_pipeline.evaluation.contest import Evaluation, champion_arm, measured_candidate, segments_of
 from acme_rag_pipeline.evaluation.golden import JudgedQuery
 from acme_rag_pipeline.evaluation.metrics import METRICS, PRIMARY, Hit, finds
+from acme_rag_pipeline.evaluation.picture import report_picture
+from acme_rag_pipeline.evaluation.provenance import funnel, lineage, samples, stage_details, tokens, trail
 from acme_rag_pipeline.evaluation.query_sets import GOLDEN, HELD_OUT
 from acme_rag_pipeline.evaluation.report import (
     ArmRow,
-    Funnel,
-    PairCount,
     Passage,
     QueryChange,
     QuerySetReport,
     Report,
-    SamplePair,
+    Similarities,
     SweepPoint,
     TrainingPoint,
-    arms_chart_png,
     render_report,
 )
+from acme_rag_pipeline.evaluation.similarity import similarities
 from acme_rag_pipeline.retrieval.index import now
 from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store.layout import Store, write_atomically
-from acme_rag_pipeline.store.warehouse import records
 
 _HEADLINES = {
     "promoted": "Promoted: readers now get {winner}",
@@ -52,19 +53,19 @@ def write_report(store: Store, settings: Settings, done: Evaluation) -> tuple[st
     """Write `reports/<evaluation id>.html` and `reports/latest.html`.
 
     Returns:
-        The report's path relative to the store, and the arms' picture as base64 PNG.
+        The report's path relative to the store, and the picture for the Dagster UI as base64 PNG.
     """
     report = report_of(store, settings, done)
     page = render_report(report)
     name = f"reports/{done.evaluation_id[:16]}.html"
     write_atomically(store.root / name, page)
     write_atomically(store.root / "reports/latest.html", page)
-    return name, base64.b64encode(arms_chart_png(report)).decode("ascii")
+    return name, base64.b64encode(report_picture(report)).decode("ascii")
 
 
 def report_of(store: Store, settings: Settings, done: Evaluation) -> Report:
     """Gather everything the page shows."""
-    details = _stage_details(store)
+    details = stage_details(store)
     who = done.contest
     incumbent = champion_arm(who)
     subject = done.decision.winner or _closest(done)
@@ -73,7 +74,6 @@ def report_of(store: Store, settings: Settings, done: Evaluation) -> Report:
         winner=_DESCRIPTIONS.get(done.decision.winner or "", ""), verdict=verdict.removeprefix("kept: ")
     )
     trained = details.get("fine_tuned_model", {})
-    asked = details.get("synthetic_pairs", {})
     return Report(
         headline=headline,
         verdict=verdict,
@@ -97,13 +97,15 @@ def report_of(store: Store, settings: Settings, done: Evaluation) -> Report:
             SweepPoint(row["share"], row["ndcg@10"], row["share"] == trained.get("share"))
             for row in trained.get("interpolation", [])
         ],
-        funnel=_funnel(store),
-        samples=_samples(store),
-        stages={"training": float(trained.get("seconds", 0)), "evaluation": done.seconds}
-        if trained.get("seconds")
-        else {},
-        tokens={k: asked[k] for k in ("llm_calls", "prompt_tokens", "completion_tokens") if asked.get(k)},
-        lineage=_lineage(store, done),
+        funnel=funnel(store),
+        samples=samples(store),
+        similarities=_similarities(store, settings, done),
+        stages=({"training": float(trained["seconds"])} if trained.get("seconds") else {})
+        | {"evaluation": done.seconds},
+        tokens=tokens(store),
+        lineage=lineage(store, done, details),
+        trail=trail(store, done, details),
+        forgetting=done.forgetting,
         caveats=_caveats(done, trained),
     )
 
@@ -213,6 +215,12 @@ def _training(trained: dict[str, Any]) -> list[TrainingPoint]:
         points.append(TrainingPoint(int(window[-1]["step"]), window[-1]["epoch"], loss=loss))
     last = int(steps[-1]["step"]) if steps else 0
     epochs = curve["epochs"]
+    if epochs:
+        points += [
+            TrainingPoint(0, 0.0, validation_ndcg=row["ndcg@10"])
+            for row in trained.get("interpolation", [])
+            if row["share"] == 0
+        ]
     for row in epochs:
         points.append(
             TrainingPoint(round(last * row["epoch"] / len(epochs)), row["epoch"], validation_ndcg=row["ndcg@10"])
@@ -220,53 +228,38 @@ def _training(trained: dict[str, Any]) -> list[TrainingPoint]:
     return sorted(points, key=lambda point: point.epoch)
 
 
-def _funnel(store: Store) -> Funnel:
-    with store.warehouse.read() as connection:
-        raw = records(
-            connection, "SELECT origin, style, count(*) AS pairs FROM training_pairs GROUP BY ALL ORDER BY 1, 2"
-        )
-        dropped = connection.execute(
-            "SELECT dropped_because, count(*) FROM training_pairs WHERE dropped_because IS NOT NULL GROUP BY 1 ORDER BY 2 DESC"
-        ).fetchall()
-        kept = connection.execute(
-            "SELECT side, count(*) FROM training_pairs WHERE dropped_because IS NULL GROUP BY 1 ORDER BY 1"
-        ).fetchall()
-    return Funnel([PairCount(**row) for row in raw], dict(dropped), dict(kept))
-
-
-def _samples(store: Store) -> list[SamplePair]:
-    with store.warehouse.read() as connection:
-        rows = records(
-            connection,
-            "SELECT t.origin, t.style, t.query, c.text AS passage, c.doc_path FROM training_pairs t "
-            "JOIN chunks c USING (chunk_id) WHERE t.dropped_because IS NULL "
-            "QUALIFY row_number() OVER (PARTITION BY t.origin, t.method ORDER BY t.pair_id) = 1 ORDER BY t.origin, t.method",
-        )
-    return [SamplePair(**row) for row in rows]
-
-
-def _stage_details(store: Store) -> dict[str, dict[str, Any]]:
-    with store.warehouse.read() as connection:
-        rows = records(connection, "SELECT stage, summary FROM stages")
-    return {row["stage"]: json.loads(row["summary"])["details"] for row in rows}
-
-
-def _lineage(store: Store, done: Evaluation) -> dict[str, str]:
-    with store.warehouse.read() as connection:
-        versions = dict(connection.execute("SELECT stage, data_version FROM stages").fetchall())
-    who = done.contest
-    known = {
-        "documents": versions.get("documents", ""),
-        "chunks": versions.get("chunks", ""),
-        "training set": versions.get("training_set", ""),
-        "golden queries": versions.get("golden_queries", ""),
-        "base model": who.base.model_digest,
-        "candidate": who.candidate.model_digest if who.candidate else "",
-        "measured twin": who.twin.model_digest if who.twin else "",
-        "champion": f"{who.champion.model_digest} ({who.champion.recipe})",
-        "evaluation": done.evaluation_id,
+def _similarities(store: Store, settings: Settings, done: Evaluation) -> list[Similarities]:
+    """Of the deciding query set, base and candidate; nothing where the candidate is the base."""
+    who, name = done.contest, done.contest.deciding_set
+    measured = measured_candidate(who, held_out=name == HELD_OUT)
+    queries = done.queries.get(name, ())
+    if measured is None or measured == who.base:
+        return []
+    found = {
+        label: similarities(store, settings, which, queries)
+        for label, which in (("base", who.base), ("candidate", measured))
     }
-    return {name: value for name, value in known.items() if value}
+    both = [value for rows in found.values() for row in rows for value in (row.right, row.wrong)]
+    if not both:
+        return []
+    # From one twentieth to another in bins of half that width: round ticks, and the same bins for both models.
+    low, high = math.floor(20 * min(both)), math.ceil(20 * max(both) + 1e-9)
+    edges = [round(n / 40, 3) for n in range(2 * low, 2 * max(high, low + 1) + 1)]
+    return [
+        Similarities(
+            label,
+            edges,
+            _counts([row.right for row in rows], edges),
+            _counts([row.wrong for row in rows], edges),
+            sum(row.right - row.wrong for row in rows) / len(rows),
+        )
+        for label, rows in found.items()
+        if rows
+    ]
+
+
+def _counts(values: Sequence[float], edges: Sequence[float]) -> list[int]:
+    return [int(count) for count in np.histogram(values, edges)[0]]
 
 
 def _caveats(done: Evaluation, trained: dict[str, Any]) -> list[str]:

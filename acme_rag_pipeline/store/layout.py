@@ -13,7 +13,7 @@ from typing import Literal, get_args
 
 from filelock import FileLock, Timeout
 
-from acme_rag_pipeline.store.warehouse import Warehouse
+from acme_rag_pipeline.store.warehouse import Warehouse, WarehouseUnusable, out_of_storage
 
 LockName = Literal["writer", "training", "asking"]
 LOCKS: tuple[LockName, ...] = get_args(LockName)
@@ -58,7 +58,7 @@ class Store:
 
         Raises:
             StoreBusy: another run held the store for longer than `wait_seconds`.
-            StoreUnusable: the folder cannot be created or written.
+            StoreUnusable: the folder cannot be created or written, or the disk ran full within the block.
         """
         holder, held = self.root / f"{lock}.json", self._locks[lock]
         try:
@@ -79,11 +79,25 @@ class Store:
                         encoding="utf-8",
                     )
             yield
+        except (StoreUnusable, WarehouseUnusable):
+            raise
+        except Exception as error:
+            if out_of_storage(error) or self._refuses(error):
+                raise StoreUnusable(
+                    f"ACME_RAG_STORE: {self.root} cannot be written ({purpose}): {error}. Readers keep what was promoted. "
+                    "Free some space or make the store writable, and run again"
+                ) from error
+            raise
         finally:
             if held.lock_counter == 1:
                 with contextlib.suppress(OSError):
                     holder.unlink(missing_ok=True)
             held.release()
+
+    def _refuses(self, error: Exception) -> bool:
+        """Whether a file of the store may not be written, or its disk reports a fault."""
+        named = str(getattr(error, "filename", None) or "")
+        return isinstance(error, OSError) and Path(named).is_relative_to(self.root)
 
     def idle(self, lock: LockName) -> bool:
         """Whether no process holds that lock now."""
@@ -106,9 +120,12 @@ def _described(holder: Path) -> str:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replace a file so that a reader sees the old or the new content and a power cut leaves one of them whole."""
+    """Replace a file so that a reader sees the old or the new content and a power cut leaves one of them whole.
+
+    For the holder of the writer lock: one name for all, so that what a killed run left is overwritten by the next.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.tmp")
     with temporary.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()

@@ -33,8 +33,8 @@ def install(store: Store, digest: str, source: Path, names: Iterable[str], extra
     target = model_folder(store, digest)
     if target.exists():
         return target
+    _remove_leftovers(store)
     staged = store.work / f"model-{digest[:16]}-{os.getpid()}"
-    shutil.rmtree(staged, ignore_errors=True)
     for name in names:
         (staged / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source / name, staged / name)
@@ -49,6 +49,7 @@ def install(store: Store, digest: str, source: Path, names: Iterable[str], extra
 def remove_models(store: Store, keep: set[str]) -> list[str]:
     """Delete the model directories that nobody may go back to. Returns their digests."""
     gone = []
+    _remove_leftovers(store)
     if store.models.is_dir():
         for folder in sorted(store.models.iterdir()):
             if folder.is_dir() and folder.name not in keep:
@@ -59,6 +60,17 @@ def remove_models(store: Store, keep: set[str]) -> list[str]:
                 shutil.rmtree(doomed, ignore_errors=True)
                 gone.append(folder.name)
     return gone
+
+
+def _remove_leftovers(store: Store) -> None:
+    """Delete what killed processes left half copied or half deleted."""
+    import psutil
+
+    for folder in (*store.work.glob("model-*-*"), *store.work.glob("removed-*-*")):
+        owner = int(folder.name.rpartition("-")[2])
+        # In a container every run may have the same process id.
+        if owner == os.getpid() or not psutil.pid_exists(owner):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _flush(folder: Path) -> None:

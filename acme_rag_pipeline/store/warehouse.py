@@ -7,6 +7,8 @@ opened for one transaction and closed again; slow work (parsing, encoding, LLM c
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 import re
 import time
 from collections.abc import Iterator, Sequence
@@ -18,6 +20,14 @@ import duckdb
 import pyarrow as pa
 
 from acme_rag_pipeline.store.schema import TABLES
+
+_CONFIG: dict[str, Any] = {"autoinstall_known_extensions": "false"}
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
+# DuckDB, Lance, safetensors and PyTorch report the operating system's refusal in words only.
+_FULL_IN_WORDS = re.compile(
+    r"No space left on device|Disk quota exceeded|File too large|Read-only file system|Could not write"
+    r"|inline_container\.cc|PytorchStreamWriter failed"
+)
 
 
 class WarehouseBusy(RuntimeError):
@@ -63,10 +73,9 @@ class Warehouse:
 
         Raises:
             WarehouseBusy: another process kept the file longer than `wait_seconds`.
+            WarehouseUnusable: the file cannot be created or opened.
         """
-        if not self.path.exists():
-            with self.write():
-                pass
+        self._create()
         connection = self._open(read_only=True)
         try:
             yield connection
@@ -81,12 +90,9 @@ class Warehouse:
             WarehouseBusy: another process kept the file longer than `wait_seconds`.
             WarehouseUnusable: the disk is full or read-only, or the file is damaged.
         """
-        new = not self.path.exists()
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._create()
         connection = self._open(read_only=False)
         try:
-            if new or not connection.execute("SELECT 1 FROM duckdb_tables() LIMIT 1").fetchall():
-                connection.execute(";".join(("BEGIN", *self.tables, "COMMIT")))
             connection.execute("BEGIN")
             try:
                 yield connection
@@ -94,22 +100,48 @@ class Warehouse:
             except BaseException as error:
                 with contextlib.suppress(duckdb.Error):
                     connection.execute("ROLLBACK")
-                if isinstance(error, duckdb.IOException):
-                    raise WarehouseUnusable(f"{self.path} cannot be written, nothing was changed: {error}") from error
+                if isinstance(error, duckdb.Error) and out_of_storage(error):
+                    raise self._unusable("cannot be written, nothing was changed", error) from error
                 raise
         finally:
             connection.close()
+
+    def _create(self) -> None:
+        """Put a file with all its tables in place; killed meanwhile, it leaves no file without tables."""
+        if self.path.exists():
+            return
+        made = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            made.unlink(missing_ok=True)
+            with duckdb.connect(str(made), config=_CONFIG) as connection:
+                connection.execute(";".join(("BEGIN", *self.tables, "COMMIT")))
+            # Unlike a rename, a link never replaces the file of another process that was faster.
+            self.path.hardlink_to(made)
+        except (OSError, duckdb.Error) as error:
+            if not self.path.exists():
+                raise self._unusable("cannot be created", error) from error
+        finally:
+            # Those of killed processes too. One that is still at work finds the file in place.
+            for left in self.path.parent.glob(f".{self.path.name}.*"):
+                with contextlib.suppress(OSError):
+                    left.unlink()
+
+    def _unusable(self, what: str, error: Exception) -> WarehouseUnusable:
+        return WarehouseUnusable(
+            f"ACME_RAG_STORE: {self.path} {what}: {error}. Is the disk full or read-only? Mend that and run again"
+        )
 
     def _open(self, *, read_only: bool) -> duckdb.DuckDBPyConnection:
         deadline = time.monotonic() + self.wait_seconds
         while True:
             try:
-                return duckdb.connect(
-                    str(self.path), read_only=read_only, config={"autoinstall_known_extensions": "false"}
-                )
+                connection = duckdb.connect(str(self.path), read_only=read_only, config=_CONFIG)
+                # A query of more than two seconds would draw a progress bar into the log of a run.
+                return connection.execute("SET enable_progress_bar = false")
             except duckdb.IOException as error:
                 if "Could not set lock" not in str(error):
-                    raise WarehouseUnusable(f"{self.path} cannot be opened: {error}") from error
+                    raise WarehouseUnusable(f"ACME_RAG_STORE: {self.path} cannot be opened: {error}") from error
                 if time.monotonic() >= deadline:
                     holder = re.search(r"PID (\d+)", str(error))
                     raise WarehouseBusy(
@@ -122,6 +154,13 @@ class Warehouse:
                 if time.monotonic() >= deadline:
                     raise WarehouseBusy(f"{self.path} is in use by another thread of this process") from error
                 time.sleep(0.02)
+
+
+def out_of_storage(error: BaseException) -> bool:
+    """Whether an error, of whatever library, says that a disk is full or read-only."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno in _FULL
+    return bool(_FULL_IN_WORDS.search(str(error)))
 
 
 def records(connection: duckdb.DuckDBPyConnection, query: str, parameters: Sequence[Any] = ()) -> list[dict[str, Any]]:

@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 
 from acme_rag_pipeline.evaluation.charts import Series, line_chart, scale, strip_axis, strip_scale
+from acme_rag_pipeline.evaluation.forgetting import Forgetting
 from acme_rag_pipeline.evaluation.gate import ArmScores, Decision, GateSettings, compare, decide
 from acme_rag_pipeline.evaluation.intervals import Interval, mean_interval
 from acme_rag_pipeline.evaluation.metrics import METRICS, PRIMARY
+from acme_rag_pipeline.evaluation.picture import report_picture
 from acme_rag_pipeline.evaluation.report import (
     CHANGES_SHOWN,
     ArmRow,
@@ -27,7 +29,6 @@ from acme_rag_pipeline.evaluation.report import (
     Similarities,
     SweepPoint,
     TrainingPoint,
-    arms_chart_png,
     render_report,
 )
 
@@ -161,8 +162,8 @@ def sample_report() -> Report:
             for word in ("travel", "training", "equipment")
         ],
         similarities=[
-            Similarities("before", edges, counts(0.55, 0.14, 2000), counts(0.16, 0.11, 8000)),
-            Similarities("after", edges, counts(0.68, 0.11, 2000), counts(0.07, 0.09, 8000)),
+            Similarities("base", edges, counts(0.55, 0.14, 240), counts(0.58, 0.11, 240), -0.031),
+            Similarities("candidate", edges, counts(0.68, 0.11, 240), counts(0.47, 0.09, 240), 0.212),
         ],
         stages={
             "documents": 4.2,
@@ -180,6 +181,13 @@ def sample_report() -> Report:
             "configuration": "full, lr 5e-5, 2 epochs, batch 32, seed 0",
             "code": "acme_rag_pipeline 0.1.0",
         },
+        trail={
+            "document": "handbook/chapter-03.md",
+            "its SHA-256": "41ab…",
+            "pair": "77f0…",
+            "table": "passages, version 9",
+        },
+        forgetting=Forgetting(0.931, 0.872, Interval(-0.059, -0.085, -0.033, 120, 120), 120),
         caveats=[
             "The held-out questions are synthetic evidence: their generator also wrote the training questions.",
             "Validation questions chose the interpolation, so they are not counted here.",
@@ -259,6 +267,10 @@ def test_the_page_says_what_was_decided_and_measured(report: Report, html: str) 
         assert all(f"{interval.mean:.3f}" in text for interval in arm.metrics.values())
     for part in ("Golden questions", "Held-out questions", "Biggest losses", "Dropped, by reason", "Loss", "Lineage"):
         assert part in text
+    assert "closer to its question than the best wrong one with the base, and +0.212 with the candidate" in text
+    assert "−0.031" in text
+    assert "The candidate forgets: the loss lies between 0.033 and 0.085." in text
+    assert all(value in text for value in report.trail.values())
     assert "<b>1\u202f893</b> chunks" in html
     assert "21 min 30 s" in text
     assert all(caveat in text for caveat in report.caveats)
@@ -297,7 +309,7 @@ def test_hostile_text_stays_text(report: Report) -> None:
     assert text.count("<script>alert(1)</script>") > 100
     assert "{{ 7*7 }}" in text
     assert ">49<" not in html
-    assert arms_chart_png(poisoned).startswith(b"\x89PNG")
+    assert report_picture(poisoned).startswith(b"\x89PNG")
 
 
 def test_a_lone_surrogate_can_be_written_as_utf8(report: Report) -> None:
@@ -330,11 +342,11 @@ def test_parts_without_data_are_left_out() -> None:
 def test_any_optional_part_can_be_missing(report: Report, part: str) -> None:
     empty: object = (
         None
-        if part == "funnel"
+        if part in ("funnel", "forgetting")
         else ""
         if part == "reason"
         else {}
-        if part in ("corpus", "stages", "tokens", "lineage")
+        if part in ("corpus", "stages", "tokens", "lineage", "trail")
         else ()
     )
     assert_harmless(render_report(replace(report, **{part: empty})))
@@ -357,8 +369,8 @@ def test_edge_values_are_shown_without_noise() -> None:
     assert "1.030" not in text
     assert "inf" not in text
     assert "same" not in text
-    assert arms_chart_png(one).startswith(b"\x89PNG")
-    assert arms_chart_png(minimal()).startswith(b"\x89PNG")
+    assert report_picture(one).startswith(b"\x89PNG")
+    assert report_picture(minimal()).startswith(b"\x89PNG")
 
 
 def test_moments_are_shown_in_universal_time() -> None:
@@ -370,12 +382,12 @@ def test_the_picture_is_a_small_png_and_leaves_no_global_state(report: Report) -
     import matplotlib.pyplot as plt
 
     before = plt.get_fignums()
-    png = arms_chart_png(report)
+    png = report_picture(report)
     width, height = struct.unpack(">II", png[16:24])
     assert len(png) < 50_000
     assert (width, height) > (500, 200)
     assert plt.get_fignums() == before
-    assert png == arms_chart_png(report)
+    assert png == report_picture(report)
 
 
 @pytest.mark.parametrize("values", [[0.1, 0.9], [0.5], [-3.2, 12.7], [0.4123, 0.4124], [], [math.inf, 0.2]])

@@ -1,0 +1,107 @@
+"""Where the numbers of a report come from: training data, stages, language model calls, digests from document to table."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from acme_rag_pipeline.evaluation.contest import Evaluation
+from acme_rag_pipeline.evaluation.report import Funnel, PairCount, SamplePair
+from acme_rag_pipeline.store.layout import Store
+from acme_rag_pipeline.store.warehouse import records
+
+
+def stage_details(store: Store) -> dict[str, dict[str, Any]]:
+    """Details of each stage as it was recorded."""
+    with store.warehouse.read() as connection:
+        rows = records(connection, "SELECT stage, summary FROM stages")
+    return {row["stage"]: json.loads(row["summary"])["details"] for row in rows}
+
+
+def tokens(store: Store) -> dict[str, int]:
+    """What the language models were asked for this store, over all runs."""
+    with store.warehouse.read() as connection:
+        row = connection.execute(
+            "SELECT count(*), sum(prompt_tokens), sum(completion_tokens), round(sum(seconds)) FROM llm_calls"
+        ).fetchall()[0]
+    names = ("calls", "prompt tokens", "completion tokens", "seconds of answering")
+    return {name: int(value) for name, value in zip(names, row, strict=True) if value}
+
+
+def funnel(store: Store) -> Funnel:
+    """From raw pairs to kept ones, with the reasons."""
+    with store.warehouse.read() as connection:
+        raw = records(
+            connection, "SELECT origin, style, count(*) AS pairs FROM training_pairs GROUP BY ALL ORDER BY 1, 2"
+        )
+        dropped = connection.execute(
+            "SELECT dropped_because, count(*) FROM training_pairs WHERE dropped_because IS NOT NULL GROUP BY 1 ORDER BY 2 DESC"
+        ).fetchall()
+        kept = connection.execute(
+            "SELECT side, count(*) FROM training_pairs WHERE dropped_because IS NULL GROUP BY 1 ORDER BY 1"
+        ).fetchall()
+    return Funnel([PairCount(**row) for row in raw], dict(dropped), dict(kept))
+
+
+def samples(store: Store) -> list[SamplePair]:
+    """One kept pair of each origin and method."""
+    with store.warehouse.read() as connection:
+        rows = records(
+            connection,
+            "SELECT t.origin, t.style, t.query, c.text AS passage, c.doc_path FROM training_pairs t "
+            "JOIN chunks c USING (chunk_id) WHERE t.dropped_because IS NULL "
+            "QUALIFY row_number() OVER (PARTITION BY t.origin, t.method ORDER BY t.pair_id) = 1 ORDER BY t.origin, t.method",
+        )
+    return [SamplePair(**row) for row in rows]
+
+
+def _table(details: dict[str, Any]) -> str:
+    return f"{details['table']}, version {details['lance_version']}" if details.get("table") else ""
+
+
+def trail(store: Store, done: Evaluation, details: dict[str, dict[str, Any]]) -> dict[str, str]:
+    """One kept training pair from its document to the candidate's table; empty without a candidate."""
+    who = done.contest
+    if who.candidate is None:
+        return {}
+    with store.warehouse.read() as connection:
+        rows = records(
+            connection,
+            "SELECT t.query, t.pair_id, t.chunk_id, d.doc_path, d.sha256 FROM training_pairs t JOIN chunks c "
+            "USING (chunk_id) JOIN documents d USING (doc_path) WHERE t.dropped_because IS NULL AND t.side = 'train' "
+            "ORDER BY t.origin <> 'curated', t.pair_id LIMIT 1",
+        )
+    if not rows:
+        return {}
+    row = rows[0]
+    steps = {
+        "document": row["doc_path"],
+        "its SHA-256": row["sha256"],
+        "chunk": row["chunk_id"],
+        "question": row["query"],
+        "pair": row["pair_id"],
+        "model": who.candidate.model_digest,
+        "table": _table(details.get("fine_tuned_index", {})),
+    }
+    return {name: value for name, value in steps.items() if value}
+
+
+def lineage(store: Store, done: Evaluation, details: dict[str, dict[str, Any]]) -> dict[str, str]:
+    """Versions and digests of what the evaluation rests on."""
+    with store.warehouse.read() as connection:
+        versions = dict(connection.execute("SELECT stage, data_version FROM stages").fetchall())
+    who = done.contest
+    known = {
+        "documents": versions.get("documents", ""),
+        "chunks": versions.get("chunks", ""),
+        "training set": versions.get("training_set", ""),
+        "golden queries": versions.get("golden_queries", ""),
+        "base model": who.base.model_digest,
+        "candidate": who.candidate.model_digest if who.candidate else "",
+        "measured twin": who.twin.model_digest if who.twin else "",
+        "base table": _table(details.get("base_index", {})),
+        "candidate's table": _table(details.get("fine_tuned_index", {})),
+        "champion": f"{who.champion.model_digest} ({who.champion.recipe})",
+        "evaluation": done.evaluation_id,
+    }
+    return {name: value for name, value in known.items() if value}

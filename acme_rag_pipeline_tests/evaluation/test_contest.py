@@ -1,0 +1,82 @@
+"""What a contest knows about a query besides its scores: the age of its document, and how near right and wrong lie."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from acme_rag_pipeline.chunking.chunks import split_documents
+from acme_rag_pipeline.documents.ingest import ingest_documents
+from acme_rag_pipeline.evaluation.contest import with_document_age
+from acme_rag_pipeline.evaluation.golden import JudgedQuery
+from acme_rag_pipeline.evaluation.metrics import Evidence
+from acme_rag_pipeline.evaluation.similarity import similarities
+from acme_rag_pipeline.retrieval import index
+from acme_rag_pipeline.settings import Settings
+from acme_rag_pipeline.store.layout import Store
+from acme_rag_pipeline.store.passages import live_passages
+from acme_rag_pipeline.store.schema import add_missing_tables
+
+DECIDED = datetime(2026, 11, 20, tzinfo=UTC)
+
+
+@pytest.fixture
+def settings(documents: Path, settings_for: Callable[..., Settings], store: Store) -> Settings:
+    """The small company, cut into chunks."""
+    made = settings_for()
+    ingest_documents(store, made)
+    split_documents(store, made)
+    return made
+
+
+def judged(
+    doc_path: str, query: str = "how many days", start: int | None = None, end: int | None = None
+) -> JudgedQuery:
+    return JudgedQuery(f"{doc_path}/{query}", query, (Evidence(doc_path, start, end),), doc_path, {"style": "keywords"})
+
+
+def ages(store: Store) -> list[str | None]:
+    queries = [judged(path) for path in ("hr/leave.md", "travel.md", "remote.txt")]
+    return [query.segments.get("documents") for query in with_document_age(store, queries, DECIDED)]
+
+
+def test_a_document_is_new_until_a_training_before_the_decision_saw_it(store: Store, settings: Settings) -> None:
+    with store.warehouse.write() as connection:
+        # A chunk that a store of an earlier version recorded has no time.
+        for path, since in (("hr/leave.md", None), ("travel.md", DECIDED - timedelta(days=1)), ("remote.txt", DECIDED)):
+            connection.execute(
+                "INSERT INTO trained_chunks SELECT chunk_id, ? FROM chunks WHERE doc_path = ?", [since, path]
+            )
+    assert ages(store) == ["old", "old", "new"]
+
+
+def test_queries_of_one_age_get_no_such_segment(store: Store, settings: Settings) -> None:
+    assert ages(store) == [None, None, None]
+
+
+def test_a_store_of_an_earlier_version_gets_the_column_and_its_chunks_are_old(store: Store, settings: Settings) -> None:
+    with store.warehouse.write() as connection:
+        connection.execute("DROP TABLE trained_chunks; CREATE TABLE trained_chunks(chunk_id VARCHAR PRIMARY KEY)")
+        connection.execute("INSERT INTO trained_chunks SELECT chunk_id FROM chunks WHERE doc_path <> 'travel.md'")
+    with store.warehouse.write() as connection:
+        add_missing_tables(connection)
+    assert ages(store) == ["old", "new", "old"]
+
+
+def test_similarities_tell_the_evidence_from_the_nearest_other_passage(store: Store, settings: Settings) -> None:
+    base = index.PassageEncoder(index.install_base(store, settings).digest, index.BASE_PREFIX)
+    passages = live_passages(store.warehouse)
+    hotel = next(p for p in passages if "London 210" in p.text)
+    query = "hotel limit for a night in London"
+    right = judged(hotel.doc_path, query, hotel.start_char, hotel.end_char)
+    wrong = judged("hr/leave.md", query)
+    lost = judged("gone.md", query)
+
+    near, far = similarities(store, settings, base, [right, wrong, lost])
+    assert near.right > near.wrong
+    assert far.right < far.wrong
+    # The best passage for this query is right for one judgement and wrong for the other.
+    assert near.right == pytest.approx(far.wrong)

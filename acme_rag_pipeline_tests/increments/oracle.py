@@ -1,0 +1,201 @@
+"""The oracle of the law: a build from nothing with the same caches, and what must be equal to it."""
+
+from __future__ import annotations
+
+import functools
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from acme_rag_pipeline.chunking import chunks
+from acme_rag_pipeline.documents import ingest
+from acme_rag_pipeline.embedding import encoder
+from acme_rag_pipeline.evaluation import golden
+from acme_rag_pipeline.pairs import curated, offline, synthetic, training_set
+from acme_rag_pipeline.retrieval import index
+from acme_rag_pipeline.serving import serve
+from acme_rag_pipeline.settings import Settings
+from acme_rag_pipeline.store import vectors
+from acme_rag_pipeline.store.layout import Store
+from acme_rag_pipeline.store.passages import LivePassage, live_passages
+from acme_rag_pipeline.store.promotion import read_pointer
+from acme_rag_pipeline.store.stages import StageResult, record
+from acme_rag_pipeline.store.warehouse import records
+
+Stage = Callable[[Store, Settings], StageResult]
+REFRESH: tuple[Stage, ...] = (
+    ingest.ingest_documents,
+    chunks.split_documents,
+    index.index_base,
+    index.index_candidate,
+    serve.serve,
+)
+EVERYTHING: tuple[Stage, ...] = (
+    ingest.ingest_documents,
+    chunks.split_documents,
+    curated.resolve_curated_pairs,
+    synthetic.write_pairs,
+    golden.resolve_golden_queries,
+    index.index_base,
+    training_set.build_training_set,
+    index.index_candidate,
+    serve.serve,
+)
+# Every column but times. `golden_seen` is history on purpose; `answers` is what both builds share.
+LIVE_TABLES = {
+    "documents": "SELECT * EXCLUDE (mtime_ns, scanned_at_ns) FROM documents WHERE status <> 'deleted' ORDER BY doc_path",
+    "chunks": "SELECT * FROM chunks ORDER BY chunk_id",
+    "chunked_documents": "SELECT * FROM chunked_documents ORDER BY doc_path",
+    "minhashes": "SELECT * FROM minhashes ORDER BY text_hash",
+    "curated_pairs": "SELECT * FROM curated_pairs ORDER BY curated_id",
+    "pairs": "SELECT * FROM pairs ORDER BY pair_id",
+    "golden_queries": "SELECT * FROM golden_queries ORDER BY query_id",
+    "golden_judgements": "SELECT * FROM golden_judgements ORDER BY judgement_id",
+    "training_pairs": "SELECT * FROM training_pairs ORDER BY pair_id",
+}
+
+
+@dataclass
+class Work:
+    """What really went through the model and the generator: the calls themselves, not what the stages report."""
+
+    passages: list[str] = field(default_factory=list)
+    queries: list[str] = field(default_factory=list)
+    prompts: list[str] = field(default_factory=list)
+
+
+@contextmanager
+def watched() -> Iterator[Work]:
+    """Count what is encoded and asked. The model and the generator are the real ones; the model loads once."""
+    work = Work()
+    real_encode, real_write, real_load = encoder.Encoder._encode, offline.write, encoder.load_model
+
+    def encode(self: encoder.Encoder, texts: Sequence[str], method: str) -> np.ndarray:
+        (work.passages if method == "encode_document" else work.queries).extend(texts)
+        return real_encode(self, texts, method)
+
+    def write(rendered: str) -> Any:
+        work.prompts.append(rendered)
+        return real_write(rendered)
+
+    encoder.Encoder._encode = encode  # type: ignore[method-assign]
+    encoder.load_model = functools.cache(real_load)
+    offline.write = write
+    try:
+        yield work
+    finally:
+        encoder.Encoder._encode = real_encode  # type: ignore[method-assign]
+        encoder.load_model = real_load
+        offline.write = real_write
+
+
+def run(store: Store, settings: Settings, stages: Sequence[Stage]) -> dict[str, StageResult]:
+    """Run stages in order, as a job does."""
+    return {result.stage: result for result in (stage(store, settings) for stage in stages)}
+
+
+def adopt_headed_candidate(store: Store, settings: Settings) -> None:
+    """Stand in for a training that chose the base's own weights with headings before the text: a second live table."""
+    base = index.install_base(store, settings)
+    details = {"model_digest": base.digest, "passage_prefix": "heading_path", "twin_digest": None}
+    with store.warehouse.write() as connection:
+        record(connection, StageResult("fine_tuned_model", "headed base", details=details), "headed base")
+
+
+def rows(store: Store, query: str) -> list[dict[str, Any]]:
+    """Rows of a query on the warehouse."""
+    with store.warehouse.read() as connection:
+        return records(connection, query)
+
+
+def from_nothing(root: Path, store: Store, settings: Settings, stages: Sequence[Stage]) -> Store:
+    """Build the documents of today in a fresh store with the same answer cache and embedding cache."""
+    fresh = Store(root, wait_seconds=10)
+    fresh.root.mkdir(parents=True)
+    # The base model's 90 MB need no copy each time.
+    fresh.models.symlink_to(store.models, target_is_directory=True)
+    if store.embedding_cache.exists():
+        fresh.embedding_cache.parent.mkdir()
+        shutil.copyfile(store.embedding_cache, fresh.embedding_cache)
+    answers = store.warehouse.path
+    with fresh.warehouse.write() as connection:
+        connection.execute("COMMIT")
+        connection.execute(f"ATTACH '{answers}' AS known (READ_ONLY)")
+        connection.execute("BEGIN")
+        connection.execute("INSERT INTO answers SELECT * FROM known.answers")
+    adopt_headed_candidate(fresh, settings)
+    run(fresh, settings.model_copy(update={"store": root}), stages)
+    return fresh
+
+
+def assert_same_rows(store: Store, fresh: Store) -> None:
+    """Law (a): equal to the build from nothing."""
+    with store.warehouse.read() as ours, fresh.warehouse.read() as theirs:
+        for name, query in LIVE_TABLES.items():
+            assert records(ours, query) == records(theirs, query), name
+
+
+class PlainModel:
+    """The embedded model through sentence-transformers alone, in full precision: an independent second opinion."""
+
+    def __init__(self, folder: Path) -> None:
+        from sentence_transformers import SentenceTransformer
+
+        self._model = SentenceTransformer(str(folder), device="cpu")
+        self._known: dict[str, np.ndarray] = {}
+
+    def vectors(self, texts: Sequence[str]) -> np.ndarray:
+        """Unit vectors, shape (texts, dimension)."""
+        new = sorted({text for text in texts if text not in self._known})
+        if new:
+            encoded = self._model.encode(new, normalize_embeddings=True, show_progress_bar=False)
+            self._known.update(zip(new, encoded, strict=True))
+        return np.array([self._known[text] for text in texts])
+
+
+def encoders(store: Store) -> list[index.PassageEncoder]:
+    """The passage encoders with a live table: the base and the candidate."""
+    candidate = index.newest_candidate(store)
+    served = read_pointer(store.pointer)
+    base = index.PassageEncoder(served.model_digest, "none")
+    assert served.table == base.table
+    return [base, candidate] if candidate else [base]
+
+
+def assert_tables_hold_the_chunks(store: Store, plain: PlainModel) -> None:
+    """Law (b): exactly one row for each chunk, same text, place, headings and vector; the pointer names that version."""
+    passages = {passage.chunk_id: passage for passage in live_passages(store.warehouse)}
+    db = vectors.connect(store.lancedb)
+    pointer = read_pointer(store.pointer)
+    for which in encoders(store):
+        pinned = pointer.lance_version if which.table == pointer.table else None
+        table = vectors.open_table(db, which.table, pinned)
+        assert table is not None
+        held = table.search().limit(100_000).to_arrow().to_pylist()
+        assert Counter(row["id"] for row in held) == Counter(passages.keys()), which.table
+        for row in held:
+            _assert_row(row, passages[row["id"]])
+        expected = plain.vectors([passages[row["id"]].rendered(which.prefix) for row in held])
+        found = np.array([row["vector"] for row in held])
+        assert (np.sum(found * expected, axis=1) >= 0.9999).all(), which.table
+
+
+def _assert_row(row: dict[str, Any], passage: LivePassage) -> None:
+    assert (row["doc_id"], row["text"]) == (passage.doc_path, passage.text)
+    assert row["metadata"] == {
+        "doc_path": passage.doc_path,
+        "start_char": passage.start_char,
+        "end_char": passage.end_char,
+        "heading_path": passage.headings(),
+    }
+
+
+def size_of(folder: Path) -> int:
+    """Bytes of all files below a folder, links not followed."""
+    return sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
