@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -35,13 +36,15 @@ class Encoder:
         self.digest = digest
         self.precision = precision
         self._model = model
+        self._loading = threading.Lock()
 
     @property
     def model(self) -> SentenceTransformer:
         """The loaded model; loading costs 5 to 7 s the first time in a process, so it waits for the first text."""
-        if self._model is None:
-            self._model = load_model(self.folder)
-        return self._model
+        with self._loading:
+            if self._model is None:
+                self._model = load_model(self.folder)
+            return self._model
 
     def encode_passages(self, rendered: Sequence[str]) -> np.ndarray:
         """L2-normalised float32 vectors, shape (texts, dimension)."""

@@ -51,7 +51,7 @@ class Forgetting:
     def sentence(self) -> str:
         """The outcome for a reader of the report."""
         scores = (
-            f"General questions: on {self.queries} questions of everyday knowledge the base reaches {self.base_ndcg:.3f} "
+            f"On {self.queries} questions of everyday knowledge the base reaches {self.base_ndcg:.3f} "
             f"nDCG@10 and the candidate {self.candidate_ndcg:.3f}"
         )
         if self.outcome == "forgets":

@@ -8,6 +8,7 @@ import dagster as dg
 
 from acme_rag_pipeline.documents.source import DocumentsFolderError
 from acme_rag_pipeline.documents.state import folder_state
+from acme_rag_pipeline.orchestration.dead_runs import fail_dead_runs
 from acme_rag_pipeline.orchestration.resources import Pipeline, plain_failures
 from acme_rag_pipeline.settings import Settings, SettingsError
 from acme_rag_pipeline.store.layout import Store
@@ -72,6 +73,7 @@ def documents_changed(context: dg.SensorEvaluationContext, pipeline: Pipeline) -
     The cursor holds the last state seen (to let a burst of edits settle), the tries spent on it, and a counter that
     makes every run key new: a run key equal to an old one would silently drop a revert.
     """
+    fail_dead_runs(context.instance)
     cursor: dict[str, Any] = {"seen": None, "tries": 0, "sequence": 0, "behind_since": None, "shown": None}
     cursor |= json.loads(context.cursor or "{}")
 

@@ -44,7 +44,7 @@ def serve(store: Store, settings: Settings) -> StageResult:
     with store.writer(STAGE):
         done = index.reconcile_index(store, settings, decision.encoder)
         pointer = _pointer(decision, done.version)
-        moved = write_pointer(store.pointer, pointer)
+        write_pointer(store.pointer, pointer)
         details = index.index_details(store, decision.encoder, done) | {
             "recipe": decision.recipe,
             "verdict": decision.verdict,
@@ -52,8 +52,7 @@ def serve(store: Store, settings: Settings) -> StageResult:
         }
         data_version = fingerprint(pointer.table, pointer.recipe, done.content)
         with store.warehouse.write() as connection:
-            if moved:
-                _remember_version(connection, pointer)
+            _remember_version(connection, pointer)
             result = record(connection, StageResult(STAGE, data_version, done.counts, details=details), made_from)
         _clean_up(store, settings)
         return result
@@ -128,10 +127,15 @@ def _serves(store: Store, decision: decisions.Decision, details: dict[str, Any])
 
 
 def _remember_version(connection: Any, pointer: Promoted) -> None:
-    now = datetime.now(UTC)
-    connection.execute("UPDATE served_versions SET superseded_at = ? WHERE superseded_at IS NULL", [now])
+    now, served = datetime.now(UTC), [pointer.table, pointer.lance_version]
     connection.execute(
-        "INSERT OR REPLACE INTO served_versions VALUES (?, ?, ?, NULL)", [pointer.table, pointer.lance_version, now]
+        "UPDATE served_versions SET superseded_at = ? WHERE superseded_at IS NULL AND (table_name, lance_version) <> (?, ?)",
+        [now, *served],
+    )
+    # After a kill between the pointer and this line the pointer names the version already.
+    connection.execute(
+        "INSERT INTO served_versions VALUES (?, ?, ?, NULL) ON CONFLICT DO UPDATE SET superseded_at = NULL",
+        [*served, now],
     )
 
 

@@ -118,6 +118,7 @@ def reconcile_table(
     embedded = 0
     if table is None:
         table = db.create_table(name, schema=_schema(dimension(), model_name))
+    if not any(b"primary-key" in key for key in table.schema.field("id").metadata or ()):
         # Without it two writers of the same new ids would double rows silently (lancedb#3377).
         cast("LanceTable", table).set_unenforced_primary_key("id")
     if added or changed:
