@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 import numpy as np
+
+from acme_rag_pipeline.embedding.light_bert import LightBert, open_light_bert
 
 if TYPE_CHECKING:
     import torch
@@ -16,6 +19,9 @@ if TYPE_CHECKING:
 
 Precision = Literal["auto", "fp32", "bf16"]
 BATCH_SIZE = 32
+# About 2,000 tokens, half a second in numpy; loading the libraries costs 8.
+LIGHT_CHARACTERS = 10_000
+_UNOPENED = object()
 
 
 class Encoder:
@@ -37,6 +43,8 @@ class Encoder:
         self.precision = precision
         self._model = model
         self._loading = threading.Lock()
+        self._light: object = _UNOPENED
+        self._light_characters = 0
 
     @property
     def model(self) -> SentenceTransformer:
@@ -55,17 +63,33 @@ class Encoder:
         return self._encode(queries, "encode_query")
 
     def _encode(self, texts: Sequence[str], method: str) -> np.ndarray:
+        light = self._light_model(texts)
+        array = light.encode(list(texts)) if light is not None else self._encode_with_library(texts, method)
+        norms = np.linalg.norm(array, axis=1, keepdims=True)
+        if not np.isfinite(array).all() or (norms == 0).any():
+            raise ValueError(f"model {self.digest[:12]} computed a vector that is not finite or has no length")
+        return np.ascontiguousarray(array / norms, dtype=np.float32)
+
+    def _encode_with_library(self, texts: Sequence[str], method: str) -> np.ndarray:
         import torch
 
         with torch.inference_mode(), autocast(self.model.device, self.precision):
             vectors = getattr(self.model, method)(
                 list(texts), batch_size=BATCH_SIZE, convert_to_tensor=True, show_progress_bar=False
             )
-        array = vectors.float().cpu().numpy()
-        norms = np.linalg.norm(array, axis=1, keepdims=True)
-        if not np.isfinite(array).all() or (norms == 0).any():
-            raise ValueError(f"model {self.digest[:12]} computed a vector that is not finite or has no length")
-        return np.ascontiguousarray(array / norms, dtype=np.float32)
+        return vectors.float().cpu().numpy()
+
+    def _light_model(self, texts: Sequence[str]) -> LightBert | None:
+        """The numpy encoder, where it is the quicker way and the libraries are not there yet anyway."""
+        if self._model is not None or "sentence_transformers" in sys.modules:
+            return None
+        self._light_characters += sum(map(len, texts))
+        if self._light_characters > LIGHT_CHARACTERS:
+            return None
+        with self._loading:
+            if self._light is _UNOPENED:
+                self._light = open_light_bert(self.folder)
+            return cast("LightBert | None", self._light)
 
 
 def load_model(folder: Path, device: str | None = None) -> SentenceTransformer:

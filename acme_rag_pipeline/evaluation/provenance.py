@@ -97,11 +97,10 @@ def lineage(store: Store, done: Evaluation, details: dict[str, dict[str, Any]]) 
         "training set": versions.get("training_set", ""),
         "golden queries": versions.get("golden_queries", ""),
         "base model": who.base.model_digest,
-        "candidate": who.candidate.model_digest if who.candidate else "",
         "measured twin": who.twin.model_digest if who.twin else "",
         "base table": _table(details.get("base_index", {})),
         "candidate's table": _table(details.get("fine_tuned_index", {})),
-        "champion": f"{who.champion.model_digest} ({who.champion.recipe})",
+        "champion's recipe": who.champion.recipe,
         "evaluation": done.evaluation_id,
     }
     return {name: value for name, value in known.items() if value}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -88,16 +88,24 @@ def reconcile_index(store: Store, settings: Settings, which: PassageEncoder) -> 
     passages = live_passages(store.warehouse)
     encoder = encoder_for(store, which.passage_model, settings)
     cache = embedding_cache(store)
+    first = 0
+
+    def dimension() -> int:
+        nonlocal first
+        found, first = cache.passages(encoder, [p.rendered(which.prefix) for p in passages[:1]])
+        return int(found.shape[1]) if passages else int(encoder.model.get_embedding_dimension() or 0)
+
     with store.writer(which.table):
-        return vectors.reconcile_table(
+        done = vectors.reconcile_table(
             vectors.connect(store.lancedb),
             which.table,
             passages,
             which.prefix,
-            lambda: _dimension(encoder, cache, [p.rendered(which.prefix) for p in passages[:1]]),
+            dimension,
             lambda rendered: cache.passages(encoder, rendered),
             model_name=models.relative_folder(which.passage_model),
         )
+        return replace(done, embedded=done.embedded + first)
 
 
 def index_base(store: Store, settings: Settings) -> StageResult:
@@ -206,13 +214,6 @@ def known_arms(store: Store) -> dict[str, dict[str, str]]:
         return json.loads(arms_file(store).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-
-
-def _dimension(encoder: Encoder, cache: EmbeddingCache, some: list[str]) -> int:
-    if some:
-        found, _ = cache.passages(encoder, some)
-        return int(found.shape[1])
-    return int(encoder.model.get_embedding_dimension() or 0)
 
 
 def now() -> datetime:
