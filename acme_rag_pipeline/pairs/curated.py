@@ -11,7 +11,6 @@ from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store.fingerprints import content_hash, fingerprint, sha256_text
 from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.passages import live_passages
-from acme_rag_pipeline.store.schema import add_missing_tables
 from acme_rag_pipeline.store.stages import StageResult, data_versions, record, recorded
 from acme_rag_pipeline.store.warehouse import reconcile
 
@@ -54,7 +53,6 @@ def resolve_curated_pairs(store: Store, settings: Settings) -> StageResult:
         "negatives": {"named": named, "resolved": len(negatives)},
     }
     with store.writer(STAGE), store.warehouse.write() as connection:
-        add_missing_tables(connection)
         counts = reconcile(connection, "curated_pairs", "curated_id", rows)
         reconcile(connection, "curated_negatives", "negative_id", negatives)
         reconcile(connection, "rejected_pairs", "rejection_id", rejected)

@@ -23,7 +23,6 @@ from acme_rag_pipeline.store import vectors
 from acme_rag_pipeline.store.fingerprints import content_hash, fingerprint, normalised
 from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.passages import LivePassage, live_passages
-from acme_rag_pipeline.store.schema import add_missing_tables
 from acme_rag_pipeline.store.stages import StageResult, data_versions, record, recorded
 from acme_rag_pipeline.store.warehouse import reconcile, records
 
@@ -49,8 +48,6 @@ def build_training_set(store: Store, settings: Settings) -> StageResult:
     if (unchanged := recorded(store.warehouse, STAGE, made_from)) is not None:
         return unchanged
     with store.writer(STAGE):
-        with store.warehouse.write() as connection:
-            add_missing_tables(connection)
         work = _Filters(store, settings)
         rows = work.run()
         data_version = content_hash(tuple(row.values()) for row in rows)

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    import duckdb
-
 TABLES = (
     # One row a stage: what its data was made from. Kept with the data, so that a fresh DAGSTER_HOME skips too.
     """CREATE TABLE IF NOT EXISTS stages(
@@ -91,9 +86,3 @@ TABLES = (
     "ALTER TABLE promotions ADD COLUMN IF NOT EXISTS passage_digest VARCHAR",
     "ALTER TABLE verdicts ADD COLUMN IF NOT EXISTS winner_passage_digest VARCHAR",
 )
-
-
-def add_missing_tables(connection: duckdb.DuckDBPyConnection) -> None:
-    """Create the tables that a store of an earlier version lacks; leaves the others alone."""
-    for statement in TABLES:
-        connection.execute(statement)

@@ -19,6 +19,7 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
+from acme_rag_pipeline.store.fingerprints import sha256_text
 from acme_rag_pipeline.store.schema import TABLES
 
 _CONFIG: dict[str, Any] = {"autoinstall_known_extensions": "false"}
@@ -59,13 +60,16 @@ class Warehouse:
     Args:
         path: the `.duckdb` file; created with its tables at the first write.
         wait_seconds: how long an opening waits for a process that holds the file.
-        tables: `CREATE TABLE IF NOT EXISTS` statements.
+        tables: `CREATE TABLE IF NOT EXISTS` and `ADD COLUMN IF NOT EXISTS` statements.
     """
 
     def __init__(self, path: Path, wait_seconds: float = 60, tables: Sequence[str] = TABLES) -> None:
         self.path = path
         self.wait_seconds = wait_seconds
         self.tables = tables
+        # A store of an earlier version gets what it lacks at the first opening.
+        self._version = sha256_text(";".join(tables))[:16]
+        self._is_current = False
 
     @contextlib.contextmanager
     def read(self) -> Iterator[duckdb.DuckDBPyConnection]:
@@ -77,6 +81,11 @@ class Warehouse:
         """
         self._create()
         connection = self._open(read_only=True)
+        if not self._has_current_tables(connection):
+            connection.close()
+            with self.write():
+                pass
+            connection = self._open(read_only=True)
         try:
             yield connection
         finally:
@@ -95,6 +104,8 @@ class Warehouse:
         try:
             connection.execute("BEGIN")
             try:
+                if not self._has_current_tables(connection):
+                    connection.execute(self._statements())
                 yield connection
                 connection.execute("COMMIT")
             except BaseException as error:
@@ -115,7 +126,7 @@ class Warehouse:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             made.unlink(missing_ok=True)
             with duckdb.connect(str(made), config=_CONFIG) as connection:
-                connection.execute(";".join(("BEGIN", *self.tables, "COMMIT")))
+                connection.execute(f"BEGIN;{self._statements()};COMMIT")
             # Unlike a rename, a link never replaces the file of another process that was faster.
             self.path.hardlink_to(made)
         except (OSError, duckdb.Error) as error:
@@ -126,6 +137,17 @@ class Warehouse:
             for left in self.path.parent.glob(f".{self.path.name}.*"):
                 with contextlib.suppress(OSError):
                     left.unlink()
+
+    def _statements(self) -> str:
+        version = f"CREATE OR REPLACE TABLE schema_version AS SELECT '{self._version}' AS version"
+        return ";".join((*self.tables, version))
+
+    def _has_current_tables(self, connection: duckdb.DuckDBPyConnection) -> bool:
+        if not self._is_current:
+            there = connection.execute("SELECT 1 FROM duckdb_tables() WHERE table_name = 'schema_version'").fetchall()
+            found = connection.execute("SELECT version FROM schema_version").fetchall() if there else []
+            self._is_current = found == [(self._version,)]
+        return self._is_current
 
     def _unusable(self, what: str, error: Exception) -> WarehouseUnusable:
         return WarehouseUnusable(

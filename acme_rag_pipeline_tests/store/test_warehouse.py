@@ -129,3 +129,21 @@ def _rows(things: dict) -> list[dict]:
     return [
         {"key": key, "number": number, "words": words, "note": note} for key, (number, words, note) in things.items()
     ]
+
+
+def test_a_store_of_an_earlier_version_gets_what_it_lacks(tmp_path: Path) -> None:
+    path = tmp_path / "w.duckdb"
+    with duckdb.connect(str(path)) as connection:
+        connection.execute("CREATE TABLE old(a INTEGER); INSERT INTO old VALUES (1)")
+    tables = (
+        "CREATE TABLE IF NOT EXISTS old(a INTEGER)",
+        "CREATE TABLE IF NOT EXISTS new(b INTEGER)",
+        "ALTER TABLE old ADD COLUMN IF NOT EXISTS c VARCHAR",
+    )
+    with Warehouse(path, tables=tables).read() as connection:
+        assert connection.execute("SELECT a, c FROM old").fetchall() == [(1, None)]
+        assert connection.execute("SELECT count(*) FROM new").fetchall() == [(0,)]
+    before = path.read_bytes()
+    with Warehouse(path, tables=tables).read() as connection:
+        connection.execute("SELECT * FROM new")
+    assert path.read_bytes() == before
