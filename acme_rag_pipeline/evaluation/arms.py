@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from acme_rag_pipeline.embedding.cache import EmbeddingCache
+from acme_rag_pipeline.embedding.encoder import Encoder
 from acme_rag_pipeline.evaluation.golden import JudgedQuery
 from acme_rag_pipeline.evaluation.intervals import Interval, mean_interval
 from acme_rag_pipeline.evaluation.metrics import METRICS, Hit, score_query
@@ -70,6 +71,7 @@ class ArmRunner:
         self.passages = live_passages(store.warehouse)
         self._by_id: dict[str, LivePassage] = {passage.chunk_id: passage for passage in self.passages}
         self._cache: EmbeddingCache = index.embedding_cache(store)
+        self._encoders: dict[str, Encoder] = {}
         self._lexical: dict[str, list[Scored]] = {}
         base = index.install_base(store, settings)
         self._lexical_table = index.PassageEncoder(base.digest, index.BASE_PREFIX).table
@@ -103,9 +105,10 @@ class ArmRunner:
         ]
 
     def _dense(self, which: index.PassageEncoder, queries: Sequence[str], depth: int) -> list[list[Scored]]:
-        asked, _ = self._cache.queries(index.encoder_for(self._store, which.model_digest, self._settings), queries)
-        encoder = index.encoder_for(self._store, which.passage_model, self._settings)
-        held, _ = self._cache.passages(encoder, [p.rendered(which.prefix) for p in self.passages])
+        asked, _ = self._cache.queries(self._encoder(which.model_digest), queries)
+        held, _ = self._cache.passages(
+            self._encoder(which.passage_model), [p.rendered(which.prefix) for p in self.passages]
+        )
         depth = min(depth, len(self.passages))
         rankings = []
         for line in asked @ held.T:
@@ -113,6 +116,11 @@ class ArmRunner:
             order = sorted(best, key=lambda i: (-line[i], int(i)))
             rankings.append([(self.passages[i].chunk_id, float(line[i])) for i in order])
         return rankings
+
+    def _encoder(self, digest: str) -> Encoder:
+        if digest not in self._encoders:
+            self._encoders[digest] = index.encoder_for(self._store, digest, self._settings)
+        return self._encoders[digest]
 
     def _bm25(self, query: str) -> list[Scored]:
         if query not in self._lexical:
