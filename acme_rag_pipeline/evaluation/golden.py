@@ -14,7 +14,7 @@ from acme_rag_pipeline.store.fingerprints import content_hash, fingerprint
 from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.passages import LivePassage, live_passages
 from acme_rag_pipeline.store.quotes import QuotableText
-from acme_rag_pipeline.store.stages import StageResult, data_versions, record, recorded
+from acme_rag_pipeline.store.stages import StageResult, data_versions, record, recorded, stored_detail
 from acme_rag_pipeline.store.warehouse import insert, reconcile, records
 
 STAGE = "golden_queries"
@@ -53,6 +53,7 @@ def resolve_golden_queries(store: Store, settings: Settings) -> StageResult:
     data_version = content_hash((*r.values(),) for r in [*query_rows, *judgement_rows])
     usable = [row for row in query_rows if row["status"] == "resolved"]
     details = {
+        "source": fingerprint(queries, qrels),
         "queries": len(query_rows),
         "resolved": len(usable),
         "units": len({row["unit"] for row in usable}),
@@ -69,6 +70,16 @@ def resolve_golden_queries(store: Store, settings: Settings) -> StageResult:
         reconcile(connection, "golden_judgements", "judgement_id", judgement_rows)
         insert(connection, "golden_seen", seen)
         return record(connection, StageResult(STAGE, data_version, counts, details=details), made_from)
+
+
+def files_differ(store: Store, settings: Settings) -> bool:
+    """Whether the golden files say something else than when they were last resolved.
+
+    Raises:
+        SettingsError: they cannot be read.
+    """
+    queries, qrels, _ = read_golden(settings.golden) if settings.golden else ({}, [], [])
+    return stored_detail(store.warehouse, STAGE, "source") not in (None, fingerprint(queries, qrels))
 
 
 def decides(queries: int, units: int, settings: EvaluationSettings) -> bool:

@@ -8,10 +8,13 @@ import dagster as dg
 
 from acme_rag_pipeline.documents.source import DocumentsFolderError
 from acme_rag_pipeline.documents.state import folder_state
+from acme_rag_pipeline.evaluation import golden
 from acme_rag_pipeline.orchestration.dead_runs import fail_dead_runs
 from acme_rag_pipeline.orchestration.resources import Pipeline, plain_failures
+from acme_rag_pipeline.pairs import curated
 from acme_rag_pipeline.settings import Settings, SettingsError
 from acme_rag_pipeline.store.layout import Store
+from acme_rag_pipeline.store.stages import stored_detail
 from acme_rag_pipeline.store.warehouse import WarehouseBusy, records
 from acme_rag_pipeline.training.due import change_since_training
 
@@ -148,20 +151,26 @@ daily_refresh = dg.ScheduleDefinition(
     job=retrain,
     cron_schedule="0 2 * * *",
     default_status=dg.DefaultScheduleStatus.RUNNING,
-    description="Retrains at night, when enough of the documents changed since the last time.",
+    description="Retrains at night, when enough of the documents, or what people judged, changed since the last time.",
 )
 def nightly_retrain(context: dg.ScheduleEvaluationContext, pipeline: Pipeline) -> dg.RunRequest | dg.SkipReason:
     """Ask for a retrain, or say why not."""
     try:
         settings = Settings.load(**_given(pipeline))
-        change = change_since_training(Store(settings.store, wait_seconds=10))
+        store = Store(settings.store, wait_seconds=10)
+        change = change_since_training(store)
+        people = [
+            name
+            for name, differs in (("curated pairs", curated.file_differs), ("golden queries", golden.files_differ))
+            if differs(store, settings)
+        ]
     except (SettingsError, WarehouseBusy) as error:
         return dg.SkipReason(str(error))
     needed = settings.automation.retrain_changed_share
     found = f"{change.changed_share:.1%} of the chunks changed since the last retrain ({change.added} new, {change.removed} gone)"
-    if change.changed_share < needed:
-        return dg.SkipReason(f"{found}, fewer than {needed:.1%}")
-    context.log.info(found)
+    if change.changed_share < needed and not people:
+        return dg.SkipReason(f"{found}, fewer than {needed:.1%}; people's files are those of the last retrain")
+    context.log.info("; ".join([found, *(f"the {name} changed" for name in people)]))
     return dg.RunRequest(tags={"acme_rag/changed_share": f"{change.changed_share:.4f}"})
 
 
@@ -171,8 +180,4 @@ def _given(pipeline: Pipeline) -> dict[str, Any]:
 
 
 def _served_state(store: Store) -> str | None:
-    with store.warehouse.read() as connection:
-        row = connection.execute(
-            "SELECT summary->>'$.details.sources' FROM stages WHERE stage = 'served_index'"
-        ).fetchone()
-    return str(row[0]) if row else None
+    return stored_detail(store.warehouse, "served_index", "sources")

@@ -11,7 +11,7 @@ from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store.fingerprints import content_hash, fingerprint, sha256_text
 from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.passages import live_passages
-from acme_rag_pipeline.store.stages import StageResult, data_versions, record, recorded
+from acme_rag_pipeline.store.stages import StageResult, data_versions, record, recorded, stored_detail
 from acme_rag_pipeline.store.warehouse import reconcile
 
 STAGE = "curated_pairs"
@@ -41,6 +41,7 @@ def resolve_curated_pairs(store: Store, settings: Settings) -> StageResult:
     data_version = content_hash(tuple(row.values()) for row in (*rows, *negatives, *rejected))
     named = sum(row["negative"] is not None and row["chunk_id"] is not None for row in rows)
     details = {
+        "source": fingerprint(sorted(pair.curated_id for pair in pairs)),
         "file": settings.curated_pairs.name if settings.curated_pairs else "none",
         "pairs": len(rows),
         "resolved": sum(row["status"] == "resolved" for row in rows),
@@ -58,6 +59,17 @@ def resolve_curated_pairs(store: Store, settings: Settings) -> StageResult:
         reconcile(connection, "rejected_pairs", "rejection_id", rejected)
         reconcile(connection, "pairs", "pair_id", list(training.values()), scope="origin = 'curated'")
         return record(connection, StageResult(STAGE, data_version, counts, details=details), made_from)
+
+
+def file_differs(store: Store, settings: Settings) -> bool:
+    """Whether the file of curated pairs says something else than when it was last resolved.
+
+    Raises:
+        SettingsError: it cannot be read.
+    """
+    pairs, _ = read_curated_pairs(settings.curated_pairs) if settings.curated_pairs else ([], [])
+    source = fingerprint(sorted(pair.curated_id for pair in pairs))
+    return stored_detail(store.warehouse, STAGE, "source") not in (None, source)
 
 
 def _resolved(pair: CuratedPair, places: Places) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from acme_rag_pipeline.store.fingerprints import fingerprint, sha256_text
 from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.passages import PassagePrefix, live_passages
 from acme_rag_pipeline.store.promotion import NothingPromoted, PointerDamaged, Promoted, read_pointer, write_pointer
-from acme_rag_pipeline.store.stages import StageResult, data_versions, record, recorded
+from acme_rag_pipeline.store.stages import StageResult, data_versions, record, recorded, stored_detail
 from acme_rag_pipeline.store.warehouse import records
 
 STAGE = "served_index"
@@ -99,11 +99,7 @@ def rollback(store: Store, settings: Settings, to: str | None = None) -> decisio
 
 def _sources(store: Store) -> str:
     """The state of the documents folder that the chunks were made from."""
-    with store.warehouse.read() as connection:
-        row = connection.execute(
-            "SELECT summary->>'$.details.sources' FROM stages WHERE stage = 'documents'"
-        ).fetchone()
-    return str(row[0]) if row else ""
+    return stored_detail(store.warehouse, "documents", "sources") or ""
 
 
 def _pointer(decision: decisions.Decision, version: int) -> Promoted:

@@ -60,6 +60,15 @@ def record(connection: duckdb.DuckDBPyConnection, result: StageResult, fingerpri
     return replace(result, unchanged=False)
 
 
+def stored_detail(warehouse: Warehouse, stage: str, name: str) -> str | None:
+    """One text among the details of a stage, None if it never ran or has no such detail."""
+    with warehouse.read() as connection:
+        rows = connection.execute(
+            "SELECT summary->>('$.details.' || ?) FROM stages WHERE stage = ?", [name, stage]
+        ).fetchall()
+    return rows[0][0] if rows else None
+
+
 def data_versions(warehouse: Warehouse, *stages: str) -> dict[str, str]:
     """Data version of each stage.
 

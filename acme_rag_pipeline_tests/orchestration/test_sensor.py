@@ -8,9 +8,11 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
+from acme_rag_pipeline.chunking.chunks import split_documents
 from acme_rag_pipeline.definitions import build_definitions
 from acme_rag_pipeline.documents.ingest import ingest_documents
-from acme_rag_pipeline.orchestration.automation import documents_changed
+from acme_rag_pipeline.evaluation.golden import resolve_golden_queries
+from acme_rag_pipeline.orchestration.automation import documents_changed, nightly_retrain
 from acme_rag_pipeline.orchestration.resources import Pipeline
 from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store.layout import Store
@@ -112,3 +114,38 @@ def test_a_lag_of_many_minutes_turns_red_even_while_a_run_is_under_way(
     watch.tick()
     watch.tick()
     assert watch.shown == [False]
+
+
+def test_the_schedule_retrains_for_changed_documents_and_for_what_people_judged(
+    documents: Path, tmp_path: Path
+) -> None:
+    queries, qrels = tmp_path / "golden/queries.jsonl", tmp_path / "golden/qrels.jsonl"
+    queries.parent.mkdir()
+    queries.write_text('{"query_id": "a", "query": "how many FLEX days"}\n', encoding="utf-8")
+    qrels.write_text('{"query_id": "a", "doc_path": "hr/leave.md"}\n', encoding="utf-8")
+    pipeline = Pipeline(documents=str(documents), store=str(tmp_path / "store"), golden=str(queries.parent))
+    settings = pipeline.settings()
+    store = Store(settings.store)
+
+    def answer() -> str:
+        with dg.DagsterInstance.ephemeral() as instance:
+            context = dg.build_schedule_context(instance=instance, resources={"pipeline": pipeline})
+            result = nightly_retrain(context)
+        return "run" if isinstance(result, dg.RunRequest) else str(result.skip_message)
+
+    ingest_documents(store, settings)
+    split_documents(store, settings)
+    assert answer() == "run"
+    resolve_golden_queries(store, settings)
+    with store.warehouse.write() as connection:
+        connection.execute("INSERT INTO trained_chunks(chunk_id) SELECT chunk_id FROM chunks")
+    assert "fewer than" in answer()
+    with queries.open("a", encoding="utf-8") as file:
+        file.write('{"query_id": "b", "query": "hotel limit in London"}\n')
+    assert answer() == "run"
+    resolve_golden_queries(store, settings)
+    assert "fewer than" in answer()
+    (documents / "travel.md").unlink()
+    ingest_documents(store, settings)
+    split_documents(store, settings)
+    assert answer() == "run"
