@@ -19,9 +19,11 @@ if TYPE_CHECKING:
 
 Precision = Literal["auto", "fp32", "bf16"]
 BATCH_SIZE = 32
-# About 2,000 tokens, half a second in numpy; loading the libraries costs 8.
+# Of all texts of a call: about 2,500 tokens, half a second or two in numpy; loading the libraries costs 8.
 LIGHT_CHARACTERS = 10_000
 _UNOPENED = object()
+# Threads that import the libraries at the same time find them half initialised.
+_LOADING = threading.Lock()
 
 
 class Encoder:
@@ -42,14 +44,12 @@ class Encoder:
         self.digest = digest
         self.precision = precision
         self._model = model
-        self._loading = threading.Lock()
         self._light: object = _UNOPENED
-        self._light_characters = 0
 
     @property
     def model(self) -> SentenceTransformer:
         """The loaded model; loading costs 5 to 7 s the first time in a process, so it waits for the first text."""
-        with self._loading:
+        with _LOADING:
             if self._model is None:
                 self._model = load_model(self.folder)
             return self._model
@@ -83,10 +83,9 @@ class Encoder:
         """The numpy encoder, where it is the quicker way and the libraries are not there yet anyway."""
         if self._model is not None or "sentence_transformers" in sys.modules:
             return None
-        self._light_characters += sum(map(len, texts))
-        if self._light_characters > LIGHT_CHARACTERS:
+        if sum(map(len, texts)) > LIGHT_CHARACTERS:
             return None
-        with self._loading:
+        with _LOADING:
             if self._light is _UNOPENED:
                 self._light = open_light_bert(self.folder)
             return cast("LightBert | None", self._light)

@@ -26,8 +26,6 @@ RetrieverName = Literal["promoted", "bm25", "base", "base_hybrid", "fine_tuned",
 RETRIEVERS: tuple[str, ...] = get_args(RetrieverName)
 _COLUMNS = ["id", "text", "metadata"]
 _TRIES = 3
-# Two threads must not load models at once: transformers switches global state while it does.
-_LOADING = threading.Lock()
 
 
 class UnknownRetriever(ValueError):
@@ -152,8 +150,6 @@ class Retriever:
         return [next(answers) if query else [] for query in queries]
 
     def _encoded(self, encoder: Encoder, queries: list[str]) -> np.ndarray:
-        with _LOADING:
-            _ = encoder.model
         # A fast tokenizer that two threads use at once fails with "Already borrowed".
         with self._encoding:
             return encoder.encode_queries(queries)
