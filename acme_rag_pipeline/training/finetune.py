@@ -20,7 +20,7 @@ import numpy as np
 from acme_rag_pipeline.embedding.encoder import autocast, load_model
 from acme_rag_pipeline.settings import TrainingSettings
 from acme_rag_pipeline.training import lora
-from acme_rag_pipeline.training.batches import epoch_batches
+from acme_rag_pipeline.training.batches import epoch_batches, topic_batches
 from acme_rag_pipeline.training.checkpoint import Curve, resume, save_checkpoint
 from acme_rag_pipeline.training.losses import guided_softmax_loss
 
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 CHECKPOINT_SECONDS = 60.0
 LOG_SECONDS = 10.0
 PASSAGES_SHOWN = 3000
+# Enough rows to keep the processor busy, few enough to be of similar length.
+FORWARD_ROWS = 16
 logger = logging.getLogger(__name__)
 
 
@@ -187,7 +189,12 @@ class _Work:
         else:
             lengths = [len(self.passages[p]["input_ids"]) for p in passages]
         groups = [self.rows.groups[p] for p in passages]
-        plan = epoch_batches(groups, lengths, self.settings.batch_size, seed)
+        if self.settings.topic_size > 1:
+            vectors = self.rows.guide_passages[passages]
+            size = self.settings.batch_size
+            plan = topic_batches(vectors, groups, size, min(size, self.settings.topic_size), seed)
+        else:
+            plan = epoch_batches(groups, lengths, self.settings.batch_size, seed)
         return [[query for p in batch for query in self.queries_of[passages[p]]] for batch in plan]
 
     def loss(self, batch: list[int]) -> torch.Tensor:
@@ -237,8 +244,17 @@ def weights_of(model: SentenceTransformer) -> dict[str, torch.Tensor]:
 
 
 def _forward(model: SentenceTransformer, rows: list[dict[str, Any]]) -> torch.Tensor:
-    features = model.tokenizer.pad(rows, return_tensors="pt").to(model.device)
-    return model(dict(features))["sentence_embedding"]
+    """Vectors in the order of the rows; short ones go through the model together, which saves padding."""
+    import torch
+
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]["input_ids"]))
+    parts = []
+    for first in range(0, len(order), FORWARD_ROWS):
+        part = [rows[i] for i in order[first : first + FORWARD_ROWS]]
+        features = model.tokenizer.pad(part, return_tensors="pt").to(model.device)
+        parts.append(model(dict(features))["sentence_embedding"])
+    back = torch.tensor(order, device=model.device).argsort()
+    return torch.cat(parts)[back]
 
 
 def _tokenise(model: SentenceTransformer, texts: Sequence[str]) -> list[dict[str, Any]]:
