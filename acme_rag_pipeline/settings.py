@@ -87,12 +87,6 @@ class TrainingSettings(Group):
     )
     batch_size: int = Field(default=32, ge=2, le=4096, description="Passages in a batch, each with all its queries.")
     learning_rate: float | None = Field(default=None, gt=0, lt=1, description="Default: 5e-5, with lora 5e-4.")
-    topic_size: int = Field(
-        default=1,
-        ge=1,
-        le=4096,
-        description="Passages near to each other that stand in a batch together; 1: at random.",
-    )
     lora_rank: int = Field(default=16, ge=1, le=256)
     warmup_share: float = Field(default=0.1, ge=0, lt=1)
     scale: float = Field(default=20.0, gt=0, description="Inverse temperature of the softmax over cosines.")

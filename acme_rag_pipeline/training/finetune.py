@@ -20,7 +20,7 @@ import numpy as np
 from acme_rag_pipeline.embedding.encoder import autocast, load_model
 from acme_rag_pipeline.settings import TrainingSettings
 from acme_rag_pipeline.training import lora
-from acme_rag_pipeline.training.batches import epoch_batches, topic_batches
+from acme_rag_pipeline.training.batches import epoch_batches
 from acme_rag_pipeline.training.checkpoint import Curve, resume, save_checkpoint
 from acme_rag_pipeline.training.losses import guided_softmax_loss
 
@@ -189,12 +189,7 @@ class _Work:
         else:
             lengths = [len(self.passages[p]["input_ids"]) for p in passages]
         groups = [self.rows.groups[p] for p in passages]
-        if self.settings.topic_size > 1:
-            vectors = self.rows.guide_passages[passages]
-            size = self.settings.batch_size
-            plan = topic_batches(vectors, groups, size, min(size, self.settings.topic_size), seed)
-        else:
-            plan = epoch_batches(groups, lengths, self.settings.batch_size, seed)
+        plan = epoch_batches(groups, lengths, self.settings.batch_size, seed)
         return [[query for p in batch for query in self.queries_of[passages[p]]] for batch in plan]
 
     def loss(self, batch: list[int]) -> torch.Tensor:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from acme_rag_pipeline.training.batches import epoch_batches, topic_batches
+from acme_rag_pipeline.training.batches import epoch_batches
 
 
 @given(
@@ -34,28 +33,3 @@ def test_distinct_groups_lose_no_row_but_a_lonely_last_one() -> None:
 def test_another_seed_gives_another_order() -> None:
     groups = [str(i) for i in range(64)]
     assert epoch_batches(groups, [1] * 64, 8, 0) != epoch_batches(groups, [1] * 64, 8, 1)
-
-
-@given(
-    groups=st.lists(st.sampled_from("abcdefghij"), min_size=0, max_size=60),
-    size=st.integers(2, 9),
-    topic=st.integers(2, 9),
-    seed=st.integers(0, 5),
-)
-def test_topics_never_lose_or_double_a_passage(groups: list[str], size: int, topic: int, seed: int) -> None:
-    vectors = np.random.default_rng(1).normal(size=(len(groups), 4))
-    batches = topic_batches(vectors, groups, size, min(topic, size), seed)
-    rows = [row for batch in batches for row in batch]
-    assert len(rows) == len(set(rows))
-    for batch in batches:
-        assert 2 <= len(batch) <= size
-        assert len({groups[row] for row in batch}) == len(batch)
-
-
-def test_neighbours_stand_together() -> None:
-    corners = np.eye(8)
-    vectors = np.repeat(corners, 4, axis=0)
-    batches = topic_batches(vectors, [str(i) for i in range(32)], 8, 4, seed=0)
-    assert sorted(len(batch) for batch in batches) == [8] * 4
-    for batch in batches:
-        assert len({row // 4 for row in batch}) == 2
