@@ -37,7 +37,7 @@ from acme_rag_pipeline_tests.increments.worker import (
 
 pytestmark = pytest.mark.slow
 # Read from the environment here: the fixture that shields tests from outside settings removes it later.
-KILLS = int(os.environ.get("ACME_RAG_TEST_KILLS") or 12)
+KILLS = int(os.environ.get("ACME_RAG_TEST_KILLS") or 6)
 SEED = int(os.environ.get("ACME_RAG_TEST_SEED") or 20)
 KILLS_BETWEEN_CHECKS = 34
 CURATED = [

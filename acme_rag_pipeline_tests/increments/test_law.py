@@ -230,8 +230,8 @@ class Histories(RuleBasedStateMachine):
 SHARED: dict[str, Any] = {}
 BUDGET = settings(
     # LAW_HISTORIES=200 searches for an hour.
-    max_examples=int(os.environ.get("LAW_HISTORIES", "3")),
-    stateful_step_count=12,
+    max_examples=int(os.environ.get("LAW_HISTORIES", "2")),
+    stateful_step_count=8,
     deadline=None,
     derandomize=True,
     database=None,

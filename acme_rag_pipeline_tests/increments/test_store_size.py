@@ -19,7 +19,7 @@ from acme_rag_pipeline.store.promotion import read_pointer
 from acme_rag_pipeline_tests.conftest import TRAVEL
 from acme_rag_pipeline_tests.increments import oracle
 
-ROUNDS = 24
+ROUNDS = 10
 
 
 class RandomVectors(Encoder):
