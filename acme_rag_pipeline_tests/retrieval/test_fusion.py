@@ -42,7 +42,7 @@ def test_weights_of_one_and_zero_are_the_single_rankings() -> None:
 @given(scores, scores, st.sampled_from(["weighted", "rrf"]), st.integers(1, 10))
 def test_every_hit_appears_once_whatever_the_depth(a: list[float], b: list[float], method: str, depth: int) -> None:
     settings = RetrievalSettings(fusion=method, candidates=depth)  # type: ignore[arg-type]
-    dense, lexical = ranking(a), ranking([abs(value) for value in set(map(abs, b))], "w")
+    dense, lexical = ranking(a), ranking([value + 0.01 for value in set(map(abs, b))], "w")
     fused = [key for key, _ in fuse(dense, lexical, settings)]
     assert len(fused) == len(set(fused))
     assert set(fused) == {key for key, _ in dense} | {key for key, _ in lexical[:depth]}
