@@ -114,6 +114,13 @@ class EmbeddingCache:
         self._shrink()
         return forgotten
 
+    def rows(self) -> int:
+        """The number of vectors."""
+        if not self._file.path.exists():
+            return 0
+        with self._file.read() as connection:
+            return int(connection.execute("SELECT count(*) FROM embeddings").fetchall()[0][0])
+
     def forget_unused(self, passages: Collection[str], queries: Collection[str], keep: int = KEEP_UNUSED) -> int:
         """Delete the vectors that have been out of use the longest, beyond as many as are in use and beyond `keep`.
 
@@ -125,10 +132,7 @@ class EmbeddingCache:
         Returns:
             The number of rows deleted.
         """
-        if not self._file.path.exists():
-            return 0
-        with self._file.read() as connection:
-            rows = connection.execute("SELECT count(*) FROM embeddings").fetchall()[0][0]
+        rows = self.rows()
         if rows <= keep:
             return 0
         with self._file.write() as connection:

@@ -37,7 +37,7 @@ _PREVIEWS = {
 _PICTURES = {
     "synthetic_pairs": "query lengths, pairs per document",
     "training_set": "filters, query lengths, overlap with the passage",
-    "evaluation_report": "arms with intervals",
+    "evaluation_report": "arms with intervals, similarities before and after, training curve",
 }
 
 

@@ -6,6 +6,7 @@ import shutil
 from datetime import UTC, datetime, timedelta
 from typing import Any, get_args
 
+from acme_rag_pipeline.embedding.cache import KEEP_UNUSED
 from acme_rag_pipeline.retrieval import index
 from acme_rag_pipeline.serving import decisions
 from acme_rag_pipeline.settings import Settings
@@ -185,13 +186,13 @@ def _clear_training(store: Store) -> None:
 
 def _forget_rows(store: Store, gone: list[dict[str, Any]]) -> None:
     """Keep the embedding cache and the list of served versions from growing with every edit."""
-    passages = live_passages(store.warehouse)
-    with store.warehouse.read() as connection:
-        queries = connection.execute("SELECT query FROM pairs UNION SELECT query FROM golden_queries").fetchall()
-    rendered = {passage.rendered(prefix) for passage in passages for prefix in get_args(PassagePrefix)}
-    index.embedding_cache(store).forget_unused(
-        {sha256_text(text) for text in rendered}, {sha256_text(row[0]) for row in queries}
-    )
+    cache = index.embedding_cache(store)
+    # What is in use is only worth collecting when something may have to go.
+    if cache.rows() > KEEP_UNUSED:
+        with store.warehouse.read() as connection:
+            queries = connection.execute("SELECT query FROM pairs UNION SELECT query FROM golden_queries").fetchall()
+        rendered = {p.rendered(prefix) for p in live_passages(store.warehouse) for prefix in get_args(PassagePrefix)}
+        cache.forget_unused({sha256_text(text) for text in rendered}, {sha256_text(row[0]) for row in queries})
     if len(gone) > FORGOTTEN_VERSIONS:
         with store.warehouse.write() as connection:
             for row in gone:
