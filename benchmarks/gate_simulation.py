@@ -2,14 +2,18 @@
 
     python benchmarks/gate_simulation.py [--repetitions 2000] [--challengers 3] [--processes 2]
 
-Questions come in documents of unequal size (geometric, 2.6 on average) whose questions succeed and fail together. Three
-kinds of "no true difference" are tried:
+Questions come in documents of unequal size (geometric, 2.6 on average) whose questions succeed and fail together. In
+every kind of "no true difference" the mean difference over all questions is 0:
 
 - gaussian: every question's difference is normal with the stated spread and intra-unit correlation;
+- one large document: the same, but one document holds half of all questions;
 - ranks: both arms rank the evidence at exchangeable random ranks, so that most differences are exactly 0 and the rest
   are as lumpy as nDCG@10 really is;
-- skewed: a stress beyond what the gate promises. The mean difference is 0, but most questions gain a little and few
-  lose much; with few units the sample may hold none of the losses.
+- few documents gain: one document in ten gains 0.4 on each question, all others lose a little;
+- skewed: most questions gain a little and few lose much; with few units the sample may hold none of the losses;
+- zero-inflated: one question in five changes at all, and of those three gain a little and one loses much;
+- few documents lose: one document in ten loses 0.4 on each question, all others gain a little;
+- skewed in documents: as skewed, but the losses come together in a few documents.
 
 Power is the share of promotions with a true gain of 0.05 (gaussian).
 """
@@ -25,12 +29,16 @@ from functools import partial
 import numpy as np
 
 from acme_rag_pipeline.evaluation.gate import PROMOTED, ArmScores, GateSettings, decide
+from acme_rag_pipeline.evaluation.intervals import gain_p
 
 UNIT_COUNTS = (5, 12, 40, 100)
 QUERIES_PER_UNIT = 2.6
 
 Draw = Callable[[np.random.Generator, "np.ndarray", int], "np.ndarray"]
 """(generator, unit of each question, challengers) -> scores of champion and challengers, one arm a row."""
+
+Sizes = Callable[[np.random.Generator, int], "np.ndarray"]
+"""(generator, number of units) -> number of questions of each unit."""
 
 
 def gaussian(
@@ -52,26 +60,66 @@ def ranks(rng: np.random.Generator, unit: np.ndarray, challengers: int) -> np.nd
     return np.where(rank <= 10, 1 / np.log2(rank + 1), 0.0)
 
 
-def skewed(rng: np.random.Generator, unit: np.ndarray, challengers: int) -> np.ndarray:
+def skewed(rng: np.random.Generator, unit: np.ndarray, challengers: int, correlation: float = 1 / 11) -> np.ndarray:
     """One question in seven loses 0.3 to 0.8, more in some documents; the others gain enough to make up for it."""
     share, loss = 0.15, 0.55
-    losing = rng.beta(10 * share, 10 * (1 - share), (challengers, unit.max() + 1))[:, unit]
+    losing = _chance(rng, unit, challengers, share, correlation)
     loses = rng.random(losing.shape) < losing
     gains = rng.exponential(share * loss / (1 - share), losing.shape)
     return np.vstack([np.full(unit.size, 0.5), 0.5 + np.where(loses, -rng.uniform(0.3, 0.8, losing.shape), gains)])
 
 
-def promoted_share(draw: Draw, units: int, challengers: int, repetitions: int, seed: int = 0) -> float:
+def zero_inflated(rng: np.random.Generator, unit: np.ndarray, challengers: int) -> np.ndarray:
+    """One question in five changes, more in some documents: 3 of 4 of them gain 0.1 to 0.3, the others lose 0.3 to 0.9."""
+    changing = _chance(rng, unit, challengers, share=0.2, correlation=1 / 3)
+    losses, gains = -rng.uniform(0.3, 0.9, changing.shape), rng.uniform(0.1, 0.3, changing.shape)
+    changes = np.where(rng.random(changing.shape) < 0.25, losses, gains)
+    return np.vstack([np.full(unit.size, 0.5), 0.5 + np.where(rng.random(changing.shape) < changing, changes, 0.0)])
+
+
+def few_documents(rng: np.random.Generator, unit: np.ndarray, challengers: int, change: float) -> np.ndarray:
+    """One document in ten changes by ``change`` on each of its questions; all others make up for it."""
+    changes = (rng.random((challengers, unit.max() + 1)) < 0.1)[:, unit]
+    noise = rng.normal(0, 0.05, changes.shape)
+    return np.vstack([np.full(unit.size, 0.5), 0.5 + np.where(changes, change, -change / 9) + noise])
+
+
+def _chance(
+    rng: np.random.Generator, unit: np.ndarray, challengers: int, share: float, correlation: float
+) -> np.ndarray:
+    """A chance for each question that its document shares (beta), with the stated mean and intra-unit correlation."""
+    total = 1 / correlation - 1
+    return rng.beta(total * share, total * (1 - share), (challengers, unit.max() + 1))[:, unit]
+
+
+def geometric(rng: np.random.Generator, units: int) -> np.ndarray:
+    """Questions of each document, 2.6 on average."""
+    return rng.geometric(1 / QUERIES_PER_UNIT, units)
+
+
+def one_large(rng: np.random.Generator, units: int) -> np.ndarray:
+    """As ``geometric``, but the first document holds about half of all questions."""
+    sizes = geometric(rng, units)
+    sizes[0] = max(1, sizes[1:].sum())
+    return sizes
+
+
+def promoted_share(
+    draw: Draw, units: int, challengers: int, repetitions: int, seed: int = 0, sizes: Sizes = geometric
+) -> float:
     """Share of simulated decisions that promote a challenger."""
-    rng, promotions = np.random.default_rng([seed, units]), 0
+    rng, settings, promotions = np.random.default_rng([seed, units]), GateSettings(), 0
     for _ in range(repetitions):
-        unit = np.repeat(np.arange(units), rng.geometric(1 / QUERIES_PER_UNIT, units))
+        unit = np.repeat(np.arange(units), sizes(rng, units))
         scores = draw(rng, unit, challengers)
         ids = [f"q{i:04d}" for i in range(unit.size)]
         arms = [ArmScores(f"arm{i}", dict(zip(ids, row.tolist(), strict=True))) for i, row in enumerate(scores)]
         documents = {i: f"d{u:03d}" for i, u in zip(ids, unit.tolist(), strict=True)}
         styles = dict(zip(ids, rng.choice(["question", "keywords", "situation"], unit.size).tolist(), strict=True))
-        decision = decide(arms[0], arms[1:], documents, {"style": styles}, GateSettings(), "golden")
+        # A shortcut without an effect on the outcome: the interval's own p-value is part of what the gate asks for.
+        if min(gain_p(gains, unit.astype(str)) for gains in (scores[1:] - scores[0]).tolist()) > settings.tail:
+            continue
+        decision = decide(arms[0], arms[1:], documents, {"style": styles}, settings, "golden")
         promotions += decision.verdict == PROMOTED
     return promotions / repetitions
 
@@ -90,7 +138,18 @@ def main() -> None:
         (f"gaussian, spread {options.spread}, correlation {r}", partial(gaussian, spread=options.spread, correlation=r))
         for r in (0.0, 0.3, 0.8)
     ]
-    nulls += [("ranks", ranks), ("skewed (stress)", skewed)]
+    nulls += [
+        ("ranks", ranks),
+        ("few documents gain", partial(few_documents, change=0.4)),
+        ("skewed", skewed),
+        ("zero-inflated", zero_inflated),
+        ("few documents lose", partial(few_documents, change=-0.4)),
+        ("skewed in documents (stress)", partial(skewed, correlation=0.5)),
+    ]
+    large: list[tuple[str, Draw]] = [
+        ("one large document, gaussian, corr. 0.3", partial(gaussian, spread=options.spread, correlation=0.3)),
+        ("one large document, skewed", skewed),
+    ]
     gains: list[tuple[str, Draw]] = [
         (f"spread {s}, correlation {r}", partial(gaussian, spread=s, correlation=r, gain=0.05))
         for s in (0.2, options.spread)
@@ -101,6 +160,7 @@ def main() -> None:
         print(f"Promotions without a true difference: {options.challengers} challengers, at most 2.5 % wanted")
         print(f"({options.repetitions} decisions a cell, standard error at 2.5 %: {100 * error:.2f} %)")
         _table(pool, nulls, UNIT_COUNTS, options.challengers, options.repetitions, options.seed)
+        _table(pool, large, UNIT_COUNTS, options.challengers, options.repetitions, options.seed, one_large)
         for challengers in (1, options.challengers):
             print(f"\nPromotions with a true gain of 0.05 in all of {challengers} challengers (power)")
             _table(pool, gains, (*UNIT_COUNTS[1:], 200), challengers, options.repetitions // 4, options.seed)
@@ -113,10 +173,11 @@ def _table(
     challengers: int,
     repetitions: int,
     seed: int,
+    sizes: Sizes = geometric,
 ) -> None:
     print(f"{'units':<42}" + "".join(f"{units:>9}" for units in columns))
     cells = [
-        [pool.submit(promoted_share, draw, units, challengers, repetitions, seed) for units in columns]
+        [pool.submit(promoted_share, draw, units, challengers, repetitions, seed, sizes) for units in columns]
         for _, draw in rows
     ]
     for (name, _), row in zip(rows, cells, strict=True):

@@ -9,7 +9,14 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from acme_rag_pipeline.evaluation.intervals import gain_p, minimum_detectable_gain, paired_interval, sign_flip_p
+from acme_rag_pipeline.evaluation.intervals import (
+    UNSEEN_LOSS,
+    gain_p,
+    minimum_detectable_gain,
+    paired_interval,
+    sign_flip_p,
+    unseen_loss_p,
+)
 
 
 @dataclass(frozen=True)
@@ -56,7 +63,8 @@ class Comparison:
     """A challenger against the champion on all questions.
 
     ``low`` and ``high`` hold at ``level``, adjusted for the number of challengers; ``p_value`` is one-sided and not
-    adjusted, the larger of the interval's and the sign-flip test's. ``relative_gain`` is None for a champion at 0.
+    adjusted, the largest of three: the interval's with caution about skewness, the sign-flip test's, and that of a loss in
+    units of a kind that the sample does not hold. ``relative_gain`` is None for a champion at 0.
     """
 
     arm: str
@@ -94,8 +102,9 @@ def compare(
 ) -> tuple[Comparison, ...]:
     """Compare each challenger with the champion over all questions.
 
-    A challenger is significant when the paired interval (units resampled) lies above 0 and the sign-flip test agrees,
-    both at the tail of its step of Holm's procedure.
+    A challenger is significant when the paired interval (units resampled) lies above 0, with a margin for the error of
+    the skewness, the sign-flip test agrees, and the gain is too large for an unseen kind of unit to undo it: all at the
+    tail of its step of Holm's procedure.
 
     Returns:
         A row per challenger in the given order; none when there are no queries.
@@ -111,7 +120,11 @@ def compare(
     p_values: dict[str, float] = {}
     for arm in challengers:
         gains = [arm.ndcg[i] - champion.ndcg[i] for i in ids]
-        p_values[arm.arm] = max(gain_p(gains, labels), sign_flip_p(gains, labels))
+        p_values[arm.arm] = max(
+            gain_p(gains, labels, cautious=True),
+            sign_flip_p(gains, labels),
+            unseen_loss_p(sum(gains) / len(ids), len(set(labels))),
+        )
 
     rows: dict[str, Comparison] = {}
     left, rejecting = len(challengers), True
@@ -194,6 +207,11 @@ def units_needed(challengers: int, settings: GateSettings) -> int:
     return math.ceil(math.log2(max(1, challengers) / settings.tail))
 
 
+def unseen_share(units: int, tail: float) -> float:
+    """The largest share of all units that may be of a kind of which so many units hold none, with that tail."""
+    return 1 - tail ** (1 / units)
+
+
 def detectable_gain(
     champion: ArmScores, challenger: ArmScores, units: Mapping[str, str], challengers: int, settings: GateSettings
 ) -> float | None:
@@ -207,8 +225,9 @@ def detectable_gain(
     if len(set(labels)) < units_needed(challengers, settings):
         return None
     gains = [challenger.ndcg[i] - champion.ndcg[i] for i in ids]
-    seen = minimum_detectable_gain(gains, labels, 1 - 2 * settings.tail / max(1, challengers), power=0.8)
-    return max(seen, settings.minimum_effect)
+    tail = settings.tail / max(1, challengers)
+    smallest = UNSEEN_LOSS * unseen_share(len(set(labels)), tail)
+    return max(minimum_detectable_gain(gains, labels, 1 - 2 * tail, 0.8, True, smallest), settings.minimum_effect)
 
 
 def check_scores(champion: ArmScores, challengers: Sequence[ArmScores], units: Mapping[str, str]) -> None:

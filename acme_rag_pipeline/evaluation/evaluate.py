@@ -18,7 +18,7 @@ from acme_rag_pipeline.store.stages import StageResult, data_versions, record, r
 from acme_rag_pipeline.store.warehouse import reconcile
 
 STAGE = "evaluation_report"
-CODE_VERSION = "3"
+CODE_VERSION = "4"
 
 
 def evaluate(store: Store, settings: Settings) -> StageResult:

@@ -2,9 +2,11 @@
 
 A challenger is promoted when all of this holds, each against a different way of being fooled:
 
-- the lower end of the paired interval, units resampled, is above 0, and the exact sign-flip test over units agrees. The
-  two hold for few units too: no percentile bootstrap, which promotes 10 to 49 % of equal arms below 30 units;
-- both hold at the level of the challenger's step in Holm's (1979) procedure over all challengers;
+- the lower end of the paired interval, units resampled, is above 0, with a margin for the error of the skewness, and the
+  exact sign-flip test over units agrees. The two hold for few units too: no percentile bootstrap, which promotes 10 to
+  49 % of equal arms below 30 units;
+- the gain would survive a loss in units of a kind that the sample is too small to hold (the "rule of three");
+- these hold at the level of the challenger's step in Holm's (1979) procedure over all challengers;
 - the gain is at least the minimum effect;
 - no segment with enough questions falls significantly, and by more than the margin.
 
@@ -26,7 +28,9 @@ from acme_rag_pipeline.evaluation.comparison import (
     compare_segments,
     detectable_gain,
     units_needed,
+    unseen_share,
 )
+from acme_rag_pipeline.evaluation.intervals import UNSEEN_LOSS, unseen_loss_p
 
 __all__ = ["ArmScores", "Comparison", "Decision", "GateSettings", "SegmentRow", "compare", "decide"]
 
@@ -191,11 +195,18 @@ def _finding(decision: Decision, subject: Comparison | None, settings: GateSetti
             f"{stays}: with {subject.arm} {goes}; the true gain is at most {subject.high:+.3f}, "
             f"less than the {settings.minimum_effect:g} that a change must bring."
         )
+    tail = (1 - subject.level) / 2
     doubt = f"but the true difference may lie anywhere {between}: it may be chance."
     if subject.significant:
         doubt = f"which is real but less than the {settings.minimum_effect:g} that a change must bring."
+    elif subject.low > 0 and unseen_loss_p(subject.difference, subject.units) > tail:
+        doubt = (
+            f"but so few {noun} need not show every kind: up to {100 * unseen_share(subject.units, tail):.0f} % of all "
+            f"{noun} may be of a kind that is not among these {subject.units}, and if {subject.arm} does {UNSEEN_LOSS:g} "
+            f"worse there, nothing of the gain remains."
+        )
     elif subject.low > 0:
-        doubt = f"but swapping the two at random does as well too often (p = {subject.p_value:.2g}): it may be chance."
+        doubt = f"but chance alone does as well too often (p = {subject.p_value:.2g}): it may be chance."
     return f"{stays}: with {subject.arm} {rises}, {doubt}"
 
 

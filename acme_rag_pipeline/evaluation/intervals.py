@@ -11,7 +11,9 @@ units, each from the literature:
   at each end the wider of the plain and the transformed limit is taken,
 - an exact sign-flip test (Fisher 1935; for clusters Canay, Romano and Shaikh 2017) beside the interval.
 
-What no method repairs: a loss in a kind of query so rare that a dozen units hold none of it is not seen.
+An interval describes the units it has. A decision needs caution about those it has not: a loss in a kind of unit so rare
+that a dozen units hold none of it cannot be seen in them. For that ``gain_p`` has a cautious form, and ``unseen_loss_p``
+applies the "rule of three" for an event that was not observed.
 """
 
 from __future__ import annotations
@@ -25,6 +27,13 @@ from numpy.typing import NDArray
 
 EXACT_SIGN_FLIP_UNITS = 15
 SIGN_FLIP_DRAWS = 20_000
+UNSEEN_LOSS = 0.5
+"""How much worse than elsewhere a kind of unit that no one has seen may be: in nDCG@10 first to third place is 0.5."""
+SKEWNESS_CAUTION = 0.5
+"""How far the true skewness may lie below the estimate: its standard error, ``sqrt(6 / units)`` (Fisher 1930), at 24 units.
+
+The same at any number: with fewer units ``unseen_loss_p`` is the stricter, with more it matters less and less but costs
+nothing, and the error of a skewed sample's skewness is larger than that of a normal one."""
 _DRAWS_PER_BLOCK = 2_000  # a multiple of 8, so that a block is a whole number of random bytes
 
 Array = NDArray[np.float64]
@@ -94,11 +103,18 @@ def paired_interval(a: Sequence[float], b: Sequence[float], units: Sequence[str]
     return mean_interval(np.subtract(b, a, dtype=float).tolist(), units, level)
 
 
-def gain_p(differences: Sequence[float], units: Sequence[str]) -> float:
+def gain_p(differences: Sequence[float], units: Sequence[str], cautious: bool = False) -> float:
     """One-sided p-value of "the mean difference is above 0", the test that belongs to ``mean_interval``.
 
     It is below ``(1 - level) / 2`` exactly when the interval's lower end is above 0. Negate the differences to test
     "below 0".
+
+    Args:
+        differences: The difference per query.
+        units: The unit of each query.
+        cautious: Take the skewness up to ``SKEWNESS_CAUTION`` lower than estimated. A sample that holds too few of the rare
+            losses has too small a spread and also looks too little skewed, so Hall's correction fails just when it is
+            needed. Never a smaller p-value.
 
     Raises:
         ValueError: As ``mean_interval``.
@@ -111,7 +127,27 @@ def gain_p(differences: Sequence[float], units: Sequence[str]) -> float:
     if not math.isfinite(estimate.error):
         return 1.0
     plain = estimate.mean / estimate.error
-    return float(stats.t.sf(min(plain, _hall(plain, estimate)), estimate.freedom))
+    lowest = estimate.skewness - (SKEWNESS_CAUTION if cautious else 0.0)
+    transformed = _hall(plain, lowest, estimate.skewness, estimate.units)
+    return float(stats.t.sf(min(plain, transformed), estimate.freedom))
+
+
+def unseen_loss_p(mean: float, units: int, loss: float = UNSEEN_LOSS) -> float:
+    """Probability that the units hold none of a kind of unit that would turn the gain into a loss.
+
+    If a kind makes up the share ``s`` of all units and does worse than the others by ``loss``, it costs ``s * loss`` of
+    the mean gain; it undoes the gain from ``s = mean / loss`` on. That none of ``units`` sampled units is of such a kind
+    has a probability of at most ``(1 - mean / loss) ** units``. It is small only if the gain is large or the units are
+    many: the "rule of three" (Hanley and Lippman-Hand 1983: what was not seen in n trials may have a rate of 3 / n), at
+    any level. No spread is involved: a dozen units that all gain about the same do not show what other units would do.
+
+    Args:
+        mean: The observed mean gain.
+        units: Number of units it was observed in.
+        loss: How much worse the unseen kind may be. The largest possible loss, 1 and more, would rule out every
+            promotion below some hundred units.
+    """
+    return min(1.0, max(0.0, 1 - mean / loss)) ** units
 
 
 def sign_flip_p(differences: Sequence[float], units: Sequence[str], seed: int = 0) -> float:
@@ -152,7 +188,12 @@ def sign_flip_p(differences: Sequence[float], units: Sequence[str], seed: int = 
 
 
 def minimum_detectable_gain(
-    differences: Sequence[float], units: Sequence[str], level: float, power: float = 0.8
+    differences: Sequence[float],
+    units: Sequence[str],
+    level: float,
+    power: float = 0.8,
+    cautious: bool = False,
+    smallest: float = 0.0,
 ) -> float:
     """The true mean gain that the interval's lower end would put above 0 with the given probability.
 
@@ -163,9 +204,12 @@ def minimum_detectable_gain(
         units: The unit of each query.
         level: Level of the two-sided interval that decides.
         power: Wanted probability of seeing the gain.
+        cautious: ``gain_p`` decides in its cautious form.
+        smallest: Observed mean gain that is asked for whatever the spread.
 
     Returns:
-        A gain in the unit of the differences; infinity with one unit, 0 when all queries differ by the same amount.
+        A gain in the unit of the differences; infinity with one unit, ``smallest`` when all queries differ by the
+        same amount.
 
     Raises:
         ValueError: As ``mean_interval``.
@@ -175,8 +219,10 @@ def minimum_detectable_gain(
     estimate = _estimate(differences, units)
     if not math.isfinite(estimate.error):
         return math.inf
-    quantiles = stats.t.ppf([1 - (1 - level) / 2, power], estimate.freedom)
-    return float(quantiles.sum() * estimate.error)
+    quantile, margin = stats.t.ppf([1 - (1 - level) / 2, power], estimate.freedom).tolist()
+    if cautious:
+        quantile = _hall_inverse(quantile, -SKEWNESS_CAUTION, estimate.units)
+    return max(quantile * estimate.error, smallest) + margin * estimate.error
 
 
 def _checked(values: Sequence[float], units: Sequence[str]) -> tuple[Array, NDArray[np.intp]]:
@@ -245,10 +291,25 @@ def _satterthwaite(variances: Array, weights: Array, shares: Array) -> float:
     return max(1.0, trace**2 / square)
 
 
-def _hall(t: float, estimate: _Estimate) -> float:
-    """Hall's (1992, J. R. Stat. Soc. B 54) monotone cubic transformation of a studentised mean."""
-    scaled = estimate.skewness / (3 * math.sqrt(estimate.units))
-    return t + scaled * t**2 + scaled**2 * t**3 / 3 + scaled / 2
+def _hall(t: float, lowest: float, highest: float, units: int) -> float:
+    """Hall's (1992, J. R. Stat. Soc. B 54) monotone cubic transformation of a studentised mean.
+
+    The smallest value for a skewness in the given range: for a large ``t`` the transformation does not fall all the way
+    with the skewness, but is a parabola in it.
+    """
+    low, high = (skewness / (3 * math.sqrt(units)) for skewness in (lowest, highest))
+    candidates = [low, high]
+    if t > 0:
+        candidates.append(min(high, max(low, -1.5 / t - 0.75 / t**3)))
+    return min(t + scaled * t**2 + scaled**2 * t**3 / 3 + scaled / 2 for scaled in candidates)
+
+
+def _hall_inverse(quantile: float, skewness: float, units: int) -> float:
+    """The studentised mean that ``_hall`` transforms to the quantile."""
+    scaled = skewness / (3 * math.sqrt(units))
+    if abs(scaled) <= 1e-9:
+        return quantile
+    return (math.cbrt(1 + 3 * scaled * (quantile - scaled / 2)) - 1) / scaled
 
 
 def _limits(estimate: _Estimate, tail: float) -> tuple[float, float]:
@@ -257,9 +318,6 @@ def _limits(estimate: _Estimate, tail: float) -> tuple[float, float]:
     if not math.isfinite(estimate.error):
         return -math.inf, math.inf
     quantile = float(stats.t.isf(tail, estimate.freedom))
-    lows, highs = [-quantile], [quantile]
-    scaled = estimate.skewness / (3 * math.sqrt(estimate.units))
-    if abs(scaled) > 1e-9:
-        lows.append((math.cbrt(1 + 3 * scaled * (-quantile - scaled / 2)) - 1) / scaled)
-        highs.append((math.cbrt(1 + 3 * scaled * (quantile - scaled / 2)) - 1) / scaled)
-    return estimate.mean - max(highs) * estimate.error, estimate.mean - min(lows) * estimate.error
+    low = max(quantile, _hall_inverse(quantile, estimate.skewness, estimate.units))
+    high = min(-quantile, _hall_inverse(-quantile, estimate.skewness, estimate.units))
+    return estimate.mean - low * estimate.error, estimate.mean - high * estimate.error
