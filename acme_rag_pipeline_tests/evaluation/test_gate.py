@@ -87,7 +87,7 @@ def test_equal_challengers_are_rarely_promoted(units: int) -> None:
 def test_rare_large_losses_are_rarely_promoted(draw: object, units: int, repetitions: int) -> None:
     """Most questions gain a little, few lose much, and a small sample may hold none of the losses.
 
-    At a true rate of 2.5 % a cell of 150 or 300 decisions would exceed ``allowed`` with a probability below 0.4 %; the
+    At a true rate of 2.5 % a cell of 100 to 300 decisions would exceed ``allowed`` with a probability below 0.5 %; the
     seed is fixed. Without the gate's caution the shares at 12 units are 6 %, 0.2 % and 50 %, at 40 units 3, 7 and 13 %.
     """
     assert promoted_share(draw, units, 3, repetitions, seed=4) <= allowed(repetitions)
