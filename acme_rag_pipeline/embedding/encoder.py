@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 Precision = Literal["auto", "fp32", "bf16"]
-BATCH_SIZE = 32
+BATCH_SIZES = {"cpu": 32, "cuda": 512}
 # Of all texts of a call: about 2,500 tokens, half a second or two in numpy; loading the libraries costs 8.
 LIGHT_CHARACTERS = 10_000
 _UNOPENED = object()
@@ -73,9 +73,10 @@ class Encoder:
     def _encode_with_library(self, texts: Sequence[str], method: str) -> np.ndarray:
         import torch
 
+        batch_size = BATCH_SIZES.get(self.model.device.type, BATCH_SIZES["cpu"])
         with torch.inference_mode(), autocast(self.model.device, self.precision):
             vectors = getattr(self.model, method)(
-                list(texts), batch_size=BATCH_SIZE, convert_to_tensor=True, show_progress_bar=False
+                list(texts), batch_size=batch_size, convert_to_tensor=True, show_progress_bar=False
             )
         return vectors.float().cpu().numpy()
 

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 CHECKPOINT_SECONDS = 60.0
 LOG_SECONDS = 10.0
 PASSAGES_SHOWN = 3000
-# Enough rows to keep the processor busy, few enough to be of similar length.
-FORWARD_ROWS = 16
+# Enough rows to keep the device busy, few enough to be of similar length; a GPU waits for launches, not for padding.
+FORWARD_ROWS = {"cpu": 16, "cuda": 512}
 logger = logging.getLogger(__name__)
 
 
@@ -244,8 +244,9 @@ def _forward(model: SentenceTransformer, rows: list[dict[str, Any]]) -> torch.Te
 
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]["input_ids"]))
     parts = []
-    for first in range(0, len(order), FORWARD_ROWS):
-        part = [rows[i] for i in order[first : first + FORWARD_ROWS]]
+    together = FORWARD_ROWS.get(model.device.type, FORWARD_ROWS["cpu"])
+    for first in range(0, len(order), together):
+        part = [rows[i] for i in order[first : first + together]]
         features = model.tokenizer.pad(part, return_tensors="pt").to(model.device)
         parts.append(model(dict(features))["sentence_embedding"])
     back = torch.tensor(order, device=model.device).argsort()
