@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 STAGE = "fine_tuned_model"
-CODE_VERSION = "2"
+CODE_VERSION = "3"
 # Headings before the text must help by this much on validation: they cost tokens, and a renamed section new vectors.
 PREFIX_GAIN = 0.01
 logger = logging.getLogger(__name__)
@@ -130,7 +130,8 @@ class _Run:
         if not self.golden_decides and len(train_side) < len(everything) and len(train_side) > 1:
             twin = self._train_one("twin", train_side, prefix, share=None)
         # The refit knows every document, so validation has nothing honest to say about its weights: it takes the twin's.
-        served = self._train_one("served", everything, prefix, share=twin.share if twin else None)
+        end_after = twin.curve.best_epoch if twin else None
+        served = self._train_one("served", everything, prefix, twin.share if twin else None, end_after)
         details = {
             "model_digest": served.digest,
             "passage_prefix": prefix,
@@ -184,7 +185,14 @@ class _Run:
         )
         return "heading_path" if headed - plain >= PREFIX_GAIN else "none"
 
-    def _train_one(self, role: str, pairs: Sequence[KeptPair], prefix: PassagePrefix, share: float | None) -> _Trained:
+    def _train_one(
+        self,
+        role: str,
+        pairs: Sequence[KeptPair],
+        prefix: PassagePrefix,
+        share: float | None,
+        end_after: int | None = None,
+    ) -> _Trained:
         training = self.settings.training
         corpus = live_passages(self.store.warehouse) if self.query_only else None
         rows = training_rows(pairs, prefix, self.base_encoder, self.cache, training.train_hard_negatives, corpus)
@@ -192,13 +200,15 @@ class _Run:
         def validate(model: SentenceTransformer) -> float | None:
             return self._score(model, prefix) if share is None else None
 
-        model, curve = finetune(self.base.folder, rows, training, self._checkpoint(role), validate)
+        checkpoint = self._checkpoint(role)
+        model, curve = finetune(self.base.folder, rows, training, checkpoint, validate, end_after=end_after)
         chosen, tried = self._choose_share(model, prefix, curve) if share is None else (share, [])
         if chosen == 0:
             return _Trained(self.base.digest, 0.0, tried, curve)
         if share is not None and share != 1:
             interpolate(model, _base_weights(self.base.folder), weights_of(model), share)
-        return _Trained(self._install(model, role, pairs, prefix, chosen, tried, curve), chosen, tried, curve)
+        trained = curve.best_epoch or end_after or epochs_for(len(set(rows.positives)), training)
+        return _Trained(self._install(model, role, pairs, prefix, chosen, tried, curve, trained), chosen, tried, curve)
 
     def _choose_share(
         self, model: SentenceTransformer, prefix: PassagePrefix, curve: Curve
@@ -210,9 +220,9 @@ class _Run:
         at_zero = self.validation.score_cached(self.base_encoder, prefix, self.cache) or 0.0
         tried = [{"share": 0.0, "ndcg@10": at_zero}]
         for share in sorted(self.settings.training.interpolation):
-            if share == 1.0 and curve.epochs:
-                # The last epoch ended with exactly these weights.
-                tried.append({"share": share, "ndcg@10": curve.epochs[-1]["ndcg@10"]})
+            if share == 1.0 and curve.best_epoch is not None:
+                # The best epoch ended with exactly these weights.
+                tried.append({"share": share, "ndcg@10": curve.epochs[curve.best_epoch - 1]["ndcg@10"]})
                 continue
             interpolate(model, base, tuned, share)
             tried.append({"share": share, "ndcg@10": self._score(model, prefix) or 0.0})
@@ -246,6 +256,7 @@ class _Run:
         share: float,
         tried: list[dict[str, float]],
         curve: Curve,
+        epochs: int,
     ) -> str:
         saved = self.store.work / f"saved-{self.training_key[:16]}-{role}"
         shutil.rmtree(saved, ignore_errors=True)
@@ -267,7 +278,7 @@ class _Run:
             "origins": dict(Counter(pair.origin for pair in pairs).most_common()),
             "share": share,
             "interpolation": tried,
-            "epochs_trained": epochs_for(len({pair.passage.chunk_id for pair in pairs}), self.settings.training),
+            "epochs_trained": epochs,
             "epochs": curve.epochs,
         }
         extra = {"manifest.json": manifest_text(about), "README.md": model_card(about)}

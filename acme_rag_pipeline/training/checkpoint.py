@@ -18,9 +18,30 @@ class Curve:
     epochs: list[dict[str, float]] = field(default_factory=list)
     seconds: float = 0.0
     pairs_per_second: float = 0.0
+    best_epoch: int | None = None
 
 
-def save_checkpoint(checkpoint: Path, step: int, model: Any, optimizer: Any, scheduler: Any, curve: Curve) -> None:
+@dataclass
+class Best:
+    """The epoch that validation likes best so far, with its trained weights on the CPU."""
+
+    epoch: int
+    ndcg: float
+    weights: dict[str, Any]
+
+    def put_into(self, model: Any) -> None:
+        """Set the model's trained weights to those of the best epoch."""
+        model.load_state_dict(self.weights, strict=False)
+
+
+def trained_weights(model: Any) -> dict[str, Any]:
+    """A copy on the CPU of the weights that training moves."""
+    return {n: p.detach().cpu().clone() for n, p in model.named_parameters() if p.requires_grad}
+
+
+def save_checkpoint(
+    checkpoint: Path, step: int, model: Any, optimizer: Any, scheduler: Any, curve: Curve, best: Best | None
+) -> None:
     """Replace the checkpoint; a kill leaves the old one or the new one."""
     import torch
 
@@ -29,28 +50,34 @@ def save_checkpoint(checkpoint: Path, step: int, model: Any, optimizer: Any, sch
     torch.save(
         {
             "step": step,
-            "weights": {n: p.detach().cpu() for n, p in model.named_parameters() if p.requires_grad},
+            "weights": trained_weights(model),
             "optimizer": optimizer.state_dict(),
             "scheduler": scheduler.state_dict(),
             "rng": torch.get_rng_state(),
             "curve": {"steps": curve.steps, "epochs": curve.epochs},
+            "best": vars(best) if best else None,
         },
         temporary,
     )
     temporary.replace(checkpoint)
 
 
-def resume(checkpoint: Path, model: Any, optimizer: Any, scheduler: Any) -> tuple[int, Curve]:
-    """Load a checkpoint into the model and its optimizer. Returns the steps done; 0 when it cannot be read."""
+def resume(checkpoint: Path, model: Any, optimizer: Any, scheduler: Any) -> tuple[int, Curve, Best | None]:
+    """Load a checkpoint into the model and its optimizer.
+
+    Returns:
+        The steps done (0 when it cannot be read), the curve and the best epoch so far.
+    """
     import torch
 
     try:
         saved = torch.load(checkpoint, weights_only=True, map_location="cpu")
+        best = Best(**saved["best"]) if saved["best"] else None
     except Exception as error:
         logger.warning("the checkpoint %s cannot be read (%s): training starts again", checkpoint.name, error)
-        return 0, Curve()
+        return 0, Curve(), None
     model.load_state_dict(saved["weights"], strict=False)
     optimizer.load_state_dict(saved["optimizer"])
     scheduler.load_state_dict(saved["scheduler"])
     torch.set_rng_state(saved["rng"])
-    return int(saved["step"]), Curve(saved["curve"]["steps"], saved["curve"]["epochs"])
+    return int(saved["step"]), Curve(saved["curve"]["steps"], saved["curve"]["epochs"]), best

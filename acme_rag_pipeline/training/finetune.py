@@ -21,7 +21,7 @@ from acme_rag_pipeline.embedding.encoder import autocast, load_model
 from acme_rag_pipeline.settings import TrainingSettings
 from acme_rag_pipeline.training import lora
 from acme_rag_pipeline.training.batches import epoch_batches
-from acme_rag_pipeline.training.checkpoint import Curve, resume, save_checkpoint
+from acme_rag_pipeline.training.checkpoint import Best, Curve, resume, save_checkpoint, trained_weights
 from acme_rag_pipeline.training.losses import guided_softmax_loss
 
 if TYPE_CHECKING:
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 CHECKPOINT_SECONDS = 60.0
 LOG_SECONDS = 10.0
 PASSAGES_SHOWN = 3000
+# Epochs without a better validation nDCG@10 after which training ends.
+PATIENCE = 2
 # Enough rows to keep the device busy, few enough to be of similar length; a GPU waits for launches, not for padding.
 FORWARD_ROWS = {"cpu": 16, "cuda": 512}
 logger = logging.getLogger(__name__)
@@ -78,8 +80,12 @@ def finetune(
     checkpoint: Path,
     validate: Callable[[SentenceTransformer], float | None],
     device: str | None = None,
+    end_after: int | None = None,
 ) -> tuple[SentenceTransformer, Curve]:
     """Train by the chosen strategy; word embeddings stay as they are.
+
+    With validation the model ends with the weights of its best epoch by nDCG@10 (the loss may fall while retrieval
+    falls), and training stops early after `PATIENCE` epochs without a better one.
 
     Args:
         start: directory of the start weights.
@@ -88,6 +94,7 @@ def finetune(
         checkpoint: file for the state of an unfinished run; removed at the end by the caller that keeps the result.
         validate: nDCG@10 of the model on the validation queries, or None without any; called after every epoch.
         device: where to train; default CUDA when there is one, else CPU.
+        end_after: epoch to end with, for a refit by the recipe of a twin; the learning rate falls as it did there.
 
     Returns:
         The tuned model (in eval mode, a plain one again after LoRA) and the curve.
@@ -115,13 +122,16 @@ def finetune(
         [p for p in model.parameters() if p.requires_grad], lr=settings.rate, weight_decay=0.01
     )
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, _linear_with_warmup(steps, settings.warmup_share))
-    curve, done = Curve(), 0
+    curve, done, best = Curve(), 0, None
     if checkpoint.exists():
-        done, curve = resume(checkpoint, model, optimizer, scheduler)
+        done, curve, best = resume(checkpoint, model, optimizer, scheduler)
         logger.info("resumed after %d of %d steps", done, steps)
     started = last_log = last_save = time.monotonic()
     pairs_seen, step = 0, 0
-    for epoch, batches in enumerate(plan):
+    for epoch, batches in enumerate(plan[:end_after]):
+        if best is not None and epoch - best.epoch >= PATIENCE:
+            logger.info("validation has not improved since epoch %d: training ends", best.epoch)
+            break
         model.train()
         for batch in batches:
             step += 1
@@ -143,7 +153,7 @@ def finetune(
                 left = (steps - step) * (now - started) / (step - done)
                 logger.info("step %d of %d, loss %.3f, %.1f pairs/s, about %.0f s left", step, steps, value, rate, left)
             if now - last_save > CHECKPOINT_SECONDS:
-                save_checkpoint(checkpoint, step, model, optimizer, scheduler, curve)
+                save_checkpoint(checkpoint, step, model, optimizer, scheduler, curve, best)
                 last_save = time.monotonic()
         if step > done:
             model.eval()
@@ -151,9 +161,14 @@ def finetune(
             if ndcg is not None:
                 curve.epochs.append({"epoch": epoch + 1, "ndcg@10": ndcg})
                 logger.info("epoch %d of %d: validation nDCG@10 %.4f", epoch + 1, epochs, ndcg)
-            save_checkpoint(checkpoint, step, model, optimizer, scheduler, curve)
+                if best is None or ndcg > best.ndcg:
+                    best = Best(epoch + 1, ndcg, trained_weights(model))
+            save_checkpoint(checkpoint, step, model, optimizer, scheduler, curve, best)
             last_save = time.monotonic()
     model.eval()
+    if best is not None:
+        best.put_into(model)
+        curve.best_epoch = best.epoch
     if settings.strategy == "lora":
         lora.merge(model)
     seconds = time.monotonic() - started

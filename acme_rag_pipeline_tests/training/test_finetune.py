@@ -32,20 +32,24 @@ PROGRAM = textwrap.dedent(
         queries, range(24), passages, [str(i) for i in range(24)], [[] for _ in queries],
         encoder.encode_queries(queries), encoder.encode_passages(passages),
     )
-    settings = TrainingSettings(epochs=3, batch_size=4, precision="fp32")
-    model, curve = finetune.finetune(base.folder, rows, settings, Path(sys.argv[1]), lambda m: None, "cpu")
+    epochs, end_after, *scores = [float(number) for number in sys.argv[2:]] or [3, 0]
+    settings = TrainingSettings(epochs=int(epochs), batch_size=4, precision="fp32")
+    model, curve = finetune.finetune(
+        base.folder, rows, settings, Path(sys.argv[1]), lambda m: scores.pop(0) if scores else None, "cpu",
+        int(end_after) or None,
+    )
     digest = hashlib.sha256()
     for name, weight in sorted(finetune.weights_of(model).items()):
         digest.update(weight.contiguous().numpy().tobytes())
-    print(digest.hexdigest(), len(curve.steps))
+    print(digest.hexdigest(), len(curve.steps), curve.best_epoch)
     """
 )
 
 
-def start(checkpoint: Path) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, str(checkpoint)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    )
+def start(checkpoint: Path, *arguments: object) -> subprocess.Popen[str]:
+    """Arguments: epochs, epoch to end with (0: the last), and what validation says after each epoch."""
+    command = [sys.executable, "-c", PROGRAM, str(checkpoint), *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
 
 
 def test_a_killed_run_ends_with_the_same_weights(tmp_path: Path) -> None:
@@ -69,3 +73,12 @@ def test_a_damaged_checkpoint_means_starting_again(tmp_path: Path) -> None:
     (tmp_path / "c.pt").write_bytes(b"not a checkpoint")
     done, _ = start(tmp_path / "c.pt").communicate(timeout=200)
     assert done.split()[1] == "18"
+
+
+def test_validation_decides_which_epoch_is_kept_and_when_to_stop(tmp_path: Path) -> None:
+    # Six steps an epoch. The second epoch is the best, two more without a better one are enough; the fifth never runs.
+    chosen, _ = start(tmp_path / "d.pt", 5, 0, 0.3, 0.5, 0.4, 0.45, 0.9).communicate(timeout=200)
+    refit, _ = start(tmp_path / "e.pt", 5, 2).communicate(timeout=200)
+    assert chosen.split()[1:] == ["24", "2"]
+    assert refit.split()[1:] == ["12", "None"]
+    assert chosen.split()[0] == refit.split()[0], "a refit that ends with the twin's epoch follows the same recipe"
