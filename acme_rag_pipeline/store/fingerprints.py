@@ -35,13 +35,10 @@ def content_hash(rows: Iterable[Iterable[Any]]) -> str:
     return digest.hexdigest()
 
 
-def folder_digest(folder: Path, names: Iterable[str]) -> str:
-    """Hex sha256 over (relative name, bytes) of the named files of a folder, in sorted order."""
-    digest = hashlib.sha256()
-    for name in sorted(names):
-        with (folder / name).open("rb") as file:
-            digest.update(f"{name}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
-    return digest.hexdigest()
+def sha256_file(path: Path) -> str:
+    """Hex sha256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _plain(value: Any) -> Any:
