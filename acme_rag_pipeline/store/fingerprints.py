@@ -30,7 +30,9 @@ def fingerprint(*parts: Any) -> str:
 def content_hash(rows: Iterable[Iterable[Any]]) -> str:
     """Hex sha256 of a table's rows in a canonical order: equal for equal content, whatever the history."""
     digest = hashlib.sha256()
-    for line in sorted(json.dumps(list(row), ensure_ascii=False, default=_plain) for row in rows):
+    # `json.dumps` with options makes an encoder for each row.
+    encoded = json.JSONEncoder(ensure_ascii=False, default=_plain).encode
+    for line in sorted(encoded(list(row)) for row in rows):
         digest.update(line.encode("utf-8", "surrogatepass") + b"\n")
     return digest.hexdigest()
 
