@@ -28,7 +28,5 @@ def build_definitions(pipeline: Pipeline | None = None) -> dg.Definitions:
 
 defs = build_definitions()
 
-# What is loaded by now stays as long as the process. Looking through it for garbage, and through what a run imports, was
-# a tenth of a refresh.
-gc.freeze()
+# A run imports and builds much that stays: looking for garbage after each 700 new objects was a tenth of a refresh.
 gc.set_threshold(50_000, 20, 20)
