@@ -7,6 +7,7 @@ closing it would. Which tables a file holds is not known here.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import itertools
 import os
@@ -47,6 +48,13 @@ class Attachments:
         self._suspect = False
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(after_in_child=self._start_anew)
+
+    def close(self) -> None:
+        """End the DuckDB; the next opening starts another."""
+        with self._lock:
+            if self._database is not None:
+                self._database.close()
+                self._database = None
 
     def _start_anew(self) -> None:
         # Closing what the parent has open would wait for threads that a fork does not copy.
@@ -112,3 +120,5 @@ def quoted(path: str | Path) -> str:
 
 
 ATTACHMENTS = Attachments()
+# What is left to the end of the interpreter, DuckDB's binding reports as leaked.
+atexit.register(ATTACHMENTS.close)
