@@ -1,5 +1,7 @@
 """The code location: every asset, check, job, sensor and schedule. Assembly only."""
 
+import gc
+
 import dagster as dg
 
 from acme_rag_pipeline.orchestration import automation
@@ -25,3 +27,6 @@ def build_definitions(pipeline: Pipeline | None = None) -> dg.Definitions:
 
 
 defs = build_definitions()
+
+# A run imports and builds much that stays: looking for garbage after each 700 new objects was a tenth of a refresh.
+gc.set_threshold(50_000, 20, 20)

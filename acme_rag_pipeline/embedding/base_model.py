@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 
 from acme_rag_pipeline.settings import EMBEDDED_BASE_MODEL, SettingsError
-from acme_rag_pipeline.store.fingerprints import folder_digest
+from acme_rag_pipeline.store.fingerprints import sha256_file, sha256_text
 
 # The published sentence-transformers/all-MiniLM-L6-v2 weights. The embedded copy comes from a third-party package.
 EMBEDDED_WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -80,24 +79,18 @@ def functional_files(folder: Path) -> list[str]:
 
 def model_digest(folder: Path) -> str:
     """Hex sha256 over the functional files: equal digests compute equal vectors."""
-    names = functional_files(folder)
-    return _digest(folder, tuple((name, *_stamp(folder / name)) for name in names))
+    return sha256_text("".join(f"{name}\0{_sha256(folder / name)}\n" for name in functional_files(folder)))
 
 
-def _stamp(path: Path) -> tuple[int, int]:
+def _sha256(path: Path) -> str:
+    """Of a file, read once in a process as long as its size and time stamp stay."""
     stat = path.stat()
-    return stat.st_size, stat.st_mtime_ns
+    return _sha256_of(path, (stat.st_size, stat.st_mtime_ns))
 
 
-@functools.lru_cache(maxsize=64)
-def _digest(folder: Path, stamped: tuple[tuple[str, int, int], ...]) -> str:
-    return folder_digest(folder, [name for name, *_ in stamped])
-
-
-@functools.lru_cache(maxsize=8)
-def _weights_sha256(weights: Path, stamp: tuple[int, int]) -> str:
-    with weights.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+@functools.lru_cache(maxsize=256)
+def _sha256_of(path: Path, stamp: tuple[int, int]) -> str:
+    return sha256_file(path)
 
 
 def _embedded() -> Path:
@@ -108,7 +101,7 @@ def _embedded() -> Path:
         )
     folder = Path(spec.origin).parent / "model"
     try:
-        found = _weights_sha256(folder / WEIGHTS, _stamp(folder / WEIGHTS))
+        found = _sha256(folder / WEIGHTS)
     except OSError as error:
         raise UntrustedWeights(f"ACME_RAG_BASE_MODEL: the embedded weights cannot be read: {error}") from error
     if found != EMBEDDED_WEIGHTS_SHA256:

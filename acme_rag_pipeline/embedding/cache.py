@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from acme_rag_pipeline.embedding.encoder import Encoder
+from acme_rag_pipeline.store.attachments import quoted
 from acme_rag_pipeline.store.fingerprints import sha256_text
 from acme_rag_pipeline.store.warehouse import Warehouse
 
@@ -176,15 +177,11 @@ class EmbeddingCache:
             return
         # A process that uses the file just now is no reason to fail: the next time will do.
         with contextlib.suppress(duckdb.Error), duckdb.connect() as both:
-            both.execute(f"ATTACH '{_quoted(path)}' AS old (READ_ONLY); ATTACH '{_quoted(fresh)}' AS fresh")
+            both.execute(f"ATTACH {quoted(path)} AS old (READ_ONLY); ATTACH {quoted(fresh)} AS fresh")
             both.execute("COPY FROM DATABASE old TO fresh; DETACH fresh")
             if not path.with_name(f"{path.name}.wal").exists():
                 fresh.replace(path)
         fresh.unlink(missing_ok=True)
-
-
-def _quoted(path: Path) -> str:
-    return str(path).replace("'", "''")
 
 
 def _log_progress(done: int, total: int, started: float) -> None:

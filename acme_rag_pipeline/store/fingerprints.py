@@ -30,18 +30,17 @@ def fingerprint(*parts: Any) -> str:
 def content_hash(rows: Iterable[Iterable[Any]]) -> str:
     """Hex sha256 of a table's rows in a canonical order: equal for equal content, whatever the history."""
     digest = hashlib.sha256()
-    for line in sorted(json.dumps(list(row), ensure_ascii=False, default=_plain) for row in rows):
+    # `json.dumps` with options makes an encoder for each row.
+    encoded = json.JSONEncoder(ensure_ascii=False, default=_plain).encode
+    for line in sorted(encoded(list(row)) for row in rows):
         digest.update(line.encode("utf-8", "surrogatepass") + b"\n")
     return digest.hexdigest()
 
 
-def folder_digest(folder: Path, names: Iterable[str]) -> str:
-    """Hex sha256 over (relative name, bytes) of the named files of a folder, in sorted order."""
-    digest = hashlib.sha256()
-    for name in sorted(names):
-        with (folder / name).open("rb") as file:
-            digest.update(f"{name}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
-    return digest.hexdigest()
+def sha256_file(path: Path) -> str:
+    """Hex sha256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _plain(value: Any) -> Any:

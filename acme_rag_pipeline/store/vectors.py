@@ -5,11 +5,14 @@ LlamaIndex (`LanceDBVectorStore`) and langchain-community (`LanceDB`) read the t
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -50,9 +53,28 @@ def table_name(encoder_digest: str, prefix: PassagePrefix) -> str:
 
 def connect(folder: Path) -> DBConnection:
     """Open the LanceDB folder of a store."""
-    import lancedb  # 1.2 s
+    _without_rest_client()
+    import lancedb  # 0.7 s
 
     return lancedb.connect(str(folder))
+
+
+class _LoadedWhenNeeded(ModuleType):
+    """A package whose sub-modules can be imported while its own `__init__` waits for the first name it is asked for."""
+
+    def __getattr__(self, name: str) -> Any:
+        self.__class__ = ModuleType  # type: ignore[assignment]
+        cast("Any", self.__spec__).loader.exec_module(self)
+        return getattr(self, name)
+
+
+def _without_rest_client() -> None:
+    """Let LanceDB import the types of its REST client without the client, 0.55 s that a folder on disk never uses."""
+    name = "lance_namespace_urllib3_client"
+    if "lancedb" not in sys.modules and name not in sys.modules and (spec := importlib.util.find_spec(name)):
+        package = importlib.util.module_from_spec(spec)
+        package.__class__ = _LoadedWhenNeeded
+        sys.modules[name] = package
 
 
 def names(db: DBConnection) -> list[str]:

@@ -19,10 +19,10 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
+from acme_rag_pipeline.store.attachments import ATTACHMENTS, CONFIG, InOtherMode
 from acme_rag_pipeline.store.fingerprints import sha256_text
 from acme_rag_pipeline.store.schema import TABLES
 
-_CONFIG: dict[str, Any] = {"autoinstall_known_extensions": "false"}
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 # DuckDB, Lance, safetensors and PyTorch report the operating system's refusal in words only.
 _FULL_IN_WORDS = re.compile(
@@ -80,16 +80,14 @@ class Warehouse:
             WarehouseUnusable: the file cannot be created or opened.
         """
         self._create()
-        connection = self._open(read_only=True)
-        if not self._has_current_tables(connection):
-            connection.close()
-            with self.write():
-                pass
-            connection = self._open(read_only=True)
-        try:
+        with contextlib.ExitStack() as stack:
+            connection = stack.enter_context(self._open(read_only=True))
+            if not self._has_current_tables(connection):
+                stack.close()
+                with self.write():
+                    pass
+                connection = stack.enter_context(self._open(read_only=True))
             yield connection
-        finally:
-            connection.close()
 
     @contextlib.contextmanager
     def write(self) -> Iterator[duckdb.DuckDBPyConnection]:
@@ -100,8 +98,7 @@ class Warehouse:
             WarehouseUnusable: the disk is full or read-only, or the file is damaged.
         """
         self._create()
-        connection = self._open(read_only=False)
-        try:
+        with self._open(read_only=False) as connection:
             connection.execute("BEGIN")
             try:
                 if not self._has_current_tables(connection):
@@ -114,8 +111,6 @@ class Warehouse:
                 if isinstance(error, duckdb.Error) and out_of_storage(error):
                     raise self._unusable("cannot be written, nothing was changed", error) from error
                 raise
-        finally:
-            connection.close()
 
     def _create(self) -> None:
         """Put a file with all its tables in place; killed meanwhile, it leaves no file without tables."""
@@ -125,7 +120,7 @@ class Warehouse:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             made.unlink(missing_ok=True)
-            with duckdb.connect(str(made), config=_CONFIG) as connection:
+            with duckdb.connect(str(made), config=CONFIG) as connection:
                 connection.execute(f"BEGIN;{self._statements()};COMMIT")
             # Unlike a rename, a link never replaces the file of another process that was faster.
             self.path.hardlink_to(made)
@@ -144,7 +139,9 @@ class Warehouse:
 
     def _has_current_tables(self, connection: duckdb.DuckDBPyConnection) -> bool:
         if not self._is_current:
-            there = connection.execute("SELECT 1 FROM duckdb_tables() WHERE table_name = 'schema_version'").fetchall()
+            there = connection.execute(
+                "SELECT 1 FROM duckdb_tables() WHERE database_name = current_database() AND table_name = 'schema_version'"
+            ).fetchall()
             found = connection.execute("SELECT version FROM schema_version").fetchall() if there else []
             self._is_current = found == [(self._version,)]
         return self._is_current
@@ -154,13 +151,16 @@ class Warehouse:
             f"ACME_RAG_STORE: {self.path} {what}: {error}. Is the disk full or read-only? Mend that and run again"
         )
 
-    def _open(self, *, read_only: bool) -> duckdb.DuckDBPyConnection:
+    @contextlib.contextmanager
+    def _open(self, *, read_only: bool) -> Iterator[duckdb.DuckDBPyConnection]:
+        with contextlib.ExitStack() as stack:
+            yield self._wait_for(stack, read_only)
+
+    def _wait_for(self, stack: contextlib.ExitStack, read_only: bool) -> duckdb.DuckDBPyConnection:
         deadline = time.monotonic() + self.wait_seconds
         while True:
             try:
-                connection = duckdb.connect(str(self.path), read_only=read_only, config=_CONFIG)
-                # A query of more than two seconds would draw a progress bar into the log of a run.
-                return connection.execute("SET enable_progress_bar = false")
+                return stack.enter_context(ATTACHMENTS.opened(self.path, read_only=read_only))
             except duckdb.IOException as error:
                 if "Could not set lock" not in str(error):
                     raise WarehouseUnusable(f"ACME_RAG_STORE: {self.path} cannot be opened: {error}") from error
@@ -171,8 +171,8 @@ class Warehouse:
                         f"{self.wait_seconds:.0f} s: wait until that run ends, or stop it"
                     ) from error
                 time.sleep(0.05)
-            except duckdb.ConnectionException as error:
-                # Another thread of this process holds it in the other mode; connections are short, so wait.
+            except InOtherMode as error:
+                # Connections are short, so wait.
                 if time.monotonic() >= deadline:
                     raise WarehouseBusy(f"{self.path} is in use by another thread of this process") from error
                 time.sleep(0.02)

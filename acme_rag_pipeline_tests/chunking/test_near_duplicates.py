@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import random
+import re
 
 import numpy as np
-from datasketch import MinHash
+import pytest
+from datasketch import MinHash, MinHashLSH
+from datasketch.lsh import _optimal_param
 
-from acme_rag_pipeline.chunking.near_duplicates import PERMUTATIONS, SCHEME, groups, signature
+from acme_rag_pipeline.chunking.near_duplicates import PERMUTATIONS, SCHEME, band_shape, groups, signature
 
 RNG = random.Random(1)
 WORDS = [f"word{number}" for number in range(400)]
@@ -38,3 +41,39 @@ def test_a_stored_signature_is_the_one_that_the_library_computes() -> None:
     for first in range(len(words) - 2):
         sketch.update(" ".join(words[first : first + 3]).encode())
     assert np.array_equal(np.frombuffer(signature(text), dtype="<u8"), sketch.hashvalues)
+
+
+@pytest.mark.parametrize("text", ["", "one", "two words", "Émigré 日本語 🙂 " * 50, "\ud800 lone surrogate here"])
+def test_odd_texts_have_the_library_s_signature_too(text: str) -> None:
+    words = re.findall(r"\w+", text.lower())
+    sketch = MinHash(num_perm=PERMUTATIONS, seed=1, scheme=SCHEME)
+    for first in range(max(1, len(words) - 2)):
+        sketch.update(" ".join(words[first : first + 3]).encode("utf-8", "surrogatepass"))
+    assert np.array_equal(np.frombuffer(signature(text), dtype="<u8"), sketch.hashvalues)
+
+
+@pytest.mark.parametrize("similarity", [0.05, 0.2, 0.5, 0.7, 0.83, 0.95, 1.0])
+def test_the_bands_are_those_of_the_library(similarity: float) -> None:
+    assert band_shape(similarity) == _optimal_param(similarity, PERMUTATIONS, 0.5, 0.5)
+
+
+@pytest.mark.parametrize("similarity", [0.3, 0.5, 0.7])
+def test_the_groups_are_those_of_the_library_s_index(similarity: float) -> None:
+    originals = [passage() for _ in range(12)]
+    variants = [[w if RNG.random() > share else "x" for w in RNG.choice(originals)] for share in (0.02, 0.1, 0.2) * 20]
+    signatures = {f"p{n}": signature(" ".join(words)) for n, words in enumerate([*originals, *variants])}
+    assert groups(signatures, similarity) == _by_the_library(signatures, similarity)
+    assert groups({}, similarity) == {}
+
+
+def _by_the_library(signatures: dict[str, bytes], similarity: float) -> dict[str, str]:
+    index, found = MinHashLSH(threshold=similarity, num_perm=PERMUTATIONS), {key: {key} for key in signatures}
+    values = {key: np.frombuffer(blob, dtype="<u8") for key, blob in signatures.items()}
+    for key, value in values.items():
+        sketch = MinHash(num_perm=PERMUTATIONS, seed=1, scheme=SCHEME, hashvalues=value)
+        for other in index.query(sketch):
+            if (values[other] == value).mean() >= similarity:
+                both = found[key] | found[other]
+                found |= dict.fromkeys(both, both)
+        index.insert(key, sketch)
+    return {key: min(group) for key, group in found.items()}

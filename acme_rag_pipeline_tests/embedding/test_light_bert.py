@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from acme_rag_pipeline.embedding.base_model import functional_files, resolve_base_model
-from acme_rag_pipeline.embedding.encoder import load_model
+from acme_rag_pipeline.embedding.encoder import _OneThread, load_model
 from acme_rag_pipeline.embedding.light_bert import open_light_bert
 
 TEXTS = [
@@ -93,3 +93,18 @@ def test_a_few_texts_import_no_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-2:] == ["False", "True True"]
+
+
+def test_the_limit_to_one_thread_ends_with_the_last_that_asked_for_it() -> None:
+    from threadpoolctl import threadpool_info, threadpool_limits
+
+    def threads() -> set[int]:
+        return {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}
+
+    limit = _OneThread()
+    with threadpool_limits(2, user_api="blas"):
+        with limit:
+            with limit:
+                assert threads() == {1}
+            assert threads() == {1}
+        assert threads() == {2}

@@ -26,7 +26,7 @@ from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.passages import LivePassage, live_passages
 from acme_rag_pipeline.store.promotion import read_pointer
 from acme_rag_pipeline.store.stages import StageResult, record
-from acme_rag_pipeline.store.warehouse import records
+from acme_rag_pipeline.store.warehouse import insert, records
 
 Stage = Callable[[Store, Settings], StageResult]
 REFRESH: tuple[Stage, ...] = (
@@ -123,12 +123,10 @@ def from_nothing(root: Path, store: Store, settings: Settings, stages: Sequence[
     if store.embedding_cache.exists():
         fresh.embedding_cache.parent.mkdir()
         shutil.copyfile(store.embedding_cache, fresh.embedding_cache)
-    answers = store.warehouse.path
+    with store.warehouse.read() as connection:
+        answers = records(connection, "SELECT * FROM answers")
     with fresh.warehouse.write() as connection:
-        connection.execute("COMMIT")
-        connection.execute(f"ATTACH '{answers}' AS known (READ_ONLY)")
-        connection.execute("BEGIN")
-        connection.execute("INSERT INTO answers SELECT * FROM known.answers")
+        insert(connection, "answers", answers)
     adopt_headed_candidate(fresh, settings)
     run(fresh, settings.model_copy(update={"store": root}), stages)
     return fresh

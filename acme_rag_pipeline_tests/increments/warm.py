@@ -1,6 +1,5 @@
 """Imported by the fork server once, so that each forked run begins at once. Imports only, nothing is computed here."""
 
-import datasketch  # noqa: F401
 import duckdb  # noqa: F401
 import lancedb.embeddings
 import lancedb.expr

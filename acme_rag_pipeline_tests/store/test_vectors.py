@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -94,3 +96,17 @@ def test_a_version_that_a_reader_holds_survives_the_clean_up(tmp_path: Path) -> 
     vectors.drop_old_versions(table, [first.version, second.version])
     assert pinned.search(np.ones(8, dtype=np.float32)).limit(5).to_arrow().num_rows == 1
     assert int(table.version) == second.version
+
+
+def test_a_folder_is_opened_without_the_rest_client_that_others_still_find(tmp_path: Path) -> None:
+    program = (
+        "import sys; from pathlib import Path\n"
+        "from acme_rag_pipeline.store import vectors\n"
+        f"print(vectors.names(vectors.connect(Path({str(tmp_path)!r}))))\n"
+        "print('lance_namespace_urllib3_client.api.table_api' in sys.modules)\n"
+        "from lance_namespace_urllib3_client import ApiClient, TableApi\n"
+        "import lance_namespace_urllib3_client as client\n"
+        "print(TableApi is sys.modules['lance_namespace_urllib3_client.api.table_api'].TableApi, type(client).__name__)\n"
+    )
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["[]", "False", "True module"]
