@@ -60,7 +60,7 @@ def train_candidate(store: Store, settings: Settings) -> StageResult:
     pairs = kept_pairs(store.warehouse)
     golden_decides = _golden_decides(store)
     config_key = fingerprint(CODE_VERSION, base.digest, settings.training, golden_decides)
-    training_key = fingerprint(config_key, rows_fingerprint(pairs))
+    training_key = fingerprint(config_key, rows_fingerprint(pairs, settings.training.train_hard_negatives))
     made_from = fingerprint(STAGE, training_key, settings.automation.retrain_changed_share)
     if (unchanged := recorded(store.warehouse, STAGE, made_from)) is not None and _still_there(store, unchanged):
         return unchanged

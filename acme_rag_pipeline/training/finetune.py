@@ -48,10 +48,9 @@ class TrainingRows:
         passages: rendered passages, each once: the positives first, then mined negatives or the rest of the collection.
         groups: near-duplicate group of each passage.
         negatives: for each query the numbers of its hard negatives, possibly none.
-        guide_queries: the base's unit vectors of the queries, shape (queries, dimension).
-        guide_passages: the base's unit vectors of the passages, shape (passages, dimension).
-        frozen_passages: the vectors that the query tower is trained against, shape (passages, dimension); None where
-            the passages are encoded by the model in training.
+        guide_texts: the passages as the guide reads them; None: as they are rendered.
+        frozen_passages: the base's unit vectors that the query tower is trained against, shape (passages, dimension);
+            None where the passages are encoded by the model in training.
     """
 
     queries: Sequence[str]
@@ -59,8 +58,7 @@ class TrainingRows:
     passages: Sequence[str]
     groups: Sequence[str]
     negatives: Sequence[Sequence[int]]
-    guide_queries: np.ndarray
-    guide_passages: np.ndarray
+    guide_texts: Sequence[str] | None = None
     frozen_passages: np.ndarray | None = None
 
 
@@ -186,15 +184,29 @@ class _Work:
         self.model, self.rows, self.settings = model, rows, settings
         self.queries = _tokenise(model, rows.queries)
         self.passages = _tokenise(model, rows.passages) if rows.frozen_passages is None else []
-        self.guide_queries, self.guide_passages = (
-            torch.from_numpy(array).to(model.device) for array in (rows.guide_queries, rows.guide_passages)
-        )
         self.frozen = None if rows.frozen_passages is None else torch.from_numpy(rows.frozen_passages).to(model.device)
+        # The guide is the start model, asked here and not taken from the embedding cache: bf16 products differ in their
+        # last bits with the shape of a batch, and which batches filled a cache is history. A mask must not depend on it.
+        logger.info("the guide reads %d queries and %d passages", len(rows.queries), len(rows.passages))
+        self.guide_queries = self._guide(self.queries)
+        self.guide_passages = (
+            self.frozen
+            if self.frozen is not None
+            else self._guide(self.passages if rows.guide_texts is None else _tokenise(model, rows.guide_texts))
+        )
         self.queries_of: dict[int, list[int]] = {}
         for query, passage in enumerate(rows.positives):
             self.queries_of.setdefault(passage, []).append(query)
         numbers: dict[str, int] = {}
         self.group_numbers = torch.tensor([numbers.setdefault(group, len(numbers)) for group in rows.groups])
+
+    def _guide(self, tokens: list[dict[str, Any]]) -> torch.Tensor:
+        """The start model's unit vectors, shape (texts, dimension)."""
+        import torch
+
+        with torch.inference_mode(), autocast(self.model.device, self.settings.precision):
+            vectors = _forward(self.model, tokens)
+        return torch.nn.functional.normalize(vectors.float(), dim=1)
 
     def batches(self, seed: int) -> list[list[int]]:
         """One epoch as lists of query numbers; all queries of a passage stand together."""

@@ -64,8 +64,12 @@ def of_sides(pairs: Sequence[KeptPair], sides: Collection[str]) -> list[KeptPair
     return [pair for pair in pairs if pair.passage.side in sides]
 
 
-def rows_fingerprint(pairs: Sequence[KeptPair]) -> str:
-    """Hash of everything that training reads from the pairs."""
+def rows_fingerprint(pairs: Sequence[KeptPair], negatives: int) -> str:
+    """Hash of everything that training reads from the pairs.
+
+    Args:
+        negatives: mined negatives used for each pair; those that are not used decide nothing.
+    """
     lines: list[tuple[Any, ...]] = [
         (
             p.passage.side,
@@ -73,8 +77,7 @@ def rows_fingerprint(pairs: Sequence[KeptPair]) -> str:
             p.passage.headings(),
             p.passage.text,
             p.passage.near_duplicate_group,
-            [n.chunk_id for n in p.negatives],
-            sorted(p.named_negatives),
+            [n.chunk_id for n in p.negatives_used(negatives)],
         )
         for p in pairs
     ]
@@ -89,13 +92,13 @@ def training_rows(
     negatives: int = 0,
     corpus: Sequence[LivePassage] | None = None,
 ) -> TrainingRows:
-    """Render the pairs and fetch the guide's vectors (from the cache: the base has encoded these texts already).
+    """Render the pairs.
 
     Args:
         pairs: of at least two passages.
         prefix: how the candidate renders passages; the guide always sees the plain text.
-        base: the guide.
-        cache: where its vectors lie.
+        base: the encoder of the frozen vectors.
+        cache: where these lie: the base has encoded the texts already.
         negatives: mined negatives used for each pair, beside those that people named.
         corpus: all passages, for a query tower that is trained against their frozen vectors.
     """
@@ -103,8 +106,6 @@ def training_rows(
     wanted += corpus if corpus is not None else [n for pair in pairs for n in pair.negatives_used(negatives)]
     passages = list({passage.chunk_id: passage for passage in wanted}.values())
     number = {passage.chunk_id: i for i, passage in enumerate(passages)}
-    queries, _ = cache.queries(base, [pair.query for pair in pairs])
-    guide, _ = cache.passages(base, [passage.text for passage in passages])
     rendered = [passage.rendered(prefix) for passage in passages]
     return TrainingRows(
         queries=[pair.query for pair in pairs],
@@ -112,7 +113,6 @@ def training_rows(
         passages=rendered,
         groups=[passage.near_duplicate_group for passage in passages],
         negatives=[[number[n.chunk_id] for n in pair.negatives_used(negatives)] for pair in pairs],
-        guide_queries=queries,
-        guide_passages=guide,
+        guide_texts=None if prefix == "none" else [passage.text for passage in passages],
         frozen_passages=None if corpus is None else cache.passages(base, rendered)[0],
     )

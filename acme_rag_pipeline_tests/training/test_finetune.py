@@ -18,19 +18,15 @@ PROGRAM = textwrap.dedent(
     """
     import hashlib, sys
     from pathlib import Path
-    import numpy as np
     from acme_rag_pipeline.embedding.base_model import resolve_base_model
-    from acme_rag_pipeline.embedding.encoder import Encoder
     from acme_rag_pipeline.settings import TrainingSettings
     from acme_rag_pipeline.training import finetune
     finetune.CHECKPOINT_SECONDS = 0.0
     base = resolve_base_model("all-MiniLM-L6-v2", Path.cwd())
     passages = [f"Rule {i}: a colleague in team {i % 7} asks for form {i * 13} in week {i % 50}." for i in range(24)]
     queries = [f"which form for team {i % 7} in week {i % 50}" for i in range(24)]
-    encoder = Encoder(base.folder, base.digest, "fp32")
     rows = finetune.TrainingRows(
         queries, range(24), passages, [str(i) for i in range(24)], [[] for _ in queries],
-        encoder.encode_queries(queries), encoder.encode_passages(passages),
     )
     epochs, end_after, *scores = [float(number) for number in sys.argv[2:]] or [3, 0]
     settings = TrainingSettings(epochs=int(epochs), batch_size=4, precision="fp32")
