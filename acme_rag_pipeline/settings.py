@@ -83,13 +83,23 @@ class TrainingSettings(Group):
         default=None,
         ge=1,
         le=50,
-        description="Default: as many as show about 3,000 passages, at least 1 and at most 6.",
+        description="Default: as many as show about 4,500 passages, at least 1 and at most 8.",
     )
     batch_size: int = Field(default=32, ge=2, le=4096, description="Passages in a batch, each with all its queries.")
-    learning_rate: float | None = Field(default=None, gt=0, lt=1, description="Default: 5e-5, with lora 5e-4.")
+    learning_rate: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="Peak. Default: 5e-5 where most questions are the embedded generator's, else 1e-4; with lora 5e-4.",
+    )
     lora_rank: int = Field(default=16, ge=1, le=256)
     warmup_share: float = Field(default=0.1, ge=0, lt=1)
-    scale: float = Field(default=20.0, gt=0, description="Inverse temperature of the softmax over cosines.")
+    scale: float | None = Field(
+        default=None,
+        gt=0,
+        description="Inverse temperature of the softmax over cosines. Default: 50 where most questions are the embedded "
+        "generator's, else 20.",
+    )
     guide_margin: float = Field(
         default=0.95,
         gt=0,
@@ -110,11 +120,6 @@ class TrainingSettings(Group):
     minimum_pairs: int = Field(default=50, ge=1, description="With fewer training pairs no candidate is trained.")
     seed: int = Field(default=0, description="Decides the order of the batches and the dropout.")
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-
-    @property
-    def rate(self) -> float:
-        """The peak learning rate."""
-        return self.learning_rate or (5e-4 if self.strategy == "lora" else 5e-5)
 
 
 class EvaluationSettings(Group):

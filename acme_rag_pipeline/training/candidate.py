@@ -25,6 +25,7 @@ from acme_rag_pipeline.training.checkpoint import Curve
 from acme_rag_pipeline.training.due import retrain_due
 from acme_rag_pipeline.training.finetune import epochs_for, finetune, interpolate, weights_of
 from acme_rag_pipeline.training.model_card import manifest_text, model_card
+from acme_rag_pipeline.training.recipe import recipe
 from acme_rag_pipeline.training.rows import KeptPair, kept_pairs, of_sides, rows_fingerprint, training_rows
 from acme_rag_pipeline.training.validation import Validation
 
@@ -59,12 +60,13 @@ def train_candidate(store: Store, settings: Settings) -> StageResult:
     base = index.install_base(store, settings)
     pairs = kept_pairs(store.warehouse)
     golden_decides = _golden_decides(store)
+    trainable = of_sides(pairs, ("train", "test"))
+    settings = settings.model_copy(update={"training": recipe(settings.training, trainable)})
     config_key = fingerprint(CODE_VERSION, base.digest, settings.training, golden_decides)
     training_key = fingerprint(config_key, rows_fingerprint(pairs, settings.training.train_hard_negatives))
     made_from = fingerprint(STAGE, training_key, settings.automation.retrain_changed_share)
     if (unchanged := recorded(store.warehouse, STAGE, made_from)) is not None and _still_there(store, unchanged):
         return unchanged
-    trainable = of_sides(pairs, ("train", "test"))
     # A refresh may go on while a model trains; only a second training has to wait.
     with store.writer(STAGE, lock="training"):
         if len(trainable) < settings.training.minimum_pairs:
@@ -270,7 +272,6 @@ class _Run:
             "licence": self.base.licence,
             "training_key": self.training_key,
             "settings": self.settings.training.model_dump(mode="json"),
-            "learning_rate": self.settings.training.rate,
             "passage_digest": self._passage_digest(digest),
             "passage_prefix": prefix,
             "pairs": len(pairs),
