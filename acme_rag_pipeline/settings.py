@@ -83,7 +83,7 @@ class TrainingSettings(Group):
         default=None,
         ge=1,
         le=50,
-        description="Default: as many as show about 4,500 passages, at least 1 and at most 8.",
+        description="Default: as many as show about 3,600 passages, at least 1 and at most 8.",
     )
     batch_size: int = Field(default=32, ge=2, le=4096, description="Passages in a batch, each with all its queries.")
     learning_rate: float | None = Field(

@@ -32,7 +32,7 @@ CHECKPOINT_SECONDS = 60.0
 LOG_SECONDS = 10.0
 # Where nobody chose; a run of the pipeline chooses by the origin of its questions (recipe.py).
 PLAIN_RATE, PLAIN_SCALE = 5e-5, 20.0
-PASSAGES_SHOWN = 4500
+PASSAGES_SHOWN = 3600
 MOST_EPOCHS = 8
 # Epochs without a better validation nDCG@10 after which training ends.
 PATIENCE = 2
