@@ -52,7 +52,11 @@ def groups(signatures: Mapping[str, bytes], similarity: float) -> dict[str, str]
     Pairs that agree in a whole band of their signatures are candidates; each is checked with the full signatures. The
     result does not depend on the order of the keys.
     """
-    keys = sorted(signatures)
+    # Boilerplate that stands in thousands of passages is one signature, not millions of pairs.
+    first_of: dict[bytes, str] = {}
+    for key in sorted(signatures):
+        first_of.setdefault(signatures[key], key)
+    keys = list(first_of.values())
     values = np.frombuffer(b"".join(signatures[key] for key in keys), dtype="<u8").reshape(len(keys), PERMUTATIONS)
     parent = list(range(len(keys)))
 
@@ -69,7 +73,8 @@ def groups(signatures: Mapping[str, bytes], similarity: float) -> dict[str, str]
                 first, second = sorted((root(one), root(other)))
                 if first != second and float((values[one] == values[other]).mean()) >= similarity:
                     parent[second] = first
-    return {key: keys[root(position)] for position, key in enumerate(keys)}
+    group_of = {key: keys[root(position)] for position, key in enumerate(keys)}
+    return {key: group_of[first_of[blob]] for key, blob in signatures.items()}
 
 
 def _equal_rows(part: np.ndarray) -> list[list[int]]:

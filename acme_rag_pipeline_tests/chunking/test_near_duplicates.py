@@ -77,3 +77,13 @@ def _by_the_library(signatures: dict[str, bytes], similarity: float) -> dict[str
                 found |= dict.fromkeys(both, both)
         index.insert(key, sketch)
     return {key: min(group) for key, group in found.items()}
+
+
+def test_boilerplate_is_one_group_however_often_it_stands_there() -> None:
+    words = passage()
+    footer, variant = signature(" ".join(words)), signature(" ".join([*words[:60], "Utrecht", *words[61:]]))
+    signatures = {f"p{number:04}": footer for number in range(3000)} | {"a variant": variant, "other": signature("x")}
+    found = groups(signatures, 0.7)
+    assert found["other"] == "other"
+    assert set(found.values()) == {"a variant", "other"}
+    assert groups({}, 0.7) == {}
