@@ -86,20 +86,10 @@ class TrainingSettings(Group):
         description="Default: as many as show about 3,600 passages, at least 1 and at most 8.",
     )
     batch_size: int = Field(default=32, ge=2, le=4096, description="Passages in a batch, each with all its queries.")
-    learning_rate: float | None = Field(
-        default=None,
-        gt=0,
-        lt=1,
-        description="Peak. Default: 5e-5 where most questions are the embedded generator's, else 1e-4; with lora 5e-4.",
-    )
+    learning_rate: float | None = Field(default=None, gt=0, lt=1, description="Default: 5e-5, with lora 5e-4.")
     lora_rank: int = Field(default=16, ge=1, le=256)
     warmup_share: float = Field(default=0.1, ge=0, lt=1)
-    scale: float | None = Field(
-        default=None,
-        gt=0,
-        description="Inverse temperature of the softmax over cosines. Default: 50 where most questions are the embedded "
-        "generator's, else 20.",
-    )
+    scale: float = Field(default=50.0, gt=0, description="Inverse temperature of the softmax over cosines.")
     guide_margin: float = Field(
         default=0.95,
         gt=0,
@@ -114,12 +104,17 @@ class TrainingSettings(Group):
         description="What stands before a chunk's text when the candidate encodes it; auto: validation decides.",
     )
     interpolation: tuple[float, ...] = Field(
-        default=(0.5, 0.75, 1.0),
+        default=(0.5, 0.75),
         description="Shares of the tuned weights tried on validation; 0 (the base) always competes.",
     )
     minimum_pairs: int = Field(default=50, ge=1, description="With fewer training pairs no candidate is trained.")
     seed: int = Field(default=0, description="Decides the order of the batches and the dropout.")
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+
+    @property
+    def rate(self) -> float:
+        """The peak learning rate."""
+        return self.learning_rate or (5e-4 if self.strategy == "lora" else 5e-5)
 
 
 class EvaluationSettings(Group):

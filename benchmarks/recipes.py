@@ -3,7 +3,7 @@
     python benchmarks/recipes.py --store data/store "scale=20" "learning_rate=1e-4 scale=20" "origins=curated"
 
 Each argument is a recipe: settings of `ACME_RAG_TRAINING__...` in lower case, and `origins`, a comma-separated choice of
-`curated`, `openai`, `offline`. What a recipe leaves open is chosen as the pipeline does. The first row is the pipeline's
+`curated`, `openai`, `offline`. The first row is the pipeline's
 own recipe. Weights are scored as trained on all pairs but the validation side: no interpolation, no choice of an epoch.
 
 Needs a store with golden queries and a training set (`make materialize`).
@@ -26,7 +26,6 @@ from acme_rag_pipeline.settings import Settings, TrainingSettings
 from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.passages import live_passages
 from acme_rag_pipeline.training.finetune import finetune
-from acme_rag_pipeline.training.recipe import recipe
 from acme_rag_pipeline.training.rows import kept_pairs, of_sides, training_rows
 
 
@@ -49,7 +48,7 @@ def main() -> None:
     for text in ["", *given.recipes]:
         chosen, origins = parsed(text)
         pairs = [pair for pair in everything if not origins or pair.origin in origins]
-        training = recipe(TrainingSettings(**(settings.training.model_dump() | chosen)), pairs)
+        training = TrainingSettings(**(settings.training.model_dump() | chosen))
         rows = training_rows(pairs, "none", *cached, training.train_hard_negatives)
         with tempfile.TemporaryDirectory() as work:
             model, curve = finetune(base.folder, rows, training, Path(work) / "checkpoint.pt", lambda _: None)

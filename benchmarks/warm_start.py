@@ -28,7 +28,6 @@ from acme_rag_pipeline.settings import Settings, TrainingSettings
 from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.passages import LivePassage, live_passages
 from acme_rag_pipeline.training.finetune import finetune
-from acme_rag_pipeline.training.recipe import recipe
 from acme_rag_pipeline.training.rows import KeptPair, kept_pairs, of_sides, training_rows
 
 
@@ -88,7 +87,6 @@ def _train(
 ) -> tuple[Encoder, float]:
     base = index.install_base(store, settings)
     rows = training_rows(pairs, "none", index.encoder_for(store, base.digest, settings), index.embedding_cache(store))
-    training = recipe(training, pairs)
     with tempfile.TemporaryDirectory() as work:
         model, curve = finetune(start, rows, training, Path(work) / "checkpoint.pt", lambda _: None)
     return Encoder(start, "tuned", training.precision, model), curve.seconds

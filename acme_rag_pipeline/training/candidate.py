@@ -25,7 +25,6 @@ from acme_rag_pipeline.training.checkpoint import Curve
 from acme_rag_pipeline.training.due import retrain_due
 from acme_rag_pipeline.training.finetune import epochs_for, finetune, interpolate, weights_of
 from acme_rag_pipeline.training.model_card import manifest_text, model_card
-from acme_rag_pipeline.training.recipe import recipe
 from acme_rag_pipeline.training.rows import KeptPair, kept_pairs, of_sides, rows_fingerprint, training_rows
 from acme_rag_pipeline.training.validation import Validation
 
@@ -34,7 +33,7 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 STAGE = "fine_tuned_model"
-CODE_VERSION = "3"
+CODE_VERSION = "4"
 # Headings before the text must help by this much on validation: they cost tokens, and a renamed section new vectors.
 PREFIX_GAIN = 0.01
 logger = logging.getLogger(__name__)
@@ -61,7 +60,6 @@ def train_candidate(store: Store, settings: Settings) -> StageResult:
     pairs = kept_pairs(store.warehouse)
     golden_decides = _golden_decides(store)
     trainable = of_sides(pairs, ("train", "test"))
-    settings = settings.model_copy(update={"training": recipe(settings.training, trainable)})
     config_key = fingerprint(CODE_VERSION, base.digest, settings.training, golden_decides)
     training_key = fingerprint(config_key, rows_fingerprint(pairs, settings.training.train_hard_negatives))
     made_from = fingerprint(STAGE, training_key, settings.automation.retrain_changed_share)
@@ -272,6 +270,7 @@ class _Run:
             "licence": self.base.licence,
             "training_key": self.training_key,
             "settings": self.settings.training.model_dump(mode="json"),
+            "learning_rate": self.settings.training.rate,
             "passage_digest": self._passage_digest(digest),
             "passage_prefix": prefix,
             "pairs": len(pairs),

@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 
 CHECKPOINT_SECONDS = 60.0
 LOG_SECONDS = 10.0
-# Where nobody chose; a run of the pipeline chooses by the origin of its questions (recipe.py).
-PLAIN_RATE, PLAIN_SCALE = 5e-5, 20.0
 PASSAGES_SHOWN = 3600
 MOST_EPOCHS = 8
 # Epochs without a better validation nDCG@10 after which training ends.
@@ -120,7 +118,7 @@ def finetune(
     plan = [work.batches(settings.seed + epoch) for epoch in range(epochs)]
     steps = sum(len(batches) for batches in plan)
     optimizer = torch.optim.AdamW(
-        [p for p in model.parameters() if p.requires_grad], lr=settings.learning_rate or PLAIN_RATE, weight_decay=0.01
+        [p for p in model.parameters() if p.requires_grad], lr=settings.rate, weight_decay=0.01
     )
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, _linear_with_warmup(steps, settings.warmup_share))
     curve, done, best = Curve(), 0, None
@@ -241,7 +239,7 @@ class _Work:
         # Passages that nearly repeat a query's own are as good an answer.
         same = self.group_numbers[own][:, None] == self.group_numbers[shown][None, :]
         return guided_softmax_loss(
-            queries.float() @ passages.float().T * (self.settings.scale or PLAIN_SCALE),
+            queries.float() @ passages.float().T * self.settings.scale,
             guide.masked_fill(same.to(guide.device), float("inf")).scatter(
                 1, positive[:, None], guide.gather(1, positive[:, None])
             ),
