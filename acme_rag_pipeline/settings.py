@@ -135,6 +135,12 @@ class GateChoices(Group):
     minimum_units: int = Field(default=30, ge=2)
     segment_minimum_queries: int = Field(default=20, ge=2)
     segment_margin: float = Field(default=0.03, ge=0, lt=1)
+    synthetic_handicap: float = Field(
+        default=0.05,
+        ge=0,
+        lt=1,
+        description="nDCG@10 taken off a trained arm's gain over the base where its own generator's questions decide.",
+    )
 
 
 class RetrievalSettings(Group):

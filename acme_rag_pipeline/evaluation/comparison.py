@@ -30,6 +30,7 @@ class GateSettings:
         segment_minimum_queries: Segments with fewer questions are shown but not tested.
         segment_margin: A fall up to this size is tolerated in a segment.
         simplicity_margin: A simpler recipe is preferred when it gains at most this much less.
+        synthetic_handicap: Taken off the gain of an arm that is flattered by its questions.
     """
 
     level: float = 0.95
@@ -38,6 +39,7 @@ class GateSettings:
     segment_minimum_queries: int = 20
     segment_margin: float = 0.03
     simplicity_margin: float = 0.002
+    synthetic_handicap: float = 0.05
 
     @property
     def tail(self) -> float:
@@ -52,10 +54,15 @@ class GateSettings:
 
 @dataclass(frozen=True)
 class ArmScores:
-    """An arm's nDCG@10 for each query id."""
+    """An arm's nDCG@10 for each query id.
+
+    Attributes:
+        flattered: its model was trained on questions of the generator that wrote most of these.
+    """
 
     arm: str
     ndcg: Mapping[str, float]
+    flattered: bool = False
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from acme_rag_pipeline.evaluation.arms import (
     ArmRunner,
 )
 from acme_rag_pipeline.evaluation.forgetting import Forgetting, general_probe
-from acme_rag_pipeline.evaluation.gate import ArmScores, Decision, GateSettings, decide
+from acme_rag_pipeline.evaluation.gate import PEOPLE, ArmScores, Decision, GateSettings, decide
 from acme_rag_pipeline.evaluation.golden import JudgedQuery
 from acme_rag_pipeline.evaluation.metrics import PRIMARY
 from acme_rag_pipeline.evaluation.query_sets import GOLDEN, HELD_OUT, query_sets
@@ -201,8 +201,16 @@ def _verdict(
     settings: Settings,
 ) -> Decision:
     queries = sets.get(who.deciding_set, ())
-    scores = {r.arm: ArmScores(r.arm, r.metric(PRIMARY)) for r in results.get(who.deciding_set, ())}
+    machine = sum(query.segments.get("origin") != PEOPLE for query in queries)
+    synthetic = not who.golden_decides and 2 * machine > len(queries)
     incumbent = champion_arm(who)
+    trained = {FINE_TUNED, FINE_TUNED_HYBRID} | (
+        {incumbent} if who.champion.model_digest != who.base.model_digest else set()
+    )
+    scores = {
+        r.arm: ArmScores(r.arm, r.metric(PRIMARY), flattered=synthetic and r.arm in trained)
+        for r in results.get(who.deciding_set, ())
+    }
     challengers = [
         scores[name]
         for name in (BASE, BASE_HYBRID, FINE_TUNED, FINE_TUNED_HYBRID)

@@ -102,7 +102,11 @@ def decide(
         raise ValueError(f"evidence_kind must be golden or held_out, not {evidence_kind!r}")
     comparisons = compare(champion, challengers, units, settings)
     by_arm = {arm.arm: compare_segments(champion, arm, units, segments, settings) for arm in challengers}
-    eligible = [row for row in comparisons if row.significant and row.difference >= settings.minimum_effect]
+    handicap = {
+        arm.arm: settings.synthetic_handicap if arm.flattered and not champion.flattered else 0.0 for arm in challengers
+    }
+    needed = {arm: settings.minimum_effect + less for arm, less in handicap.items()}
+    eligible = [row for row in comparisons if row.significant and row.difference >= needed[row.arm]]
     passing = [row for row in eligible if not any(segment.falls for segment in by_arm[row.arm])]
     subject = max(comparisons, key=lambda row: row.difference, default=None)
     detectable = None
@@ -112,8 +116,9 @@ def decide(
 
     verdict, winner = CANNOT_TELL, None
     if passing:
-        top = max(row.difference for row in passing)
-        subject = next(row for row in passing if row.difference >= top - settings.simplicity_margin)
+        honest = {row.arm: row.difference - handicap[row.arm] for row in passing}
+        top = max(honest.values())
+        subject = next(row for row in passing if honest[row.arm] >= top - settings.simplicity_margin)
         verdict, winner = PROMOTED, subject.arm
     elif eligible:
         subject = max(eligible, key=lambda row: row.difference)
@@ -135,8 +140,8 @@ def decide(
         detectable_gain=detectable,
     )
     sentences = [
-        _finding(decision, subject, settings, unit_noun),
-        _others(decision, subject, eligible) if winner is not None else "",
+        _finding(decision, subject, settings, unit_noun, needed),
+        _others(decision, subject, eligible, handicap) if winner is not None else "",
         _power(decision, settings, unit_noun),
         _evidence(champion, segments.get("origin", {})) if evidence_kind == "held_out" else "",
     ]
@@ -151,7 +156,9 @@ def _worst(rows: Sequence[SegmentRow]) -> SegmentRow:
     return min((row for row in rows if row.falls), key=lambda row: row.difference)
 
 
-def _finding(decision: Decision, subject: Comparison | None, settings: GateSettings, noun: str) -> str:
+def _finding(
+    decision: Decision, subject: Comparison | None, settings: GateSettings, noun: str, least: Mapping[str, float]
+) -> str:
     """What was found about the arm that decided the verdict."""
     stays = f"{decision.champion} stays"
     scope = f"{decision.queries} questions over {decision.units} {noun}"
@@ -198,7 +205,9 @@ def _finding(decision: Decision, subject: Comparison | None, settings: GateSetti
     tail = (1 - subject.level) / 2
     doubt = f"but the true difference may lie anywhere {between}: it may be chance."
     if subject.significant:
-        doubt = f"which is real but less than the {settings.minimum_effect:g} that a change must bring."
+        doubt = f"which is real but less than the {least[subject.arm]:g} that a change must bring"
+        flattered = least[subject.arm] > settings.minimum_effect
+        doubt += ": its model learned from questions of the kind that judge it." if flattered else "."
     elif subject.low > 0 and unseen_loss_p(subject.difference, subject.units) > tail:
         doubt = (
             f"but so few {noun} need not show every kind: up to {100 * unseen_share(subject.units, tail):.0f} % of all "
@@ -210,7 +219,9 @@ def _finding(decision: Decision, subject: Comparison | None, settings: GateSetti
     return f"{stays}: with {subject.arm} {rises}, {doubt}"
 
 
-def _others(decision: Decision, winner: Comparison | None, eligible: Sequence[Comparison]) -> str:
+def _others(
+    decision: Decision, winner: Comparison | None, eligible: Sequence[Comparison], handicap: Mapping[str, float]
+) -> str:
     """Why an arm with a larger gain than the winner's was passed over."""
     sentences = []
     for row in eligible:
@@ -222,6 +233,12 @@ def _others(decision: Decision, winner: Comparison | None, eligible: Sequence[Co
             sentences.append(f"{row.arm} gains more ({row.difference:+.3f}) but falls on {worst.kind} {worst.value}.")
         else:
             more = row.difference - winner.difference
+            if handicap[row.arm] > handicap[winner.arm]:
+                sentences.append(
+                    f"{row.arm} gains {more:.3f} more, but its model learned from questions of the kind that judge it, "
+                    f"which flatters it: {handicap[row.arm]:g} is taken off."
+                )
+                continue
             sentences.append(f"{row.arm} gains only {more:.4f} more, so the simpler recipe is preferred.")
     return " ".join(sentences)
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -229,6 +230,32 @@ def test_the_largest_gain_wins_but_a_simpler_recipe_wins_a_near_tie() -> None:
     assert near.winner == "simple"
     assert "fused gains only 0.0005 more, so the simpler recipe is preferred" in near.reason
     assert far.winner == "fused"
+
+
+def flattered(arm: ArmScores) -> ArmScores:
+    return replace(arm, flattered=True)
+
+
+def test_questions_of_the_generator_that_trained_a_model_count_less_for_it() -> None:
+    judged = Judged(queries=600, units=300)
+    held_out = partial(judged.decide, evidence_kind="held_out")
+    fused = judged.arm("base_hybrid", 0.07)
+
+    close = held_out(fused, flattered(judged.arm("fine_tuned_hybrid", 0.1)))
+    assert close.winner == "base_hybrid"
+    assert "fine_tuned_hybrid gains 0.030 more, but its model learned from questions of the kind" in close.reason
+    assert held_out(fused, flattered(judged.arm("fine_tuned_hybrid", 0.13))).winner == "fine_tuned_hybrid"
+
+    alone = held_out(flattered(judged.arm("fine_tuned", 0.055)))
+    assert (alone.verdict, alone.winner) == (CANNOT_TELL, None)
+    assert "real but less than the 0.06 that a change must bring: its model learned from questions" in alone.reason
+    assert held_out(judged.arm("fine_tuned", 0.055)).winner == "fine_tuned", "people's questions flatter nobody"
+
+
+def test_two_trained_models_are_flattered_alike() -> None:
+    judged = Judged(queries=600, units=300)
+    judged.base = flattered(judged.base)
+    assert judged.decide(flattered(judged.arm("fine_tuned", 0.03)), evidence_kind="held_out").winner == "fine_tuned"
 
 
 def test_a_challenger_without_a_fall_wins_over_a_better_one_with_it() -> None:
