@@ -3,8 +3,8 @@
     python benchmarks/recipes.py --store data/store "scale=20" "learning_rate=1e-4 scale=20" "origins=curated"
 
 Each argument is a recipe: settings of `ACME_RAG_TRAINING__...` in lower case, and `origins`, a comma-separated choice of
-`curated`, `openai`, `offline`. The first row is the pipeline's
-own recipe. Weights are scored as trained on all pairs but the validation side: no interpolation, no choice of an epoch.
+`curated`, `openai`, `offline`. The first row is the recipe of the environment. Weights are scored as trained on all
+pairs but the validation side: no interpolation, no choice of an epoch.
 
 Needs a store with golden queries and a training set (`make materialize`).
 """

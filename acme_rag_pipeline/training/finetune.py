@@ -1,8 +1,8 @@
 """Fine-tuning a sentence-transformers model on (query, passage) pairs: all weights, the query tower, or LoRA.
 
 An own loop instead of `SentenceTransformerTrainer`: a passage is encoded once for all its queries in a batch (with three
-questions a passage that is most of the work), texts are tokenised once, the guide's scores come from the embedding
-cache, batches follow the near-duplicate groups, and a run killed at any moment goes on from its checkpoint.
+questions a passage that is most of the work), texts are tokenised once, the guide is asked once at the start, batches
+follow the near-duplicate groups, and a run killed at any moment goes on from its checkpoint.
 """
 
 from __future__ import annotations

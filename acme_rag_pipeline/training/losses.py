@@ -20,8 +20,8 @@ def guided_softmax_loss(
 
     MultipleNegativesRanking (Henderson et al. 2017, arXiv:1705.00652) with the masking of GISTEmbed (Solatorio 2024,
     arXiv:2402.16829) in the positive-aware form of NV-Retriever (arXiv:2407.15831): a passage that the base scores above
-    `margin` x the query's own passage does not count as its negative. The base's vectors come from the cache, so the
-    guide costs one small matrix product instead of a second forward pass. Several queries may share a passage: in the
+    `margin` x the query's own passage does not count as its negative. The base's vectors are computed once a run, so
+    the guide costs one small matrix product a step instead of a second forward pass. Several queries may share a passage: in the
     second direction, from a passage to its query among all queries, they are not each other's negatives.
 
     Args:
