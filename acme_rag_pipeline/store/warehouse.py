@@ -70,6 +70,7 @@ class Warehouse:
         # A store of an earlier version gets what it lacks at the first opening.
         self._version = sha256_text(";".join(tables))[:16]
         self._is_current = False
+        self._is_swept = False
 
     @contextlib.contextmanager
     def read(self) -> Iterator[duckdb.DuckDBPyConnection]:
@@ -115,6 +116,9 @@ class Warehouse:
     def _create(self) -> None:
         """Put a file with all its tables in place; killed meanwhile, it leaves no file without tables."""
         if self.path.exists():
+            if not self._is_swept:
+                # A creator that was killed right after its link left its other name.
+                self._sweep()
             return
         made = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
         try:
@@ -128,10 +132,14 @@ class Warehouse:
             if not self.path.exists():
                 raise self._unusable("cannot be created", error) from error
         finally:
-            # Those of killed processes too. One that is still at work finds the file in place.
-            for left in self.path.parent.glob(f".{self.path.name}.*"):
-                with contextlib.suppress(OSError):
-                    left.unlink()
+            self._sweep()
+
+    def _sweep(self) -> None:
+        """Remove what creations left, those of killed processes too. One that is still at work finds the file in place."""
+        for left in self.path.parent.glob(f".{self.path.name}.*"):
+            with contextlib.suppress(OSError):
+                left.unlink()
+        self._is_swept = True
 
     def _statements(self) -> str:
         version = f"CREATE OR REPLACE TABLE schema_version AS SELECT '{self._version}' AS version"

@@ -147,3 +147,14 @@ def test_a_store_of_an_earlier_version_gets_what_it_lacks(tmp_path: Path) -> Non
     with Warehouse(path, tables=tables).read() as connection:
         connection.execute("SELECT * FROM new")
     assert path.read_bytes() == before
+
+
+def test_what_a_killed_creator_left_beside_the_file_goes_at_the_next_opening(tmp_path: Path) -> None:
+    path = tmp_path / "w.duckdb"
+    with Warehouse(path, tables=TABLE).write() as connection:
+        reconcile(connection, "things", "key", _rows({"a": (1, ["x"], None)}))
+    # The moment between the link that puts the file in place and the end of its first name.
+    (tmp_path / f".{path.name}.4711.tmp").hardlink_to(path)
+    with Warehouse(path, tables=TABLE).read() as connection:
+        assert connection.execute("SELECT key FROM things").fetchall() == [("a",)]
+    assert [left.name for left in tmp_path.iterdir()] == [path.name]
