@@ -96,6 +96,18 @@ class TrainingSettings(Group):
         le=1,
         description="In-batch negatives the base scores above this share of the positive are masked.",
     )
+    frozen_layers: int | None = Field(
+        default=None,
+        ge=0,
+        description="Lower layers that stay the base's: a text goes through them once, which saves their share of every "
+        "step. Default: with strategy full and mostly the embedded generator's pairs half of a BERT-like base's, else 0.",
+    )
+    distilled_share: float = Field(
+        default=0.5,
+        ge=0,
+        le=1,
+        description="Share of the loss that asks for agreement with the base and shared words, not for the pair alone.",
+    )
     train_hard_negatives: int = Field(
         default=0, ge=0, le=8, description="Mined negatives of each pair that join its batch."
     )

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 STAGE = "fine_tuned_model"
-CODE_VERSION = "4"
+CODE_VERSION = "5"
 # Headings before the text must help by this much on validation: they cost tokens, a renamed section costs new vectors, and
 # who wrote validation's questions has read the headings (docs/training.md).
 PREFIX_GAIN = 0.03
@@ -272,6 +272,7 @@ class _Run:
             "training_key": self.training_key,
             "settings": self.settings.training.model_dump(mode="json"),
             "learning_rate": self.settings.training.rate,
+            "trained": curve.trained,
             "passage_digest": self._passage_digest(digest),
             "passage_prefix": prefix,
             "pairs": len(pairs),

@@ -19,6 +19,7 @@ class Curve:
     seconds: float = 0.0
     pairs_per_second: float = 0.0
     best_epoch: int | None = None
+    trained: str = ""
 
 
 @dataclass

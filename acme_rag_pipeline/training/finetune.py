@@ -7,13 +7,14 @@ follow the near-duplicate groups, and a run killed at any moment goes on from it
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -22,7 +23,9 @@ from acme_rag_pipeline.settings import TrainingSettings
 from acme_rag_pipeline.training import lora
 from acme_rag_pipeline.training.batches import epoch_batches
 from acme_rag_pipeline.training.checkpoint import Best, Curve, resume, save_checkpoint, trained_weights
-from acme_rag_pipeline.training.losses import guided_softmax_loss
+from acme_rag_pipeline.training.frozen_layers import MOST_BYTES, FrozenLayers, frozen_layers
+from acme_rag_pipeline.training.losses import distillation_loss, guided_softmax_loss
+from acme_rag_pipeline.training.teacher import SharedWords, teacher_logits
 
 if TYPE_CHECKING:
     import torch
@@ -49,6 +52,7 @@ class TrainingRows:
         passages: rendered passages, each once: the positives first, then mined negatives or the rest of the collection.
         groups: near-duplicate group of each passage.
         negatives: for each query the numbers of its hard negatives, possibly none.
+        templates: of each query, whether the embedded generator wrote it; None: of none.
         guide_texts: the passages as the guide reads them; None: as they are rendered.
         frozen_passages: the base's unit vectors that the query tower is trained against, shape (passages, dimension);
             None where the passages are encoded by the model in training.
@@ -59,6 +63,7 @@ class TrainingRows:
     passages: Sequence[str]
     groups: Sequence[str]
     negatives: Sequence[Sequence[int]]
+    templates: Sequence[bool] | None = None
     guide_texts: Sequence[str] | None = None
     frozen_passages: np.ndarray | None = None
 
@@ -125,6 +130,7 @@ def finetune(
     if checkpoint.exists():
         done, curve, best = resume(checkpoint, model, optimizer, scheduler)
         logger.info("resumed after %d of %d steps", done, steps)
+    curve.trained = _trained_weights(model)
     started = last_log = last_save = time.monotonic()
     pairs_seen, step = 0, 0
     for epoch, batches in enumerate(plan[:end_after]):
@@ -183,39 +189,47 @@ class _Work:
         import torch
 
         self.model, self.rows, self.settings = model, rows, settings
-        self.queries = _tokenise(model, rows.queries)
-        self.passages = _tokenise(model, rows.passages) if rows.frozen_passages is None else []
+        self.lower = frozen_layers(model, settings, rows.templates or ())
+        self.queries = _tokenised(model, rows.queries)
+        self.passages = _tokenised(model, rows.passages) if rows.frozen_passages is None else []
         self.frozen = None if rows.frozen_passages is None else torch.from_numpy(rows.frozen_passages).to(model.device)
+        tokens = sum(map(len, self.queries)) + sum(map(len, self.passages))
+        self._remembers = self.lower is not None and self.lower.output_bytes(tokens) <= MOST_BYTES
         # The guide is the start model, asked here and not taken from the embedding cache: bf16 products differ in their
         # last bits with the shape of a batch, and which batches filled a cache is history. A mask must not depend on it.
         logger.info("the guide reads %d queries and %d passages", len(rows.queries), len(rows.passages))
-        self.guide_queries = self._guide(self.queries)
-        self.guide_passages = (
-            self.frozen
-            if self.frozen is not None
-            else self._guide(self.passages if rows.guide_texts is None else _tokenise(model, rows.guide_texts))
-        )
+        self.guide_queries = self._read(self.queries)
+        if self.frozen is not None:
+            self.guide_passages = self.frozen
+        elif rows.guide_texts is None:
+            self.guide_passages = self._read(self.passages)
+        else:
+            self.guide_passages = self._read(_tokenised(model, rows.guide_texts))
+            if self._remembers:
+                self._read(self.passages)
+        self.words = SharedWords(rows.queries, rows.guide_texts or rows.passages) if settings.distilled_share else None
         self.queries_of: dict[int, list[int]] = {}
         for query, passage in enumerate(rows.positives):
             self.queries_of.setdefault(passage, []).append(query)
         numbers: dict[str, int] = {}
         self.group_numbers = torch.tensor([numbers.setdefault(group, len(numbers)) for group in rows.groups])
 
-    def _guide(self, tokens: list[dict[str, Any]]) -> torch.Tensor:
-        """The start model's unit vectors, shape (texts, dimension)."""
+    def _read(self, texts: list[_Tokens]) -> torch.Tensor:
+        """The start model's unit vectors, shape (texts, dimension); the texts remember what the frozen layers gave."""
         import torch
 
-        with torch.inference_mode(), autocast(self.model.device, self.settings.precision):
-            vectors = _forward(self.model, tokens)
+        # Not inference_mode: a step computes gradients from what is remembered here.
+        with torch.no_grad(), autocast(self.model.device, self.settings.precision):
+            vectors = _forward(self.model, texts, self.lower, remember=self._remembers)
         return torch.nn.functional.normalize(vectors.float(), dim=1)
 
     def batches(self, seed: int) -> list[list[int]]:
         """One epoch as lists of query numbers; all queries of a passage stand together."""
         passages = sorted(self.queries_of)
         if self.frozen is not None:
-            lengths = [max(len(self.queries[q]["input_ids"]) for q in self.queries_of[p]) for p in passages]
+            lengths = [max(len(self.queries[q]) for q in self.queries_of[p]) for p in passages]
         else:
-            lengths = [len(self.passages[p]["input_ids"]) for p in passages]
+            lengths = [len(self.passages[p]) for p in passages]
         groups = [self.rows.groups[p] for p in passages]
         plan = epoch_batches(groups, lengths, self.settings.batch_size, seed)
         return [[query for p in batch for query in self.queries_of[passages[p]]] for batch in plan]
@@ -226,27 +240,32 @@ class _Work:
 
         own = [self.rows.positives[query] for query in batch]
         with autocast(self.model.device, self.settings.precision):
-            queries = _forward(self.model, [self.queries[query] for query in batch])
+            queries = _forward(self.model, [self.queries[query] for query in batch], self.lower)
             if self.frozen is not None:
                 shown = list(range(len(self.frozen)))
                 passages = self.frozen
             else:
                 shown = list(dict.fromkeys(own + [n for query in batch for n in self.rows.negatives[query]]))
-                passages = _forward(self.model, [self.passages[number] for number in shown])
+                passages = _forward(self.model, [self.passages[number] for number in shown], self.lower)
         column = {number: i for i, number in enumerate(shown)}
         positive = torch.tensor([column[number] for number in own], device=self.model.device)
         guide = self.guide_queries[batch] @ self.guide_passages[shown].T
         # Passages that nearly repeat a query's own are as good an answer.
         same = self.group_numbers[own][:, None] == self.group_numbers[shown][None, :]
-        return guided_softmax_loss(
-            queries.float() @ passages.float().T * self.settings.scale,
-            guide.masked_fill(same.to(guide.device), float("inf")).scatter(
-                1, positive[:, None], guide.gather(1, positive[:, None])
-            ),
+        same = same.to(guide.device)
+        scores = queries.float() @ passages.float().T * self.settings.scale
+        loss = guided_softmax_loss(
+            scores,
+            guide.masked_fill(same, float("inf")).scatter(1, positive[:, None], guide.gather(1, positive[:, None])),
             positive,
             margin=self.settings.guide_margin,
             symmetric=self.frozen is None,
         )
+        if self.words is None:
+            return loss
+        words = torch.from_numpy(self.words.cosines(batch, shown)).to(guide.device)
+        taught = distillation_loss(scores, teacher_logits(guide, words, same))
+        return torch.lerp(loss, taught, self.settings.distilled_share)
 
 
 def interpolate(
@@ -266,26 +285,47 @@ def weights_of(model: SentenceTransformer) -> dict[str, torch.Tensor]:
     return {name: weight.detach().cpu().clone() for name, weight in model.state_dict().items()}
 
 
-def _forward(model: SentenceTransformer, rows: list[dict[str, Any]]) -> torch.Tensor:
-    """Vectors in the order of the rows; short ones go through the model together, which saves padding."""
+@dataclass
+class _Tokens:
+    """A tokenised text, and what the frozen layers make of it, shape (tokens, width)."""
+
+    features: dict[str, list[int]]
+    lower_output: torch.Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.features["input_ids"])
+
+
+def _forward(
+    model: SentenceTransformer, texts: Sequence[_Tokens], lower: FrozenLayers | None, *, remember: bool = False
+) -> torch.Tensor:
+    """Vectors in the order of the texts; short ones go through the model together, which saves padding."""
     import torch
 
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i]["input_ids"]))
-    parts = []
+    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+    vectors = []
     together = FORWARD_ROWS.get(model.device.type, FORWARD_ROWS["cpu"])
     for first in range(0, len(order), together):
-        part = [rows[i] for i in order[first : first + together]]
-        features = model.tokenizer.pad(part, return_tensors="pt").to(model.device)
-        parts.append(model(dict(features))["sentence_embedding"])
+        part = [texts[i] for i in order[first : first + together]]
+        features = model.tokenizer.pad([text.features for text in part], return_tensors="pt").to(model.device)
+        with contextlib.ExitStack() as stack:
+            known = [text.lower_output for text in part if text.lower_output is not None]
+            if lower is not None and len(known) == len(part) and not remember:
+                stack.enter_context(lower.replaced_by(torch.nn.utils.rnn.pad_sequence(known, batch_first=True)))
+            outputs = stack.enter_context(lower.outputs()) if lower is not None and remember else []
+            vectors.append(model(dict(features))["sentence_embedding"])
+        for output in outputs:
+            for text, row in zip(part, output, strict=True):
+                text.lower_output = row[: len(text)].clone()
     back = torch.tensor(order, device=model.device).argsort()
-    return torch.cat(parts)[back]
+    return torch.cat(vectors)[back]
 
 
-def _tokenise(model: SentenceTransformer, texts: Sequence[str]) -> list[dict[str, Any]]:
+def _tokenised(model: SentenceTransformer, texts: Sequence[str]) -> list[_Tokens]:
     if not texts:
         return []
     encoded = model.tokenizer(list(texts), truncation=True, max_length=model.max_seq_length, padding=False)
-    return [{name: encoded[name][i] for name in encoded} for i in range(len(texts))]
+    return [_Tokens({name: encoded[name][i] for name in encoded}) for i in range(len(texts))]
 
 
 def _freeze_word_embeddings(model: SentenceTransformer) -> None:

@@ -1,4 +1,4 @@
-"""The training loss: in-batch softmax in both directions, with false negatives masked by the base model."""
+"""The training losses: in-batch softmax in both directions with masked false negatives, and agreement with a teacher."""
 
 from __future__ import annotations
 
@@ -49,3 +49,20 @@ def guided_softmax_loss(
         masked_back[rows, rows] = False
     backward = torch.nn.functional.cross_entropy(scores[:, positive].T.masked_fill(masked_back, float("-inf")), rows)
     return (forward + backward) / 2
+
+
+def distillation_loss(scores: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+    """Kullback-Leibler divergence of the model's softmax from the teacher's (Hinton et al. 2015, arXiv:1503.02531).
+
+    Args:
+        scores: scaled cosines of the model in training, shape (queries, passages).
+        teacher: logits, same shape.
+
+    Returns:
+        The mean over the queries, a scalar.
+    """
+    import torch
+
+    return torch.nn.functional.kl_div(
+        torch.log_softmax(scores, dim=1), torch.log_softmax(teacher, dim=1), reduction="batchmean", log_target=True
+    )

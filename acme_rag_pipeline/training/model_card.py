@@ -31,7 +31,7 @@ Model digest `{about["model_digest"]}`.
 | base | {about["base_model"]} (`{about["base_digest"][:16]}`), licence {about["licence"]} |
 | training pairs | {about["pairs"]} over {about["passages"]} passages ({", ".join(f"{k}: {v}" for k, v in about["origins"].items())}) |
 | training set | `{about["training_key"][:16]}` |
-| recipe | {about["settings"]["strategy"]}, {about["epochs_trained"]} epochs, batch {about["settings"]["batch_size"]}, learning rate {about["learning_rate"]:g}, guided in-batch softmax of scale {about["settings"]["scale"]:g} |
+| recipe | {about["settings"]["strategy"]}, {about["trained"]}, {about["epochs_trained"]} epochs, batch {about["settings"]["batch_size"]}, learning rate {about["learning_rate"]:g}, guided in-batch softmax of scale {about["settings"]["scale"]:g}, {about["settings"]["distilled_share"]:.0%} of the loss distilled from the base and shared words |
 | passages are encoded | {"as `Title > Heading` and the text" if about["passage_prefix"] == "heading_path" else "as they are"} |
 | share of the tuned weights | {about["share"]:.2f} |
 

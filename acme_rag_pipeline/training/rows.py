@@ -26,6 +26,11 @@ class KeptPair:
     negatives: tuple[LivePassage, ...]
     named_negatives: frozenset[str] = frozenset()
 
+    @property
+    def is_template(self) -> bool:
+        """Whether the embedded generator wrote it."""
+        return self.origin == "offline"
+
     def negatives_used(self, mined: int) -> list[LivePassage]:
         """Those that people named, and so many of the mined ones."""
         named = [n for n in self.negatives if n.chunk_id in self.named_negatives]
@@ -77,6 +82,7 @@ def rows_fingerprint(pairs: Sequence[KeptPair], negatives: int) -> str:
             p.passage.headings(),
             p.passage.text,
             p.passage.near_duplicate_group,
+            p.is_template,
             [n.chunk_id for n in p.negatives_used(negatives)],
         )
         for p in pairs
@@ -113,6 +119,7 @@ def training_rows(
         passages=rendered,
         groups=[passage.near_duplicate_group for passage in passages],
         negatives=[[number[n.chunk_id] for n in pair.negatives_used(negatives)] for pair in pairs],
+        templates=[pair.is_template for pair in pairs],
         guide_texts=None if prefix == "none" else [passage.text for passage in passages],
         frozen_passages=None if corpus is None else cache.passages(base, rendered)[0],
     )
