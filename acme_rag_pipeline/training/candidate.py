@@ -142,6 +142,7 @@ class _Run:
             "config_key": self.config_key,
             "outcome": self._sentence(served, twin),
             "trained": True,
+            "weights_trained": served.curve.trained,
             "pairs": len(everything),
             "validation_queries": len(self.validation.pairs),
             "share": served.share,
