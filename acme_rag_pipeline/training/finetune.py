@@ -1,8 +1,8 @@
-"""Fine-tuning a sentence-transformers model on (query, passage) pairs: all weights, the query tower, or LoRA.
+"""Fine-tuning a sentence-transformers model on (query, passage) pairs: its layers, the query tower, or LoRA.
 
 An own loop instead of `SentenceTransformerTrainer`: a passage is encoded once for all its queries in a batch (with three
-questions a passage that is most of the work), texts are tokenised once, the guide is asked once at the start, batches
-follow the near-duplicate groups, and a run killed at any moment goes on from its checkpoint.
+questions a passage that is most of the work), texts are tokenised once and go through frozen layers once, the guide is asked
+once at the start, batches follow the near-duplicate groups, and a run killed at any moment goes on from its checkpoint.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def finetune(
         The tuned model (in eval mode, a plain one again after LoRA) and the curve.
 
     Raises:
-        SettingsError: strategy `lora` without the package that it needs.
+        SettingsError: strategy `lora` without the package that it needs, or more frozen layers than the model has.
     """
     import torch
 
@@ -183,7 +183,7 @@ def finetune(
 
 
 class _Work:
-    """Tokens, guide and loss of one training run."""
+    """Tokens, guide, teacher and loss of one training run."""
 
     def __init__(self, model: SentenceTransformer, rows: TrainingRows, settings: TrainingSettings) -> None:
         import torch

@@ -16,7 +16,7 @@ import pytest
 pytestmark = pytest.mark.slow
 PROGRAM = textwrap.dedent(
     """
-    import hashlib, sys
+    import hashlib, os, sys
     from pathlib import Path
     from acme_rag_pipeline.embedding.base_model import resolve_base_model
     from acme_rag_pipeline.settings import TrainingSettings
@@ -29,7 +29,9 @@ PROGRAM = textwrap.dedent(
         queries, range(24), passages, [str(i) for i in range(24)], [[] for _ in queries],
     )
     epochs, end_after, *scores = [float(number) for number in sys.argv[2:]] or [3, 0]
-    settings = TrainingSettings(epochs=int(epochs), batch_size=4, precision="fp32")
+    settings = TrainingSettings(
+        epochs=int(epochs), batch_size=4, precision="fp32", frozen_layers=int(os.environ["FROZEN_LAYERS"])
+    )
     model, curve = finetune.finetune(
         base.folder, rows, settings, Path(sys.argv[1]), lambda m: scores.pop(0) if scores else None, "cpu",
         int(end_after) or None,
@@ -42,15 +44,17 @@ PROGRAM = textwrap.dedent(
 )
 
 
-def start(checkpoint: Path, *arguments: object) -> subprocess.Popen[str]:
+def start(checkpoint: Path, *arguments: object, frozen: int = 0) -> subprocess.Popen[str]:
     """Arguments: epochs, epoch to end with (0: the last), and what validation says after each epoch."""
     command = [sys.executable, "-c", PROGRAM, str(checkpoint), *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    environment = os.environ | {"FROZEN_LAYERS": str(frozen)}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment)
 
 
-def test_a_killed_run_ends_with_the_same_weights(tmp_path: Path) -> None:
-    unbroken, _ = start(tmp_path / "a.pt").communicate(timeout=200)
-    broken = start(tmp_path / "b.pt")
+@pytest.mark.parametrize("frozen", [0, 3])
+def test_a_killed_run_ends_with_the_same_weights(tmp_path: Path, frozen: int) -> None:
+    unbroken, _ = start(tmp_path / "a.pt", frozen=frozen).communicate(timeout=200)
+    broken = start(tmp_path / "b.pt", frozen=frozen)
     deadline = time.monotonic() + 100
     seen: set[str] = set()
     while len(seen) < 4 and broken.poll() is None and time.monotonic() < deadline:
@@ -60,7 +64,7 @@ def test_a_killed_run_ends_with_the_same_weights(tmp_path: Path) -> None:
     assert broken.poll() is None, "it ended before it could be killed"
     os.kill(broken.pid, signal.SIGKILL)
     broken.wait()
-    resumed, _ = start(tmp_path / "b.pt").communicate(timeout=200)
+    resumed, _ = start(tmp_path / "b.pt", frozen=frozen).communicate(timeout=200)
     assert unbroken.split()[1] == "18"
     assert resumed == unbroken
 
