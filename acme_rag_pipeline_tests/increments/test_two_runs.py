@@ -13,7 +13,7 @@ from acme_rag_pipeline.store import vectors
 from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.promotion import read_pointer
 from acme_rag_pipeline_tests.conftest import write_documents
-from acme_rag_pipeline_tests.increments.worker import REFRESH, Run, rows_of, settings_of, store_of
+from acme_rag_pipeline_tests.increments.worker import REFRESH, TUNING, Run, rows_of, settings_of, store_of
 
 pytestmark = pytest.mark.slow
 NEWS = "\nThe canteen serves Zeppelin soup on Fridays, and nobody knows why it has that name.\n"
@@ -83,7 +83,8 @@ def test_a_full_disk_is_said_and_the_old_state_stays(built: Path, limit: int) ->
 @pytest.mark.parametrize(("limit", "stage"), [(10_000_000, "base_index"), (95_000_000, "fine_tuned_model")])
 def test_a_disk_that_is_too_small_for_a_model_is_said(tmp_path: Path, limit: int, stage: str) -> None:
     write_documents(tmp_path / "documents")
-    run = Run.start(tmp_path, disk=limit).end()
+    # Of all layers, a checkpoint is larger than the model.
+    run = Run.start(tmp_path, disk=limit, training=TUNING["training"] | {"frozen_layers": 0}).end()
     assert run.error.startswith("StoreUnusable: ACME_RAG_STORE")
     assert run.stage == stage
 
