@@ -1,8 +1,5 @@
 """The code location: every asset, check, job, sensor and schedule. Assembly only."""
 
-import atexit
-import gc
-
 import dagster as dg
 
 from acme_rag_pipeline.orchestration import automation
@@ -28,9 +25,3 @@ def build_definitions(pipeline: Pipeline | None = None) -> dg.Definitions:
 
 
 defs = build_definitions()
-
-# What a run has imported and built by now stays until it ends: searching it for garbage again and again was a quarter
-# of a small refresh. At exit it is given back, so that native modules find their objects freed.
-gc.set_threshold(50_000, 20, 20)
-gc.freeze()
-atexit.register(gc.unfreeze)
