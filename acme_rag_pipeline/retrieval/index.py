@@ -151,7 +151,7 @@ def newest_candidate(store: Store) -> PassageEncoder | None:
 def _index_stage(
     store: Store, settings: Settings, stage: str, which: PassageEncoder, upstream: dict[str, str], arm: str
 ) -> StageResult:
-    made_from = fingerprint(stage, CODE_VERSION, upstream, which.table)
+    made_from = _made_from(stage, upstream, which)
     if (unchanged := recorded(store.warehouse, stage, made_from)) is not None and holds(store, unchanged.details):
         return StageResult(stage, unchanged.data_version, unchanged.counts, True, nothing_done(unchanged.details))
     with store.writer(stage):
@@ -163,6 +163,21 @@ def _index_stage(
             return record(connection, StageResult(stage, data_version, done.counts, details=details), made_from)
 
 
+def _made_from(stage: str, upstream: dict[str, str], which: PassageEncoder) -> str:
+    return fingerprint(stage, CODE_VERSION, upstream, which.table)
+
+
+def reconciled_by_a_stage(store: Store, which: PassageEncoder) -> vectors.Reconciled | None:
+    """What an index stage made of this table, if that is what it holds and the chunks are those of today; else None."""
+    upstream = data_versions(store.warehouse, "chunks")
+    for stage in (BASE_STAGE, FINE_TUNED_STAGE):
+        done = recorded(store.warehouse, stage, _made_from(stage, upstream, which))
+        if done is not None and "content" in done.details and holds(store, done.details):
+            known = done.details
+            return vectors.Reconciled(done.counts, 0, known["lance_version"], known["rows"], known["content"])
+    return None
+
+
 def index_details(store: Store, which: PassageEncoder, done: vectors.Reconciled) -> dict[str, Any]:
     """What an index stage reports: `embedded` texts went through the model, a `reused` row's vector was known."""
     return {
@@ -172,6 +187,7 @@ def index_details(store: Store, which: PassageEncoder, done: vectors.Reconciled)
         "lance_version": done.version,
         "newest_version": vectors.newest_version(store.lancedb, which.table),
         "rows": done.rows,
+        "content": done.content,
         "embedded": done.embedded,
         "reused": done.rows - done.embedded,
         "removed": done.counts.removed,

@@ -43,7 +43,9 @@ def serve(store: Store, settings: Settings) -> StageResult:
         details = index.nothing_done(unchanged.details)
         return StageResult(STAGE, unchanged.data_version, unchanged.counts, True, details)
     with store.writer(STAGE):
-        done = index.reconcile_index(store, settings, decision.encoder)
+        done = index.reconciled_by_a_stage(store, decision.encoder) or index.reconcile_index(
+            store, settings, decision.encoder
+        )
         pointer = _pointer(decision, done.version)
         write_pointer(store.pointer, pointer)
         details = index.index_details(store, decision.encoder, done) | {
