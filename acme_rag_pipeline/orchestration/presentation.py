@@ -39,6 +39,9 @@ _PICTURES = {
     "training_set": "filters, query lengths, overlap with the passage",
     "evaluation_report": "arms with intervals, similarities before and after, training curve",
 }
+# What a person looks for comes first, what only a program compares comes last.
+_SENTENCES = ("verdict", "reason", "outcome")
+_FOR_PROGRAMS = ("_digest", "_key", "_version", "evaluation_id", "content", "sources", "training_set", "table")
 
 
 def metadata_of(store: Store, result: StageResult) -> dict[str, Any]:
@@ -53,6 +56,7 @@ def metadata_of(store: Store, result: StageResult) -> dict[str, Any]:
     if report := details.pop("report", None):
         shown["report"] = dg.MetadataValue.path(str(store.root / report))
     rows = counts.added + counts.changed + counts.reused
+    shown |= {name: details.pop(name) for name in _SENTENCES if details.get(name)}
     shown |= {
         "status": "unchanged: nothing to do" if result.unchanged else "done",
         "added": counts.added,
@@ -62,7 +66,7 @@ def metadata_of(store: Store, result: StageResult) -> dict[str, Any]:
     }
     if rows:
         shown["dagster/row_count"] = rows
-    for name, value in details.items():
+    for name, value in sorted(details.items(), key=lambda item: item[0].endswith(_FOR_PROGRAMS)):
         shown |= _entries(name, value)
     if query := _PREVIEWS.get(result.stage):
         with store.warehouse.read() as connection:
