@@ -115,9 +115,10 @@ class TrainingSettings(Group):
         default="auto",
         description="What stands before a chunk's text when the candidate encodes it; auto: validation decides.",
     )
-    interpolation: tuple[float, ...] = Field(
-        default=(0.5, 0.75),
-        description="Shares of the tuned weights tried on validation; 0 (the base) always competes.",
+    interpolation: tuple[float, ...] | None = Field(
+        default=None,
+        description="Shares of the tuned weights tried on validation; 0 (the base) always competes. Default: 0.5 and 0.75, "
+        "and 1 unless the embedded generator wrote most of the pairs.",
     )
     minimum_pairs: int = Field(default=50, ge=1, description="With fewer training pairs no candidate is trained.")
     seed: int = Field(default=0, description="Decides the order of the batches and the dropout.")

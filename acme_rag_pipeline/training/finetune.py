@@ -67,6 +67,11 @@ class TrainingRows:
     guide_texts: Sequence[str] | None = None
     frozen_passages: np.ndarray | None = None
 
+    @property
+    def mostly_templates(self) -> bool:
+        """Whether the embedded generator wrote more than half of the queries."""
+        return sum(self.templates or ()) > len(self.queries) / 2
+
 
 def epochs_for(passages: int, settings: TrainingSettings) -> int:
     """The number of epochs: the chosen one, or enough to show about `PASSAGES_SHOWN` passages.
@@ -189,7 +194,7 @@ class _Work:
         import torch
 
         self.model, self.rows, self.settings = model, rows, settings
-        self.lower = frozen_layers(model, settings, rows.templates or ())
+        self.lower = frozen_layers(model, settings, mostly_templates=rows.mostly_templates)
         self.queries = _tokenised(model, rows.queries)
         self.passages = _tokenised(model, rows.passages) if rows.frozen_passages is None else []
         self.frozen = None if rows.frozen_passages is None else torch.from_numpy(rows.frozen_passages).to(model.device)

@@ -21,7 +21,7 @@ ARCHITECTURES = frozenset({"bert", "roberta", "xlm-roberta"})
 
 
 def frozen_layers(
-    model: SentenceTransformer, settings: TrainingSettings, templates: Sequence[bool]
+    model: SentenceTransformer, settings: TrainingSettings, *, mostly_templates: bool
 ) -> FrozenLayers | None:
     """Those of the settings; None where every layer is trained.
 
@@ -31,14 +31,14 @@ def frozen_layers(
     Args:
         model: with every layer still in training.
         settings: `frozen_layers` and the strategy.
-        templates: of each query, whether the embedded generator wrote it.
+        mostly_templates: whether the embedded generator wrote most of the queries.
 
     Raises:
         SettingsError: the settings ask for what the model does not have.
     """
     count = settings.frozen_layers
     if count is None:
-        half = settings.strategy == "full" and sum(templates) > len(templates) / 2
+        half = settings.strategy == "full" and mostly_templates
         count = len(_parts(model)[1]) // 2 if half else 0
     return FrozenLayers(model, count) if count else None
 

@@ -94,13 +94,11 @@ def test_a_training_changes_the_layers_above_alone_and_a_plain_model_comes_out(b
 
 
 def test_where_nobody_chose_half_of_the_layers_stay_for_templates(base: Path) -> None:
-    mostly, hardly = [True, True, False], [True, False, False]
     model = load_model(base, "cpu")
-    assert frozen_layers(model, TrainingSettings(), hardly) is None
-    assert frozen_layers(model, TrainingSettings(), ()) is None
-    assert frozen_layers(model, TrainingSettings(strategy="query_only"), mostly) is None
-    assert frozen_layers(model, TrainingSettings(frozen_layers=0), mostly) is None
-    assert frozen_layers(model, TrainingSettings(), mostly) is not None
+    assert frozen_layers(model, TrainingSettings(), mostly_templates=False) is None
+    assert frozen_layers(model, TrainingSettings(strategy="query_only"), mostly_templates=True) is None
+    assert frozen_layers(model, TrainingSettings(frozen_layers=0), mostly_templates=True) is None
+    assert frozen_layers(model, TrainingSettings(), mostly_templates=True) is not None
     trained = {name.partition("layer.")[2][:1] for name, p in model.named_parameters() if p.requires_grad}
     assert {"3", "4", "5"} <= trained
     assert not {"0", "1", "2"} & trained
@@ -109,9 +107,9 @@ def test_where_nobody_chose_half_of_the_layers_stay_for_templates(base: Path) ->
 def test_another_architecture_trains_all_its_layers(base: Path) -> None:
     model = load_model(base, "cpu")
     model[0].auto_model.config.model_type = "mpnet"
-    assert frozen_layers(model, TrainingSettings(), [True]) is None
+    assert frozen_layers(model, TrainingSettings(), mostly_templates=True) is None
     with pytest.raises(SettingsError, match="no BERT-like encoder"):
-        frozen_layers(model, TrainingSettings(frozen_layers=2), [True])
+        frozen_layers(model, TrainingSettings(frozen_layers=2), mostly_templates=True)
 
 
 def test_no_layer_left_to_train_is_a_clear_error(base: Path) -> None:
