@@ -133,10 +133,8 @@ class _Run:
         train_side = of_sides(self.pairs, ("train",))
         twin: _Trained | None = None
         if not self.golden_decides and len(train_side) < len(everything) and len(train_side) > 1:
-            twin = self._train_one("twin", train_side, prefix, share=None)
-        # The refit knows every document, so validation has nothing honest to say about its weights: it takes the twin's.
-        end_after = twin.curve.best_epoch if twin else None
-        served = self._train_one("served", everything, prefix, twin.share if twin else None, end_after)
+            twin = self._train_one("twin", train_side, prefix)
+        served = self._train_one("served", everything, prefix, twin)
         details = {
             "model_digest": served.digest,
             "passage_prefix": prefix,
@@ -150,7 +148,7 @@ class _Run:
             "pairs": len(everything),
             "validation_queries": len(self.validation.pairs),
             "share": served.share,
-            "interpolation": (twin or served).interpolation,
+            "interpolation": served.interpolation,
             "curve": asdict((twin or served).curve),
             "seconds": round(served.curve.seconds + (twin.curve.seconds if twin else 0), 1),
             "pairs_per_second": round(served.curve.pairs_per_second, 2),
@@ -196,24 +194,31 @@ class _Run:
         role: str,
         pairs: Sequence[KeptPair],
         prefix: PassagePrefix,
-        share: float | None,
-        end_after: int | None = None,
+        twin: _Trained | None = None,
     ) -> _Trained:
+        """Train one model and put it in place.
+
+        A refit knows every document, so validation has nothing honest to say about it: its last epoch and its share of the
+        tuned weights are those of its twin.
+        """
         training = self.settings.training
         corpus = live_passages(self.store.warehouse) if self.query_only else None
         rows = training_rows(pairs, prefix, self.base_encoder, self.cache, training.train_hard_negatives, corpus)
 
         def validate(model: SentenceTransformer) -> float | None:
-            return self._score(model, prefix) if share is None else None
+            return self._score(model, prefix) if twin is None else None
 
         checkpoint = self._checkpoint(role)
+        end_after = twin.curve.best_epoch if twin else None
         model, curve = finetune(self.base.folder, rows, training, checkpoint, validate, end_after=end_after)
-        shares = shares_to_try(training, rows)
-        chosen, tried = self._choose_share(model, prefix, curve, shares) if share is None else (share, [])
+        if twin is None:
+            chosen, tried = self._choose_share(model, prefix, curve, shares_to_try(training, rows))
+        else:
+            chosen, tried = twin.share, twin.interpolation
         if chosen == 0:
             return _Trained(self.base.digest, 0.0, tried, curve)
-        if share is not None and share != 1:
-            interpolate(model, _base_weights(self.base.folder), weights_of(model), share)
+        if twin is not None and chosen != 1:
+            interpolate(model, _base_weights(self.base.folder), weights_of(model), chosen)
         trained = curve.best_epoch or end_after or epochs_for(len(set(rows.positives)), training)
         return _Trained(self._install(model, role, pairs, prefix, chosen, tried, curve, trained), chosen, tried, curve)
 
