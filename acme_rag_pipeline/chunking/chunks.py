@@ -17,7 +17,7 @@ from acme_rag_pipeline.embedding.base_model import resolve_base_model
 from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store.fingerprints import content_hash, fingerprint, normalised, sha256_text
 from acme_rag_pipeline.store.layout import Store
-from acme_rag_pipeline.store.stages import StageResult, data_versions, record, recorded
+from acme_rag_pipeline.store.stages import StageResult, data_versions, overtaken, record, recorded
 from acme_rag_pipeline.store.warehouse import insert, reconcile, records
 
 STAGE = "chunks"
@@ -54,6 +54,8 @@ def split_documents(store: Store, settings: Settings) -> StageResult:
     if (unchanged := recorded(store.warehouse, STAGE, made_from)) is not None:
         return unchanged
     with store.writer(STAGE):
+        if overtaken(store.warehouse, upstream):
+            return split_documents(store, settings)
         rows, split_again = _split_rows(store, settings, how, tokenizer)
         signatures = _signatures(store, {row["text_hash"]: row["text"] for row in rows})
         group_of = groups(signatures, settings.chunking.near_duplicate_similarity)

@@ -56,12 +56,16 @@ def ingest_documents(store: Store, settings: Settings) -> StageResult:
     made_from = fingerprint(STAGE, CODE_VERSION, settings.document, data_version, result.details["sources"], gone)
     if (unchanged := recorded(store.warehouse, STAGE, made_from)) is not None:
         return unchanged
-    with store.writer(STAGE), store.warehouse.write() as connection:
-        content = {row["doc_path"]: _identity(row) for row in rows}
-        before = {path: _identity(row) for path, row in known.items()}
-        reconcile(connection, "documents", "doc_path", rows)
-        counts = _counts(before, content)
-        return record(connection, StageResult(STAGE, data_version, counts, details=result.details), made_from)
+    with store.writer(STAGE):
+        if _known(store) != known:
+            # Another run wrote while this one waited.
+            return ingest_documents(store, settings)
+        with store.warehouse.write() as connection:
+            content = {row["doc_path"]: _identity(row) for row in rows}
+            before = {path: _identity(row) for path, row in known.items()}
+            reconcile(connection, "documents", "doc_path", rows)
+            counts = _counts(before, content)
+            return record(connection, StageResult(STAGE, data_version, counts, details=result.details), made_from)
 
 
 def _known(store: Store) -> dict[str, dict[str, Any]]:

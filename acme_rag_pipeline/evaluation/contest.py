@@ -113,6 +113,12 @@ def contest(store: Store, settings: Settings) -> Contest:
     return Contest(candidate, twin, before, _twin_of(store, before), judged_by == "golden queries", key, base)
 
 
+def candidate_undecided(store: Store, settings: Settings) -> bool:
+    """Whether the newest candidate was never decided on with the golden questions of today: a run ended too early."""
+    who = contest(store, settings)
+    return who.candidate is not None and all(d.candidate_key != who.candidate_key for d in decisions.decisions(store))
+
+
 def run(store: Store, settings: Settings, who: Contest, evaluation_id: str) -> Evaluation:
     """Run every arm on every query set and ask the gate."""
     started = time.monotonic()

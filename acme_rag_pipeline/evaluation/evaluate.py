@@ -14,7 +14,7 @@ from acme_rag_pipeline.retrieval import index
 from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store.fingerprints import fingerprint
 from acme_rag_pipeline.store.layout import Store
-from acme_rag_pipeline.store.stages import StageResult, data_versions, record, recorded
+from acme_rag_pipeline.store.stages import StageResult, data_versions, overtaken, record, recorded
 from acme_rag_pipeline.store.warehouse import reconcile
 
 STAGE = "evaluation_report"
@@ -43,6 +43,8 @@ def evaluate(store: Store, settings: Settings) -> StageResult:
     if (unchanged := recorded(store.warehouse, STAGE, made_from)) is not None and _report_there(store, unchanged):
         return unchanged
     with store.writer(STAGE):
+        if overtaken(store.warehouse, upstream) or contest(store, settings) != who:
+            return evaluate(store, settings)
         done = run(store, settings, who, made_from)
         report, picture = write_report(store, settings, done)
         rows = _evaluation_rows(done)

@@ -14,7 +14,7 @@ from acme_rag_pipeline.store.fingerprints import content_hash, fingerprint
 from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.passages import LivePassage, live_passages
 from acme_rag_pipeline.store.quotes import QuotableText
-from acme_rag_pipeline.store.stages import StageResult, data_versions, record, recorded, stored_detail
+from acme_rag_pipeline.store.stages import StageResult, data_versions, overtaken, record, recorded, stored_detail
 from acme_rag_pipeline.store.warehouse import insert, reconcile, records
 
 STAGE = "golden_queries"
@@ -65,11 +65,14 @@ def resolve_golden_queries(store: Store, settings: Settings) -> StageResult:
         "by_style": dict(Counter(row["style"] for row in usable).most_common()),
         "decides": decides(len(usable), len({row["unit"] for row in usable}), settings.evaluation),
     }
-    with store.writer(STAGE), store.warehouse.write() as connection:
-        counts = reconcile(connection, "golden_queries", "query_id", query_rows)
-        reconcile(connection, "golden_judgements", "judgement_id", judgement_rows)
-        insert(connection, "golden_seen", seen)
-        return record(connection, StageResult(STAGE, data_version, counts, details=details), made_from)
+    with store.writer(STAGE):
+        if overtaken(store.warehouse, upstream):
+            return resolve_golden_queries(store, settings)
+        with store.warehouse.write() as connection:
+            counts = reconcile(connection, "golden_queries", "query_id", query_rows)
+            reconcile(connection, "golden_judgements", "judgement_id", judgement_rows)
+            insert(connection, "golden_seen", seen)
+            return record(connection, StageResult(STAGE, data_version, counts, details=details), made_from)
 
 
 def files_differ(store: Store, settings: Settings) -> bool:

@@ -88,6 +88,7 @@ class Reply:
         retry_after: Seconds that the server asks to wait.
         stop: Why no other request can do better.
         next_format: Ask again with (at least) this `least_format`: the server does not know the one that was used.
+        perhaps_this_prompt: `stop` may hold for this prompt alone.
     """
 
     status: CallStatus
@@ -98,6 +99,7 @@ class Reply:
     retry_after: float | None = None
     stop: StopReason | None = None
     next_format: int | None = None
+    perhaps_this_prompt: bool = False
 
 
 class LLMClient:
@@ -182,7 +184,10 @@ class LLMClient:
             if status in (400, 422) and code != "context_length_exceeded":
                 # It does not say why. Tried, but not remembered unless it helps.
                 return Reply("refused", detail=detail, next_format=used + 1)
-        if status in (401, 403):
+        if status == 403:
+            # Some gateways answer so to the one text that they take offence at.
+            return Reply("refused", detail=detail, stop="unauthorised", perhaps_this_prompt=True)
+        if status == 401:
             return Reply("refused", detail=detail, stop="unauthorised")
         if status == 404:
             return Reply("refused", detail=detail, stop="model_not_found")

@@ -9,6 +9,7 @@ import dagster as dg
 from acme_rag_pipeline.documents.source import DocumentsFolderError
 from acme_rag_pipeline.documents.state import folder_state
 from acme_rag_pipeline.evaluation import golden
+from acme_rag_pipeline.evaluation.contest import candidate_undecided
 from acme_rag_pipeline.orchestration.dead_runs import fail_dead_runs
 from acme_rag_pipeline.orchestration.resources import Pipeline, plain_failures
 from acme_rag_pipeline.pairs import curated
@@ -52,7 +53,9 @@ def promoted_or_fail(context: dg.OpExecutionContext, pipeline: Pipeline) -> None
         )
     if not rows:
         raise dg.Failure("gate: nothing has been evaluated yet, run `retrain` first", allow_retries=False)
-    verdict, reason = rows[0]["decided"] or rows[0]["verdict"], rows[0]["why"] or rows[0]["reason"]
+    verdict, reason = rows[0]["decided"], rows[0]["why"]
+    if verdict is None:
+        verdict, reason = "not decided", f"{rows[0]['verdict']}, but nothing was decided on it yet: run `retrain` again"
     if verdict != "promoted":
         raise dg.Failure(f"gate: {verdict}. {reason}", allow_retries=False)
     context.log.info(f"gate: {verdict}. {reason}")
@@ -164,12 +167,15 @@ def nightly_retrain(context: dg.ScheduleEvaluationContext, pipeline: Pipeline) -
             for name, differs in (("curated pairs", curated.file_differs), ("golden queries", golden.files_differ))
             if differs(store, settings)
         ]
+        undecided = candidate_undecided(store, settings)
     except (SettingsError, WarehouseBusy) as error:
         return dg.SkipReason(str(error))
     needed = settings.automation.retrain_changed_share
     found = f"{change.changed_share:.1%} of the chunks changed since the last retrain ({change.added} new, {change.removed} gone)"
-    if change.changed_share < needed and not people:
+    if change.changed_share < needed and not people and not undecided:
         return dg.SkipReason(f"{found}, fewer than {needed:.1%}; people's files are those of the last retrain")
+    if undecided:
+        context.log.info("the last retrain ended before it decided on its candidate")
     context.log.info("; ".join([found, *(f"the {name} changed" for name in people)]))
     return dg.RunRequest(tags={"acme_rag/changed_share": f"{change.changed_share:.4f}"})
 

@@ -101,10 +101,11 @@ def every_chunk_was_asked(store: Store, settings: Settings) -> dg.AssetCheckResu
 
 
 @_asset_check(
-    asset="training_set", description="No training pair or negative comes from, or nearly repeats, what is held out."
+    asset="training_set",
+    description="No training query, passage or negative is one of what is held out, or nearly repeats it.",
 )
 def nothing_leaks(store: Store, settings: Settings) -> dg.AssetCheckResult:
-    """ERROR on any leak of a held-out passage, golden query or negative into training."""
+    """ERROR on any leak of a held-out query, passage or negative, or of a golden query, into training."""
     golden = _details(store, "training_set").get("judged_by") == "golden queries"
     held_out = "('validation')" if golden else "('validation', 'test')"
     rows = _rows(
@@ -116,9 +117,11 @@ def nothing_leaks(store: Store, settings: Settings) -> dg.AssetCheckResult:
                (SELECT count(*) FROM used JOIN held USING (g)) AS leaking_passages,
                (SELECT count(*) FROM (SELECT unnest(negatives) AS n FROM used) x
                 JOIN chunks c ON c.chunk_id = x.n JOIN held ON held.g = c.near_duplicate_group) AS leaking_negatives,
-               (SELECT count(*) FROM used JOIN golden_queries q ON lower(q.query) = lower(used.query)) AS golden_queries""",
+               (SELECT count(*) FROM used JOIN golden_queries q ON lower(q.query) = lower(used.query)) AS golden_queries,
+               (SELECT count(*) FROM used WHERE lower(query) IN (SELECT lower(query) FROM training_pairs
+                WHERE dropped_because IS NULL AND side IN {held_out})) AS held_out_queries""",
     )[0]
-    leaks = rows["leaking_passages"] + rows["leaking_negatives"] + rows["golden_queries"]
+    leaks = sum(number for name, number in rows.items() if name != "training_pairs")
     return dg.AssetCheckResult(passed=leaks == 0, severity=ERROR, metadata=rows)
 
 

@@ -11,7 +11,7 @@ from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store.fingerprints import content_hash, fingerprint, sha256_text
 from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.passages import live_passages
-from acme_rag_pipeline.store.stages import StageResult, data_versions, record, recorded, stored_detail
+from acme_rag_pipeline.store.stages import StageResult, data_versions, overtaken, record, recorded, stored_detail
 from acme_rag_pipeline.store.warehouse import reconcile
 
 STAGE = "curated_pairs"
@@ -53,12 +53,15 @@ def resolve_curated_pairs(store: Store, settings: Settings) -> StageResult:
         "rejected": sum(pair.verdict == "rejected" for pair in pairs),
         "negatives": {"named": named, "resolved": len(negatives)},
     }
-    with store.writer(STAGE), store.warehouse.write() as connection:
-        counts = reconcile(connection, "curated_pairs", "curated_id", rows)
-        reconcile(connection, "curated_negatives", "negative_id", negatives)
-        reconcile(connection, "rejected_pairs", "rejection_id", rejected)
-        reconcile(connection, "pairs", "pair_id", list(training.values()), scope="origin = 'curated'")
-        return record(connection, StageResult(STAGE, data_version, counts, details=details), made_from)
+    with store.writer(STAGE):
+        if overtaken(store.warehouse, upstream):
+            return resolve_curated_pairs(store, settings)
+        with store.warehouse.write() as connection:
+            counts = reconcile(connection, "curated_pairs", "curated_id", rows)
+            reconcile(connection, "curated_negatives", "negative_id", negatives)
+            reconcile(connection, "rejected_pairs", "rejection_id", rejected)
+            reconcile(connection, "pairs", "pair_id", list(training.values()), scope="origin = 'curated'")
+            return record(connection, StageResult(STAGE, data_version, counts, details=details), made_from)
 
 
 def file_differs(store: Store, settings: Settings) -> bool:

@@ -150,11 +150,13 @@ def _checked(raw: Any) -> CuratedPair | str:
     for name, value in (("quote", quote), ("negative", negative), ("replaces", replaces)):
         if value is not None and not isinstance(value, str):
             return f"{name} is not a text"
+    if any(_is_broken(text) for text in (query, doc_path, quote, negative, replaces) if text):
+        return "a text holds half a character (a lone surrogate): it was cut in the middle of one"
     if verdict is not None and verdict not in VERDICTS:
         return f"verdict must be one of {', '.join(VERDICTS)}, or be left out"
     try:
         start, end = (None if raw.get(n) in (None, "") else int(raw[n]) for n in ("start", "end"))
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return "start and end must be character positions"
     if quote is None and (start is None or end is None or not 0 <= start < end):
         return "neither a quote nor a span (start, end)"
@@ -162,6 +164,10 @@ def _checked(raw: Any) -> CuratedPair | str:
         return "no doc_path: a span needs one"
     replaced = one_line(replaces) if replaces else None
     return CuratedPair(one_line(query), doc_path, quote, start, end, negative, verdict, replaced)
+
+
+def _is_broken(text: str) -> bool:
+    return any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def one_line(text: str) -> str:

@@ -53,8 +53,10 @@ class Places:
         from rapidfuzz import fuzz
 
         found: list[tuple[float, str, int, int]] = []
-        wanted = QuotableText.of(quote).folded
-        for doc_path in dict.fromkeys(passage.doc_path for passage in self._similar(quote)):
+        wanted = QuotableText.of(quote).folded.strip()
+        # Word for word in any document; only without that in those that share most words with it.
+        holders = [doc_path for doc_path in sorted(self._texts) if wanted and wanted in self._text(doc_path).folded]
+        for doc_path in holders[:1] or dict.fromkeys(passage.doc_path for passage in self._similar(quote)):
             if (span := self.span(doc_path, quote)) is not None:
                 there = QuotableText.of(self._texts[doc_path][span[0] : span[1]]).folded
                 found.append((-fuzz.ratio(wanted, there), doc_path, *span))

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from acme_rag_pipeline.llm.request import LLMConnection, Messages, StopReason
 
-# About what three queries and the JSON around them take; only a guess until the server has counted.
-_COMPLETION_TOKENS = 120
+# About what a query and the JSON around it take; only a guess until the server has counted.
+TOKENS_A_QUERY = 40
+_COMPLETION_TOKENS = 3 * TOKENS_A_QUERY
 _TOKENS_AROUND_A_MESSAGE = 4
 
 

@@ -22,6 +22,7 @@ class Pacing:
         probe_seconds: The first request goes alone for so long: a wrong key or model costs one request, not all.
         down_requests: Requests in a row without any answer that make a server unreachable ...
         down_rounds: ... if they stem from so many rounds: requests that fail together are one (a timeout: three).
+        forbidden_prompts: 403s without any answer that are the key's and not a prompt's.
         failed_prompts: Prompts in a row that failed for good and end the run.
         grace_seconds: How long a run that was ended early waits for the answers that are under way.
         progress_seconds: Least time between two reports of progress.
@@ -37,6 +38,7 @@ class Pacing:
     probe_seconds: float = 2.0
     down_requests: int = 5
     down_rounds: int = 5
+    forbidden_prompts: int = 3
     failed_prompts: int = 20
     grace_seconds: float = 5.0
     progress_seconds: float = 1.0

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from acme_rag_pipeline.llm.request import LLMClient, LLMConnection, Messages, Reply, StopReason
 from acme_rag_pipeline.pairs.llm_commit import AnswerSink, GroupCommit, LLMAnswer, LLMCall
 from acme_rag_pipeline.pairs.llm_outcome import (
+    TOKENS_A_QUERY,
     Budget,
     GenerationOutcome,
     Progress,
@@ -82,8 +83,9 @@ class Run:
         self._client = LLMClient(connection)
         self._pace = Pace(connection.concurrency, pacing)
         self._answered = self._failed = self._calls = self._prompt_tokens = self._completion_tokens = 0
-        self._failed_in_a_row = 0
-        self._reserved = 0
+        self._failed_in_a_row = self._forbidden = 0
+        self._reserved: dict[str, int] = {}
+        self._longest_answer = 0
         self._stopped: StopReason | None = None
         self._stopped_at = 0.0
         self._stop_detail = ""
@@ -161,24 +163,32 @@ class Run:
             job = self._retries[0].job if retry else fresh
             if job is None:
                 return
-            tokens = self._prompt_tokens + self._completion_tokens + self._reserved + job.estimate.total
-            if self._budget.max_tokens is not None and tokens > self._budget.max_tokens:
-                if not self._in_flight:
-                    self._stop("budget")
-                return  # else: what is in flight may take less than was reserved for it
+            if self._budget.max_tokens is not None:
+                if self._in_flight and not self._longest_answer:
+                    return  # what an answer takes is not known yet: the first one is waited for
+                wanted = self._tokens_of(job)
+                tokens = self._prompt_tokens + self._completion_tokens + sum(self._reserved.values()) + wanted
+                if tokens > self._budget.max_tokens:
+                    if not self._in_flight:
+                        self._stop("budget")
+                    return  # else: what is in flight may take less than was reserved for it
+                self._reserved[job.prompt_hash] = wanted
             if retry:
                 heapq.heappop(self._retries)
             else:
                 self._next_fresh = None
             self._calls += 1
-            self._reserved += job.estimate.total
             self._pace.sent(now)
             task = asyncio.get_running_loop().create_task(self._attempt(job))
             self._in_flight[task] = job
             task.add_done_callback(self._finished)
 
+    def _tokens_of(self, job: _Job) -> int:
+        """What a request may take: the longest answer so far says more than any guess."""
+        return job.estimate.prompt_tokens + (self._longest_answer or TOKENS_A_QUERY * self._limit)
+
     def _finished(self, task: asyncio.Task[None]) -> None:
-        self._reserved -= self._in_flight.pop(task).estimate.total
+        self._reserved.pop(self._in_flight.pop(task).prompt_hash, None)
         if not task.cancelled() and task.exception() is not None:
             self._defect = task.exception()
         self._wake.set()
@@ -205,6 +215,8 @@ class Run:
         used = (reply.prompt_tokens or 0, reply.completion_tokens or 0)
         if reply.content and not any(used):
             used = (job.estimate.prompt_tokens, len(reply.content) // 4)  # a server that does not count
+        if reply.content:
+            self._longest_answer = max(self._longest_answer, used[1], 1)
         self._prompt_tokens += used[0]
         self._completion_tokens += used[1]
         model, prompt_hash = self._connection.model, job.prompt_hash
@@ -219,7 +231,11 @@ class Run:
             job.least_format = reply.next_format
             self._again(job, now)
             return
-        if reply.status not in ("timeout", "connection_error"):
+        about_all = not (reply.perhaps_this_prompt and self._refuses_one_prompt())
+        if not about_all:
+            reply = replace(reply, stop=None)
+        # As long as a refusal may be the key's, the next request goes alone too.
+        if reply.status not in ("timeout", "connection_error") and (about_all or self._answered):
             self._pace.reached()
         if reply.stop is not None:
             self._stop(reply.stop, reply.detail)
@@ -241,12 +257,18 @@ class Run:
             wait = self._pacing.wait(job.faults, reply.retry_after)
             self._again(job, now + wait, give_up=job.faults >= self._pacing.fault_attempts, detail=reply.detail)
         else:
-            self._pace.answered()
+            if about_all or self._answered:
+                self._pace.answered()
             job.bad_answers += 1
             # A repair of the first, a fresh try after the second, a repair of that, ...
             job.complaint = reply.detail if reply.content and job.bad_answers % 2 else None
             give_up = reply.status == "refused" or job.bad_answers >= self._pacing.bad_answers
             self._again(job, now, give_up=give_up, detail=reply.detail)
+
+    def _refuses_one_prompt(self) -> bool:
+        """Whether a refusal of access may be about the text: other prompts were answered, or too few were sent to know."""
+        self._forbidden += 1
+        return self._answered > 0 or self._forbidden < self._pacing.forbidden_prompts
 
     def _again(self, job: _Job, ready_at: float, *, give_up: bool = False, detail: str = "") -> None:
         if not give_up or self._stopped:

@@ -21,6 +21,7 @@ from acme_rag_pipeline.store.warehouse import records
 
 VARIABLE = "ACME_RAG_CURATED_PAIRS"
 _Line = dict[str, Any]
+_SPAN = ("start", "end")
 
 
 class ReviewUnusable(ValueError):
@@ -257,7 +258,8 @@ def _same_passage(row: _Line, judged: _Line) -> bool:
     if row.get("doc_path") and row["doc_path"] != judged["doc_path"]:
         return False
     if judged["quote"] is None:
-        return not row.get("quote") and (row.get("start"), row.get("end")) == (judged["start"], judged["end"])
+        # A CSV's numbers are texts.
+        return not row.get("quote") and [str(row.get(n)) for n in _SPAN] == [str(judged[n]) for n in _SPAN]
     quote = row.get("quote")
     return isinstance(quote, str) and normalised(quote) == normalised(judged["quote"])
 

@@ -28,7 +28,7 @@ from acme_rag_pipeline.settings import PairSettings, Settings
 from acme_rag_pipeline.store.fingerprints import content_hash, fingerprint
 from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.passages import live_passages
-from acme_rag_pipeline.store.stages import StageResult, data_versions, record, recorded
+from acme_rag_pipeline.store.stages import StageResult, data_versions, overtaken, record, recorded
 from acme_rag_pipeline.store.warehouse import append, insert, reconcile
 
 STAGE = "synthetic_pairs"
@@ -64,6 +64,8 @@ def write_pairs(store: Store, settings: Settings) -> StageResult:
         return replace(unchanged, details=unchanged.details | figures)
     # A refresh may go on while an LLM answers; only a second asking has to wait.
     with store.writer(STAGE, lock="asking"):
+        if overtaken(store.warehouse, upstream):
+            return write_pairs(store, settings)
         passages = [
             Passage(p.chunk_id, p.doc_path, p.title, p.heading_path, p.text) for p in live_passages(store.warehouse)
         ]
@@ -86,7 +88,7 @@ def write_pairs(store: Store, settings: Settings) -> StageResult:
         with store.writer(STAGE), store.warehouse.write() as connection:
             # A refresh may have retracted passages while the LLM answered.
             live = {row[0] for row in connection.execute("SELECT chunk_id FROM chunks").fetchall()}
-            overtaken = any(row["chunk_id"] not in live for row in rows)
+            retracted = any(row["chunk_id"] not in live for row in rows)
             rows = [row for row in rows if row["chunk_id"] in live]
             data_version = content_hash(tuple(row.values()) for row in rows)
             counts = reconcile(connection, "pairs", "pair_id", rows, scope="origin <> 'curated'")
@@ -97,7 +99,7 @@ def write_pairs(store: Store, settings: Settings) -> StageResult:
                 details["warnings"] = warnings
             result = StageResult(STAGE, data_version, counts, details=details)
             # An unfinished stage is not recorded as done, so the next run goes on where this one stopped.
-            unfinished = figures["unanswered"] or overtaken
+            unfinished = figures["unanswered"] or retracted
             return record(connection, result, f"unfinished {made_from}" if unfinished else made_from)
 
 

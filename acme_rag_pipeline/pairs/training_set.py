@@ -23,11 +23,11 @@ from acme_rag_pipeline.store import vectors
 from acme_rag_pipeline.store.fingerprints import content_hash, fingerprint, normalised
 from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.passages import LivePassage, live_passages
-from acme_rag_pipeline.store.stages import StageResult, data_versions, record, recorded
+from acme_rag_pipeline.store.stages import StageResult, data_versions, overtaken, record, recorded
 from acme_rag_pipeline.store.warehouse import reconcile, records
 
 STAGE = "training_set"
-CODE_VERSION = "2"
+CODE_VERSION = "3"
 # What the answers cost is no business of the training set.
 _FILTER_SETTINGS = {"round_trip_top_k", "query_similarity", "golden_similarity", "hard_negatives", "negative_margin"}
 # In smaller collections nearly every passage is in the top k, and the filter only costs pairs (Promptagator, sec. 4.3).
@@ -48,6 +48,8 @@ def build_training_set(store: Store, settings: Settings) -> StageResult:
     if (unchanged := recorded(store.warehouse, STAGE, made_from)) is not None:
         return unchanged
     with store.writer(STAGE):
+        if overtaken(store.warehouse, upstream):
+            return build_training_set(store, settings)
         work = _Filters(store, settings)
         rows = work.run()
         data_version = content_hash(tuple(row.values()) for row in rows)
@@ -180,9 +182,9 @@ class _Filters:
             passages = [self._passage(i) for i in rows]
             if len({p.near_duplicate_group for p in passages}) == 1:
                 continue
-            keep = (
-                max(rows, key=lambda i: (self._own_score(i), -i)) if len({p.doc_path for p in passages}) == 1 else None
-            )
+            keep = None
+            if len({p.doc_path for p in passages}) == 1 and all(self.pairs[i]["origin"] != "curated" for i in rows):
+                keep = max(rows, key=lambda i: (self._own_score(i), -i))
             dropped += [i for i in rows if i != keep and self.pairs[i]["origin"] != "curated"]
         return [(i, "same wording for different passages") for i in dropped]
 
@@ -208,17 +210,21 @@ class _Filters:
         return dropped
 
     def _near_other_sides(self) -> list[tuple[int, str]]:
-        """A training pair whose passage nearly repeats one that is held out would leak it."""
+        """A training pair whose passage nearly repeats one that is held out, or whose query asks there too, would leak it."""
         held_out = {"validation"} if self.golden_decides else {"validation", "test"}
         sides: dict[str, set[str]] = {}
         for passage in self.passages:
             sides.setdefault(passage.near_duplicate_group, set()).add(passage.side)
+        kept = self._kept()
+        asked = {query_key(self.pairs[i]["query"]) for i in kept if self._passage(i).side in held_out}
         dropped = []
-        for i in self._kept():
+        for i in kept:
             passage = self._passage(i)
             leaks = (sides[passage.near_duplicate_group] & held_out) - {passage.side}
             if passage.side not in held_out and leaks:
                 dropped.append((i, f"passage nearly repeats one of the {min(leaks)} side"))
+            elif passage.side not in held_out and query_key(self.pairs[i]["query"]) in asked:
+                dropped.append((i, "same wording as a held-out query"))
         return dropped
 
     def _not_found_back(self) -> list[tuple[int, str]]:

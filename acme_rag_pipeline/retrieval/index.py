@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,12 @@ from acme_rag_pipeline.store import models, vectors
 from acme_rag_pipeline.store.fingerprints import fingerprint
 from acme_rag_pipeline.store.layout import Store, write_atomically
 from acme_rag_pipeline.store.passages import PassagePrefix, live_passages
-from acme_rag_pipeline.store.stages import StageResult, data_versions, record, recorded
-from acme_rag_pipeline.store.warehouse import records
+from acme_rag_pipeline.store.stages import StageResult, data_versions, overtaken, record, recorded
+from acme_rag_pipeline.store.warehouse import Counts, records
 
 BASE_STAGE = "base_index"
 FINE_TUNED_STAGE = "fine_tuned_index"
-CODE_VERSION = "1"
+CODE_VERSION = "2"
 BASE_PREFIX: PassagePrefix = "none"
 logger = logging.getLogger(__name__)
 
@@ -151,30 +151,31 @@ def newest_candidate(store: Store) -> PassageEncoder | None:
 def _index_stage(
     store: Store, settings: Settings, stage: str, which: PassageEncoder, upstream: dict[str, str], arm: str
 ) -> StageResult:
-    made_from = _made_from(stage, upstream, which)
+    made_from = fingerprint(stage, CODE_VERSION, upstream, asdict(which))
     if (unchanged := recorded(store.warehouse, stage, made_from)) is not None and holds(store, unchanged.details):
+        _remember_arm(store, arm, which)
         return StageResult(stage, unchanged.data_version, unchanged.counts, True, nothing_done(unchanged.details))
     with store.writer(stage):
+        if overtaken(store.warehouse, upstream):
+            return _index_stage(store, settings, stage, which, data_versions(store.warehouse, *upstream), arm)
         done = reconcile_index(store, settings, which)
         _remember_arm(store, arm, which)
-        details = index_details(store, which, done)
+        details = index_details(store, which, done) | upstream
         data_version = fingerprint(which.table, done.content)
         with store.warehouse.write() as connection:
             return record(connection, StageResult(stage, data_version, done.counts, details=details), made_from)
 
 
-def _made_from(stage: str, upstream: dict[str, str], which: PassageEncoder) -> str:
-    return fingerprint(stage, CODE_VERSION, upstream, which.table)
-
-
 def reconciled_by_a_stage(store: Store, which: PassageEncoder) -> vectors.Reconciled | None:
     """What an index stage made of this table, if that is what it holds and the chunks are those of today; else None."""
     upstream = data_versions(store.warehouse, "chunks")
-    for stage in (BASE_STAGE, FINE_TUNED_STAGE):
-        done = recorded(store.warehouse, stage, _made_from(stage, upstream, which))
-        if done is not None and "content" in done.details and holds(store, done.details):
-            known = done.details
-            return vectors.Reconciled(done.counts, 0, known["lance_version"], known["rows"], known["content"])
+    with store.warehouse.read() as connection:
+        stages = records(connection, "SELECT summary FROM stages WHERE stage IN (?, ?)", [BASE_STAGE, FINE_TUNED_STAGE])
+    for row in stages:
+        known = json.loads(row["summary"])["details"]
+        if known.items() >= {"table": which.table, **upstream}.items() and holds(store, known):
+            counts = Counts(reused=known["rows"])
+            return vectors.Reconciled(counts, 0, known["lance_version"], known["rows"], known["content"])
     return None
 
 

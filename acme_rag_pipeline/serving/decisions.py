@@ -11,16 +11,19 @@ import duckdb
 
 from acme_rag_pipeline.retrieval import index
 from acme_rag_pipeline.settings import Settings
+from acme_rag_pipeline.store import models
 from acme_rag_pipeline.store.fingerprints import fingerprint
 from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.passages import PassagePrefix
 from acme_rag_pipeline.store.promotion import Recipe
-from acme_rag_pipeline.store.stages import StageResult, data_versions, record, recorded
+from acme_rag_pipeline.store.stages import StageResult, data_versions, overtaken, record, recorded
 from acme_rag_pipeline.store.warehouse import records
 
 STAGE = "promoted_retriever"
 CODE_VERSION = "1"
 BOOTSTRAP, PROMOTED, ROLLED_BACK = "bootstrap", "promoted", "rolled back"
+KEPT_BY_A_PERSON = "kept: rolled back before"
+KEPT_BECAUSE = "a person rolled back from this retriever: it is not promoted again by itself"
 BOOTSTRAP_REASON = "bootstrap: before the first decision the base model serves, dense"
 
 
@@ -85,8 +88,13 @@ def champion_before(store: Store, settings: Settings, candidate_key: str) -> Dec
     """
     past = decisions(store)
     for position, decision in enumerate(past):
-        if decision.candidate_key == candidate_key and position:
-            return past[position - 1]
+        before = past[position - 1]
+        if (
+            decision.candidate_key == candidate_key
+            and position
+            and models.model_folder(store, before.model_digest).exists()
+        ):
+            return before
     return champion(store, settings)
 
 
@@ -109,6 +117,8 @@ def decide_promotion(store: Store, settings: Settings) -> StageResult:
     if (unchanged := recorded(store.warehouse, STAGE, fingerprint(made_from, current.decision))) is not None:
         return unchanged
     with store.writer(STAGE):
+        if overtaken(store.warehouse, upstream) or champion(store, settings) != current:
+            return decide_promotion(store, settings)
         with store.warehouse.read() as connection:
             rows = records(connection, "SELECT * FROM verdicts ORDER BY evaluated_at DESC LIMIT 1")
         key = rows[0]["candidate_key"]
@@ -118,7 +128,9 @@ def decide_promotion(store: Store, settings: Settings) -> StageResult:
         elif rows[0]["verdict"] == PROMOTED and (rows[0]["winner_digest"], rows[0]["winner_recipe"]) in left_behind(
             store
         ):
-            outcome = "a person rolled back from this retriever: it is not promoted again by itself"
+            refused = {"verdict": KEPT_BY_A_PERSON, "reason": f"{rows[0]['reason']}; {KEPT_BECAUSE}"}
+            current = _act(store, rows[0] | refused, current)
+            outcome = KEPT_BECAUSE
         else:
             current = _act(store, rows[0], current)
             outcome = current.reason

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 from datetime import UTC, datetime, timedelta
 from typing import Any, get_args
@@ -15,7 +16,7 @@ from acme_rag_pipeline.store.fingerprints import fingerprint, sha256_text
 from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.passages import PassagePrefix, live_passages
 from acme_rag_pipeline.store.promotion import NothingPromoted, PointerDamaged, Promoted, read_pointer, write_pointer
-from acme_rag_pipeline.store.stages import StageResult, data_versions, record, recorded, stored_detail
+from acme_rag_pipeline.store.stages import StageResult, data_versions, overtaken, record, recorded, stored_detail
 from acme_rag_pipeline.store.warehouse import records
 
 STAGE = "served_index"
@@ -43,6 +44,8 @@ def serve(store: Store, settings: Settings) -> StageResult:
         details = index.nothing_done(unchanged.details)
         return StageResult(STAGE, unchanged.data_version, unchanged.counts, True, details)
     with store.writer(STAGE):
+        if overtaken(store.warehouse, upstream) or decisions.champion(store, settings) != decision:
+            return serve(store, settings)
         done = index.reconciled_by_a_stage(store, decision.encoder) or index.reconcile_index(
             store, settings, decision.encoder
         )
@@ -141,9 +144,16 @@ def _remember_version(connection: Any, pointer: Promoted) -> None:
 def _clean_up(store: Store, settings: Settings) -> None:
     """Delete what no reader holds and no rollback needs: models, tables, table versions, cached vectors, work files."""
     past = decisions.decisions(store)
-    changes = [d for n, d in enumerate(past) if n == 0 or d.encoder != past[n - 1].encoder]
-    kept = {d.encoder for d in changes[-settings.serving.keep_promotions :]}
+    # Going back and forth between two of them pushes no third one out.
+    latest = list(dict.fromkeys(d.encoder for d in reversed(past)))
+    kept = set(latest[: settings.serving.keep_promotions])
     newest = index.newest_candidate(store)
+    # What the newest candidate was compared with: a later evaluation compares them again.
+    kept |= {
+        before.encoder
+        for before, after in itertools.pairwise(past)
+        if newest is not None and after.candidate_digest == newest.model_digest
+    }
     base = index.install_base(store, settings)
     kept |= {index.PassageEncoder(base.digest, index.BASE_PREFIX)} | ({newest} if newest else set())
     digests = {digest for encoder in kept for digest in (encoder.model_digest, encoder.passage_model)}

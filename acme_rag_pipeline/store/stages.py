@@ -7,6 +7,7 @@ settings and code with the one stored beside its data.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -67,6 +68,15 @@ def stored_detail(warehouse: Warehouse, stage: str, name: str) -> str | None:
             "SELECT summary->>('$.details.' || ?) FROM stages WHERE stage = ?", [name, stage]
         ).fetchall()
     return rows[0][0] if rows else None
+
+
+def overtaken(warehouse: Warehouse, upstream: Mapping[str, str]) -> bool:
+    """Whether what a stage reads from changed since these data versions were read.
+
+    A stage looks before it waits for the store. What another run wrote meanwhile must not be recorded as made from what was
+    there before: it begins again then, now with the store to itself.
+    """
+    return data_versions(warehouse, *upstream) != dict(upstream)
 
 
 def data_versions(warehouse: Warehouse, *stages: str) -> dict[str, str]:

@@ -22,7 +22,7 @@ from acme_rag_pipeline.store.passages import PassagePrefix, live_passages
 from acme_rag_pipeline.store.stages import StageResult, data_versions, record, recorded
 from acme_rag_pipeline.store.warehouse import insert, records
 from acme_rag_pipeline.training.checkpoint import Curve
-from acme_rag_pipeline.training.due import retrain_due
+from acme_rag_pipeline.training.due import change_since_training, retrain_due
 from acme_rag_pipeline.training.finetune import TrainingRows, epochs_for, finetune, interpolate, weights_of
 from acme_rag_pipeline.training.model_card import manifest_text, model_card
 from acme_rag_pipeline.training.rows import KeptPair, kept_pairs, of_sides, rows_fingerprint, training_rows
@@ -52,6 +52,7 @@ class _Trained:
     share: float
     interpolation: list[dict[str, float]]
     curve: Curve
+    epochs: int
 
 
 def train_candidate(store: Store, settings: Settings) -> StageResult:
@@ -69,6 +70,10 @@ def train_candidate(store: Store, settings: Settings) -> StageResult:
     training_key = fingerprint(config_key, rows_fingerprint(pairs, settings.training.train_hard_negatives))
     made_from = fingerprint(STAGE, training_key, settings.automation.retrain_changed_share)
     if (unchanged := recorded(store.warehouse, STAGE, made_from)) is not None and _still_there(store, unchanged):
+        if change_since_training(store).changed_share:
+            # Chunks without a pair came or went.
+            with store.writer(STAGE), store.warehouse.write() as connection:
+                _remember_chunks(connection)
         return unchanged
     # A refresh may go on while a model trains; only a second training has to wait.
     with store.writer(STAGE, lock="training"):
@@ -90,10 +95,7 @@ def train_candidate(store: Store, settings: Settings) -> StageResult:
             trained = [{"training_key": training_key, "pair_id": pair.pair_id} for pair in trainable]
             insert(connection, "trained_pairs", trained if details["trained"] else [])
             _forget_trained_pairs(store, connection, {training_key, details.get("training_key")})
-            connection.execute("DELETE FROM trained_chunks WHERE chunk_id NOT IN (SELECT chunk_id FROM chunks)")
-            connection.execute(
-                "INSERT OR IGNORE INTO trained_chunks (chunk_id, since) SELECT chunk_id, ? FROM chunks", [index.now()]
-            )
+            _remember_chunks(connection)
             identity = [details.get(n) for n in ("model_digest", "passage_prefix", "passage_digest", "twin_digest")]
             result = StageResult(
                 STAGE, fingerprint(identity), details=details | {"training_set": upstream["training_set"]}
@@ -198,10 +200,14 @@ class _Run:
     ) -> _Trained:
         """Train one model and put it in place.
 
-        A refit knows every document, so validation has nothing honest to say about it: its last epoch and its share of the
-        tuned weights are those of its twin.
+        A refit knows every document, so validation has nothing honest to say about it: its epochs, with the learning rate that
+        falls over them, and its share of the tuned weights are those of its twin.
         """
+        if twin is not None and twin.share == 0:
+            return _Trained(self.base.digest, 0.0, twin.interpolation, Curve(), twin.epochs)
         training = self.settings.training
+        if twin is not None:
+            training = training.model_copy(update={"epochs": twin.epochs})
         corpus = live_passages(self.store.warehouse) if self.query_only else None
         rows = training_rows(pairs, prefix, self.base_encoder, self.cache, training.train_hard_negatives, corpus)
 
@@ -210,25 +216,32 @@ class _Run:
 
         checkpoint = self._checkpoint(role)
         end_after = twin.curve.best_epoch if twin else None
+        epochs = epochs_for(len(set(rows.positives)), training)
         model, curve = finetune(self.base.folder, rows, training, checkpoint, validate, end_after=end_after)
         if twin is None:
             chosen, tried = self._choose_share(model, prefix, curve, shares_to_try(training, rows))
         else:
             chosen, tried = twin.share, twin.interpolation
         if chosen == 0:
-            return _Trained(self.base.digest, 0.0, tried, curve)
+            return _Trained(self.base.digest, 0.0, tried, curve, epochs)
         if twin is not None and chosen != 1:
             interpolate(model, _base_weights(self.base.folder), weights_of(model), chosen)
-        trained = curve.best_epoch or end_after or epochs_for(len(set(rows.positives)), training)
-        return _Trained(self._install(model, role, pairs, prefix, chosen, tried, curve, trained), chosen, tried, curve)
+        digest = self._install(
+            model, role, pairs, prefix, chosen, tried, curve, curve.best_epoch or end_after or epochs
+        )
+        return _Trained(digest, chosen, tried, curve, epochs)
 
     def _choose_share(
         self, model: SentenceTransformer, prefix: PassagePrefix, curve: Curve, shares: Sequence[float]
     ) -> tuple[float, list[dict[str, float]]]:
-        """Set the model to the interpolation that validation likes best; the base itself always competes."""
-        if not self.validation.usable:
-            return 1.0, []
+        """Set the model to the interpolation that validation likes best; the base itself always competes.
+
+        With too few validation queries the largest share is taken.
+        """
         base, tuned = _base_weights(self.base.folder), weights_of(model)
+        if not self.validation.usable:
+            interpolate(model, base, tuned, max(shares))
+            return max(shares), []
         at_zero = self.validation.score_cached(self.base_encoder, prefix, self.cache) or 0.0
         tried = [{"share": 0.0, "ndcg@10": at_zero}]
         for share in sorted(shares):
@@ -328,6 +341,13 @@ def _trained_before(store: Store, training_key: str) -> dict[str, Any] | None:
         rows = records(connection, "SELECT manifest FROM models WHERE training_key = ?", [training_key])
     known = json.loads(rows[0]["manifest"]) if rows else None
     return known if known and models.model_folder(store, known["model_digest"]).exists() else None
+
+
+def _remember_chunks(connection: duckdb.DuckDBPyConnection) -> None:
+    connection.execute("DELETE FROM trained_chunks WHERE chunk_id NOT IN (SELECT chunk_id FROM chunks)")
+    connection.execute(
+        "INSERT OR IGNORE INTO trained_chunks (chunk_id, since) SELECT chunk_id, ? FROM chunks", [index.now()]
+    )
 
 
 def _forget_trained_pairs(store: Store, connection: duckdb.DuckDBPyConnection, keep: set[str | None]) -> None:

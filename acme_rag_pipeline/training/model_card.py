@@ -12,7 +12,7 @@ def model_card(about: dict[str, Any]) -> str:
     choice = (
         f"Validation nDCG@10 by share of the tuned weights (0 is the base):\n\n| share | nDCG@10 |\n|---|---|\n{sweep}\n"
         if sweep
-        else "Too few validation queries to choose by: the tuned weights are used as they are.\n"
+        else "Too few validation queries to choose by: the largest share of the tuned weights was taken.\n"
     )
     return f"""---
 library_name: sentence-transformers

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 import random
@@ -315,6 +316,35 @@ def test_budget_of_tokens_is_not_exceeded_by_what_is_in_flight() -> None:
     assert outcome.answered == len(sink.answers) == len(server.requests) == used // 120
 
 
+def test_a_budget_of_tokens_holds_for_a_model_that_answers_at_length() -> None:
+    # A thinking model: 1,500 tokens an answer, and eight requests may be under way.
+    long = ok("How long is it?")
+    body = json.loads(long.body)
+    body["usage"] = {"prompt_tokens": 100, "completion_tokens": 1500}
+    with ScriptedLLM(always(replace(long, body=json.dumps(body).encode())), latency=0.02) as server:
+        outcome = ask(server, 30, Sink(), budget=Budget(max_tokens=10_000))
+    used = outcome.prompt_tokens + outcome.completion_tokens
+    assert 6_000 < used <= 10_000
+    assert outcome.stopped == "budget"
+
+
+def test_a_403_for_one_passage_is_that_passage_s_and_the_others_are_answered() -> None:
+    def offended(_number: int, body: Body) -> Act:
+        return error(403, code="moderation") if "passage 0." in user_message(body) else ok("how long is it")
+
+    for _ in range(2):
+        sink = Sink()
+        with ScriptedLLM(offended) as server:
+            outcome = ask(server, 20, sink, concurrency=4)
+        assert (outcome.answered, outcome.failed, outcome.stopped) == (19, 1, None)
+
+
+def test_a_key_that_may_do_nothing_costs_three_calls() -> None:
+    with ScriptedLLM(always(error(403))) as server:
+        outcome = ask(server, 40, Sink(), concurrency=16)
+    assert (outcome.stopped, outcome.calls, outcome.answered) == ("unauthorised", 3, 0)
+
+
 def test_a_server_that_is_down_is_an_outcome_and_quick() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -364,7 +394,6 @@ def test_a_server_that_restarts_is_waited_for() -> None:
     ("act", "stopped", "status"),
     [
         (error(401, code="invalid_api_key"), "unauthorised", "refused"),
-        (error(403), "unauthorised", "refused"),
         (error(404, "The model `x` does not exist", "model_not_found"), "model_not_found", "refused"),
         (error(402), "quota", "refused"),
         (error(429, code="insufficient_quota"), "quota", "rate_limited"),

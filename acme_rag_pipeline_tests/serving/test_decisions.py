@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from acme_rag_pipeline.orchestration.automation import gate
+from acme_rag_pipeline.orchestration.resources import Pipeline
 from acme_rag_pipeline.retrieval.index import PassageEncoder
 from acme_rag_pipeline.serving import decisions
 from acme_rag_pipeline.settings import Settings
@@ -107,5 +109,36 @@ def test_what_was_rolled_back_is_not_promoted_again_by_itself(store: Store, sett
     # New judged questions make a new key: the retriever that a person left behind still stays behind.
     evaluated(store, "promoted", "k2", 2)
     result = decisions.decide_promotion(store, settings)
-    assert verdicts(store) == ["bootstrap", "promoted", "rolled back"]
+    assert verdicts(store) == ["bootstrap", "promoted", "rolled back", "kept: rolled back before"]
+    assert decisions.champion(store, settings).encoder == base.encoder
     assert "rolled back" in result.details["outcome"]
+    assert not gate_passes(store)
+
+
+def gate_passes(store: Store) -> bool:
+    run = gate.execute_in_process(resources={"pipeline": Pipeline(store=str(store.root))}, raise_on_error=False)
+    return run.success
+
+
+def test_the_gate_passes_for_a_promotion_that_was_decided_and_for_nothing_else(
+    store: Store, settings: Settings
+) -> None:
+    evaluated(store, "promoted", "k1", 1)
+    assert not gate_passes(store), "an evaluation is no promotion yet"
+    decisions.decide_promotion(store, settings)
+    assert gate_passes(store)
+    evaluated(store, "kept: not better", "k2", 2)
+    decisions.decide_promotion(store, settings)
+    assert not gate_passes(store)
+
+
+def test_a_model_that_a_later_evaluation_compares_with_is_kept_and_one_that_is_gone_is_not_asked_for(
+    store: Store, settings: Settings
+) -> None:
+    evaluated(store, "promoted", "k1", 1)
+    decisions.decide_promotion(store, settings)
+    other = PassageEncoder("d" * 64, "none")
+    decisions.append(store, encoder=other, recipe="dense", verdict="promoted", reason="r", candidate_key="k2")
+    assert decisions.champion_before(store, settings, "k2").encoder == other, "that of k1 has no directory"
+    (store.models / CANDIDATE.model_digest).mkdir(parents=True)
+    assert decisions.champion_before(store, settings, "k2").encoder == CANDIDATE

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from acme_rag_pipeline.retrieval import index
-from acme_rag_pipeline.settings import Settings
+from acme_rag_pipeline.settings import Settings, TrainingSettings
 from acme_rag_pipeline.store import models
 from acme_rag_pipeline.store.layout import Store
+from acme_rag_pipeline.training import candidate, finetune
 from acme_rag_pipeline_tests.training.test_strategies import trained
 
 pytestmark = pytest.mark.slow
@@ -34,17 +36,37 @@ def write_documents(folder: Path) -> None:
         (folder / f"{subject}.md").write_text(f"# {subject.title()}\n\n{sections}\n", encoding="utf-8")
 
 
-def test_a_refit_takes_its_share_from_the_twin_and_its_card_shows_the_choice(
-    store: Store, settings_for: Callable[..., Settings], tmp_path: Path
-) -> None:
-    write_documents(tmp_path / "company")
-    settings = settings_for(
-        documents=str(tmp_path / "company"),
+def tuned(settings_for: Callable[..., Settings], folder: Path, **training: Any) -> Settings:
+    return settings_for(
+        documents=str(folder),
         curated_pairs="none",
         golden="none",
-        training={"epochs": 1, "minimum_pairs": 5, "batch_size": 8, "interpolation": (0.5,)},
+        training={"minimum_pairs": 5, "batch_size": 8, "interpolation": (0.5,)} | training,
         evaluation={"validation_share": 0.4, "test_share": 0.3},
     )
+
+
+def test_without_enough_validation_the_largest_share_is_taken(
+    store: Store, settings_for: Callable[..., Settings], documents: Path
+) -> None:
+    done = trained(store, tuned(settings_for, documents, epochs=1, interpolation=(0.25, 0.5)))
+    assert (done.details["share"], done.details["interpolation"]) == (0.5, [])
+
+
+def test_a_refit_takes_its_share_from_the_twin_and_its_card_shows_the_choice(
+    store: Store, settings_for: Callable[..., Settings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_documents(tmp_path / "company")
+    monkeypatch.setattr(finetune, "PASSAGES_SHOWN", 120)
+    planned: list[tuple[int, int | None]] = []
+    original = candidate.finetune
+
+    def watched(start: Path, rows: finetune.TrainingRows, training: TrainingSettings, *rest: Any, **named: Any) -> Any:
+        planned.append((finetune.epochs_for(len(set(rows.positives)), training), named["end_after"]))
+        return original(start, rows, training, *rest, **named)
+
+    monkeypatch.setattr(candidate, "finetune", watched)
+    settings = tuned(settings_for, tmp_path / "company")
     done = trained(store, settings)
     assert done.details["twin_digest"]
     tried = done.details["interpolation"]
@@ -56,6 +78,9 @@ def test_a_refit_takes_its_share_from_the_twin_and_its_card_shows_the_choice(
         cards[about["kind"]] = (about["share"], about["interpolation"])
         assert "Validation nDCG@10 by share" in (folder / "README.md").read_text(encoding="utf-8")
     assert cards == {"twin": (done.details["share"], tried), "served": (done.details["share"], tried)}
-    candidate = index.newest_candidate(store)
-    assert candidate is not None
-    assert candidate.model_digest == done.details["model_digest"]
+    served = index.newest_candidate(store)
+    assert served is not None
+    assert served.model_digest == done.details["model_digest"]
+    (of_twin, _), (of_refit, end_after) = planned
+    assert of_refit == of_twin > 1, "the learning rate falls over the same epochs, though the refit has more passages"
+    assert end_after == done.details["curve"]["best_epoch"]
