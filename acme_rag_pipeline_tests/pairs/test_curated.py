@@ -134,3 +134,33 @@ def test_a_rejected_line_is_no_pair_and_an_unknown_verdict_is_named(
         "hotel limit"
     ]
     assert "verdict must be one of" in result.details["unusable_lines"][0]
+
+
+def test_half_a_character_and_an_endless_position_cost_their_line_only(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.jsonl"
+    path.write_text(
+        '{"query": "cut \\ud83d", "quote": "x"}\n{"query": "q", "doc_path": "a.md", "start": 0, "end": 1e999}\n'
+        '{"query": "whole", "quote": "x"}\n'
+    )
+    pairs, problems = read_curated_pairs(path)
+    assert [pair.query for pair in pairs] == ["whole"]
+    assert [problem.partition(":")[0] for problem in problems] == ["line 1", "line 2"]
+
+
+def test_a_verbatim_quote_is_found_wherever_its_words_stand_more_often(
+    store: Store, settings_for: Callable[..., Settings], tmp_path: Path
+) -> None:
+    folder = tmp_path / "many"
+    folder.mkdir()
+    for number in range(12):
+        (folder / f"{number:02}.md").write_text(
+            f"# Desk {number}\n\nAsk your manager for help when you need it, and contact the desk, please. Please contact "
+            "payroll, or ask them. Your team can help you too.\n"
+        )
+    (folder / "z.md").write_text("# Broken\n\nIf it is broken: please contact your manager.\n")
+    path = written(tmp_path / "pairs.jsonl", {"query": "Whom do I tell?", "quote": "please contact your manager"})
+    settings = settings_for(documents=str(folder), curated_pairs=str(path))
+    ingest_documents(store, settings)
+    split_documents(store, settings)
+    resolve_curated_pairs(store, settings)
+    assert [row["doc_path"] for row in rows(store, "SELECT doc_path FROM curated_pairs")] == ["z.md"]

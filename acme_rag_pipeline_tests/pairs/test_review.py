@@ -186,3 +186,11 @@ def test_a_csv_is_carried_over_into_a_new_file(tmp_path: Path, settings_for: Any
     done = import_review(reviewed, settings, tmp_path / "new.jsonl")
     assert done.to_set
     assert [row["query"] for row in lines_of(done.file)] == ["mine", "old wording"]
+
+
+def test_a_span_of_a_csv_can_be_rejected(tmp_path: Path, settings_for: Any) -> None:
+    (tmp_path / "mine.csv").write_text("query,doc_path,start,end\nhow do I get paid,a.md,10,80\n")
+    row = ROW | {"query": "how do I get paid", "doc_path": "a.md", "quote": None, "start": 10, "end": 80}
+    reviewed = write(tmp_path / "r.jsonl", row | {"origin": "curated", "verdict": "rejected"})
+    done = import_review(reviewed, settings_for(curated_pairs="mine.csv"), tmp_path / "new.jsonl")
+    assert [line["verdict"] for line in lines_of(done.file)] == ["rejected"]
