@@ -160,7 +160,7 @@ def _index_stage(
             return _index_stage(store, settings, stage, which, data_versions(store.warehouse, *upstream), arm)
         done = reconcile_index(store, settings, which)
         _remember_arm(store, arm, which)
-        details = index_details(store, which, done) | upstream
+        details = index_details(store, which, done) | {"chunks_version": upstream["chunks"]}
         data_version = fingerprint(which.table, done.content)
         with store.warehouse.write() as connection:
             return record(connection, StageResult(stage, data_version, done.counts, details=details), made_from)
@@ -173,7 +173,8 @@ def reconciled_by_a_stage(store: Store, which: PassageEncoder) -> vectors.Reconc
         stages = records(connection, "SELECT summary FROM stages WHERE stage IN (?, ?)", [BASE_STAGE, FINE_TUNED_STAGE])
     for row in stages:
         known = json.loads(row["summary"])["details"]
-        if known.items() >= {"table": which.table, **upstream}.items() and holds(store, known):
+        of_today = known.get("chunks_version") == upstream["chunks"]
+        if of_today and known["table"] == which.table and holds(store, known):
             counts = Counts(reused=known["rows"])
             return vectors.Reconciled(counts, 0, known["lance_version"], known["rows"], known["content"])
     return None
