@@ -74,6 +74,9 @@ def train_candidate(store: Store, settings: Settings) -> StageResult:
             # Chunks without a pair came or went.
             with store.writer(STAGE), store.warehouse.write() as connection:
                 _remember_chunks(connection)
+        if _checkpoints(store) and store.idle("training"):
+            with store.writer(STAGE, lock="training"):
+                _drop_checkpoints(store)
         return unchanged
     # A refresh may go on while a model trains; only a second training has to wait.
     with store.writer(STAGE, lock="training"):
@@ -91,6 +94,8 @@ def train_candidate(store: Store, settings: Settings) -> StageResult:
                 logger.info("training: %s", due.reason)
                 details = _Run(store, settings, base, pairs, golden_decides, training_key, config_key).train()
                 details |= {"outcome": f"{details['outcome']}; {due.reason}"}
+        # Today's training set is dealt with: what a killed run left of another one has no use any more.
+        _drop_checkpoints(store)
         with store.writer(STAGE), store.warehouse.write() as connection:
             trained = [{"training_key": training_key, "pair_id": pair.pair_id} for pair in trainable]
             insert(connection, "trained_pairs", trained if details["trained"] else [])
@@ -169,8 +174,6 @@ class _Run:
                 }
             ]
             insert(connection, "models", rows)
-        for checkpoint in (self._checkpoint("twin"), self._checkpoint("served")):
-            checkpoint.unlink(missing_ok=True)
         return details
 
     def _choose_prefix(self) -> PassagePrefix:
@@ -270,7 +273,7 @@ class _Run:
         return self.base.digest if self.query_only and digest != self.base.digest else None
 
     def _checkpoint(self, role: str) -> Path:
-        return self.store.work / "training" / f"{self.training_key[:16]}-{role}.pt"
+        return _checkpoint_folder(self.store) / f"{self.training_key[:16]}-{role}.pt"
 
     def _install(
         self,
@@ -341,6 +344,19 @@ def _trained_before(store: Store, training_key: str) -> dict[str, Any] | None:
         rows = records(connection, "SELECT manifest FROM models WHERE training_key = ?", [training_key])
     known = json.loads(rows[0]["manifest"]) if rows else None
     return known if known and models.model_folder(store, known["model_digest"]).exists() else None
+
+
+def _checkpoint_folder(store: Store) -> Path:
+    return store.work / "training"
+
+
+def _checkpoints(store: Store) -> list[Path]:
+    return sorted(_checkpoint_folder(store).glob("*.pt"))
+
+
+def _drop_checkpoints(store: Store) -> None:
+    for checkpoint in _checkpoints(store):
+        checkpoint.unlink(missing_ok=True)
 
 
 def _remember_chunks(connection: duckdb.DuckDBPyConnection) -> None:

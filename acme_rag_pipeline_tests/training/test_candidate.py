@@ -14,6 +14,7 @@ from acme_rag_pipeline.settings import Settings, TrainingSettings
 from acme_rag_pipeline.store import models
 from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.training import candidate, finetune
+from acme_rag_pipeline.training.candidate import train_candidate
 from acme_rag_pipeline_tests.training.test_strategies import trained
 
 pytestmark = pytest.mark.slow
@@ -51,6 +52,18 @@ def test_without_enough_validation_the_largest_share_is_taken(
 ) -> None:
     done = trained(store, tuned(settings_for, documents, epochs=1, interpolation=(0.25, 0.5)))
     assert (done.details["share"], done.details["interpolation"]) == (0.5, [])
+
+
+def test_what_a_killed_run_left_of_another_training_set_goes_when_today_s_is_dealt_with(
+    store: Store, settings_for: Callable[..., Settings], documents: Path
+) -> None:
+    settings = tuned(settings_for, documents, epochs=1, minimum_pairs=10_000)
+    left = store.work / "training" / "0123456789abcdef-twin.pt"
+    for outcome in (trained, train_candidate):
+        left.parent.mkdir(parents=True, exist_ok=True)
+        left.write_bytes(b"half of a training")
+        outcome(store, settings)
+        assert not left.exists(), outcome
 
 
 def test_a_refit_takes_its_share_from_the_twin_and_its_card_shows_the_choice(
