@@ -98,25 +98,33 @@ def contest(store: Store, settings: Settings) -> Contest:
                 connection, "SELECT stage, summary FROM stages WHERE stage IN ('fine_tuned_model', 'training_set')"
             )
         }
-        golden = connection.execute(
-            "SELECT query_id, query, doc_path, quote, relevance FROM golden_queries JOIN golden_judgements "
-            "USING (query_id) ORDER BY query_id, ordinal"
-        ).fetchall()
     base = index.PassageEncoder(index.install_base(store, settings).digest, index.BASE_PREFIX)
     candidate = index.newest_candidate(store)
     trained = rows.get("fine_tuned_model", {})
     judged_by = rows.get("training_set", {}).get("judged_by", "")
-    # New judged queries are new evidence: then a candidate may be decided on again.
-    key = f"{decisions.candidate_key(candidate)}/{fingerprint(golden)[:12]}"
+    key = _key_of_today(store, candidate)
     before = decisions.champion_before(store, settings, key)
     twin = _encoder(store, trained.get("twin_digest"), candidate) if candidate else None
     return Contest(candidate, twin, before, _twin_of(store, before), judged_by == "golden queries", key, base)
 
 
-def candidate_undecided(store: Store, settings: Settings) -> bool:
+def candidate_undecided(store: Store) -> bool:
     """Whether the newest candidate was never decided on with the golden questions of today: a run ended too early."""
-    who = contest(store, settings)
-    return who.candidate is not None and all(d.candidate_key != who.candidate_key for d in decisions.decisions(store))
+    candidate = index.newest_candidate(store)
+    if candidate is None:
+        return False
+    key = _key_of_today(store, candidate)
+    return all(decision.candidate_key != key for decision in decisions.decisions(store))
+
+
+def _key_of_today(store: Store, candidate: index.PassageEncoder | None) -> str:
+    """New judged queries are new evidence: then a candidate may be decided on again."""
+    with store.warehouse.read() as connection:
+        golden = connection.execute(
+            "SELECT query_id, query, doc_path, quote, relevance FROM golden_queries JOIN golden_judgements "
+            "USING (query_id) ORDER BY query_id, ordinal"
+        ).fetchall()
+    return f"{decisions.candidate_key(candidate)}/{fingerprint(golden)[:12]}"
 
 
 def run(store: Store, settings: Settings, who: Contest, evaluation_id: str) -> Evaluation:

@@ -167,7 +167,7 @@ def nightly_retrain(context: dg.ScheduleEvaluationContext, pipeline: Pipeline) -
             for name, differs in (("curated pairs", curated.file_differs), ("golden queries", golden.files_differ))
             if differs(store, settings)
         ]
-        undecided = candidate_undecided(store, settings)
+        undecided = candidate_undecided(store)
     except (SettingsError, WarehouseBusy) as error:
         return dg.SkipReason(str(error))
     needed = settings.automation.retrain_changed_share

@@ -86,14 +86,8 @@ def champion_before(store: Store, settings: Settings, candidate_key: str) -> Dec
 
     An evaluation of a candidate that has been decided on must not turn into a comparison with itself.
     """
-    past = decisions(store)
-    for position, decision in enumerate(past):
-        before = past[position - 1]
-        if (
-            decision.candidate_key == candidate_key
-            and position
-            and models.model_folder(store, before.model_digest).exists()
-        ):
+    for before, after in itertools.pairwise(decisions(store)):
+        if after.candidate_key == candidate_key and models.model_folder(store, before.model_digest).exists():
             return before
     return champion(store, settings)
 

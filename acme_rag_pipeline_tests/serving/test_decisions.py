@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from acme_rag_pipeline.evaluation.contest import candidate_undecided, contest
 from acme_rag_pipeline.orchestration.automation import gate
 from acme_rag_pipeline.orchestration.resources import Pipeline
 from acme_rag_pipeline.retrieval.index import PassageEncoder
@@ -142,3 +143,18 @@ def test_a_model_that_a_later_evaluation_compares_with_is_kept_and_one_that_is_g
     assert decisions.champion_before(store, settings, "k2").encoder == other, "that of k1 has no directory"
     (store.models / CANDIDATE.model_digest).mkdir(parents=True)
     assert decisions.champion_before(store, settings, "k2").encoder == CANDIDATE
+
+
+def test_a_candidate_without_a_decision_is_noticed_and_looking_writes_nothing(store: Store, settings: Settings) -> None:
+    assert not candidate_undecided(store)
+    assert (verdicts(store), store.models.exists()) == ([], False), "the schedule looks at empty stores too"
+    (store.models / CANDIDATE.model_digest).mkdir(parents=True)
+    details = {"model_digest": CANDIDATE.model_digest, "passage_prefix": "none"}
+    with store.warehouse.write() as connection:
+        record(connection, StageResult("fine_tuned_model", "v", details=details), "f")
+    before = store.warehouse.path.read_bytes()
+    assert candidate_undecided(store)
+    assert store.warehouse.path.read_bytes() == before
+    evaluated(store, "kept: not better", contest(store, settings).candidate_key, 1)
+    decisions.decide_promotion(store, settings)
+    assert not candidate_undecided(store)
