@@ -115,6 +115,13 @@ class TrainingSettings(Group):
         default="auto",
         description="What stands before a chunk's text when the candidate encodes it; auto: validation decides.",
     )
+    whitening: float | None = Field(
+        default=None,
+        ge=0,
+        le=0.5,
+        description="Exponent of the soft whitening behind the model: 0 is none, 0.5 makes every direction count the same. "
+        "Default: validation chooses from 0, 0.1 and 0.2.",
+    )
     interpolation: tuple[float, ...] | None = Field(
         default=None,
         description="Shares of the tuned weights tried on validation; 0 (the base) always competes. Default: 0.5 and 0.75, "

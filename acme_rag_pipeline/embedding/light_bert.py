@@ -2,8 +2,9 @@
 
 Importing torch, transformers and sentence-transformers costs 8 s and half a gigabyte, more than encoding two hundred
 passages. A query or an edited chunk does not need them: the forward pass below is the published architecture (Devlin et
-al. 2018, arXiv:1810.04805) with mean or CLS pooling, in float32, tested against sentence-transformers. Any other
-architecture is none of its business: `open_light_bert` returns None and the caller loads the library.
+al. 2018, arXiv:1810.04805) with mean or CLS pooling and a candidate's whitening, in float32, tested against
+sentence-transformers. Any other architecture is none of its business: `open_light_bert` returns None and the caller loads
+the library.
 """
 
 from __future__ import annotations
@@ -19,7 +20,12 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 # Module kinds after which the vectors are those of the transformer, pooled, with a length that does not matter.
-_KNOWN_MODULES = (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"])
+_KNOWN_MODULES = (
+    ["Transformer", "Pooling"],
+    ["Transformer", "Pooling", "Normalize"],
+    ["Transformer", "Pooling", "Dense"],
+    ["Transformer", "Pooling", "Dense", "Normalize"],
+)
 _BATCH = 8
 
 
@@ -33,6 +39,7 @@ class LightBert:
     heads: int
     epsilon: float
     pooling: str
+    whitening: np.ndarray | None = None
 
     def encode(self, texts: list[str]) -> np.ndarray:
         """Pooled vectors, not normalised, shape (texts, dimension)."""
@@ -42,7 +49,7 @@ class LightBert:
         for first in range(0, len(order), _BATCH):
             batch = order[first : first + _BATCH]
             found[batch] = self._forward([encoded[i] for i in batch])
-        return found
+        return found if self.whitening is None else found @ self.whitening.T
 
     def _forward(self, rows: list[np.ndarray]) -> np.ndarray:
         weights, longest = self.weights, max(len(row) for row in rows)
@@ -137,12 +144,12 @@ def open_light_bert(folder: Path) -> LightBert | None:
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         tokenizer.no_padding()
         tokenizer.enable_truncation(most_tokens)
+        whitening = _linear_map(folder / str(modules[2]["path"])) if "Dense" in kinds else None
         layers = int(config["num_hidden_layers"])
         # Raises KeyError where the weights have other names.
         _ = weights["embeddings.LayerNorm.weight"], weights[f"encoder.layer.{layers - 1}.output.LayerNorm.weight"]
-        return LightBert(
-            weights, tokenizer, layers, int(config["num_attention_heads"]), float(config["layer_norm_eps"]), pooling
-        )
+        heads, epsilon = int(config["num_attention_heads"]), float(config["layer_norm_eps"])
+        return LightBert(weights, tokenizer, layers, heads, epsilon, pooling, whitening)
     except (OSError, ValueError, KeyError, IndexError, TypeError):
         return None
 
@@ -159,6 +166,23 @@ def _pooling(config: dict[str, Any]) -> str | None:
             chosen[0] if len(chosen) == 1 else ""
         )
     return mode if mode in ("mean", "cls") else None
+
+
+def _linear_map(folder: Path) -> np.ndarray:
+    """The matrix of a linear layer that only maps vectors of one size to that size; ValueError for any other."""
+    from safetensors.numpy import load_file
+
+    config = _json(folder / "config.json")
+    of_vectors = {config.get(f"module_{end}_name") or "sentence_embedding" for end in ("input", "output")}
+    matrix = load_file(folder / "model.safetensors")["linear.weight"].astype(np.float32, copy=False)
+    if (
+        config["bias"]
+        or not str(config["activation_function"]).endswith(".Identity")
+        or of_vectors != {"sentence_embedding"}
+        or matrix.shape[0] != matrix.shape[1]
+    ):
+        raise ValueError(f"{folder} is more than a linear map")
+    return matrix
 
 
 def _most_tokens(folder: Path, config: dict[str, Any]) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import shutil
@@ -26,14 +27,14 @@ from acme_rag_pipeline.training.due import change_since_training, retrain_due
 from acme_rag_pipeline.training.finetune import TrainingRows, epochs_for, finetune, interpolate, weights_of
 from acme_rag_pipeline.training.model_card import manifest_text, model_card
 from acme_rag_pipeline.training.rows import KeptPair, kept_pairs, of_sides, rows_fingerprint, training_rows
-from acme_rag_pipeline.training.validation import Validation
+from acme_rag_pipeline.training.validation import HEADING_METHODS, Validation
 
 if TYPE_CHECKING:
     import duckdb
     from sentence_transformers import SentenceTransformer
 
 STAGE = "fine_tuned_model"
-CODE_VERSION = "6"
+CODE_VERSION = "7"
 # How far from the base to the tuned weights, where nobody chose. Validation asks the generator's own questions and would go
 # all of the way; on people's questions that pays where an LLM wrote the pairs, and not where templates did (docs/training.md).
 SHARES_OF_TEMPLATES = (0.5, 0.75)
@@ -41,6 +42,12 @@ SHARES_OF_QUESTIONS = (0.5, 0.75, 1.0)
 # Headings before the text must help by this much on validation: they cost tokens, a renamed section costs new vectors, and
 # who wrote validation's questions has read the headings (docs/training.md).
 PREFIX_GAIN = 0.03
+# Exponents of the soft whitening that validation chooses from, and the one without enough questions to choose by.
+WHITENINGS = (0.0, 0.1, 0.2)
+WHITENING_UNSEEN = 0.1
+# Share of the tuned weights, exponent of the whitening.
+Choice = tuple[float, float]
+UNCHANGED: Choice = (0.0, 0.0)
 logger = logging.getLogger(__name__)
 
 
@@ -50,6 +57,7 @@ class _Trained:
 
     digest: str
     share: float
+    whitening: float
     interpolation: list[dict[str, float]]
     curve: Curve
     epochs: int
@@ -136,12 +144,13 @@ class _Run:
     def train(self) -> dict[str, Any]:
         """Train, choose the weights on validation, put the model in place. Returns the stage's details."""
         prefix = self._choose_prefix()
+        whitening = self._choose_whitening(prefix)
         everything = of_sides(self.pairs, ("train", "test"))
         train_side = of_sides(self.pairs, ("train",))
         twin: _Trained | None = None
         if not self.golden_decides and len(train_side) < len(everything) and len(train_side) > 1:
-            twin = self._train_one("twin", train_side, prefix)
-        served = self._train_one("served", everything, prefix, twin)
+            twin = self._train_one("twin", train_side, prefix, whitening)
+        served = self._train_one("served", everything, prefix, whitening, twin)
         details = {
             "model_digest": served.digest,
             "passage_prefix": prefix,
@@ -155,6 +164,7 @@ class _Run:
             "pairs": len(everything),
             "validation_queries": len(self.validation.pairs),
             "share": served.share,
+            "whitening": served.whitening,
             "interpolation": served.interpolation,
             "curve": asdict((twin or served).curve),
             "seconds": round(served.curve.seconds + (twin.curve.seconds if twin else 0), 1),
@@ -184,7 +194,7 @@ class _Run:
         if chosen != "auto":
             return chosen
         plain, headed = (
-            self.validation.score_cached(self.base_encoder, prefix, self.cache, without_headings=True)
+            self.validation.score_cached(self.base_encoder, prefix, self.cache, _of_no_heading)
             for prefix in ("none", "heading_path")
         )
         if plain is None or headed is None:
@@ -194,20 +204,40 @@ class _Run:
         )
         return "heading_path" if headed - plain >= PREFIX_GAIN else "none"
 
+    def _choose_whitening(self, prefix: PassagePrefix) -> float:
+        chosen = self.settings.training.whitening
+        if chosen is not None:
+            return chosen
+        scores = {
+            exponent: self.validation.score_cached(
+                self.base_encoder, prefix, self.cache, _of_other_words, exponent, query_side_only=self.query_only
+            )
+            for exponent in WHITENINGS
+        }
+        found = {exponent: score for exponent, score in scores.items() if score is not None}
+        if not found:
+            return WHITENING_UNSEEN
+        logger.info(
+            "validation nDCG@10 of the base by exponent of the whitening: %s",
+            ", ".join(f"{exponent:g}: {score:.4f}" for exponent, score in found.items()),
+        )
+        return max(found, key=lambda exponent: (found[exponent], -exponent))
+
     def _train_one(
         self,
         role: str,
         pairs: Sequence[KeptPair],
         prefix: PassagePrefix,
+        whitening: float,
         twin: _Trained | None = None,
     ) -> _Trained:
         """Train one model and put it in place.
 
         A refit knows every document, so validation has nothing honest to say about it: its epochs, with the learning rate that
-        falls over them, and its share of the tuned weights are those of its twin.
+        falls over them, its whitening, and its share of the tuned weights are those of its twin.
         """
-        if twin is not None and twin.share == 0:
-            return _Trained(self.base.digest, 0.0, twin.interpolation, Curve(), twin.epochs)
+        if twin is not None and twin.digest == self.base.digest:
+            return dataclasses.replace(twin, curve=Curve())
         training = self.settings.training
         if twin is not None:
             training = training.model_copy(update={"epochs": twin.epochs})
@@ -219,24 +249,34 @@ class _Run:
 
         checkpoint = self._checkpoint(role)
         end_after = twin.curve.best_epoch if twin else None
+        if twin is not None and twin.share == 0:
+            # Whitened, but not tuned.
+            end_after = 0
         epochs = epochs_for(len(set(rows.positives)), training)
-        model, curve = finetune(self.base.folder, rows, training, checkpoint, validate, end_after=end_after)
+        model, curve = finetune(
+            self.base.folder, rows, training, checkpoint, validate, end_after=end_after, whitening=whitening
+        )
         if twin is None:
-            chosen, tried = self._choose_share(model, prefix, curve, shares_to_try(training, rows))
+            choice, tried = self._choose_share(model, prefix, whitening, curve, shares_to_try(training, rows))
         else:
-            chosen, tried = twin.share, twin.interpolation
-        if chosen == 0:
-            return _Trained(self.base.digest, 0.0, tried, curve, epochs)
+            choice, tried = (twin.share, twin.whitening), twin.interpolation
+        if choice == UNCHANGED:
+            return _Trained(self.base.digest, *UNCHANGED, tried, curve, epochs)
+        chosen, _ = choice
         if twin is not None and chosen != 1:
             interpolate(model, _base_weights(self.base.folder), weights_of(model), chosen)
-        digest = self._install(
-            model, role, pairs, prefix, chosen, tried, curve, curve.best_epoch or end_after or epochs
-        )
-        return _Trained(digest, chosen, tried, curve, epochs)
+        shown = curve.best_epoch or (epochs if end_after is None else end_after)
+        digest = self._install(model, role, pairs, prefix, choice, tried, curve, shown)
+        return _Trained(digest, *choice, tried, curve, epochs)
 
     def _choose_share(
-        self, model: SentenceTransformer, prefix: PassagePrefix, curve: Curve, shares: Sequence[float]
-    ) -> tuple[float, list[dict[str, float]]]:
+        self,
+        model: SentenceTransformer,
+        prefix: PassagePrefix,
+        whitening: float,
+        curve: Curve,
+        shares: Sequence[float],
+    ) -> tuple[Choice, list[dict[str, float]]]:
         """Set the model to the interpolation that validation likes best; the base itself always competes.
 
         With too few validation queries the largest share is taken.
@@ -244,20 +284,24 @@ class _Run:
         base, tuned = _base_weights(self.base.folder), weights_of(model)
         if not self.validation.usable:
             interpolate(model, base, tuned, max(shares))
-            return max(shares), []
-        at_zero = self.validation.score_cached(self.base_encoder, prefix, self.cache) or 0.0
-        tried = [{"share": 0.0, "ndcg@10": at_zero}]
-        for share in sorted(shares):
+            return (max(shares), whitening), []
+        tried: list[dict[str, float]] = []
+
+        def note(share: float, exponent: float, ndcg: float | None) -> None:
+            tried.append({"share": share, "whitening": exponent, "ndcg@10": ndcg or 0.0})
+            logger.info("share %.2f of the tuned weights: validation nDCG@10 %.4f", share, tried[-1]["ndcg@10"])
+
+        note(0.0, 0.0, self.validation.score_cached(self.base_encoder, prefix, self.cache))
+        for share in sorted({0.0, *shares} if whitening else shares):
             if share == 1.0 and curve.best_epoch is not None:
                 # The best epoch ended with exactly these weights.
-                tried.append({"share": share, "ndcg@10": curve.epochs[curve.best_epoch - 1]["ndcg@10"]})
+                note(share, whitening, curve.epochs[curve.best_epoch - 1]["ndcg@10"])
                 continue
             interpolate(model, base, tuned, share)
-            tried.append({"share": share, "ndcg@10": self._score(model, prefix) or 0.0})
-            logger.info("share %.2f of the tuned weights: validation nDCG@10 %.4f", share, tried[-1]["ndcg@10"])
+            note(share, whitening, self._score(model, prefix))
         best = max(tried, key=lambda row: (row["ndcg@10"], row["share"]))
         interpolate(model, base, tuned, best["share"])
-        return best["share"], tried
+        return (best["share"], best["whitening"]), tried
 
     def _score(self, model: SentenceTransformer, prefix: PassagePrefix) -> float | None:
         """Validation nDCG@10 of the model in training; a query tower searches the base's vectors."""
@@ -281,7 +325,7 @@ class _Run:
         role: str,
         pairs: Sequence[KeptPair],
         prefix: PassagePrefix,
-        share: float,
+        choice: Choice,
         tried: list[dict[str, float]],
         curve: Curve,
         epochs: int,
@@ -305,7 +349,8 @@ class _Run:
             "pairs": len(pairs),
             "passages": len({pair.passage.chunk_id for pair in pairs}),
             "origins": dict(Counter(pair.origin for pair in pairs).most_common()),
-            "share": share,
+            "share": choice[0],
+            "whitening": choice[1],
             "interpolation": tried,
             "epochs_trained": epochs,
             "epochs": curve.epochs,
@@ -320,6 +365,19 @@ class _Run:
             return "validation prefers the base's own weights: the candidate is the base"
         how = f"trained in {served.curve.seconds + (twin.curve.seconds if twin else 0):.0f} s"
         return f"{how}, with a twin that never saw the test units" if twin else how
+
+
+def _of_other_words(pair: KeptPair) -> bool:
+    """Whether a question is asked in words that are not taken from its passage's text.
+
+    Whitening sharpens what words say, so questions made of the passage's own words always vote for more of it.
+    """
+    return not pair.is_template or pair.method in HEADING_METHODS
+
+
+def _of_no_heading(pair: KeptPair) -> bool:
+    """Whether a question is not made of headings, which would always vote for showing the headings to the encoder."""
+    return pair.method not in HEADING_METHODS
 
 
 def shares_to_try(training: TrainingSettings, rows: TrainingRows) -> Sequence[float]:

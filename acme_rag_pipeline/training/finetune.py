@@ -26,6 +26,7 @@ from acme_rag_pipeline.training.checkpoint import Best, Curve, resume, save_chec
 from acme_rag_pipeline.training.frozen_layers import MOST_BYTES, FrozenLayers, frozen_layers
 from acme_rag_pipeline.training.losses import distillation_loss, guided_softmax_loss
 from acme_rag_pipeline.training.teacher import SharedWords, teacher_logits
+from acme_rag_pipeline.training.whitening import add_whitening, soft_whitening, whitened
 
 if TYPE_CHECKING:
     import torch
@@ -90,6 +91,7 @@ def finetune(
     validate: Callable[[SentenceTransformer], float | None],
     device: str | None = None,
     end_after: int | None = None,
+    whitening: float = 0.0,
 ) -> tuple[SentenceTransformer, Curve]:
     """Train by the chosen strategy; word embeddings stay as they are.
 
@@ -104,6 +106,7 @@ def finetune(
         validate: nDCG@10 of the model on the validation queries, or None without any; called after every epoch.
         device: where to train; default CUDA when there is one, else CPU.
         end_after: epoch to end with, for a refit by the recipe of a twin; the learning rate falls as it did there.
+        whitening: exponent of the soft whitening that the model starts with; 0 for none.
 
     Returns:
         The tuned model (in eval mode, a plain one again after LoRA) and the curve.
@@ -118,7 +121,7 @@ def finetune(
     _freeze_word_embeddings(model)
     if settings.strategy == "lora":
         lora.add(model, settings)
-    work = _Work(model, rows, settings)
+    work = _Work(model, rows, settings, whitening)
     trained = len(set(rows.positives))
     epochs = epochs_for(trained, settings)
     logger.info(
@@ -190,7 +193,9 @@ def finetune(
 class _Work:
     """Tokens, guide, teacher and loss of one training run."""
 
-    def __init__(self, model: SentenceTransformer, rows: TrainingRows, settings: TrainingSettings) -> None:
+    def __init__(
+        self, model: SentenceTransformer, rows: TrainingRows, settings: TrainingSettings, whitening: float
+    ) -> None:
         import torch
 
         self.model, self.rows, self.settings = model, rows, settings
@@ -212,12 +217,28 @@ class _Work:
             self.guide_passages = self._read(_tokenised(model, rows.guide_texts))
             if self._remembers:
                 self._read(self.passages)
+        if whitening:
+            self._whiten(whitening)
         self.words = SharedWords(rows.queries, rows.guide_texts or rows.passages) if settings.distilled_share else None
         self.queries_of: dict[int, list[int]] = {}
         for query, passage in enumerate(rows.positives):
             self.queries_of.setdefault(passage, []).append(query)
         numbers: dict[str, int] = {}
         self.group_numbers = torch.tensor([numbers.setdefault(group, len(numbers)) for group in rows.groups])
+
+    def _whiten(self, exponent: float) -> None:
+        """Put a soft whitening behind the model, and in the guide's vectors, which are those of the start model."""
+        import torch
+
+        held = self.guide_passages.cpu().numpy()
+        matrix = soft_whitening(held, exponent)
+        if self.frozen is not None:
+            # The passages keep their vectors, so the query's side does the work of both.
+            matrix = matrix @ matrix
+        add_whitening(self.model, matrix)
+        self.guide_queries = torch.from_numpy(whitened(self.guide_queries.cpu().numpy(), matrix)).to(self.model.device)
+        if self.frozen is None:
+            self.guide_passages = torch.from_numpy(whitened(held, matrix)).to(self.model.device)
 
     def _read(self, texts: list[_Tokens]) -> torch.Tensor:
         """The start model's unit vectors, shape (texts, dimension); the texts remember what the frozen layers gave."""
@@ -276,12 +297,15 @@ class _Work:
 def interpolate(
     model: SentenceTransformer, base: dict[str, torch.Tensor], tuned: dict[str, torch.Tensor], share: float
 ) -> None:
-    """Set the weights to (1 - share) x base + share x tuned (WiSE-FT, Wortsman et al. 2022, arXiv:2109.01903)."""
+    """Set the weights to (1 - share) x base + share x tuned (WiSE-FT, Wortsman et al. 2022, arXiv:2109.01903).
+
+    A whitening, which the base does not have, stays whole.
+    """
     import torch
 
     with torch.no_grad():
         for name, weight in model.state_dict().items():
-            if weight.is_floating_point():
+            if name in base and weight.is_floating_point():
                 weight.copy_(torch.lerp(base[name].to(weight), tuned[name].to(weight), share))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -11,12 +11,13 @@ from acme_rag_pipeline.embedding.cache import EmbeddingCache
 from acme_rag_pipeline.embedding.encoder import Encoder
 from acme_rag_pipeline.store.passages import LivePassage, PassagePrefix
 from acme_rag_pipeline.training.rows import KeptPair
+from acme_rag_pipeline.training.whitening import soft_whitening, whitened
 
 # With fewer queries a choice between models would be a coin toss.
 MINIMUM_QUERIES = 20
 # Encoding the haystack is the cost of a validation; its size hardly moves the ranking of models.
 LARGEST_HAYSTACK = 2000
-# Methods whose queries are made of headings; they would always vote for showing the headings to the encoder.
+# Methods of the embedded generator whose queries are made of headings, by the document's author and not from the passage's text.
 HEADING_METHODS = frozenset({"heading", "heading_pair", "faq"})
 
 
@@ -57,14 +58,36 @@ class Validation:
         return self._ndcg(queries, held, self.pairs)
 
     def score_cached(
-        self, encoder: Encoder, prefix: PassagePrefix, cache: EmbeddingCache, *, without_headings: bool = False
+        self,
+        encoder: Encoder,
+        prefix: PassagePrefix,
+        cache: EmbeddingCache,
+        counts: Callable[[KeptPair], bool] | None = None,
+        whitening: float = 0.0,
+        *,
+        query_side_only: bool = False,
     ) -> float | None:
-        """The same for a model whose vectors are worth keeping, such as the base."""
-        pairs = [p for p in self.pairs if not (without_headings and p.method in HEADING_METHODS)]
+        """The same for a model whose vectors are worth keeping, such as the base.
+
+        Args:
+            encoder: the model.
+            prefix: how passages are rendered.
+            cache: where its vectors lie.
+            counts: which queries to score by; None for all of them.
+            whitening: exponent of a soft whitening behind the model; 0 for none.
+            query_side_only: the passages keep their vectors, and the queries' are whitened twice.
+        """
+        pairs = [pair for pair in self.pairs if counts is None or counts(pair)]
         if len(pairs) < MINIMUM_QUERIES:
             return None
         queries, _ = cache.queries(encoder, [pair.query for pair in pairs])
         passages, _ = cache.passages(encoder, [p.rendered(prefix) for p in self.passages])
+        if whitening:
+            matrix = soft_whitening(passages, whitening)
+            if query_side_only:
+                queries = whitened(queries, matrix @ matrix)
+            else:
+                queries, passages = whitened(queries, matrix), whitened(passages, matrix)
         return self._ndcg(queries, passages, pairs)
 
     def _ndcg(self, queries: np.ndarray, passages: np.ndarray, pairs: Sequence[KeptPair]) -> float:

@@ -14,6 +14,7 @@ import pytest
 from acme_rag_pipeline.embedding.base_model import functional_files, resolve_base_model
 from acme_rag_pipeline.embedding.encoder import _OneThread, load_model
 from acme_rag_pipeline.embedding.light_bert import open_light_bert
+from acme_rag_pipeline.training.whitening import add_whitening, soft_whitening
 
 TEXTS = [
     "",
@@ -54,6 +55,21 @@ def test_a_saved_model_with_cls_pooling_too(base: Path, tmp_path: Path) -> None:
     light = open_light_bert(tmp_path / "saved")
     assert light is not None
     assert cosines(light.encode(TEXTS), model.encode(TEXTS)).min() > 0.999999
+
+
+def test_a_whitened_model_too(base: Path, tmp_path: Path) -> None:
+    model = load_model(base, "cpu")
+    add_whitening(model, soft_whitening(model.encode(TEXTS), 0.2))
+    model.save_pretrained(str(tmp_path / "saved"), create_model_card=False)
+    light = open_light_bert(tmp_path / "saved")
+    assert light is not None
+    assert cosines(light.encode(TEXTS), model.encode(TEXTS)).min() > 0.999999
+    config = tmp_path / "saved/2_Dense/config.json"
+    changed = json.loads(config.read_text(encoding="utf-8")) | {
+        "activation_function": "torch.nn.modules.activation.Tanh"
+    }
+    config.write_text(json.dumps(changed), encoding="utf-8")
+    assert open_light_bert(tmp_path / "saved") is None
 
 
 @pytest.mark.parametrize(
