@@ -219,7 +219,7 @@ def _training(trained: dict[str, Any]) -> list[TrainingPoint]:
         points += [
             TrainingPoint(0, 0.0, validation_ndcg=row["ndcg@10"])
             for row in trained.get("interpolation", [])
-            if row["share"] == 0
+            if row["share"] == 0 and row.get("whitening", 0) == trained.get("whitening", 0)
         ]
     for row in epochs:
         points.append(

@@ -8,9 +8,11 @@ from typing import Any
 
 def model_card(about: dict[str, Any]) -> str:
     """A model card in the format of the hub, from the manifest."""
-    sweep = "\n".join(f"| {row['share']:.2f} | {row['ndcg@10']:.4f} |" for row in about["interpolation"])
+    sweep = "\n".join(
+        f"| {row['share']:.2f} | {row['whitening']:g} | {row['ndcg@10']:.4f} |" for row in about["interpolation"]
+    )
     choice = (
-        f"Validation nDCG@10 by share of the tuned weights (0 is the base):\n\n| share | nDCG@10 |\n|---|---|\n{sweep}\n"
+        f"Validation nDCG@10 by share of the tuned weights (0 is the base) and exponent of the whitening:\n\n| share | whitening | nDCG@10 |\n|---|---|---|\n{sweep}\n"
         if sweep
         else "Too few validation queries to choose by: the largest share of the tuned weights was taken.\n"
     )
@@ -34,6 +36,7 @@ Model digest `{about["model_digest"]}`.
 | recipe | {about["settings"]["strategy"]}, {about["trained"]}, {about["epochs_trained"]} epochs, batch {about["settings"]["batch_size"]}, learning rate {about["learning_rate"]:g}, guided in-batch softmax of scale {about["settings"]["scale"]:g}, {about["settings"]["distilled_share"]:.0%} of the loss distilled from the base and shared words |
 | passages are encoded | {"as `Title > Heading` and the text" if about["passage_prefix"] == "heading_path" else "as they are"} |
 | share of the tuned weights | {about["share"]:.2f} |
+| exponent of the soft whitening | {about["whitening"]:g} |
 
 {choice}
 ```python
