@@ -194,7 +194,7 @@ class _Work:
     """Tokens, guide, teacher and loss of one training run."""
 
     def __init__(
-        self, model: SentenceTransformer, rows: TrainingRows, settings: TrainingSettings, whitening: float
+        self, model: SentenceTransformer, rows: TrainingRows, settings: TrainingSettings, whitening: float = 0.0
     ) -> None:
         import torch
 
