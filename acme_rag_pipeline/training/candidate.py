@@ -45,6 +45,8 @@ PREFIX_GAIN = 0.03
 # Exponents of the soft whitening that validation chooses from, and the one without enough questions to choose by.
 WHITENINGS = (0.0, 0.1, 0.2)
 WHITENING_UNSEEN = 0.1
+# It must help by this much there: about what a hundred questions can tell (docs/training.md).
+WHITENING_GAIN = 0.02
 # Share of the tuned weights, exponent of the whitening.
 Choice = tuple[float, float]
 UNCHANGED: Choice = (0.0, 0.0)
@@ -221,7 +223,8 @@ class _Run:
             "validation nDCG@10 of the base by exponent of the whitening: %s",
             ", ".join(f"{exponent:g}: {score:.4f}" for exponent, score in found.items()),
         )
-        return max(found, key=lambda exponent: (found[exponent], -exponent))
+        best = max(found, key=lambda exponent: (found[exponent], -exponent))
+        return best if found[best] - found[0.0] >= WHITENING_GAIN else 0.0
 
     def _train_one(
         self,
