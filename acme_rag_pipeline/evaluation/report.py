@@ -119,11 +119,12 @@ class TrainingPoint:
 
 @dataclass(frozen=True)
 class SweepPoint:
-    """nDCG@10 on validation at a share of tuned weights between 0 (base) and 1 (tuned)."""
+    """nDCG@10 on validation at a share of tuned weights between 0 (base) and 1 (tuned), with a whitening or without (0)."""
 
     share: float
     validation_ndcg: float
     chosen: bool = False
+    whitening: float = 0.0
 
 
 @dataclass(frozen=True)

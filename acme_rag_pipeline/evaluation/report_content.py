@@ -94,7 +94,7 @@ def report_of(store: Store, settings: Settings, done: Evaluation) -> Report:
         },
         training=_training(trained),
         sweep=[
-            SweepPoint(row["share"], row["ndcg@10"], row["share"] == trained.get("share"))
+            SweepPoint(row["share"], row["ndcg@10"], _chosen(row, trained), row.get("whitening", 0.0))
             for row in trained.get("interpolation", [])
         ],
         funnel=funnel(store),
@@ -202,6 +202,10 @@ def _closest(done: Evaluation) -> str:
     """The challenger that came nearest to a promotion: what a reader wants to see compared."""
     best = max(done.decision.comparisons, key=lambda row: row.difference, default=None)
     return best.arm if best else CHAMPION
+
+
+def _chosen(row: dict[str, Any], trained: dict[str, Any]) -> bool:
+    return all(row.get(name, 0) == trained.get(name, 0) for name in ("share", "whitening"))
 
 
 def _training(trained: dict[str, Any]) -> list[TrainingPoint]:

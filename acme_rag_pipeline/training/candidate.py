@@ -217,14 +217,10 @@ class _Run:
             for exponent in WHITENINGS
         }
         found = {exponent: score for exponent, score in scores.items() if score is not None}
-        if not found:
-            return WHITENING_UNSEEN
-        logger.info(
-            "validation nDCG@10 of the base by exponent of the whitening: %s",
-            ", ".join(f"{exponent:g}: {score:.4f}" for exponent, score in found.items()),
-        )
-        best = max(found, key=lambda exponent: (found[exponent], -exponent))
-        return best if found[best] - found[0.0] >= WHITENING_GAIN else 0.0
+        if found:
+            tried = ", ".join(f"{exponent:g}: {score:.4f}" for exponent, score in found.items())
+            logger.info("validation nDCG@10 of the base by exponent of the whitening: %s", tried)
+        return whitening_that_helps(found)
 
     def _train_one(
         self,
@@ -368,6 +364,18 @@ class _Run:
             return "validation prefers the base's own weights: the candidate is the base"
         how = f"trained in {served.curve.seconds + (twin.curve.seconds if twin else 0):.0f} s"
         return f"{how}, with a twin that never saw the test units" if twin else how
+
+
+def whitening_that_helps(scores: dict[float, float]) -> float:
+    """The exponent to train with, by the base's validation nDCG@10 with each; of equal ones the smallest.
+
+    Args:
+        scores: empty where there are too few questions to choose by; else with one for exponent 0.
+    """
+    if not scores:
+        return WHITENING_UNSEEN
+    best = max(scores, key=lambda exponent: (scores[exponent], -exponent))
+    return best if scores[best] - scores[0.0] >= WHITENING_GAIN else 0.0
 
 
 def _of_other_words(pair: KeptPair) -> bool:

@@ -132,8 +132,8 @@ def sample_report() -> Report:
             for s in range(0, 257, 4)
         ],
         sweep=[
-            SweepPoint(a, v, a == 0.75)
-            for a, v in ((0.0, 0.512), (0.25, 0.549), (0.5, 0.574), (0.75, 0.588), (1.0, 0.583))
+            SweepPoint(a, v, a == 0.75, w)
+            for a, v, w in ((0, 0.512, 0), (0, 0.531, 0.2), (0.25, 0.549, 0.2), (0.5, 0.574, 0.2), (0.75, 0.588, 0.2))
         ],
         funnel=Funnel(
             raw=[
@@ -350,6 +350,15 @@ def test_any_optional_part_can_be_missing(report: Report, part: str) -> None:
     )
     assert_harmless(render_report(replace(report, **{part: empty})))
     assert_harmless(render_report(minimal(**{part: getattr(report, part)})))
+
+
+def test_the_choice_of_weights_names_the_whitening_only_where_there_is_one() -> None:
+    plain = minimal(sweep=[SweepPoint(0.0, 0.5), SweepPoint(0.5, 0.6, True)])
+    both = minimal(sweep=[*plain.sweep[:1], SweepPoint(0.0, 0.55, False, 0.2), SweepPoint(0.5, 0.6, True, 0.2)])
+    assert "chosen: 0.5, whitening 0.2" in render_report(both)
+    assert "the base without whitening" in render_report(both)
+    assert "chosen: 0.5</span>" in render_report(plain)
+    assert "whitening" not in render_report(plain)
 
 
 def test_edge_values_are_shown_without_noise() -> None:
