@@ -86,6 +86,8 @@ def test_three_documents_are_enough_for_everything_but_a_verdict(built: Company)
     reports = list((built.store.root / "reports").glob("*.html"))
     assert reports
     page = reports[0].read_text(encoding="utf-8")
+    for part in ("chunks have a kept pair", "words of the query", "share of its words in the passage"):
+        assert part in page
     assert not re.search(r"<script|<link|@import|src=[\"'](?!data:)|url\((?!data:)", page)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from acme_rag_pipeline.evaluation.contest import Evaluation
@@ -28,8 +29,13 @@ def tokens(store: Store) -> dict[str, int]:
     return {name: int(value) for name, value in zip(names, row, strict=True) if value}
 
 
-def funnel(store: Store) -> Funnel:
-    """From raw pairs to kept ones, with the reasons."""
+def funnel(store: Store, training_set: dict[str, Any]) -> Funnel:
+    """From raw pairs to kept ones, with the reasons.
+
+    Args:
+        store: where the pairs lie.
+        training_set: details of the stage that filtered them.
+    """
     with store.warehouse.read() as connection:
         raw = records(
             connection, "SELECT origin, style, count(*) AS pairs FROM training_pairs GROUP BY ALL ORDER BY 1, 2"
@@ -40,7 +46,29 @@ def funnel(store: Store) -> Funnel:
         kept = connection.execute(
             "SELECT side, count(*) FROM training_pairs WHERE dropped_because IS NULL GROUP BY 1 ORDER BY 1"
         ).fetchall()
-    return Funnel([PairCount(**row) for row in raw], dict(dropped), dict(kept))
+    return Funnel(
+        [PairCount(**row) for row in raw],
+        dict(dropped),
+        dict(kept),
+        _all_origins(training_set.get("query_words", ()), "words"),
+        _all_origins(training_set.get("overlap", ()), "overlap"),
+        _coverage(training_set.get("coverage")),
+    )
+
+
+def _all_origins(rows: Sequence[dict[str, Any]], label: str) -> dict[str, int]:
+    return {row[label]: sum(count for name, count in row.items() if name != label) for row in rows}
+
+
+def _coverage(numbers: dict[str, float] | None) -> str:
+    if not numbers:
+        return ""
+    with_pairs = numbers["documents"] - numbers["documents_without_pairs"]
+    return (
+        f"{with_pairs:,.0f} of {numbers['documents']:,.0f} documents and {numbers['chunks_covered']:,.0f} of "
+        f"{numbers['chunks']:,.0f} chunks have a kept pair; a document has {numbers['pairs_per_document_median']:g} "
+        f"(median), {numbers['pairs_per_document_most']:,.0f} at most"
+    )
 
 
 def samples(store: Store) -> list[SamplePair]:

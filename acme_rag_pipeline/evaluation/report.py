@@ -138,11 +138,18 @@ class PairCount:
 
 @dataclass(frozen=True)
 class Funnel:
-    """From raw pairs to kept ones: ``dropped`` by reason, ``kept`` by side."""
+    """From raw pairs to kept ones: ``dropped`` by reason, ``kept`` by side.
+
+    Of the kept ones ``query_words`` counts the lengths of the queries and ``overlap`` the shares of their words that the
+    passage has too; ``coverage`` says how many documents and chunks have a pair.
+    """
 
     raw: Sequence[PairCount]
     dropped: Mapping[str, int]
     kept: Mapping[str, int]
+    query_words: Mapping[str, int] = field(default_factory=dict)
+    overlap: Mapping[str, int] = field(default_factory=dict)
+    coverage: str = ""
 
 
 @dataclass(frozen=True)

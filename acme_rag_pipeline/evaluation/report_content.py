@@ -97,7 +97,7 @@ def report_of(store: Store, settings: Settings, done: Evaluation) -> Report:
             SweepPoint(row["share"], row["ndcg@10"], _chosen(row, trained), row.get("whitening", 0.0))
             for row in trained.get("interpolation", [])
         ],
-        funnel=funnel(store),
+        funnel=funnel(store, details.get("training_set", {})),
         samples=samples(store),
         similarities=_similarities(store, settings, done),
         stages=({"training": float(trained["seconds"])} if trained.get("seconds") else {})

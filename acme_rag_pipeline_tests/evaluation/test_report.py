@@ -149,6 +149,9 @@ def sample_report() -> Report:
                 "copied from the passage": 84,
             },
             kept={"train": 3466, "validation": 243, "test": 411},
+            query_words={"1 to 3": 204, "4 to 6": 1411, "7 to 9": 2005, "10 or more": 500},
+            overlap={"0": 310, "to 0.2": 2100, "to 0.4": 1210, "to 1": 500},
+            coverage="84 of 85 documents and 612 of 630 chunks have a kept pair",
         ),
         samples=[
             SamplePair(
