@@ -64,7 +64,7 @@ class Encoder:
         folder: the model directory.
         digest: its identity, part of every cache key.
         precision: `auto` is bf16 autocast where the processor has native bf16 (2.3x faster than fp32 on an
-            avx512_bf16 machine at a cosine of 0.99997 or more to the fp32 vectors), else fp32.
+            avx512_bf16 machine at a cosine of 0.9999 or more to the fp32 vectors), else fp32.
         model: an already loaded model, such as one in training.
     """
 

@@ -177,7 +177,8 @@ def _linear_map(folder: Path) -> np.ndarray:
     matrix = load_file(folder / "model.safetensors")["linear.weight"].astype(np.float32, copy=False)
     if (
         config["bias"]
-        or not str(config["activation_function"]).endswith(".Identity")
+        or config.get("use_residual")
+        or config["activation_function"] != "torch.nn.modules.linear.Identity"
         or of_vectors != {"sentence_embedding"}
         or matrix.shape[0] != matrix.shape[1]
     ):

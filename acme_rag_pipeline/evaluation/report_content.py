@@ -219,11 +219,13 @@ def _training(trained: dict[str, Any]) -> list[TrainingPoint]:
         points.append(TrainingPoint(int(window[-1]["step"]), window[-1]["epoch"], loss=loss))
     last = int(steps[-1]["step"]) if steps else 0
     epochs = curve["epochs"]
+    # With a whitening training starts behind it, also where the plain base won in the end.
+    started_with = max((row.get("whitening", 0) for row in trained.get("interpolation", [])), default=0)
     if epochs:
         points += [
             TrainingPoint(0, 0.0, validation_ndcg=row["ndcg@10"])
             for row in trained.get("interpolation", [])
-            if row["share"] == 0 and row.get("whitening", 0) == trained.get("whitening", 0)
+            if row["share"] == 0 and row.get("whitening", 0) == started_with
         ]
     for row in epochs:
         points.append(

@@ -42,11 +42,12 @@ SHARES_OF_QUESTIONS = (0.5, 0.75, 1.0)
 # Headings before the text must help by this much on validation: they cost tokens, a renamed section costs new vectors, and
 # who wrote validation's questions has read the headings (docs/training.md).
 PREFIX_GAIN = 0.03
-# Exponents of the soft whitening that validation chooses from, and the one without enough questions to choose by.
+# Exponents of the soft whitening that validation chooses from. It must help by about what a hundred questions can tell; with
+# fewer than half of those it is the one that helped on eight of nine collections (docs/training.md).
 WHITENINGS = (0.0, 0.1, 0.2)
-WHITENING_UNSEEN = 0.1
-# It must help by this much there: about what a hundred questions can tell (docs/training.md).
 WHITENING_GAIN = 0.02
+WHITENING_QUESTIONS = 50
+WHITENING_UNSEEN = 0.1
 # Share of the tuned weights, exponent of the whitening.
 Choice = tuple[float, float]
 UNCHANGED: Choice = (0.0, 0.0)
@@ -210,17 +211,18 @@ class _Run:
         chosen = self.settings.training.whitening
         if chosen is not None:
             return chosen
+        if sum(map(_of_other_words, self.validation.pairs)) < WHITENING_QUESTIONS:
+            return WHITENING_UNSEEN
         scores = {
             exponent: self.validation.score_cached(
                 self.base_encoder, prefix, self.cache, _of_other_words, exponent, query_side_only=self.query_only
             )
+            or 0.0
             for exponent in WHITENINGS
         }
-        found = {exponent: score for exponent, score in scores.items() if score is not None}
-        if found:
-            tried = ", ".join(f"{exponent:g}: {score:.4f}" for exponent, score in found.items())
-            logger.info("validation nDCG@10 of the base by exponent of the whitening: %s", tried)
-        return whitening_that_helps(found)
+        tried = ", ".join(f"{exponent:g}: {score:.4f}" for exponent, score in scores.items())
+        logger.info("validation nDCG@10 of the base by exponent of the whitening: %s", tried)
+        return whitening_that_helps(scores)
 
     def _train_one(
         self,
@@ -237,7 +239,7 @@ class _Run:
         """
         if twin is not None and twin.digest == self.base.digest:
             return dataclasses.replace(twin, curve=Curve())
-        training = self.settings.training
+        training = self.settings.training.model_copy(update={"whitening": whitening})
         if twin is not None:
             training = training.model_copy(update={"epochs": twin.epochs})
         corpus = live_passages(self.store.warehouse) if self.query_only else None
@@ -246,15 +248,13 @@ class _Run:
         def validate(model: SentenceTransformer) -> float | None:
             return self._score(model, prefix) if twin is None else None
 
-        checkpoint = self._checkpoint(role)
+        checkpoint = self._checkpoint(f"{role}-{prefix}-{whitening:g}")
         end_after = twin.curve.best_epoch if twin else None
         if twin is not None and twin.share == 0:
             # Whitened, but not tuned.
             end_after = 0
         epochs = epochs_for(len(set(rows.positives)), training)
-        model, curve = finetune(
-            self.base.folder, rows, training, checkpoint, validate, end_after=end_after, whitening=whitening
-        )
+        model, curve = finetune(self.base.folder, rows, training, checkpoint, validate, end_after=end_after)
         if twin is None:
             choice, tried = self._choose_share(model, prefix, whitening, curve, shares_to_try(training, rows))
         else:
@@ -264,7 +264,7 @@ class _Run:
         chosen, _ = choice
         if twin is not None and chosen != 1:
             interpolate(model, _base_weights(self.base.folder), weights_of(model), chosen)
-        shown = curve.best_epoch or (epochs if end_after is None else end_after)
+        shown = curve.best_epoch or (epochs if end_after is None else end_after) if chosen else 0
         digest = self._install(model, role, pairs, prefix, choice, tried, curve, shown)
         return _Trained(digest, *choice, tried, curve, epochs)
 
@@ -315,8 +315,8 @@ class _Run:
     def _passage_digest(self, digest: str) -> str | None:
         return self.base.digest if self.query_only and digest != self.base.digest else None
 
-    def _checkpoint(self, role: str) -> Path:
-        return _checkpoint_folder(self.store) / f"{self.training_key[:16]}-{role}.pt"
+    def _checkpoint(self, run: str) -> Path:
+        return _checkpoint_folder(self.store) / f"{self.training_key[:16]}-{run}.pt"
 
     def _install(
         self,
@@ -362,18 +362,14 @@ class _Run:
     def _sentence(self, served: _Trained, twin: _Trained | None) -> str:
         if served.digest == self.base.digest:
             return "validation prefers the base's own weights: the candidate is the base"
+        if served.share == 0:
+            return "validation prefers the base's own weights, behind a whitening: the candidate is not tuned otherwise"
         how = f"trained in {served.curve.seconds + (twin.curve.seconds if twin else 0):.0f} s"
         return f"{how}, with a twin that never saw the test units" if twin else how
 
 
 def whitening_that_helps(scores: dict[float, float]) -> float:
-    """The exponent to train with, by the base's validation nDCG@10 with each; of equal ones the smallest.
-
-    Args:
-        scores: empty where there are too few questions to choose by; else with one for exponent 0.
-    """
-    if not scores:
-        return WHITENING_UNSEEN
+    """The exponent to train with, by the base's validation nDCG@10 with each of `WHITENINGS`; of equal ones the smallest."""
     best = max(scores, key=lambda exponent: (scores[exponent], -exponent))
     return best if scores[best] - scores[0.0] >= WHITENING_GAIN else 0.0
 

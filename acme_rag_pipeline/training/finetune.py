@@ -91,7 +91,6 @@ def finetune(
     validate: Callable[[SentenceTransformer], float | None],
     device: str | None = None,
     end_after: int | None = None,
-    whitening: float = 0.0,
 ) -> tuple[SentenceTransformer, Curve]:
     """Train by the chosen strategy; word embeddings stay as they are.
 
@@ -101,12 +100,12 @@ def finetune(
     Args:
         start: directory of the start weights.
         rows: queries of at least two passages.
-        settings: strategy, epochs, learning rate and so on; the seed decides the order and the dropout.
+        settings: strategy, epochs, whitening (None: none), learning rate and so on; the seed decides the order and the
+            dropout.
         checkpoint: file for the state of an unfinished run; removed at the end by the caller that keeps the result.
         validate: nDCG@10 of the model on the validation queries, or None without any; called after every epoch.
         device: where to train; default CUDA when there is one, else CPU.
         end_after: epoch to end with, for a refit by the recipe of a twin; the learning rate falls as it did there.
-        whitening: exponent of the soft whitening that the model starts with; 0 for none.
 
     Returns:
         The tuned model (in eval mode, a plain one again after LoRA) and the curve.
@@ -121,7 +120,7 @@ def finetune(
     _freeze_word_embeddings(model)
     if settings.strategy == "lora":
         lora.add(model, settings)
-    work = _Work(model, rows, settings, whitening)
+    work = _Work(model, rows, settings)
     trained = len(set(rows.positives))
     epochs = epochs_for(trained, settings)
     logger.info(
@@ -193,9 +192,7 @@ def finetune(
 class _Work:
     """Tokens, guide, teacher and loss of one training run."""
 
-    def __init__(
-        self, model: SentenceTransformer, rows: TrainingRows, settings: TrainingSettings, whitening: float = 0.0
-    ) -> None:
+    def __init__(self, model: SentenceTransformer, rows: TrainingRows, settings: TrainingSettings) -> None:
         import torch
 
         self.model, self.rows, self.settings = model, rows, settings
@@ -209,16 +206,11 @@ class _Work:
         # last bits with the shape of a batch, and which batches filled a cache is history. A mask must not depend on it.
         logger.info("the guide reads %d queries and %d passages", len(rows.queries), len(rows.passages))
         self.guide_queries = self._read(self.queries)
-        if self.frozen is not None:
-            self.guide_passages = self.frozen
-        elif rows.guide_texts is None:
-            self.guide_passages = self._read(self.passages)
-        else:
-            self.guide_passages = self._read(_tokenised(model, rows.guide_texts))
-            if self._remembers:
-                self._read(self.passages)
-        if whitening:
-            self._whiten(whitening)
+        held = self.frozen if self.frozen is not None else self._read(self.passages)
+        plain = self.frozen is not None or rows.guide_texts is None
+        self.guide_passages = held if plain else self._read(_tokenised(model, rows.guide_texts or ()))
+        if settings.whitening:
+            self._whiten(held, settings.whitening)
         self.words = SharedWords(rows.queries, rows.guide_texts or rows.passages) if settings.distilled_share else None
         self.queries_of: dict[int, list[int]] = {}
         for query, passage in enumerate(rows.positives):
@@ -226,19 +218,19 @@ class _Work:
         numbers: dict[str, int] = {}
         self.group_numbers = torch.tensor([numbers.setdefault(group, len(numbers)) for group in rows.groups])
 
-    def _whiten(self, exponent: float) -> None:
-        """Put a soft whitening behind the model, and in the guide's vectors, which are those of the start model."""
+    def _whiten(self, held: torch.Tensor, exponent: float) -> None:
+        """Put a soft whitening of the passages as they are held behind the model and in the guide's vectors."""
         import torch
 
-        held = self.guide_passages.cpu().numpy()
-        matrix = soft_whitening(held, exponent)
+        matrix = soft_whitening(held.cpu().numpy(), exponent)
         if self.frozen is not None:
             # The passages keep their vectors, so the query's side does the work of both.
             matrix = matrix @ matrix
         add_whitening(self.model, matrix)
         self.guide_queries = torch.from_numpy(whitened(self.guide_queries.cpu().numpy(), matrix)).to(self.model.device)
         if self.frozen is None:
-            self.guide_passages = torch.from_numpy(whitened(held, matrix)).to(self.model.device)
+            passages = whitened(self.guide_passages.cpu().numpy(), matrix)
+            self.guide_passages = torch.from_numpy(passages).to(self.model.device)
 
     def _read(self, texts: list[_Tokens]) -> torch.Tensor:
         """The start model's unit vectors, shape (texts, dimension); the texts remember what the frozen layers gave."""

@@ -83,6 +83,8 @@ def rows_fingerprint(pairs: Sequence[KeptPair], negatives: int) -> str:
             p.passage.text,
             p.passage.near_duplicate_group,
             p.is_template,
+            # Says which questions validation chooses the headings and the whitening by.
+            p.method if p.passage.side == "validation" else "",
             [n.chunk_id for n in p.negatives_used(negatives)],
         )
         for p in pairs

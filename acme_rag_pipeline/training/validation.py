@@ -95,8 +95,9 @@ class Validation:
         scores = queries @ passages.T
         gains = []
         for line, pair in zip(scores, pairs, strict=True):
-            own = line[groups == pair.passage.near_duplicate_group].max()
-            # The rank of the best passage of the group: those that nearly repeat it are as good an answer.
-            rank = 1 + int((line > own).sum())
+            own = groups == pair.passage.near_duplicate_group
+            # The rank of the best passage of the group: those that nearly repeat it are as good an answer. An equal score is
+            # no find: a model that gives every text one vector must not look perfect.
+            rank = 1 + int((line[~own] >= line[own].max()).sum())
             gains.append(1 / np.log2(rank + 1) if rank <= 10 else 0.0)
         return float(np.mean(gains))

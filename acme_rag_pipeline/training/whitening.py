@@ -54,4 +54,6 @@ def add_whitening(model: SentenceTransformer, matrix: np.ndarray) -> None:
     size = len(matrix)
     layer = Dense(size, size, bias=False, activation_function=torch.nn.Identity(), init_weight=torch.from_numpy(matrix))
     modules = list(model.children())
-    model.insert(len(modules) - isinstance(modules[-1], Normalize), layer.to(model.device).requires_grad_(False))
+    # Without autocast a layer cannot read vectors of another number format than its own.
+    layer.to(device=model.device, dtype=next(model.parameters()).dtype).requires_grad_(False)
+    model.insert(len(modules) - isinstance(modules[-1], Normalize), layer)

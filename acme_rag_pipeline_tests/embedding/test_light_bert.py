@@ -65,11 +65,16 @@ def test_a_whitened_model_too(base: Path, tmp_path: Path) -> None:
     assert light is not None
     assert cosines(light.encode(TEXTS), model.encode(TEXTS)).min() > 0.999999
     config = tmp_path / "saved/2_Dense/config.json"
-    changed = json.loads(config.read_text(encoding="utf-8")) | {
-        "activation_function": "torch.nn.modules.activation.Tanh"
-    }
-    config.write_text(json.dumps(changed), encoding="utf-8")
-    assert open_light_bert(tmp_path / "saved") is None
+    known = json.loads(config.read_text(encoding="utf-8"))
+    more: list[dict[str, object]] = [
+        {"activation_function": "torch.nn.modules.activation.Tanh"},
+        {"activation_function": "mine.Identity"},
+        {"use_residual": True},
+        {"bias": True},
+    ]
+    for change in more:
+        config.write_text(json.dumps(known | change), encoding="utf-8")
+        assert open_light_bert(tmp_path / "saved") is None, change
 
 
 @pytest.mark.parametrize(

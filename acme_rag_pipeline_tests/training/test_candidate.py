@@ -9,12 +9,14 @@ from typing import Any
 
 import pytest
 
+from acme_rag_pipeline.embedding.encoder import load_model
 from acme_rag_pipeline.retrieval import index
 from acme_rag_pipeline.settings import Settings, TrainingSettings
 from acme_rag_pipeline.store import models
 from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.training import candidate, finetune
 from acme_rag_pipeline.training.candidate import train_candidate
+from acme_rag_pipeline.training.finetune import weights_of
 from acme_rag_pipeline_tests.training.test_strategies import trained
 
 pytestmark = pytest.mark.slow
@@ -64,6 +66,36 @@ def test_what_a_killed_run_left_of_another_training_set_goes_when_today_s_is_dea
         left.write_bytes(b"half of a training")
         outcome(store, settings)
         assert not left.exists(), outcome
+
+
+@pytest.mark.parametrize("of_plain_base", [0.9, 1.1])
+def test_a_base_that_only_whitening_helps_is_a_candidate_and_its_refit_is_not_tuned_either(
+    of_plain_base: float,
+    store: Store,
+    settings_for: Callable[..., Settings],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    write_documents(tmp_path / "company")
+    monkeypatch.setattr(candidate.Validation, "score_cached", lambda *_, **__: of_plain_base)
+    settings = tuned(settings_for, tmp_path / "company", whitening=0.2, interpolation=(0.0,), epochs=1)
+    done = trained(store, settings)
+    tried = {(row["share"], row["whitening"]): row["ndcg@10"] for row in done.details["interpolation"]}
+    assert tried.keys() == {(0.0, 0.0), (0.0, 0.2)}
+    base = index.install_base(store, settings)
+    found = (done.details["model_digest"], done.details["twin_digest"])
+    if of_plain_base > tried[0.0, 0.2]:
+        assert found == (base.digest, base.digest)
+        assert (done.details["share"], done.details["whitening"]) == candidate.UNCHANGED
+        return
+    assert (done.details["share"], done.details["whitening"]) == (0.0, 0.2)
+    assert "not tuned" in done.details["outcome"]
+    of_base = weights_of(load_model(base.folder, "cpu"))
+    for digest in found:
+        assert digest != base.digest
+        weights = weights_of(load_model(models.model_folder(store, digest), "cpu"))
+        assert set(weights) - set(of_base) == {"2.linear.weight"}
+        assert all(bool((weights[name] == weight).all()) for name, weight in of_base.items())
 
 
 def test_a_refit_takes_its_share_from_the_twin_and_its_card_shows_the_choice(

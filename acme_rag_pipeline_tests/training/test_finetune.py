@@ -30,7 +30,8 @@ PROGRAM = textwrap.dedent(
     )
     epochs, end_after, *scores = [float(number) for number in sys.argv[2:]] or [3, 0]
     settings = TrainingSettings(
-        epochs=int(epochs), batch_size=4, precision="fp32", frozen_layers=int(os.environ["FROZEN_LAYERS"])
+        epochs=int(epochs), batch_size=4, precision="fp32", frozen_layers=int(os.environ["FROZEN_LAYERS"]),
+        whitening=float(os.environ["WHITENING"]),
     )
     model, curve = finetune.finetune(
         base.folder, rows, settings, Path(sys.argv[1]), lambda m: scores.pop(0) if scores else None, "cpu",
@@ -44,17 +45,17 @@ PROGRAM = textwrap.dedent(
 )
 
 
-def start(checkpoint: Path, *arguments: object, frozen: int = 0) -> subprocess.Popen[str]:
+def start(checkpoint: Path, *arguments: object, frozen: int = 0, whitening: float = 0.0) -> subprocess.Popen[str]:
     """Arguments: epochs, epoch to end with (0: the last), and what validation says after each epoch."""
     command = [sys.executable, "-c", PROGRAM, str(checkpoint), *map(str, arguments)]
-    environment = os.environ | {"FROZEN_LAYERS": str(frozen)}
+    environment = os.environ | {"FROZEN_LAYERS": str(frozen), "WHITENING": str(whitening)}
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment)
 
 
-@pytest.mark.parametrize("frozen", [0, 3])
-def test_a_killed_run_ends_with_the_same_weights(tmp_path: Path, frozen: int) -> None:
-    unbroken, _ = start(tmp_path / "a.pt", frozen=frozen).communicate(timeout=200)
-    broken = start(tmp_path / "b.pt", frozen=frozen)
+@pytest.mark.parametrize(("frozen", "whitening"), [(0, 0.0), (3, 0.2)])
+def test_a_killed_run_ends_with_the_same_weights(tmp_path: Path, frozen: int, whitening: float) -> None:
+    unbroken, _ = start(tmp_path / "a.pt", frozen=frozen, whitening=whitening).communicate(timeout=200)
+    broken = start(tmp_path / "b.pt", frozen=frozen, whitening=whitening)
     deadline = time.monotonic() + 100
     seen: set[str] = set()
     while len(seen) < 4 and broken.poll() is None and time.monotonic() < deadline:
@@ -64,7 +65,7 @@ def test_a_killed_run_ends_with_the_same_weights(tmp_path: Path, frozen: int) ->
     assert broken.poll() is None, "it ended before it could be killed"
     os.kill(broken.pid, signal.SIGKILL)
     broken.wait()
-    resumed, _ = start(tmp_path / "b.pt", frozen=frozen).communicate(timeout=200)
+    resumed, _ = start(tmp_path / "b.pt", frozen=frozen, whitening=whitening).communicate(timeout=200)
     assert unbroken.split()[1] == "18"
     assert resumed == unbroken
 

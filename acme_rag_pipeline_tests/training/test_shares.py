@@ -9,7 +9,6 @@ from acme_rag_pipeline.training.candidate import (
     SHARES_OF_QUESTIONS,
     SHARES_OF_TEMPLATES,
     WHITENING_GAIN,
-    WHITENING_UNSEEN,
     shares_to_try,
     whitening_that_helps,
 )
@@ -49,7 +48,6 @@ def test_a_choice_holds_for_templates_too() -> None:
         ({0.0: 0.5, 0.1: 0.5 + WHITENING_GAIN * 1.1, 0.2: 0.4}, 0.1),
         ({0.0: 0.5, 0.1: 0.5 + WHITENING_GAIN * 0.9, 0.2: 0.5}, 0.0),
         ({0.0: 0.5, 0.1: 0.6, 0.2: 0.6}, 0.1),
-        ({}, WHITENING_UNSEEN),
     ],
 )
 def test_a_whitening_must_help_the_base_clearly(scores: dict[float, float], exponent: float) -> None:

@@ -31,6 +31,13 @@ def test_fewer_texts_than_dimensions_and_one_text_alone_are_finite() -> None:
         assert np.isfinite(whitened(vectors, soft_whitening(some, 0.2))).all()
 
 
+def test_a_model_of_half_precision_reads_its_own_vectors() -> None:
+    model = load_model(resolve_base_model("all-MiniLM-L6-v2", Path.cwd()).folder, "cpu").bfloat16()
+    matrix = soft_whitening(np.random.default_rng(2).normal(size=(50, 384)).astype(np.float32), 0.2)
+    add_whitening(model, matrix)
+    assert np.isfinite(model.encode(["remote work"], convert_to_tensor=True).float().numpy()).all()
+
+
 def test_a_model_with_the_layer_gives_the_whitened_vectors_and_does_not_train_it() -> None:
     model = load_model(resolve_base_model("all-MiniLM-L6-v2", Path.cwd()).folder, "cpu")
     texts = ["remote work", "the parking rules of Lisbon", "who pays for a laptop?"]

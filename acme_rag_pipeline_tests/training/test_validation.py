@@ -1,0 +1,30 @@
+"""Validation during training: a model that says the same of everything has found nothing."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from acme_rag_pipeline.store.passages import LivePassage
+from acme_rag_pipeline.training.rows import KeptPair
+from acme_rag_pipeline.training.validation import MINIMUM_QUERIES, Validation
+
+
+def passage(number: int) -> LivePassage:
+    return LivePassage(
+        chunk_id=f"c{number:03}", doc_path=f"{number}.md", title="", heading_path=(), text=f"text {number}",
+        start_char=0, end_char=6, side="validation", near_duplicate_group=f"g{number:03}", unit=f"{number}.md",
+    )  # fmt: skip
+
+
+@pytest.fixture
+def validation() -> Validation:
+    passages = [passage(i) for i in range(MINIMUM_QUERIES)]
+    pairs = [KeptPair(f"p{i}", f"query {i}", passages[i], "curated", "", ()) for i in range(MINIMUM_QUERIES)]
+    return Validation(pairs, passages)
+
+
+def test_equal_scores_are_no_find(validation: Validation) -> None:
+    apart, same = np.eye(MINIMUM_QUERIES), np.ones((MINIMUM_QUERIES, 3))
+    assert validation._ndcg(apart, apart, validation.pairs) == 1.0
+    assert validation._ndcg(same, same, validation.pairs) == 0.0
