@@ -43,7 +43,14 @@ class DocumentSettings(Group):
 class PairSettings(Group):
     queries_per_chunk: int = Field(default=3, ge=1, le=20)
     round_trip_top_k: int = Field(
-        default=10, ge=0, description="Keep a query only if base or BM25 finds its passage in the top k (0: no filter)."
+        default=10,
+        ge=0,
+        description="Keep a query of the embedded generator only if base or BM25 finds its passage in the top k (0: all).",
+    )
+    llm_round_trip_top_k: int = Field(
+        default=100,
+        ge=0,
+        description="The same for an LLM's queries. A small k drops the hard ones, which teach the most.",
     )
     query_similarity: float = Field(
         default=0.95, gt=0, le=1, description="Two queries of one passage above it are one."

@@ -27,11 +27,19 @@ from acme_rag_pipeline.store.stages import StageResult, data_versions, overtaken
 from acme_rag_pipeline.store.warehouse import reconcile, records
 
 STAGE = "training_set"
-CODE_VERSION = "3"
+CODE_VERSION = "4"
 # What the answers cost is no business of the training set.
-_FILTER_SETTINGS = {"round_trip_top_k", "query_similarity", "golden_similarity", "hard_negatives", "negative_margin"}
+_FILTER_SETTINGS = {
+    "round_trip_top_k",
+    "llm_round_trip_top_k",
+    "query_similarity",
+    "golden_similarity",
+    "hard_negatives",
+    "negative_margin",
+}
 # In smaller collections nearly every passage is in the top k, and the filter only costs pairs (Promptagator, sec. 4.3).
 ROUND_TRIP_PASSAGES_PER_RANK = 5
+ROUND_TRIP_LEAST_RANKS = 10
 
 
 def build_training_set(store: Store, settings: Settings) -> StageResult:
@@ -228,11 +236,22 @@ class _Filters:
         return dropped
 
     def _not_found_back(self) -> list[tuple[int, str]]:
-        """Round trip (Promptagator, Dai et al. 2022): neither base nor BM25 finds the passage with its own query."""
-        top = self.settings.round_trip_top_k
-        if not top or len(self.passages) < top * ROUND_TRIP_PASSAGES_PER_RANK:
+        """Round trip (Promptagator, Dai et al. 2022): neither base nor BM25 finds the passage with its own query.
+
+        An LLM's queries are asked with a wide net: those that the base does not find yet are what a model learns most
+        from (docs/training.md), so only what has little to do with its passage is dropped.
+        """
+        return [
+            *self._missed("offline", self.settings.round_trip_top_k),
+            *self._missed("openai", self.settings.llm_round_trip_top_k),
+        ]
+
+    def _missed(self, origin: str, top_k: int) -> list[tuple[int, str]]:
+        """Training pairs of an origin that neither the base nor BM25 finds back; the fewer passages, the smaller the k."""
+        top = min(top_k, len(self.passages) // ROUND_TRIP_PASSAGES_PER_RANK)
+        if top < min(top_k, ROUND_TRIP_LEAST_RANKS) or not top:
             return []
-        rows = [i for i in self._kept() if self.pairs[i]["origin"] != "curated" and self._passage(i).side == "train"]
+        rows = [i for i in self._kept() if self.pairs[i]["origin"] == origin and self._passage(i).side == "train"]
         if not rows:
             return []
         group_of = np.array([p.near_duplicate_group for p in self.passages])

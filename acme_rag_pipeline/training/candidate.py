@@ -26,7 +26,14 @@ from acme_rag_pipeline.training.checkpoint import Curve
 from acme_rag_pipeline.training.due import change_since_training, retrain_due
 from acme_rag_pipeline.training.finetune import TrainingRows, epochs_for, finetune, interpolate, weights_of
 from acme_rag_pipeline.training.model_card import manifest_text, model_card
-from acme_rag_pipeline.training.rows import KeptPair, kept_pairs, of_sides, rows_fingerprint, training_rows
+from acme_rag_pipeline.training.rows import (
+    KeptPair,
+    kept_pairs,
+    of_sides,
+    rows_fingerprint,
+    training_rows,
+    unasked_passages,
+)
 from acme_rag_pipeline.training.validation import HEADING_METHODS, Validation
 
 if TYPE_CHECKING:
@@ -34,7 +41,7 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 STAGE = "fine_tuned_model"
-CODE_VERSION = "7"
+CODE_VERSION = "8"
 # How far from the base to the tuned weights, where nobody chose. Validation asks the generator's own questions and would go
 # all of the way; on people's questions that pays where an LLM wrote the pairs, and not where templates did (docs/training.md).
 SHARES_OF_TEMPLATES = (0.5, 0.75)
@@ -42,6 +49,9 @@ SHARES_OF_QUESTIONS = (0.5, 0.75, 1.0)
 # Headings before the text must help by this much on validation: they cost tokens, a renamed section costs new vectors, and
 # who wrote validation's questions has read the headings (docs/training.md).
 PREFIX_GAIN = 0.03
+# A twin is measured on what it never saw; what is served knows everything but the questions of validation.
+TWIN_SIDES = ("train",)
+REFIT_SIDES = ("train", "test")
 # Exponents of the soft whitening that validation chooses from. It must help by about what a hundred questions can tell; with
 # fewer than half of those it is the one that helped on eight of nine collections (docs/training.md).
 WHITENINGS = (0.0, 0.1, 0.2)
@@ -76,9 +86,12 @@ def train_candidate(store: Store, settings: Settings) -> StageResult:
     base = index.install_base(store, settings)
     pairs = kept_pairs(store.warehouse)
     golden_decides = _golden_decides(store)
-    trainable = of_sides(pairs, ("train", "test"))
+    trainable = of_sides(pairs, REFIT_SIDES)
     config_key = fingerprint(CODE_VERSION, base.digest, settings.training, golden_decides)
-    training_key = fingerprint(config_key, rows_fingerprint(pairs, settings.training.train_hard_negatives))
+    unasked = (
+        unasked_passages(live_passages(store.warehouse), trainable, REFIT_SIDES) if _whitens(settings.training) else []
+    )
+    training_key = fingerprint(config_key, rows_fingerprint(pairs, settings.training.train_hard_negatives, unasked))
     made_from = fingerprint(STAGE, training_key, settings.automation.retrain_changed_share)
     if (unchanged := recorded(store.warehouse, STAGE, made_from)) is not None and _still_there(store, unchanged):
         if change_since_training(store).changed_share:
@@ -142,18 +155,19 @@ class _Run:
         self.query_only = settings.training.strategy == "query_only"
         self.cache = index.embedding_cache(store)
         self.base_encoder = index.encoder_for(store, base.digest, settings)
-        self.validation = Validation(of_sides(pairs, ("validation",)), live_passages(store.warehouse))
+        self.passages = live_passages(store.warehouse)
+        self.validation = Validation(of_sides(pairs, ("validation",)), self.passages)
 
     def train(self) -> dict[str, Any]:
         """Train, choose the weights on validation, put the model in place. Returns the stage's details."""
         prefix = self._choose_prefix()
         whitening = self._choose_whitening(prefix)
-        everything = of_sides(self.pairs, ("train", "test"))
-        train_side = of_sides(self.pairs, ("train",))
+        everything = of_sides(self.pairs, REFIT_SIDES)
+        train_side = of_sides(self.pairs, TWIN_SIDES)
         twin: _Trained | None = None
         if not self.golden_decides and len(train_side) < len(everything) and len(train_side) > 1:
-            twin = self._train_one("twin", train_side, prefix, whitening)
-        served = self._train_one("served", everything, prefix, whitening, twin)
+            twin = self._train_one("twin", TWIN_SIDES, prefix, whitening)
+        served = self._train_one("served", REFIT_SIDES, prefix, whitening, twin)
         details = {
             "model_digest": served.digest,
             "passage_prefix": prefix,
@@ -172,7 +186,7 @@ class _Run:
             "curve": asdict((twin or served).curve),
             "seconds": round(served.curve.seconds + (twin.curve.seconds if twin else 0), 1),
             "pairs_per_second": round(served.curve.pairs_per_second, 2),
-            "seen_sides": ["train", "test"],
+            "seen_sides": list(REFIT_SIDES),
         }
         with self.store.writer(STAGE), self.store.warehouse.write() as connection:
             rows = [
@@ -227,7 +241,7 @@ class _Run:
     def _train_one(
         self,
         role: str,
-        pairs: Sequence[KeptPair],
+        sides: Sequence[str],
         prefix: PassagePrefix,
         whitening: float,
         twin: _Trained | None = None,
@@ -242,8 +256,16 @@ class _Run:
         training = self.settings.training.model_copy(update={"whitening": whitening})
         if twin is not None:
             training = training.model_copy(update={"epochs": twin.epochs})
-        corpus = live_passages(self.store.warehouse) if self.query_only else None
-        rows = training_rows(pairs, prefix, self.base_encoder, self.cache, training.train_hard_negatives, corpus)
+        pairs = of_sides(self.pairs, sides)
+        rows = training_rows(
+            pairs,
+            prefix,
+            self.base_encoder,
+            self.cache,
+            training.train_hard_negatives,
+            self.passages if self.query_only else None,
+            unasked_passages(self.passages, pairs, sides) if _whitens(training) else (),
+        )
 
         def validate(model: SentenceTransformer) -> float | None:
             return self._score(model, prefix) if twin is None else None
@@ -366,6 +388,11 @@ class _Run:
             return "validation prefers the base's own weights, behind a whitening: the candidate is not tuned otherwise"
         how = f"trained in {served.curve.seconds + (twin.curve.seconds if twin else 0):.0f} s"
         return f"{how}, with a twin that never saw the test units" if twin else how
+
+
+def _whitens(training: TrainingSettings) -> bool:
+    """Whether a whitening of other passages than those of the pairs may be wanted; a query tower knows all of them."""
+    return training.strategy != "query_only" and training.whitening != 0
 
 
 def whitening_that_helps(scores: dict[float, float]) -> float:

@@ -57,6 +57,7 @@ class TrainingRows:
         guide_texts: the passages as the guide reads them; None: as they are rendered.
         frozen_passages: the base's unit vectors that the query tower is trained against, shape (passages, dimension);
             None where the passages are encoded by the model in training.
+        unasked: rendered passages that no query belongs to; only the whitening reads them.
     """
 
     queries: Sequence[str]
@@ -67,6 +68,7 @@ class TrainingRows:
     templates: Sequence[bool] | None = None
     guide_texts: Sequence[str] | None = None
     frozen_passages: np.ndarray | None = None
+    unasked: Sequence[str] = ()
 
     @property
     def mostly_templates(self) -> bool:
@@ -222,6 +224,9 @@ class _Work:
         """Put a soft whitening of the passages as they are held behind the model and in the guide's vectors."""
         import torch
 
+        if self.rows.unasked:
+            logger.info("the whitening reads %d more passages", len(self.rows.unasked))
+            held = torch.cat([held, self._read(_tokenised(self.model, self.rows.unasked))])
         matrix = soft_whitening(held.cpu().numpy(), exponent)
         if self.frozen is not None:
             # The passages keep their vectors, so the query's side does the work of both.

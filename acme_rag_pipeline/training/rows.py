@@ -8,10 +8,13 @@ from typing import Any
 
 from acme_rag_pipeline.embedding.cache import EmbeddingCache
 from acme_rag_pipeline.embedding.encoder import Encoder
-from acme_rag_pipeline.store.fingerprints import fingerprint
+from acme_rag_pipeline.store.fingerprints import fingerprint, sha256_text
 from acme_rag_pipeline.store.passages import LivePassage, PassagePrefix, live_passages
 from acme_rag_pipeline.store.warehouse import Warehouse, records
 from acme_rag_pipeline.training.finetune import TrainingRows
+
+# So many passages settle a matrix of 384 x 384 to the third digit; more would only cost time where few have a query.
+WHITENED_PASSAGES = 2_000
 
 
 @dataclass(frozen=True)
@@ -69,11 +72,32 @@ def of_sides(pairs: Sequence[KeptPair], sides: Collection[str]) -> list[KeptPair
     return [pair for pair in pairs if pair.passage.side in sides]
 
 
-def rows_fingerprint(pairs: Sequence[KeptPair], negatives: int) -> str:
+def unasked_passages(
+    passages: Sequence[LivePassage], pairs: Sequence[KeptPair], sides: Collection[str]
+) -> list[LivePassage]:
+    """Passages that may be trained on and that no pair belongs to, in an order that only their texts decide.
+
+    An LLM with a budget asks about a part of the collection; the whitening must know the directions of all of it.
+
+    Args:
+        passages: the live ones.
+        pairs: those to train on.
+        sides: those to train on; what nearly repeats a passage of another side is left out.
+    """
+    asked = {pair.passage.chunk_id for pair in pairs}
+    held_out = {passage.near_duplicate_group for passage in passages if passage.side not in sides}
+    free = [
+        p for p in passages if p.side in sides and p.chunk_id not in asked and p.near_duplicate_group not in held_out
+    ]
+    return sorted(free, key=lambda passage: (sha256_text(passage.text), passage.headings()))
+
+
+def rows_fingerprint(pairs: Sequence[KeptPair], negatives: int, unasked: Sequence[LivePassage] = ()) -> str:
     """Hash of everything that training reads from the pairs.
 
     Args:
         negatives: mined negatives used for each pair; those that are not used decide nothing.
+        unasked: further passages that the whitening reads.
     """
     lines: list[tuple[Any, ...]] = [
         (
@@ -89,7 +113,8 @@ def rows_fingerprint(pairs: Sequence[KeptPair], negatives: int) -> str:
         )
         for p in pairs
     ]
-    return fingerprint(sorted(lines))
+    read = [(p.side, p.headings(), p.text, p.near_duplicate_group) for p in unasked]
+    return fingerprint(sorted(lines), sorted(read))
 
 
 def training_rows(
@@ -99,6 +124,7 @@ def training_rows(
     cache: EmbeddingCache,
     negatives: int = 0,
     corpus: Sequence[LivePassage] | None = None,
+    unasked: Sequence[LivePassage] = (),
 ) -> TrainingRows:
     """Render the pairs.
 
@@ -109,6 +135,7 @@ def training_rows(
         cache: where these lie: the base has encoded the texts already.
         negatives: mined negatives used for each pair, beside those that people named.
         corpus: all passages, for a query tower that is trained against their frozen vectors.
+        unasked: further passages for the whitening, the ones to prefer first.
     """
     wanted = [pair.passage for pair in pairs]
     wanted += corpus if corpus is not None else [n for pair in pairs for n in pair.negatives_used(negatives)]
@@ -124,4 +151,5 @@ def training_rows(
         templates=[pair.is_template for pair in pairs],
         guide_texts=None if prefix == "none" else [passage.text for passage in passages],
         frozen_passages=None if corpus is None else cache.passages(base, rendered)[0],
+        unasked=[passage.rendered(prefix) for passage in unasked[: max(0, WHITENED_PASSAGES - len(passages))]],
     )

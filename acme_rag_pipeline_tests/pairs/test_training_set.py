@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from acme_rag_pipeline.orchestration.checks import nothing_leaks
+from acme_rag_pipeline.pairs.training_set import build_training_set
+from acme_rag_pipeline.retrieval import Retriever
+from acme_rag_pipeline.serving.serve import serve
 from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store.layout import Store
-from acme_rag_pipeline.store.warehouse import records
+from acme_rag_pipeline.store.warehouse import append, records
 from acme_rag_pipeline_tests.pairs.conftest import Run
 
 SUBJECTS = ("parking", "laptops", "travel", "holidays", "training", "visitors", "catering", "printing", "badges")
@@ -56,3 +59,64 @@ def test_a_held_out_wording_is_not_trained_on(
     with store.warehouse.write() as connection:
         connection.execute("UPDATE training_pairs SET dropped_because = NULL WHERE query = 'Who signs a late request?'")
     assert not nothing_leaks(store, settings).passed
+
+
+def test_a_generator_s_query_must_lead_back_to_its_passage_and_an_llm_s_at_least_near_it(
+    store: Store, settings_for: Callable[..., Settings], run_all: Run, tmp_path: Path
+) -> None:
+    folder = tmp_path / "company"
+    folder.mkdir()
+    rooms = ("north", "south", "east", "west", "upper", "lower")
+    for subject in SUBJECTS:
+        for room in rooms:
+            text = f"# {subject.title()} {room}\n\nThe {room} desk for {subject} settles what you ask within a week.\n"
+            (folder / f"{subject}-{room}.md").write_text(text)
+    reach = {"offline": 2, "openai": 5}
+    given = {
+        "documents": str(folder),
+        "curated_pairs": "none",
+        "golden": "none",
+        "pairs": {"round_trip_top_k": 2, "llm_round_trip_top_k": 5, "query_similarity": 1},
+    }
+    run_all(**given)
+    chunks = rows(store, "SELECT chunk_id, doc_path FROM chunks ORDER BY doc_path")
+    asked = [
+        {
+            "pair_id": f"{origin}-{chunk['doc_path']}",
+            # Every fourth question asks for another subject than its passage has.
+            "query": f"{'Who' if origin == 'offline' else 'Which person'} at the {chunk['doc_path'].split('-')[1][:-3]} end does {subject}, request {number}?",
+            "chunk_id": chunk["chunk_id"],
+            "origin": origin,
+            "style": "question",
+            "method": "asked",
+            "generator": origin,
+        }
+        for origin in reach
+        for number, chunk in enumerate(chunks)
+        for subject in [chunk["doc_path"].split("-")[0] if number % 4 else SUBJECTS[number % len(SUBJECTS)]]
+    ]
+    with store.warehouse.write() as connection:
+        connection.execute("DELETE FROM pairs")
+        append(connection, "pairs", asked)
+        connection.execute("DELETE FROM stages WHERE stage = 'training_set'")
+    build_training_set(store, settings_for(**given))
+    serve(store, settings_for(**given))
+    retriever = Retriever.open(store.root)
+    judged = rows(
+        store,
+        "SELECT t.query, t.origin, t.chunk_id, t.dropped_because FROM training_pairs t "
+        "WHERE t.side = 'train' AND (t.dropped_because IS NULL OR t.dropped_because LIKE 'neither%')",
+    )
+    group = {
+        row["chunk_id"]: row["near_duplicate_group"]
+        for row in rows(store, "SELECT chunk_id, near_duplicate_group FROM chunks")
+    }
+    outcomes = set()
+    for pair in judged:
+        k = reach[pair["origin"]]
+        by_base = {group[hit.chunk_id] for hit in retriever.search(pair["query"], k=k, retriever="base")}
+        by_words = {hit.chunk_id for hit in retriever.search(pair["query"], k=k, retriever="bm25")}
+        found = group[pair["chunk_id"]] in by_base or pair["chunk_id"] in by_words
+        assert found == (pair["dropped_because"] is None), pair
+        outcomes.add((pair["origin"], found))
+    assert outcomes == {("offline", True), ("offline", False), ("openai", True), ("openai", False)}

@@ -8,6 +8,11 @@ import numpy as np
 
 from acme_rag_pipeline.embedding.base_model import resolve_base_model
 from acme_rag_pipeline.embedding.encoder import load_model
+from acme_rag_pipeline.settings import TrainingSettings
+from acme_rag_pipeline.store.fingerprints import sha256_text
+from acme_rag_pipeline.store.passages import LivePassage
+from acme_rag_pipeline.training.finetune import TrainingRows, finetune
+from acme_rag_pipeline.training.rows import KeptPair, rows_fingerprint, unasked_passages
 from acme_rag_pipeline.training.whitening import add_whitening, soft_whitening, whitened
 
 
@@ -49,3 +54,45 @@ def test_a_model_with_the_layer_gives_the_whitened_vectors_and_does_not_train_it
     assert float(np.mean(np.abs(before @ before.T))) > float(
         np.mean(np.abs(model.encode(texts) @ model.encode(texts).T))
     )
+
+
+def test_the_layer_knows_the_passages_that_nobody_asked_about(tmp_path: Path) -> None:
+    base = resolve_base_model("all-MiniLM-L6-v2", tmp_path).folder
+    asked = ["Remote work needs a request.", "Laptops are replaced after four years."]
+    unasked = ["The canteen opens at noon.", "Parking is free in Lisbon.", "Visitors wear a badge."]
+    rows = TrainingRows(
+        ["who may work from home?", "when do I get a new laptop?"], [0, 1], asked, ["a", "b"], [[], []], unasked=unasked
+    )
+    settings = TrainingSettings(whitening=0.2, precision="fp32", frozen_layers=0)
+    model, _ = finetune(base, rows, settings, tmp_path / "c.pt", lambda _: None, "cpu", end_after=0)
+    layer = next(module for module in model if type(module).__name__ == "Dense").linear.weight.detach().numpy()
+    vectors = load_model(base, "cpu").encode(asked + unasked)
+    assert np.allclose(layer, soft_whitening(vectors, 0.2), atol=1e-4)
+    assert not np.allclose(layer, soft_whitening(vectors[:2], 0.2), atol=1e-2)
+
+
+def passage(text: str, side: str, group: str = "") -> LivePassage:
+    return LivePassage(sha256_text(f"id {text}"), "a.md", 0, len(text), "", (), text, group or text, "unit", side)
+
+
+def test_a_whitening_reads_no_held_out_passage_and_what_it_reads_is_part_of_the_training_set() -> None:
+    passages = [
+        passage("asked", "train"),
+        passage("unasked", "train"),
+        passage("judges", "test"),
+        passage("judges, again", "train", "judges"),
+        passage("chooses", "validation"),
+        passage("more", "train"),
+    ]
+    pairs = [KeptPair("1", "who?", passages[0], "openai", "llm", ())]
+
+    def read(sides: tuple[str, ...], of: list[LivePassage] = passages) -> list[LivePassage]:
+        return unasked_passages(of, pairs, sides)
+
+    assert {p.text for p in read(("train",))} == {"unasked", "more"}
+    assert {p.text for p in read(("train", "test"))} == {"unasked", "more", "judges", "judges, again"}
+    assert read(("train",)) == read(("train",), passages[::-1])
+    edited = [passage("unasked, edited", "train"), *(p for p in passages if p.text != "unasked")]
+    key = rows_fingerprint(pairs, 0, read(("train",)))
+    assert key == rows_fingerprint(pairs, 0, read(("train",), passages[::-1]))
+    assert key != rows_fingerprint(pairs, 0, read(("train",), edited))
