@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from acme_rag_pipeline.embedding.base_model import BaseModelFiles, functional_files, model_digest
-from acme_rag_pipeline.embedding.encoder import Encoder
 from acme_rag_pipeline.retrieval import index
 from acme_rag_pipeline.settings import Settings, TrainingSettings
 from acme_rag_pipeline.store import models
@@ -23,8 +22,9 @@ from acme_rag_pipeline.store.passages import PassagePrefix, live_passages
 from acme_rag_pipeline.store.stages import StageResult, data_versions, record, recorded
 from acme_rag_pipeline.store.warehouse import insert, records
 from acme_rag_pipeline.training.checkpoint import Curve
+from acme_rag_pipeline.training.choices import UNCHANGED, Choice, Choices, base_weights, shares_to_try
 from acme_rag_pipeline.training.due import change_since_training, retrain_due
-from acme_rag_pipeline.training.finetune import TrainingRows, epochs_for, finetune, interpolate, weights_of
+from acme_rag_pipeline.training.finetune import epochs_for, finetune, interpolate, weights_of
 from acme_rag_pipeline.training.model_card import manifest_text, model_card
 from acme_rag_pipeline.training.rows import (
     KeptPair,
@@ -34,7 +34,7 @@ from acme_rag_pipeline.training.rows import (
     training_rows,
     unasked_passages,
 )
-from acme_rag_pipeline.training.validation import HEADING_METHODS, Validation
+from acme_rag_pipeline.training.validation import Validation
 
 if TYPE_CHECKING:
     import duckdb
@@ -42,25 +42,9 @@ if TYPE_CHECKING:
 
 STAGE = "fine_tuned_model"
 CODE_VERSION = "8"
-# How far from the base to the tuned weights, where nobody chose. Validation asks the generator's own questions and would go
-# all of the way; on people's questions that pays where an LLM wrote the pairs, and not where templates did (docs/training.md).
-SHARES_OF_TEMPLATES = (0.5, 0.75)
-SHARES_OF_QUESTIONS = (0.5, 0.75, 1.0)
-# Headings before the text must help by this much on validation: they cost tokens, a renamed section costs new vectors, and
-# who wrote validation's questions has read the headings (docs/training.md).
-PREFIX_GAIN = 0.03
 # A twin is measured on what it never saw; what is served knows everything but the questions of validation.
 TWIN_SIDES = ("train",)
 REFIT_SIDES = ("train", "test")
-# Exponents of the soft whitening that validation chooses from. It must help by about what a hundred questions can tell; with
-# fewer than half of those it is the one that helped on eight of nine collections (docs/training.md).
-WHITENINGS = (0.0, 0.1, 0.2)
-WHITENING_GAIN = 0.02
-WHITENING_QUESTIONS = 50
-WHITENING_UNSEEN = 0.1
-# Share of the tuned weights, exponent of the whitening.
-Choice = tuple[float, float]
-UNCHANGED: Choice = (0.0, 0.0)
 logger = logging.getLogger(__name__)
 
 
@@ -157,11 +141,12 @@ class _Run:
         self.base_encoder = index.encoder_for(store, base.digest, settings)
         self.passages = live_passages(store.warehouse)
         self.validation = Validation(of_sides(pairs, ("validation",)), self.passages)
+        self.choices = Choices(settings.training, base, self.base_encoder, self.cache, self.validation)
 
     def train(self) -> dict[str, Any]:
         """Train, choose the weights on validation, put the model in place. Returns the stage's details."""
-        prefix = self._choose_prefix()
-        whitening = self._choose_whitening(prefix)
+        prefix = self.choices.prefix()
+        whitening = self.choices.whitening(prefix)
         everything = of_sides(self.pairs, REFIT_SIDES)
         train_side = of_sides(self.pairs, TWIN_SIDES)
         twin: _Trained | None = None
@@ -203,41 +188,6 @@ class _Run:
             insert(connection, "models", rows)
         return details
 
-    def _choose_prefix(self) -> PassagePrefix:
-        chosen = self.settings.training.passage_prefix
-        if self.query_only:
-            # The passages keep the vectors that the base's index holds.
-            return index.BASE_PREFIX
-        if chosen != "auto":
-            return chosen
-        plain, headed = (
-            self.validation.score_cached(self.base_encoder, prefix, self.cache, _of_no_heading)
-            for prefix in ("none", "heading_path")
-        )
-        if plain is None or headed is None:
-            return "none"
-        logger.info(
-            "validation nDCG@10 of the base: %.4f without headings, %.4f with headings before the text", plain, headed
-        )
-        return "heading_path" if headed - plain >= PREFIX_GAIN else "none"
-
-    def _choose_whitening(self, prefix: PassagePrefix) -> float:
-        chosen = self.settings.training.whitening
-        if chosen is not None:
-            return chosen
-        if sum(map(_of_other_words, self.validation.pairs)) < WHITENING_QUESTIONS:
-            return WHITENING_UNSEEN
-        scores = {
-            exponent: self.validation.score_cached(
-                self.base_encoder, prefix, self.cache, _of_other_words, exponent, query_side_only=self.query_only
-            )
-            or 0.0
-            for exponent in WHITENINGS
-        }
-        tried = ", ".join(f"{exponent:g}: {score:.4f}" for exponent, score in scores.items())
-        logger.info("validation nDCG@10 of the base by exponent of the whitening: %s", tried)
-        return whitening_that_helps(scores)
-
     def _train_one(
         self,
         role: str,
@@ -268,7 +218,7 @@ class _Run:
         )
 
         def validate(model: SentenceTransformer) -> float | None:
-            return self._score(model, prefix) if twin is None else None
+            return self.choices.score(model, prefix) if twin is None else None
 
         checkpoint = self._checkpoint(f"{role}-{prefix}-{whitening:g}")
         end_after = twin.curve.best_epoch if twin else None
@@ -278,61 +228,17 @@ class _Run:
         epochs = epochs_for(len(set(rows.positives)), training)
         model, curve = finetune(self.base.folder, rows, training, checkpoint, validate, end_after=end_after)
         if twin is None:
-            choice, tried = self._choose_share(model, prefix, whitening, curve, shares_to_try(training, rows))
+            choice, tried = self.choices.share(model, prefix, whitening, curve, shares_to_try(training, rows))
         else:
             choice, tried = (twin.share, twin.whitening), twin.interpolation
         if choice == UNCHANGED:
             return _Trained(self.base.digest, *UNCHANGED, tried, curve, epochs)
         chosen, _ = choice
         if twin is not None and chosen != 1:
-            interpolate(model, _base_weights(self.base.folder), weights_of(model), chosen)
+            interpolate(model, base_weights(self.base.folder), weights_of(model), chosen)
         shown = curve.best_epoch or (epochs if end_after is None else end_after) if chosen else 0
         digest = self._install(model, role, pairs, prefix, choice, tried, curve, shown)
         return _Trained(digest, *choice, tried, curve, epochs)
-
-    def _choose_share(
-        self,
-        model: SentenceTransformer,
-        prefix: PassagePrefix,
-        whitening: float,
-        curve: Curve,
-        shares: Sequence[float],
-    ) -> tuple[Choice, list[dict[str, float]]]:
-        """Set the model to the interpolation that validation likes best; the base itself always competes.
-
-        With too few validation queries the largest share is taken.
-        """
-        base, tuned = _base_weights(self.base.folder), weights_of(model)
-        if not self.validation.usable:
-            interpolate(model, base, tuned, max(shares))
-            return (max(shares), whitening), []
-        tried: list[dict[str, float]] = []
-
-        def note(share: float, exponent: float, ndcg: float | None) -> None:
-            tried.append({"share": share, "whitening": exponent, "ndcg@10": ndcg or 0.0})
-            logger.info("share %.2f of the tuned weights: validation nDCG@10 %.4f", share, tried[-1]["ndcg@10"])
-
-        note(0.0, 0.0, self.validation.score_cached(self.base_encoder, prefix, self.cache))
-        for share in sorted({0.0, *shares} if whitening else shares):
-            if share == 1.0 and curve.best_epoch is not None:
-                # The best epoch ended with exactly these weights.
-                note(share, whitening, curve.epochs[curve.best_epoch - 1]["ndcg@10"])
-                continue
-            interpolate(model, base, tuned, share)
-            note(share, whitening, self._score(model, prefix))
-        best = max(tried, key=lambda row: (row["ndcg@10"], row["share"]))
-        interpolate(model, base, tuned, best["share"])
-        return (best["share"], best["whitening"]), tried
-
-    def _score(self, model: SentenceTransformer, prefix: PassagePrefix) -> float | None:
-        """Validation nDCG@10 of the model in training; a query tower searches the base's vectors."""
-        held = None
-        if self.query_only and self.validation.usable:
-            rendered = [passage.rendered(prefix) for passage in self.validation.passages]
-            held, _ = self.cache.passages(self.base_encoder, rendered)
-        return self.validation.score(
-            Encoder(Path(), "in training", self.settings.training.precision, model), prefix, held
-        )
 
     def _passage_digest(self, digest: str) -> str | None:
         return self.base.digest if self.query_only and digest != self.base.digest else None
@@ -393,36 +299,6 @@ class _Run:
 def _whitens(training: TrainingSettings) -> bool:
     """Whether a whitening of other passages than those of the pairs may be wanted; a query tower knows all of them."""
     return training.strategy != "query_only" and training.whitening != 0
-
-
-def whitening_that_helps(scores: dict[float, float]) -> float:
-    """The exponent to train with, by the base's validation nDCG@10 with each of `WHITENINGS`; of equal ones the smallest."""
-    best = max(scores, key=lambda exponent: (scores[exponent], -exponent))
-    return best if scores[best] - scores[0.0] >= WHITENING_GAIN else 0.0
-
-
-def _of_other_words(pair: KeptPair) -> bool:
-    """Whether a question is asked in words that are not taken from its passage's text.
-
-    Whitening sharpens what words say, so questions made of the passage's own words always vote for more of it.
-    """
-    return not pair.is_template or pair.method in HEADING_METHODS
-
-
-def _of_no_heading(pair: KeptPair) -> bool:
-    """Whether a question is not made of headings, which would always vote for showing the headings to the encoder."""
-    return pair.method not in HEADING_METHODS
-
-
-def shares_to_try(training: TrainingSettings, rows: TrainingRows) -> Sequence[float]:
-    """The shares of the tuned weights that validation chooses from, beside the base itself."""
-    return training.interpolation or (SHARES_OF_TEMPLATES if rows.mostly_templates else SHARES_OF_QUESTIONS)
-
-
-def _base_weights(folder: Path) -> dict[str, Any]:
-    from acme_rag_pipeline.embedding.encoder import load_model
-
-    return weights_of(load_model(folder, "cpu"))
 
 
 def _golden_decides(store: Store) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from acme_rag_pipeline.settings import TrainingSettings
-from acme_rag_pipeline.training.candidate import (
+from acme_rag_pipeline.training.choices import (
     SHARES_OF_QUESTIONS,
     SHARES_OF_TEMPLATES,
     WHITENING_GAIN,

@@ -1,0 +1,169 @@
+"""What validation chooses: headings before the text, the exponent of the whitening, the share of the tuned weights."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from acme_rag_pipeline.embedding.base_model import BaseModelFiles
+from acme_rag_pipeline.embedding.cache import EmbeddingCache
+from acme_rag_pipeline.embedding.encoder import Encoder
+from acme_rag_pipeline.retrieval import index
+from acme_rag_pipeline.settings import TrainingSettings
+from acme_rag_pipeline.store.passages import PassagePrefix
+from acme_rag_pipeline.training.checkpoint import Curve
+from acme_rag_pipeline.training.finetune import TrainingRows, interpolate, weights_of
+from acme_rag_pipeline.training.rows import KeptPair
+from acme_rag_pipeline.training.validation import HEADING_METHODS, Validation
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+# How far from the base to the tuned weights, where nobody chose. Validation asks the generator's own questions and would go
+# all of the way; on people's questions that pays where an LLM wrote the pairs, and not where templates did (docs/training.md).
+SHARES_OF_TEMPLATES = (0.5, 0.75)
+SHARES_OF_QUESTIONS = (0.5, 0.75, 1.0)
+# Headings before the text must help by this much on validation: they cost tokens, a renamed section costs new vectors, and
+# who wrote validation's questions has read the headings (docs/training.md).
+PREFIX_GAIN = 0.03
+# Exponents of the soft whitening that validation chooses from. It must help by about what a hundred questions can tell; with
+# fewer than half of those it is the one that helped on eight of nine collections (docs/training.md).
+WHITENINGS = (0.0, 0.1, 0.2)
+WHITENING_GAIN = 0.02
+WHITENING_QUESTIONS = 50
+WHITENING_UNSEEN = 0.1
+# Share of the tuned weights, exponent of the whitening.
+Choice = tuple[float, float]
+UNCHANGED: Choice = (0.0, 0.0)
+logger = logging.getLogger(__name__)
+
+
+class Choices:
+    """The choices of one training run, each by nDCG@10 on questions that are never trained on."""
+
+    def __init__(
+        self,
+        training: TrainingSettings,
+        base: BaseModelFiles,
+        base_encoder: Encoder,
+        cache: EmbeddingCache,
+        validation: Validation,
+    ) -> None:
+        self.training = training
+        self.base = base
+        self.base_encoder = base_encoder
+        self.cache = cache
+        self.validation = validation
+        self.query_only = training.strategy == "query_only"
+
+    def prefix(self) -> PassagePrefix:
+        """How passages are rendered: with headings where these help the base by `PREFIX_GAIN`."""
+        chosen = self.training.passage_prefix
+        if self.query_only:
+            # The passages keep the vectors that the base's index holds.
+            return index.BASE_PREFIX
+        if chosen != "auto":
+            return chosen
+        plain, headed = (
+            self.validation.score_cached(self.base_encoder, prefix, self.cache, _of_no_heading)
+            for prefix in ("none", "heading_path")
+        )
+        if plain is None or headed is None:
+            return "none"
+        logger.info(
+            "validation nDCG@10 of the base: %.4f without headings, %.4f with headings before the text", plain, headed
+        )
+        return "heading_path" if headed - plain >= PREFIX_GAIN else "none"
+
+    def whitening(self, prefix: PassagePrefix) -> float:
+        """The exponent of the soft whitening, by the base's vectors and questions that are asked in other words."""
+        chosen = self.training.whitening
+        if chosen is not None:
+            return chosen
+        if sum(map(_of_other_words, self.validation.pairs)) < WHITENING_QUESTIONS:
+            return WHITENING_UNSEEN
+        scores = {
+            exponent: self.validation.score_cached(
+                self.base_encoder, prefix, self.cache, _of_other_words, exponent, query_side_only=self.query_only
+            )
+            or 0.0
+            for exponent in WHITENINGS
+        }
+        tried = ", ".join(f"{exponent:g}: {score:.4f}" for exponent, score in scores.items())
+        logger.info("validation nDCG@10 of the base by exponent of the whitening: %s", tried)
+        return whitening_that_helps(scores)
+
+    def share(
+        self,
+        model: SentenceTransformer,
+        prefix: PassagePrefix,
+        whitening: float,
+        curve: Curve,
+        shares: Sequence[float],
+    ) -> tuple[Choice, list[dict[str, float]]]:
+        """Set the model to the interpolation that validation likes best; the base itself always competes.
+
+        With too few validation queries the largest share is taken.
+        """
+        base, tuned = base_weights(self.base.folder), weights_of(model)
+        if not self.validation.usable:
+            interpolate(model, base, tuned, max(shares))
+            return (max(shares), whitening), []
+        tried: list[dict[str, float]] = []
+
+        def note(share: float, exponent: float, ndcg: float | None) -> None:
+            tried.append({"share": share, "whitening": exponent, "ndcg@10": ndcg or 0.0})
+            logger.info("share %.2f of the tuned weights: validation nDCG@10 %.4f", share, tried[-1]["ndcg@10"])
+
+        note(0.0, 0.0, self.validation.score_cached(self.base_encoder, prefix, self.cache))
+        for share in sorted({0.0, *shares} if whitening else shares):
+            if share == 1.0 and curve.best_epoch is not None:
+                # The best epoch ended with exactly these weights.
+                note(share, whitening, curve.epochs[curve.best_epoch - 1]["ndcg@10"])
+                continue
+            interpolate(model, base, tuned, share)
+            note(share, whitening, self.score(model, prefix))
+        best = max(tried, key=lambda row: (row["ndcg@10"], row["share"]))
+        interpolate(model, base, tuned, best["share"])
+        return (best["share"], best["whitening"]), tried
+
+    def score(self, model: SentenceTransformer, prefix: PassagePrefix) -> float | None:
+        """Validation nDCG@10 of the model in training; a query tower searches the base's vectors."""
+        held = None
+        if self.query_only and self.validation.usable:
+            rendered = [passage.rendered(prefix) for passage in self.validation.passages]
+            held, _ = self.cache.passages(self.base_encoder, rendered)
+        return self.validation.score(Encoder(Path(), "in training", self.training.precision, model), prefix, held)
+
+
+def whitening_that_helps(scores: dict[float, float]) -> float:
+    """The exponent to train with, by the base's validation nDCG@10 with each of `WHITENINGS`; of equal ones the smallest."""
+    best = max(scores, key=lambda exponent: (scores[exponent], -exponent))
+    return best if scores[best] - scores[0.0] >= WHITENING_GAIN else 0.0
+
+
+def _of_other_words(pair: KeptPair) -> bool:
+    """Whether a question is asked in words that are not taken from its passage's text.
+
+    Whitening sharpens what words say, so questions made of the passage's own words always vote for more of it.
+    """
+    return not pair.is_template or pair.method in HEADING_METHODS
+
+
+def _of_no_heading(pair: KeptPair) -> bool:
+    """Whether a question is not made of headings, which would always vote for showing the headings to the encoder."""
+    return pair.method not in HEADING_METHODS
+
+
+def shares_to_try(training: TrainingSettings, rows: TrainingRows) -> Sequence[float]:
+    """The shares of the tuned weights that validation chooses from, beside the base itself."""
+    return training.interpolation or (SHARES_OF_TEMPLATES if rows.mostly_templates else SHARES_OF_QUESTIONS)
+
+
+def base_weights(folder: Path) -> dict[str, Any]:
+    """All weights of a saved model, on the CPU."""
+    from acme_rag_pipeline.embedding.encoder import load_model
+
+    return weights_of(load_model(folder, "cpu"))
