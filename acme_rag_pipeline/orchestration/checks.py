@@ -5,12 +5,14 @@ They run inside their asset's step: a step of its own for each check would doubl
 
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 import dagster as dg
 
 from acme_rag_pipeline.documents.state import folder_state
 from acme_rag_pipeline.orchestration.presentation import table
+from acme_rag_pipeline.pairs.leaks import find_leaks
 from acme_rag_pipeline.retrieval import index
 from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store import vectors
@@ -107,22 +109,8 @@ def every_chunk_was_asked(store: Store, settings: Settings) -> dg.AssetCheckResu
 def nothing_leaks(store: Store, settings: Settings) -> dg.AssetCheckResult:
     """ERROR on any leak of a held-out query, passage or negative, or of a golden query, into training."""
     golden = _details(store, "training_set").get("judged_by") == "golden queries"
-    held_out = "('validation')" if golden else "('validation', 'test')"
-    rows = _rows(
-        store,
-        f"""WITH held AS (SELECT DISTINCT near_duplicate_group AS g FROM chunks WHERE side IN {held_out}),
-        used AS (SELECT t.*, c.near_duplicate_group AS g FROM training_pairs t JOIN chunks c USING (chunk_id)
-                 WHERE t.dropped_because IS NULL AND t.side NOT IN {held_out})
-        SELECT (SELECT count(*) FROM used) AS training_pairs,
-               (SELECT count(*) FROM used JOIN held USING (g)) AS leaking_passages,
-               (SELECT count(*) FROM (SELECT unnest(negatives) AS n FROM used) x
-                JOIN chunks c ON c.chunk_id = x.n JOIN held ON held.g = c.near_duplicate_group) AS leaking_negatives,
-               (SELECT count(*) FROM used JOIN golden_queries q ON lower(q.query) = lower(used.query)) AS golden_queries,
-               (SELECT count(*) FROM used WHERE lower(query) IN (SELECT lower(query) FROM training_pairs
-                WHERE dropped_because IS NULL AND side IN {held_out})) AS held_out_queries""",
-    )[0]
-    leaks = sum(number for name, number in rows.items() if name != "training_pairs")
-    return dg.AssetCheckResult(passed=leaks == 0, severity=ERROR, metadata=rows)
+    leaks = find_leaks(store.warehouse, golden_decides=golden)
+    return dg.AssetCheckResult(passed=leaks.total == 0, severity=ERROR, metadata=asdict(leaks))
 
 
 @_asset_check(asset="golden_queries", description="Every judged query's evidence is found in the documents of today.")

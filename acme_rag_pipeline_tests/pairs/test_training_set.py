@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from acme_rag_pipeline.orchestration.checks import nothing_leaks
+from acme_rag_pipeline.pairs.leaks import Leaks, find_leaks
 from acme_rag_pipeline.pairs.training_set import build_training_set
 from acme_rag_pipeline.retrieval import Retriever
 from acme_rag_pipeline.serving.serve import serve
@@ -24,14 +25,20 @@ def rows(store: Store, query: str) -> list[dict[str, Any]]:
         return records(connection, query)
 
 
-def test_a_held_out_wording_is_not_trained_on(
-    store: Store, settings_for: Callable[..., Settings], run_all: Run, tmp_path: Path
-) -> None:
+def company(tmp_path: Path) -> Path:
+    """A document for each subject."""
     folder = tmp_path / "company"
     folder.mkdir()
     for subject in SUBJECTS:
         text = f"# {subject.title()}\n\nThe desk for {subject} settles what you ask about {subject} within a week.\n"
         (folder / f"{subject}.md").write_text(text)
+    return folder
+
+
+def test_a_held_out_wording_is_not_trained_on(
+    store: Store, settings_for: Callable[..., Settings], run_all: Run, tmp_path: Path
+) -> None:
+    folder = company(tmp_path)
     lines = [
         {"query": wording, "doc_path": f"{subject}.md", "quote": f"The desk for {subject}"}
         for subject in SUBJECTS
@@ -120,3 +127,41 @@ def test_a_generator_s_query_must_lead_back_to_its_passage_and_an_llm_s_at_least
         assert found == (pair["dropped_because"] is None), pair
         outcomes.add((pair["origin"], found))
     assert outcomes == {("offline", True), ("offline", False), ("openai", True), ("openai", False)}
+
+
+def test_every_kind_of_leak_is_counted(store: Store, run_all: Run, tmp_path: Path) -> None:
+    shares = {"validation_share": 0.3, "test_share": 0.3}
+    run_all(documents=str(company(tmp_path)), curated_pairs="none", golden="none", evaluation=shares)
+    assert find_leaks(store.warehouse, golden_decides=False).total == 0
+    held = rows(store, "SELECT chunk_id, near_duplicate_group FROM chunks WHERE side = 'test' ORDER BY chunk_id")[0]
+    asked = rows(
+        store, "SELECT query FROM training_pairs WHERE side = 'validation' AND dropped_because IS NULL ORDER BY query"
+    )[0]["query"]
+    trained = rows(
+        store,
+        "SELECT pair_id, chunk_id FROM training_pairs WHERE side = 'train' AND dropped_because IS NULL ORDER BY 1",
+    )
+    first, *others = [pair for pair in trained if pair["chunk_id"] != trained[0]["chunk_id"]]
+    third = others[-1]
+
+    def leaks_after(statement: str, *values: Any) -> Leaks:
+        with store.warehouse.write() as connection:
+            connection.execute(statement, list(values))
+        return find_leaks(store.warehouse, golden_decides=False)
+
+    pair = "WHERE pair_id = ?"
+    moved = leaks_after(f"UPDATE training_pairs SET chunk_id = ? {pair}", held["chunk_id"], first["pair_id"])
+    assert (moved.passages, moved.total) == (1, 1)
+    mined = leaks_after(f"UPDATE training_pairs SET negatives = [?] {pair}", held["chunk_id"], third["pair_id"])
+    assert (mined.negatives, mined.total) == (1, 2)
+    worded = leaks_after(f"UPDATE training_pairs SET query = ? {pair}", f"  {asked.upper()}!", third["pair_id"])
+    assert (worded.held_out_queries, worded.total) == (1, 3)
+    judged = leaks_after("INSERT INTO golden_queries VALUES ('g', ?, '', NULL, 'resolved', NULL)", f"{asked}?")
+    assert (judged.golden_queries, judged.total) == (1, 4)
+    group = held["near_duplicate_group"]
+    repeated = leaks_after(
+        "UPDATE chunks SET near_duplicate_group = ? WHERE chunk_id = ?", group, trained[0]["chunk_id"]
+    )
+    assert repeated.passages > 1
+    # With golden queries the test side is trained on, and only validation is held out.
+    assert find_leaks(store.warehouse, golden_decides=True).passages == 0
