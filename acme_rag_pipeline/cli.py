@@ -156,13 +156,15 @@ def compare(context: click.Context, text: str, k: int, as_json: bool) -> None:
     before = {hit.chunk_id: rank for rank, hit in enumerate(base, start=1)}
     click.echo(f"\nBase, dense\n{'-' * 60}")
     for rank, hit in enumerate(base, start=1):
-        click.echo(f"{rank:2}. {hit.doc_path}  {click.style(hit.heading, dim=True)}\n    {_snippet(hit.text, 120)}")
+        click.echo(
+            f"{rank:2}. {_snippet(hit.doc_path, 300)}  {click.style(_snippet(hit.heading, 200), dim=True)}\n    {_snippet(hit.text, 120)}"
+        )
     click.echo(f"\nPromoted\n{'-' * 60}")
     for rank, hit in enumerate(promoted, start=1):
         was = before.get(hit.chunk_id)
         moved = "new here" if was is None else ("same place" if was == rank else f"was {was}")
         click.echo(
-            f"{rank:2}. {hit.doc_path}  {click.style(hit.heading, dim=True)}  [{moved}]\n    {_snippet(hit.text, 120)}"
+            f"{rank:2}. {_snippet(hit.doc_path, 300)}  {click.style(_snippet(hit.heading, 200), dim=True)}  [{moved}]\n    {_snippet(hit.text, 120)}"
         )
 
 
@@ -200,7 +202,9 @@ def ask(context: click.Context, question: str, k: int, as_json: bool) -> None:
     if found.note:
         click.echo(found.note + "\n")
     for source in found.sources:
-        click.echo(f"[{source['number']}] {source['doc_path']}  {click.style(source['heading'], dim=True)}")
+        click.echo(
+            f"[{source['number']}] {_snippet(source['doc_path'], 300)}  {click.style(_snippet(source['heading'], 200), dim=True)}"
+        )
         if not found.text:
             click.echo(f"    {_snippet(source['text'], 400)}")
 
@@ -297,9 +301,9 @@ def _queries(path: Path) -> Iterable[tuple[str, str]]:
 
 
 def _show(rank: int, hit: SearchHit) -> None:
-    place = click.style(f"{hit.doc_path}:{hit.start}-{hit.end}", bold=True)
+    place = click.style(f"{_snippet(hit.doc_path, 300)}:{hit.start}-{hit.end}", bold=True)
     click.echo(
-        f"{rank:2}. {place}  {hit.score:.4f}\n    {click.style(hit.heading, dim=True)}\n    {_snippet(hit.text, 240)}\n"
+        f"{rank:2}. {place}  {hit.score:.4f}\n    {click.style(_snippet(hit.heading, 200), dim=True)}\n    {_snippet(hit.text, 240)}\n"
     )
 
 

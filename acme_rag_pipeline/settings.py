@@ -6,7 +6,7 @@ Nothing here touches the store or a model; `Settings.load()` is cheap enough for
 import os
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
@@ -129,13 +129,14 @@ class TrainingSettings(Group):
         description="Exponent of the soft whitening behind the model: 0 is none, 0.5 makes every direction count the same. "
         "Default: validation chooses from 0, 0.1 and 0.2.",
     )
-    interpolation: tuple[float, ...] | None = Field(
+    interpolation: tuple[Annotated[float, Field(gt=0, le=1)], ...] | None = Field(
         default=None,
+        min_length=1,
         description="Shares of the tuned weights tried on validation; 0 (the base) always competes. Default: 0.5 and 0.75, "
         "and 1 unless the embedded generator wrote most of the pairs.",
     )
     minimum_pairs: int = Field(default=50, ge=1, description="With fewer training pairs no candidate is trained.")
-    seed: int = Field(default=0, description="Decides the order of the batches and the dropout.")
+    seed: int = Field(default=0, ge=0, lt=2**32, description="Decides the order of the batches and the dropout.")
     precision: Literal["auto", "fp32", "bf16"] = "auto"
 
     @property

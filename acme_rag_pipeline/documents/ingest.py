@@ -17,7 +17,7 @@ from acme_rag_pipeline.documents.source import (
     read_bytes,
     scan,
 )
-from acme_rag_pipeline.documents.state import sources_hash
+from acme_rag_pipeline.documents.state import RACY_NS, sources_hash
 from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store.fingerprints import content_hash, fingerprint, sha256_text
 from acme_rag_pipeline.store.layout import Store
@@ -26,8 +26,6 @@ from acme_rag_pipeline.store.warehouse import Counts, reconcile, records
 
 STAGE = "documents"
 CODE_VERSION = "1"
-# A file written in the same instant as the last scan may have changed after it without a newer time stamp.
-RACY_NS = 2_000_000_000
 logger = logging.getLogger(__name__)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from acme_rag_pipeline.documents.source import ReadFailure, SourceFile, TooLarge
 from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store.fingerprints import content_hash
 
+# A file written in the same instant as a look may have changed after it without a newer time stamp.
+RACY_NS = 2_000_000_000
 _HASHES: dict[tuple[Path, int, int], str] = {}
 
 
@@ -34,9 +37,13 @@ def _content(file: SourceFile, max_bytes: int) -> str | None:
     if file.problem is not None:
         return None
     key = (file.path, file.size, file.mtime_ns)
-    if key not in _HASHES:
-        try:
-            _HASHES[key] = hashlib.sha256(read_bytes(file, max_bytes)).hexdigest()
-        except (ReadFailure, TooLarge):
-            return None
-    return _HASHES[key]
+    if key in _HASHES:
+        return _HASHES[key]
+    now = time.time_ns()
+    try:
+        content = hashlib.sha256(read_bytes(file, max_bytes)).hexdigest()
+    except (ReadFailure, TooLarge):
+        return None
+    if now - file.mtime_ns > RACY_NS:
+        _HASHES[key] = content
+    return content

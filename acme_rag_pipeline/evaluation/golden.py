@@ -6,7 +6,7 @@ import json
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from acme_rag_pipeline.evaluation.metrics import Evidence
 from acme_rag_pipeline.settings import EvaluationSettings, Settings, SettingsError
@@ -19,6 +19,8 @@ from acme_rag_pipeline.store.warehouse import insert, reconcile, records
 
 STAGE = "golden_queries"
 CODE_VERSION = "1"
+# Graded judgements go to 3 or 4 as a rule; a gain of 2 ** relevance must stay a number.
+MOST_RELEVANT = 100
 
 
 @dataclass(frozen=True)
@@ -98,12 +100,17 @@ def golden_queries(store: Store) -> list[JudgedQuery]:
     return _judged(rows, judged)
 
 
-def judged_queries(store: Store, folder: Path) -> tuple[list[JudgedQuery], int]:
-    """Any judged set against the documents of today, nothing stored: its usable queries, and how many are not."""
-    queries, qrels, _ = read_golden(folder)
+def judged_queries(store: Store, folder: Path) -> tuple[list[JudgedQuery], str]:
+    """Any judged set against the documents of today, nothing stored: its usable queries, and what is not usable and why."""
+    queries, qrels, problems = read_golden(folder)
     rows, judged, _ = _resolved(store, queries, qrels)
     usable = _judged(rows, judged)
-    return usable, len(rows) - len(usable)
+    notes = []
+    if unresolved := [f"{row['query']}: {row['reason']}" for row in rows if row["status"] != "resolved"]:
+        notes.append(f"{len(unresolved)} queries could not be resolved ({unresolved[0]})")
+    if problems:
+        notes.append(f"{len(problems)} lines are unusable ({problems[0]})")
+    return usable, "; ".join(notes)
 
 
 def _judged(rows: list[dict[str, Any]], judged: list[dict[str, Any]]) -> list[JudgedQuery]:
@@ -151,35 +158,49 @@ def read_golden(folder: Path) -> tuple[dict[str, dict[str, Any]], list[dict[str,
     qrels: list[dict[str, Any]] = []
     problems: list[str] = []
     for where, row in _lines(folder / "queries.jsonl", problems):
-        if (
-            not isinstance(row.get("query_id"), str)
-            or not isinstance(row.get("query"), str)
-            or not row["query"].strip()
-        ):
+        query_id, query, style = _name(row.get("query_id")), row.get("query"), row.get("style")
+        if query_id is None or not _is_text(query) or not query.strip():
             problems.append(f"{where}: needs query_id and query")
-        elif row["query_id"] in queries:
-            problems.append(f"{where}: query_id {row['query_id']} is there twice, the first one is used")
+        elif query_id in queries:
+            problems.append(f"{where}: query_id {query_id} is there twice, the first one is used")
+        elif style is not None and not _is_text(style):
+            problems.append(f"{where}: style is not a text")
         else:
-            queries[row["query_id"]] = {"query": " ".join(row["query"].split()), "style": row.get("style")}
+            queries[query_id] = {"query": " ".join(query.split()), "style": style}
     for where, row in _lines(folder / "qrels.jsonl", problems):
         span = (row.get("start"), row.get("end"))
         relevance = row.get("relevance", 1)
-        if row.get("query_id") not in queries or not isinstance(row.get("doc_path"), str):
+        query_id = _name(row.get("query_id"))
+        if query_id not in queries or not _is_text(row.get("doc_path")):
             problems.append(f"{where}: needs the query_id of a query, and doc_path")
+        elif any(row.get(name) is not None and not _is_text(row[name]) for name in ("quote", "sha256")):
+            problems.append(f"{where}: quote and sha256 must be texts")
         elif not _is_span(*span):
             problems.append(f"{where}: start and end must be character positions, start before end")
-        elif not isinstance(relevance, int) or relevance < 0:
-            problems.append(f"{where}: relevance must be a number from 0")
+        elif type(relevance) not in (int, float) or not 0 <= relevance <= MOST_RELEVANT or relevance != int(relevance):
+            problems.append(f"{where}: relevance must be a whole number from 0 to {MOST_RELEVANT}")
         else:
-            names = ("query_id", "doc_path", "start", "end", "quote", "sha256")
-            qrels.append({name: row.get(name) for name in names} | {"relevance": relevance})
+            names = ("doc_path", "start", "end", "quote", "sha256")
+            qrels.append({"query_id": query_id} | {n: row.get(n) for n in names} | {"relevance": int(relevance)})
     return queries, qrels, problems
+
+
+def _name(value: Any) -> str | None:
+    """An id as a text; other programs write numbers."""
+    if type(value) is int:
+        return str(value)
+    return value if _is_text(value) else None
+
+
+def _is_text(value: Any) -> TypeGuard[str]:
+    """A text that can be stored: half a character (a lone surrogate) cannot."""
+    return isinstance(value, str) and not any("\ud800" <= character <= "\udfff" for character in value)
 
 
 def _is_span(start: Any, end: Any) -> bool:
     if start is None and end is None:
         return True
-    return isinstance(start, int) and isinstance(end, int) and 0 <= start < end
+    return type(start) is int and type(end) is int and 0 <= start < end < 2**31
 
 
 def _lines(path: Path, problems: list[str]) -> list[tuple[str, dict[str, Any]]]:

@@ -31,11 +31,11 @@ def compare_arms(store: Store, settings: Settings, folder: Path | None) -> dict[
     if folder is None:
         queries: list[JudgedQuery] = golden_queries(store)
     else:
-        queries, unresolved = judged_queries(store, folder)
-        note = f"{unresolved} queries could not be resolved" if unresolved else ""
+        queries, note = judged_queries(store, folder)
     if not queries:
         raise SettingsError(
             "ACME_RAG_GOLDEN: no judged query can be used; give `--golden DIR` with queries.jsonl and qrels.jsonl"
+            + (f". {note}" if note else "")
         )
     units = {query.query_id: query.unit for query in queries}
     runner = ArmRunner(store, settings)
@@ -50,7 +50,8 @@ def compare_arms(store: Store, settings: Settings, folder: Path | None) -> dict[
         if result.arm != BASE:
             mine = result.metric(PRIMARY)
             gain = paired_interval([base[i] for i in ids], [mine[i] for i in ids], [units[i] for i in ids])
-            row["gain"] = {"difference": gain.mean, "low": gain.low, "high": gain.high}
+            # A difference of two nDCGs lies within -1 and 1, whatever few units say; JSON knows no infinity.
+            row["gain"] = {"difference": gain.mean, "low": max(-1.0, gain.low), "high": min(1.0, gain.high)}
         arms.append(row)
     arms.sort(key=lambda row: -row[PRIMARY]["value"])
     return {"queries": len(queries), "units": len(set(units.values())), "note": note, "arms": arms}

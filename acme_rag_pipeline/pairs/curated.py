@@ -27,7 +27,8 @@ def resolve_curated_pairs(store: Store, settings: Settings) -> StageResult:
         SettingsError: the file cannot be read.
         UpstreamMissing: `chunks` has never run.
     """
-    upstream = data_versions(store.warehouse, "chunks")
+    # Quotes are looked for in whole documents: front matter, for instance, is in no chunk.
+    upstream = data_versions(store.warehouse, "documents", "chunks")
     pairs, problems = read_curated_pairs(settings.curated_pairs) if settings.curated_pairs else ([], [])
     made_from = fingerprint(STAGE, CODE_VERSION, upstream, sorted(p.curated_id for p in pairs), problems)
     if (unchanged := recorded(store.warehouse, STAGE, made_from)) is not None:

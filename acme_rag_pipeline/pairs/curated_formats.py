@@ -158,6 +158,8 @@ def _checked(raw: Any) -> CuratedPair | str:
         start, end = (None if raw.get(n) in (None, "") else int(raw[n]) for n in ("start", "end"))
     except (TypeError, ValueError, OverflowError):
         return "start and end must be character positions"
+    if any(position is not None and not 0 <= position < 2**31 for position in (start, end)):
+        return "start and end must be character positions"
     if quote is None and (start is None or end is None or not 0 <= start < end):
         return "neither a quote nor a span (start, end)"
     if quote is None and doc_path is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
@@ -16,6 +16,7 @@ def mine(
     *,
     count: int,
     margin: float,
+    answering: Sequence[Collection[str]] | None = None,
 ) -> list[list[int]]:
     """Positive-aware mining (NV-Retriever, Moreira et al. 2024, arXiv:2407.15831) over the whole collection.
 
@@ -27,6 +28,7 @@ def mine(
         barred: passages that may not be used, shape (passages,).
         count: most negatives of a query.
         margin: a negative scores below this share of the positive's score.
+        answering: of each query further groups whose passages answer it, for instance other pairs of the same wording.
 
     Returns:
         Rows of the negatives of each query, hardest first.
@@ -35,12 +37,17 @@ def mine(
         return [[] for _ in range(len(queries))]
     codes = np.unique(np.asarray(groups), return_inverse=True)[1]
     rows = np.asarray(positives)
+    members: dict[str, list[int]] = {}
+    for number, group in enumerate(groups):
+        members.setdefault(group, []).append(number)
     mined: list[list[int]] = []
     for first in range(0, len(queries), 512):
         batch = rows[first : first + 512]
         scores = queries[first : first + 512] @ passages.T
         own = scores[np.arange(len(batch)), batch]
         scores[codes[None, :] == codes[batch][:, None]] = -np.inf
+        for line, right in zip(scores, answering[first : first + 512] if answering else (), strict=False):
+            line[[number for group in right for number in members.get(group, ())]] = -np.inf
         scores[:, barred] = -np.inf
         scores[scores >= margin * own[:, None]] = -np.inf
         top = min(count, passages.shape[0])

@@ -122,6 +122,7 @@ class _Filters:
             self.funnel.append({"filter": name, "dropped": len(self.dropped) - before, "left": left})
         barred = self._barred_from_training()
         eligible = [i for i in range(len(self.pairs)) if i not in self.dropped]
+        answering = self._answering(eligible)
         negatives = mine(
             self.query_vectors[eligible],
             [self.position[self.pairs[i]["chunk_id"]] for i in eligible],
@@ -130,9 +131,10 @@ class _Filters:
             barred,
             count=self.settings.hard_negatives,
             margin=self.settings.negative_margin,
+            answering=[answering[query_key(self.pairs[i]["query"])] for i in eligible],
         )
         of_row = dict(zip(eligible, negatives, strict=True))
-        first = self._people_s_negatives(eligible, barred)
+        first = self._people_s_negatives(eligible, barred, answering)
         for i, found in of_row.items():
             of_row[i] = list(dict.fromkeys([*first.get(i, []), *found]))
         return [self._row(i, of_row.get(i, [])) for i in range(len(self.pairs))]
@@ -272,15 +274,20 @@ class _Filters:
             if self.pairs[i]["chunk_id"] not in {hit.chunk_id for hit in lexical(table, self.pairs[i]["query"], top)}
         ]
 
-    def _people_s_negatives(self, eligible: Sequence[int], barred: np.ndarray) -> dict[int, list[int]]:
+    def _answering(self, rows: Sequence[int]) -> dict[str, set[str]]:
+        """The near-duplicate groups that answer each wording."""
+        answering: dict[str, set[str]] = {}
+        for i in rows:
+            answering.setdefault(query_key(self.pairs[i]["query"]), set()).add(self._passage(i).near_duplicate_group)
+        return answering
+
+    def _people_s_negatives(
+        self, eligible: Sequence[int], barred: np.ndarray, answering: dict[str, set[str]]
+    ) -> dict[int, list[int]]:
         """Negatives that people named, of each pair that has any.
 
         Left out: held-out passages, and passages that nearly repeat one that answers the same query.
         """
-        answering: dict[str, set[str]] = {}
-        for i in eligible:
-            group = self._passage(i).near_duplicate_group
-            answering.setdefault(query_key(self.pairs[i]["query"]), set()).add(group)
         return {
             i: [
                 n

@@ -21,6 +21,10 @@ class Curve:
     best_epoch: int | None = None
     trained: str = ""
 
+    def ndcg_of_best(self) -> float | None:
+        """Validation nDCG@10 of the best epoch; None without validation."""
+        return next((row["ndcg@10"] for row in self.epochs if row["epoch"] == self.best_epoch), None)
+
 
 @dataclass
 class Best:

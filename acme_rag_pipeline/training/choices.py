@@ -121,7 +121,7 @@ class Choices:
         for share in sorted({0.0, *shares} if whitening else shares):
             if share == 1.0 and curve.best_epoch is not None:
                 # The best epoch ended with exactly these weights.
-                note(share, whitening, curve.epochs[curve.best_epoch - 1]["ndcg@10"])
+                note(share, whitening, curve.ndcg_of_best())
                 continue
             interpolate(model, base, tuned, share)
             note(share, whitening, self.score(model, prefix))

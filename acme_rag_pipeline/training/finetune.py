@@ -169,7 +169,9 @@ def finetune(
             if now - last_save > CHECKPOINT_SECONDS:
                 save_checkpoint(checkpoint, step, model, optimizer, scheduler, curve, best)
                 last_save = time.monotonic()
-        if step > done:
+        # A run that was killed while it validated has trained the epoch and not judged it.
+        judged = {row["epoch"] for row in curve.epochs}
+        if step > done or (step == done and epoch + 1 not in judged):
             model.eval()
             ndcg = validate(model)
             if ndcg is not None:

@@ -33,8 +33,17 @@ PROGRAM = textwrap.dedent(
         epochs=int(epochs), batch_size=4, precision="fp32", frozen_layers=int(os.environ["FROZEN_LAYERS"]),
         whitening=float(os.environ["WHITENING"]),
     )
+    left = int(os.environ["VALIDATIONS"])
+
+    def validate(model):
+        global left
+        left -= 1
+        if left < 0:
+            os._exit(9)
+        return scores.pop(0) if scores else None
+
     model, curve = finetune.finetune(
-        base.folder, rows, settings, Path(sys.argv[1]), lambda m: scores.pop(0) if scores else None, "cpu",
+        base.folder, rows, settings, Path(sys.argv[1]), validate, "cpu",
         int(end_after) or None,
     )
     digest = hashlib.sha256()
@@ -45,10 +54,16 @@ PROGRAM = textwrap.dedent(
 )
 
 
-def start(checkpoint: Path, *arguments: object, frozen: int = 0, whitening: float = 0.0) -> subprocess.Popen[str]:
-    """Arguments: epochs, epoch to end with (0: the last), and what validation says after each epoch."""
+def start(
+    checkpoint: Path, *arguments: object, frozen: int = 0, whitening: float = 0.0, validations: int = 99
+) -> subprocess.Popen[str]:
+    """Arguments: epochs, epoch to end with (0: the last), and what validation says after each epoch.
+
+    The process dies in the validation after so many.
+    """
     command = [sys.executable, "-c", PROGRAM, str(checkpoint), *map(str, arguments)]
     environment = os.environ | {"FROZEN_LAYERS": str(frozen), "WHITENING": str(whitening)}
+    environment["VALIDATIONS"] = str(validations)
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment)
 
 
@@ -83,3 +98,14 @@ def test_validation_decides_which_epoch_is_kept_and_when_to_stop(tmp_path: Path)
     assert chosen.split()[1:] == ["24", "2"]
     assert refit.split()[1:] == ["12", "None"]
     assert chosen.split()[0] == refit.split()[0], "a refit that ends with the twin's epoch follows the same recipe"
+
+
+def test_a_run_killed_while_it_validates_judges_that_epoch_when_it_goes_on(tmp_path: Path) -> None:
+    scores = (0.4, 0.6, 0.5)
+    unbroken, _ = start(tmp_path / "a.pt", 3, 0, *scores).communicate(timeout=200)
+    broken = start(tmp_path / "b.pt", 3, 0, *scores, validations=1)
+    broken.communicate(timeout=200)
+    assert broken.returncode == 9
+    resumed, _ = start(tmp_path / "b.pt", 3, 0, *scores[1:]).communicate(timeout=200)
+    assert unbroken.split()[2] == "2"
+    assert resumed == unbroken

@@ -1,0 +1,53 @@
+"""Golden files as people and other programs write them: a bad line costs that line, and says so."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from acme_rag_pipeline.evaluation.golden import read_golden
+
+
+def written(folder: Path, queries: list[dict[str, Any]], qrels: list[dict[str, Any]]) -> Path:
+    for name, lines in (("queries", queries), ("qrels", qrels)):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+def test_ids_and_grades_may_be_numbers(tmp_path: Path) -> None:
+    folder = written(
+        tmp_path,
+        [{"query_id": 7, "query": "who  pays?"}, {"query_id": "b", "query": "when?"}],
+        [{"query_id": 7, "doc_path": "a.md", "relevance": 2.0}, {"query_id": "b", "doc_path": "b.md"}],
+    )
+    queries, qrels, problems = read_golden(folder)
+    assert queries == {"7": {"query": "who pays?", "style": None}, "b": {"query": "when?", "style": None}}
+    assert [(line["query_id"], line["relevance"]) for line in qrels] == [("7", 2), ("b", 1)]
+    assert not problems
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("queries", {"query_id": [1], "query": "a list?"}),
+        ("queries", {"query_id": "c", "query": "half a character \ud800"}),
+        ("queries", {"query_id": "c", "query": "a style?", "style": 3}),
+        ("qrels", {"query_id": [1], "doc_path": "a.md"}),
+        ("qrels", {"query_id": "a", "doc_path": "a.md", "quote": 5}),
+        ("qrels", {"query_id": "a", "doc_path": "a.md", "relevance": 10**30}),
+        ("qrels", {"query_id": "a", "doc_path": "a.md", "relevance": 0.5}),
+        ("qrels", {"query_id": "a", "doc_path": "a.md", "relevance": True}),
+        ("qrels", {"query_id": "a", "doc_path": "a.md", "start": 0, "end": 10**12}),
+    ],
+)
+def test_a_bad_line_costs_that_line_and_is_named(tmp_path: Path, name: str, line: dict[str, Any]) -> None:
+    good = {"queries": [{"query_id": "a", "query": "who?"}], "qrels": [{"query_id": "a", "doc_path": "a.md"}]}
+    good[name] = [*good[name], line]
+    queries, qrels, problems = read_golden(written(tmp_path, good["queries"], good["qrels"]))
+    assert list(queries) == ["a"]
+    assert len(qrels) == 1
+    assert len(problems) == 1
+    assert problems[0].startswith(f"{name}.jsonl line 2")
