@@ -72,13 +72,14 @@ def _coverage(numbers: dict[str, float] | None) -> str:
 
 
 def samples(store: Store) -> list[SamplePair]:
-    """One kept pair of each origin and method."""
+    """Kept pairs of each origin: one of each method of the embedded generator, two of each style otherwise."""
     with store.warehouse.read() as connection:
         rows = records(
             connection,
             "SELECT t.origin, t.style, t.query, c.text AS passage, c.doc_path FROM training_pairs t "
             "JOIN chunks c USING (chunk_id) WHERE t.dropped_because IS NULL "
-            "QUALIFY row_number() OVER (PARTITION BY t.origin, t.method ORDER BY t.pair_id) = 1 ORDER BY t.origin, t.method",
+            "QUALIFY row_number() OVER (PARTITION BY t.origin, t.style, t.method ORDER BY t.pair_id) "
+            "<= CASE t.origin WHEN 'offline' THEN 1 ELSE 2 END ORDER BY t.origin, t.method, t.style, t.pair_id",
         )
     return [SamplePair(**row) for row in rows]
 

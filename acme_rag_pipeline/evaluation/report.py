@@ -20,7 +20,7 @@ from acme_rag_pipeline.evaluation.metrics import METRICS, PRIMARY
 
 CHANGES_SHOWN = 15
 CHANGES_OPEN = 5
-SAMPLES_SHOWN = 5
+SAMPLES_SHOWN = 12
 SNIPPET_CHARACTERS = 480
 
 # C0 and C1 controls but tab and line breaks, and the marks that reverse the reading direction of what follows.

@@ -125,6 +125,8 @@ def render(passage: Passage, parameters: PromptParameters) -> list[dict[str, str
 def parse_answer(content: str, limit: int) -> list[WrittenQuery]:
     """The queries of an answer, cleaned; an empty list is an answer, too.
 
+    Of several queries the usable ones count: the answer is paid for, and small models get one of three wrong.
+
     Args:
         content: What the LLM wrote.
         limit: Queries beyond it are left out.
@@ -143,25 +145,32 @@ def parse_answer(content: str, limit: int) -> list[WrittenQuery]:
     if not isinstance(answer, dict) or not isinstance(answer.get("queries"), list):
         raise BadAnswer('not an object with a list "queries"')
     kept: dict[str, WrittenQuery] = {}
+    bad: list[BadAnswer] = []
     for number, item in enumerate(answer["queries"], start=1):
-        written = _written_query(number, item)
-        kept.setdefault(written.query.casefold(), written)
+        try:
+            written = _written_query(number, item)
+        except BadAnswer as error:
+            bad.append(error)
+        else:
+            kept.setdefault(written.query.casefold(), written)
+    if bad and not kept:
+        raise bad[0]
     return list(kept.values())[:limit]
 
 
 def _unwrapped(content: str) -> str:
-    """The JSON of an answer that thinks aloud first or stands in a Markdown fence."""
+    """The JSON of an answer that thinks aloud first, stands in a Markdown fence, or has words around it."""
     # No regular expressions: with a lazy body they take quadratic time on a runaway answer.
     content = without_thinking(content)
-    if content.startswith("```") and content.endswith("```"):
-        content = content[3:-3].partition("\n")[2]
-    return content
+    first, last = content.find("{"), content.rfind("}")
+    return content[first : last + 1] if 0 <= first < last else content
 
 
 def _written_query(number: int, item: object) -> WrittenQuery:
     if not isinstance(item, dict):
         raise BadAnswer(f"query {number} is not an object")
     text, style = item.get("query"), item.get("style")
+    style = style.lower() if isinstance(style, str) else style
     if not isinstance(text, str):
         raise BadAnswer(f'query {number} has no text "query"')
     if style not in STYLES:

@@ -75,7 +75,10 @@ def write_pairs(store: Store, settings: Settings) -> StageResult:
         for name in names:
             one = generator(settings, name, passages, examples)
             missing = one.prompts.keys() - answered(store, one)
-            details |= _ask(store, settings, one, {h: sent for h, sent in one.prompts.items() if h in missing})
+            # A budget must not be spent on the same bad answers in every run, so those passages come last.
+            spoilt = _answered_badly(store) if missing else set()
+            hashes = sorted((h for h in one.prompts if h in missing), key=lambda h: h in spoilt)
+            details |= _ask(store, settings, one, {h: one.prompts[h] for h in hashes})
             found = answers(store, one)
             rows += pair_rows(one, found)
             figures.update(
@@ -101,6 +104,15 @@ def write_pairs(store: Store, settings: Settings) -> StageResult:
             # An unfinished stage is not recorded as done, so the next run goes on where this one stopped.
             unfinished = figures["unanswered"] or retracted
             return record(connection, result, f"unfinished {made_from}" if unfinished else made_from)
+
+
+def _answered_badly(store: Store) -> set[str]:
+    """Prompts that once got an answer that could not be used, or none on principle."""
+    with store.warehouse.read() as connection:
+        rows = connection.execute(
+            "SELECT DISTINCT prompt_hash FROM llm_calls WHERE status IN ('bad_answer', 'refused')"
+        ).fetchall()
+    return {row[0] for row in rows}
 
 
 def _look(rows: Sequence[dict[str, Any]], passages: Sequence[Passage]) -> dict[str, Any]:

@@ -84,6 +84,7 @@ class _Filters:
             rejected = records(connection, "SELECT query, chunk_id, reason FROM rejected_pairs ORDER BY rejection_id")
             named = records(connection, "SELECT pair_id, chunk_id FROM curated_negatives ORDER BY negative_id")
         self.golden_decides = bool(stage) and str(stage[0]["decides"]) == "true"
+        self.held_out = {"validation"} if self.golden_decides else {"validation", "test"}
         # The canonical order of rejections is that of their ids: of two reasons the first stays.
         self.rejected: dict[tuple[str, str], str] = {}
         for row in rejected:
@@ -203,16 +204,24 @@ class _Filters:
         return float(self.query_vectors[row] @ self.passage_vectors[self.position[self.pairs[row]["chunk_id"]]])
 
     def _repeated(self) -> list[tuple[int, str]]:
-        """Of nearly equal queries for one near-duplicate group the first stays."""
+        """Of nearly equal queries for one near-duplicate group the first stays.
+
+        A person's query that judges gives way to none of another side: that one is the leak, and drops for it.
+        """
         dropped = []
         kept: dict[str, list[int]] = {}
         for i in self._kept():
             earlier = kept.setdefault(self._passage(i).near_duplicate_group, [])
+            side = self._passage(i).side
+            if self.pairs[i]["origin"] == "curated" and side in self.held_out:
+                earlier_ones = [j for j in earlier if self._passage(j).side == side]
+            else:
+                earlier_ones = earlier
             key = query_key(self.pairs[i]["query"])
             if any(
                 key == query_key(self.pairs[j]["query"])
                 or float(self.query_vectors[i] @ self.query_vectors[j]) >= self.settings.query_similarity
-                for j in earlier
+                for j in earlier_ones
             ):
                 dropped.append((i, "repeats another query of the passage"))
             else:
@@ -221,7 +230,7 @@ class _Filters:
 
     def _near_other_sides(self) -> list[tuple[int, str]]:
         """A training pair whose passage nearly repeats one that is held out, or whose query asks there too, would leak it."""
-        held_out = {"validation"} if self.golden_decides else {"validation", "test"}
+        held_out = self.held_out
         sides: dict[str, set[str]] = {}
         for passage in self.passages:
             sides.setdefault(passage.near_duplicate_group, set()).add(passage.side)
@@ -301,7 +310,7 @@ class _Filters:
 
     def _barred_from_training(self) -> np.ndarray:
         """Passages that may not be negatives: held out, or nearly repeating what is."""
-        held_out = {"validation"} if self.golden_decides else {"validation", "test"}
+        held_out = self.held_out
         groups = {p.near_duplicate_group for p in self.passages if p.side in held_out}
         return np.array([p.near_duplicate_group in groups for p in self.passages], dtype=bool)
 

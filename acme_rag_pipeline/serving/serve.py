@@ -79,9 +79,10 @@ def rollback(store: Store, settings: Settings, to: str | None = None) -> decisio
         if not past:
             raise NoSuchPromotion("nothing has been promoted from this store yet")
         current = past[-1]
-        serving = [d for d in past if (d.model_digest, d.recipe) != (current.model_digest, current.recipe)]
-        if to is not None:
-            serving = [d for d in past if d.model_digest.startswith(to)]
+        named = [d for d in past if d.model_digest.startswith(to)] if to is not None else past
+        serving = [d for d in named if (d.model_digest, d.recipe) != (current.model_digest, current.recipe)]
+        if to is not None and not serving:
+            serving = named
         serving = [d for d in serving if models.model_folder(store, d.model_digest).exists()]
         if not serving:
             kept = sorted({d.model_digest[:16] for d in past if models.model_folder(store, d.model_digest).exists()})

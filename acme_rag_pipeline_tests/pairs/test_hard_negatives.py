@@ -19,10 +19,12 @@ def test_every_rule_holds(seed: int, count: int) -> None:
     queries /= np.linalg.norm(queries, axis=1, keepdims=True)
     groups = [str(i // 2) for i in range(12)]
     barred = rng.random(12) < 0.3
-    for row, found in enumerate(mine(queries, positives, passages, groups, barred, count=count, margin=0.95)):
+    answering = [{str(rng.integers(0, 6))} for _ in positives]
+    mined = mine(queries, positives, passages, groups, barred, count=count, margin=0.95, answering=answering)
+    for row, found in enumerate(mined):
         scores = passages @ queries[row]
         assert len(found) <= count
         assert not barred[found].any()
-        assert all(groups[n] != groups[positives[row]] for n in found)
+        assert all(groups[n] not in {groups[positives[row]], *answering[row]} for n in found)
         assert (scores[found] < 0.95 * scores[positives[row]] + 1e-6).all()
         assert sorted(found, key=lambda n: -scores[n]) == found

@@ -123,6 +123,10 @@ GOOD = {"query": "how do I call in sick?", "style": "question"}
         f"  ```\n{_answer(GOOD)}```\n",
         f"<think>\nhm, {{\n</think>\n{_answer(GOOD)}",
         json.dumps({"queries": [{**GOOD, "why": "because"}], "note": 1}),
+        f"Here is the JSON:\n{_answer(GOOD)}\nI hope that helps.",
+        f"```json\n{_answer(GOOD)}\n```\nThree questions.",
+        _answer(GOOD | {"style": "Question"}),
+        _answer(GOOD, {"query": ""}, "how?", {"query": "w" * 5000, "style": "question"}),
     ],
 )
 def test_good_answers(content: str) -> None:
@@ -148,9 +152,9 @@ def test_an_empty_list_is_an_answer() -> None:
         ('{"queries": {}}', "not an object"),
         ('{"questions": []}', "not an object"),
         (_answer("how?"), "query 1 is not an object"),
-        (_answer(GOOD, {"style": "question"}), 'query 2 has no text "query"'),
+        (_answer({"style": "question"}, {"query": "?"}), 'query 1 has no text "query"'),
         (_answer({"query": 7, "style": "question"}), 'query 1 has no text "query"'),
-        (_answer({"query": "how?", "style": "Question"}), '"style" must be'),
+        (_answer({"query": "how?", "style": "Frage"}), '"style" must be'),
         (_answer({"query": "how?", "style": ["question"]}), '"style" must be'),
         (_answer({"query": "how?"}), '"style" must be'),
         (_answer({"query": " \x00\u202e ", "style": "question"}), "is empty"),

@@ -23,7 +23,7 @@ from acme_rag_pipeline.store.fingerprints import fingerprint
 from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.warehouse import records
 from acme_rag_pipeline_tests.conftest import files_of
-from acme_rag_pipeline_tests.llm_server import Act, ScriptedLLM, error, ok
+from acme_rag_pipeline_tests.llm_server import Act, ScriptedLLM, error, garbage, ok
 from acme_rag_pipeline_tests.pairs.test_prompt import PLAIN
 
 Make = Callable[..., Settings]
@@ -191,3 +191,22 @@ def test_the_examples_redo_the_stage(chunked: Store, with_llm: Any, tmp_path: Pa
     with chunked.warehouse.read() as connection:
         rows = records(connection, "SELECT count(*) AS n FROM answers WHERE generator = 'openai'")
     assert rows[0]["n"] == 2 * asked
+
+
+def test_a_budget_is_not_spent_on_the_same_bad_answers_in_every_run(chunked: Store, with_llm: Any) -> None:
+    spoilt: list[str] = []
+
+    def act(number: int, body: dict[str, Any]) -> Act:
+        passage = body["messages"][1]["content"]
+        if not spoilt:
+            spoilt.append(passage)
+        return garbage() if passage == spoilt[0] else numbered(number, body)
+
+    with ScriptedLLM(act) as server:
+        settings = with_llm(server, generator="openai", pairs={"max_calls": 4, "concurrency": 1})
+        assert write_pairs(chunked, settings).details["asked"] == 0
+        chunks = write_pairs(chunked, settings).details["chunks"]
+        for _ in range(chunks):
+            result = write_pairs(chunked, settings)
+    assert result.details["unanswered"] == 1
+    assert origins(chunked)["openai"] == 2 * (chunks - 1)

@@ -165,3 +165,63 @@ def test_every_kind_of_leak_is_counted(store: Store, run_all: Run, tmp_path: Pat
     assert repeated.passages > 1
     # With golden queries the test side is trained on, and only validation is held out.
     assert find_leaks(store.warehouse, golden_decides=True).passages == 0
+
+
+def test_each_filter_drops_what_it_names_and_a_person_s_question_that_judges_stays(
+    store: Store, settings_for: Callable[..., Settings], run_all: Run, tmp_path: Path
+) -> None:
+    folder, golden = company(tmp_path), tmp_path / "golden"
+    for copy in range(4):
+        # The same passage in several documents, which lie on different sides.
+        (folder / f"canteen-{copy}.md").write_text(
+            "# Canteen\n\nLunch is served from noon until two in the big hall.\n"
+        )
+    golden.mkdir()
+    (golden / "queries.jsonl").write_text(json.dumps({"query_id": "g", "query": "Which desk settles parking?"}) + "\n")
+    (golden / "qrels.jsonl").write_text(json.dumps({"query_id": "g", "doc_path": "parking.md"}) + "\n")
+    given = {
+        "documents": str(folder),
+        "curated_pairs": "none",
+        "golden": str(golden),
+        "evaluation": {"validation_share": 0.3, "test_share": 0.3},
+        "pairs": {"query_similarity": 0.9},
+    }
+    run_all(**given)
+    chunks = rows(store, "SELECT chunk_id, doc_path, side FROM chunks ORDER BY doc_path")
+    train = [c["chunk_id"] for c in chunks if c["side"] == "train" and not c["doc_path"].startswith("canteen")]
+    canteen = {c["side"]: c["chunk_id"] for c in chunks if c["doc_path"].startswith("canteen")}
+    judging = min(canteen.keys() - {"train"})
+    first, second, *_ = train
+    lunch = {"query": "When can I have lunch?", "origin": "curated"}
+    asked = {
+        "wording": {"query": "which desk settles  Parking", "chunk_id": first},
+        "meaning": {"query": "Which desk is it that settles parking?", "chunk_id": second},
+        "ambiguous 1": {"query": "How long does it take?", "chunk_id": first},
+        "ambiguous 2": {"query": "How long does it take?", "chunk_id": second},
+        "first": {"query": "How do I complain about a slow answer of the desk?", "chunk_id": first},
+        "first again": {"query": "How do I complain about a slow answer from the desk?", "chunk_id": first},
+        "train": lunch | {"chunk_id": canteen["train"]},
+        "judges": lunch | {"chunk_id": canteen[judging]},
+        "copy": {"query": "Where is food to be had?", "chunk_id": canteen["train"]},
+    }
+    others = {"origin": "openai", "style": "question", "method": "llm", "generator": "openai"}
+    with store.warehouse.write() as connection:
+        connection.execute("DELETE FROM pairs")
+        append(connection, "pairs", [{"pair_id": name} | others | pair for name, pair in asked.items()])
+        connection.execute("DELETE FROM stages WHERE stage = 'training_set'")
+    build_training_set(store, settings_for(**given))
+    found = {
+        row["pair_id"]: row["dropped_because"]
+        for row in rows(store, "SELECT pair_id, dropped_because FROM training_pairs")
+    }
+    repeats = found.pop("train"), found.pop("copy")
+    assert all(str(reason).startswith("passage nearly repeats one of the") for reason in repeats)
+    assert found == {
+        "wording": "near a golden query",
+        "meaning": "near a golden query",
+        "ambiguous 1": "same wording for different passages",
+        "ambiguous 2": "same wording for different passages",
+        "first": None,
+        "first again": "repeats another query of the passage",
+        "judges": None,
+    }
