@@ -16,6 +16,9 @@ def model_card(about: dict[str, Any]) -> str:
         if sweep
         else "Too few validation queries to choose by: the largest share of the tuned weights was taken.\n"
     )
+    how = "as `Title > Heading` and the text" if about["passage_prefix"] == "heading_path" else "as they are"
+    if about["passage_digest"]:
+        how += f", by the base model `{about['passage_digest'][:16]}`: this one encodes queries only"
     return f"""---
 library_name: sentence-transformers
 pipeline_tag: sentence-similarity
@@ -34,7 +37,7 @@ Model digest `{about["model_digest"]}`.
 | training pairs | {about["pairs"]} over {about["passages"]} passages ({", ".join(f"{k}: {v}" for k, v in about["origins"].items())}) |
 | training set | `{about["training_key"][:16]}` |
 | recipe | {about["settings"]["strategy"]}, {about["trained"]}, {about["epochs_trained"]} epochs, batch {about["settings"]["batch_size"]}, learning rate {about["learning_rate"]:g}, guided in-batch softmax of scale {about["settings"]["scale"]:g}, {about["settings"]["distilled_share"]:.0%} of the loss distilled from the base and shared words |
-| passages are encoded | {"as `Title > Heading` and the text" if about["passage_prefix"] == "heading_path" else "as they are"} |
+| passages are encoded | {how} |
 | share of the tuned weights | {about["share"]:.2f} |
 | exponent of the soft whitening | {about["whitening"]:g} |
 

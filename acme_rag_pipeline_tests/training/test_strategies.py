@@ -54,6 +54,8 @@ def test_a_query_tower_leaves_the_passages_alone(
     base = index.install_base(store, settings)
     assert done.details["model_digest"] != base.digest
     assert done.details["passage_digest"] == base.digest
+    card = models.model_folder(store, done.details["model_digest"]) / "README.md"
+    assert f"by the base model `{base.digest[:16]}`: this one encodes queries only" in card.read_text(encoding="utf-8")
     indexed = index.index_candidate(store, settings)
     assert indexed.details["embedded"] == 0
     assert indexed.details["table"] == index.PassageEncoder(base.digest, "none").table
