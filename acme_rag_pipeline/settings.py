@@ -129,7 +129,7 @@ class TrainingSettings(Group):
         description="Exponent of the soft whitening behind the model: 0 is none, 0.5 makes every direction count the same. "
         "Default: validation chooses from 0, 0.1 and 0.2.",
     )
-    interpolation: tuple[Annotated[float, Field(gt=0, le=1)], ...] | None = Field(
+    interpolation: tuple[Annotated[float, Field(ge=0, le=1)], ...] | None = Field(
         default=None,
         min_length=1,
         description="Shares of the tuned weights tried on validation; 0 (the base) always competes. Default: 0.5 and 0.75, "

@@ -52,6 +52,8 @@ def test_empty_means_the_default_and_none_means_without(tmp_path: Path, monkeypa
         ("ACME_RAG_TRAINING__EPOCHS", "many"),
         ("ACME_RAG_TRAINING__EPOCHS", "0"),
         ("ACME_RAG_LOCK_SECONDS", "-1"),
+        ("ACME_RAG_TRAINING__SEED", "-1"),
+        ("ACME_RAG_TRAINING__INTERPOLATION", "[2.0]"),
         ("OPENAI_BASE_URL", "localhost:8000"),
     ],
 )
