@@ -156,16 +156,12 @@ def compare(context: click.Context, text: str, k: int, as_json: bool) -> None:
     before = {hit.chunk_id: rank for rank, hit in enumerate(base, start=1)}
     click.echo(f"\nBase, dense\n{'-' * 60}")
     for rank, hit in enumerate(base, start=1):
-        click.echo(
-            f"{rank:2}. {_snippet(hit.doc_path, 300)}  {click.style(_snippet(hit.heading, 200), dim=True)}\n    {_snippet(hit.text, 120)}"
-        )
+        click.echo(f"{rank:2}. {_source(hit.doc_path, hit.heading)}\n    {_snippet(hit.text, 120)}")
     click.echo(f"\nPromoted\n{'-' * 60}")
     for rank, hit in enumerate(promoted, start=1):
         was = before.get(hit.chunk_id)
         moved = "new here" if was is None else ("same place" if was == rank else f"was {was}")
-        click.echo(
-            f"{rank:2}. {_snippet(hit.doc_path, 300)}  {click.style(_snippet(hit.heading, 200), dim=True)}  [{moved}]\n    {_snippet(hit.text, 120)}"
-        )
+        click.echo(f"{rank:2}. {_source(hit.doc_path, hit.heading)}  [{moved}]\n    {_snippet(hit.text, 120)}")
 
 
 @main.command()
@@ -202,9 +198,7 @@ def ask(context: click.Context, question: str, k: int, as_json: bool) -> None:
     if found.note:
         click.echo(found.note + "\n")
     for source in found.sources:
-        click.echo(
-            f"[{source['number']}] {_snippet(source['doc_path'], 300)}  {click.style(_snippet(source['heading'], 200), dim=True)}"
-        )
+        click.echo(f"[{source['number']}] {_source(source['doc_path'], source['heading'])}")
         if not found.text:
             click.echo(f"    {_snippet(source['text'], 400)}")
 
@@ -305,6 +299,10 @@ def _show(rank: int, hit: SearchHit) -> None:
     click.echo(
         f"{rank:2}. {place}  {hit.score:.4f}\n    {click.style(_snippet(hit.heading, 200), dim=True)}\n    {_snippet(hit.text, 240)}\n"
     )
+
+
+def _source(doc_path: str, heading: str) -> str:
+    return f"{_snippet(doc_path, 300)}  {click.style(_snippet(heading, 200), dim=True)}"
 
 
 def _snippet(text: str, characters: int) -> str:

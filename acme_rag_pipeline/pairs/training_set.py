@@ -213,15 +213,13 @@ class _Filters:
         for i in self._kept():
             earlier = kept.setdefault(self._passage(i).near_duplicate_group, [])
             side = self._passage(i).side
-            if self.pairs[i]["origin"] == "curated" and side in self.held_out:
-                earlier_ones = [j for j in earlier if self._passage(j).side == side]
-            else:
-                earlier_ones = earlier
+            judges = self.pairs[i]["origin"] == "curated" and side in self.held_out
             key = query_key(self.pairs[i]["query"])
             if any(
                 key == query_key(self.pairs[j]["query"])
                 or float(self.query_vectors[i] @ self.query_vectors[j]) >= self.settings.query_similarity
-                for j in earlier_ones
+                for j in earlier
+                if not judges or self._passage(j).side == side
             ):
                 dropped.append((i, "repeats another query of the passage"))
             else:

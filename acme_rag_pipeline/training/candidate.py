@@ -18,7 +18,7 @@ from acme_rag_pipeline.settings import Settings, TrainingSettings
 from acme_rag_pipeline.store import models
 from acme_rag_pipeline.store.fingerprints import fingerprint
 from acme_rag_pipeline.store.layout import Store
-from acme_rag_pipeline.store.passages import PassagePrefix, live_passages
+from acme_rag_pipeline.store.passages import LivePassage, PassagePrefix, live_passages
 from acme_rag_pipeline.store.stages import StageResult, data_versions, record, recorded
 from acme_rag_pipeline.store.warehouse import insert, records
 from acme_rag_pipeline.training.checkpoint import Curve
@@ -68,13 +68,12 @@ def train_candidate(store: Store, settings: Settings) -> StageResult:
     """
     upstream = data_versions(store.warehouse, "chunks", "training_set")
     base = index.install_base(store, settings)
-    pairs = kept_pairs(store.warehouse)
+    passages = live_passages(store.warehouse)
+    pairs = kept_pairs(store.warehouse, passages)
     golden_decides = _golden_decides(store)
     trainable = of_sides(pairs, REFIT_SIDES)
     config_key = fingerprint(CODE_VERSION, base.digest, settings.training, golden_decides)
-    unasked = (
-        unasked_passages(live_passages(store.warehouse), trainable, REFIT_SIDES) if _whitens(settings.training) else []
-    )
+    unasked = unasked_passages(passages, trainable, REFIT_SIDES) if _whitens(settings.training) else []
     training_key = fingerprint(config_key, rows_fingerprint(pairs, settings.training.train_hard_negatives, unasked))
     made_from = fingerprint(STAGE, training_key, settings.automation.retrain_changed_share)
     if (unchanged := recorded(store.warehouse, STAGE, made_from)) is not None and _still_there(store, unchanged):
@@ -100,7 +99,7 @@ def train_candidate(store: Store, settings: Settings) -> StageResult:
                 details = due.candidate | {"outcome": due.reason, "trained": False}
             else:
                 logger.info("training: %s", due.reason)
-                details = _Run(store, settings, base, pairs, golden_decides, training_key, config_key).train()
+                details = _Run(store, settings, base, passages, pairs, golden_decides, training_key, config_key).train()
                 details |= {"outcome": f"{details['outcome']}; {due.reason}"}
         # Today's training set is dealt with: what a killed run left of another one has no use any more.
         _drop_checkpoints(store)
@@ -124,6 +123,7 @@ class _Run:
         store: Store,
         settings: Settings,
         base: BaseModelFiles,
+        passages: Sequence[LivePassage],
         pairs: Sequence[KeptPair],
         golden_decides: bool,
         training_key: str,
@@ -132,6 +132,7 @@ class _Run:
         self.store = store
         self.settings = settings
         self.base = base
+        self.passages = passages
         self.pairs = pairs
         self.golden_decides = golden_decides
         self.training_key = training_key
@@ -139,7 +140,6 @@ class _Run:
         self.query_only = settings.training.strategy == "query_only"
         self.cache = index.embedding_cache(store)
         self.base_encoder = index.encoder_for(store, base.digest, settings)
-        self.passages = live_passages(store.warehouse)
         self.validation = Validation(of_sides(pairs, ("validation",)), self.passages)
         self.choices = Choices(settings.training, base, self.base_encoder, self.cache, self.validation)
 

@@ -40,9 +40,14 @@ class KeptPair:
         return named + [n for n in self.negatives if n.chunk_id not in self.named_negatives][:mined]
 
 
-def kept_pairs(warehouse: Warehouse) -> list[KeptPair]:
-    """All pairs that passed the filters, in a canonical order."""
-    passages = {passage.chunk_id: passage for passage in live_passages(warehouse)}
+def kept_pairs(warehouse: Warehouse, live: Sequence[LivePassage] | None = None) -> list[KeptPair]:
+    """All pairs that passed the filters, in a canonical order.
+
+    Args:
+        warehouse: where they lie.
+        live: the live passages, for a caller that has read them already.
+    """
+    passages = {passage.chunk_id: passage for passage in (live_passages(warehouse) if live is None else live)}
     with warehouse.read() as connection:
         rows = records(
             connection,
