@@ -51,6 +51,7 @@ def _expected(error: Exception) -> bool:
     from acme_rag_pipeline.retrieval.retriever import ArmMissing
     from acme_rag_pipeline.serving.serve import NoSuchPromotion
     from acme_rag_pipeline.store.layout import StoreBusy, StoreUnusable
+    from acme_rag_pipeline.store.models import ModelDamaged
     from acme_rag_pipeline.store.promotion import NothingPromoted, PointerDamaged
     from acme_rag_pipeline.store.stages import UpstreamMissing
     from acme_rag_pipeline.store.warehouse import WarehouseBusy, WarehouseUnusable
@@ -64,6 +65,7 @@ def _expected(error: Exception) -> bool:
         | NoSuchPromotion
         | StoreBusy
         | StoreUnusable
+        | ModelDamaged
         | NothingPromoted
         | PointerDamaged
         | UpstreamMissing

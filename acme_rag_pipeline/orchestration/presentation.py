@@ -47,7 +47,7 @@ _FOR_PROGRAMS = ("_digest", "_key", "_version", "evaluation_id", "content", "sou
 def metadata_of(store: Store, result: StageResult) -> dict[str, Any]:
     """The metadata of one materialisation."""
     counts = result.counts
-    details = dict(result.details)
+    details = {name: value for name, value in result.details.items() if name != "model_files"}
     shown: dict[str, Any] = {}
     if picture := details.pop("picture", None):
         shown["picture"] = dg.MetadataValue.md(

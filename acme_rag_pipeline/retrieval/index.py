@@ -15,6 +15,7 @@ from acme_rag_pipeline.embedding.encoder import Encoder
 from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store import models, vectors
 from acme_rag_pipeline.store.fingerprints import fingerprint
+from acme_rag_pipeline.store.lance_files import lost_files, newest_version
 from acme_rag_pipeline.store.layout import Store, write_atomically
 from acme_rag_pipeline.store.passages import PassagePrefix, live_passages
 from acme_rag_pipeline.store.stages import StageResult, data_versions, overtaken, record, recorded
@@ -53,13 +54,14 @@ class PassageEncoder:
 
 
 def install_base(store: Store, settings: Settings) -> BaseModelFiles:
-    """Find the base model and see to it that the store holds a copy, so that the store alone can serve it.
+    """Find the base model and see to it that the store holds a whole copy, so that the store alone can serve it.
 
     Raises:
         SettingsError: there is no such model.
     """
     base = resolve_base_model(settings.base_model, settings.root)
-    if not models.model_folder(store, base.digest).exists():
+    names = functional_files(base.folder)
+    if models.lost_files(models.model_folder(store, base.digest), models.file_sizes(base.folder, names)):
         about = {"model_digest": base.digest, "kind": "base", "name": base.name, "licence": base.licence}
         card = f"# {base.name}\n\nThe base model, copied unchanged. Licence: {base.licence}.\n"
         with store.writer(BASE_STAGE):
@@ -67,7 +69,7 @@ def install_base(store: Store, settings: Settings) -> BaseModelFiles:
                 store,
                 base.digest,
                 base.folder,
-                functional_files(base.folder),
+                names,
                 {"manifest.json": json.dumps(about, indent=1) + "\n", "README.md": card},
             )
     return base
@@ -129,6 +131,7 @@ def index_candidate(store: Store, settings: Settings) -> StageResult:
     upstream = data_versions(store.warehouse, "chunks")
     which = newest_candidate(store)
     if which is None:
+        _forget_arm(store, "fine_tuned")
         made_from = fingerprint(FINE_TUNED_STAGE, CODE_VERSION, None)
         if (unchanged := recorded(store.warehouse, FINE_TUNED_STAGE, made_from)) is not None:
             return unchanged
@@ -153,13 +156,13 @@ def _index_stage(
 ) -> StageResult:
     made_from = fingerprint(stage, CODE_VERSION, upstream, asdict(which))
     if (unchanged := recorded(store.warehouse, stage, made_from)) is not None and holds(store, unchanged.details):
-        _remember_arm(store, arm, which)
+        _remember_arm(store, arm, which, unchanged.details["lance_version"])
         return StageResult(stage, unchanged.data_version, unchanged.counts, True, nothing_done(unchanged.details))
     with store.writer(stage):
         if overtaken(store.warehouse, upstream):
             return _index_stage(store, settings, stage, which, data_versions(store.warehouse, *upstream), arm)
         done = reconcile_index(store, settings, which)
-        _remember_arm(store, arm, which)
+        _remember_arm(store, arm, which, done.version)
         details = index_details(store, which, done) | {"chunks_version": upstream["chunks"]}
         data_version = fingerprint(which.table, done.content)
         with store.warehouse.write() as connection:
@@ -182,12 +185,13 @@ def reconciled_by_a_stage(store: Store, which: PassageEncoder) -> vectors.Reconc
 
 def index_details(store: Store, which: PassageEncoder, done: vectors.Reconciled) -> dict[str, Any]:
     """What an index stage reports: `embedded` texts went through the model, a `reused` row's vector was known."""
-    return {
+    rebuilt = f"the table was built again: {', '.join(done.lost[:5])} missing or cut off"
+    return ({"outcome": rebuilt} if done.lost else {}) | {
         "table": which.table,
         "model_digest": which.model_digest,
         "passage_prefix": which.prefix,
         "lance_version": done.version,
-        "newest_version": vectors.newest_version(store.lancedb, which.table),
+        "newest_version": newest_version(store.lancedb, which.table),
         "rows": done.rows,
         "content": done.content,
         "embedded": done.embedded,
@@ -197,37 +201,49 @@ def index_details(store: Store, which: PassageEncoder, done: vectors.Reconciled)
 
 
 def holds(store: Store, details: dict[str, Any]) -> bool:
-    """Whether the table is still the one that these details describe."""
-    newest = vectors.newest_version(store.lancedb, details["table"])
-    return bool(newest) and newest == details["newest_version"]
+    """Whether the table is still the one that these details describe, with all its files."""
+    newest = newest_version(store.lancedb, details["table"])
+    return bool(newest) and newest == details["newest_version"] and not lost_files(store.lancedb, details["table"])
 
 
 def nothing_done(details: dict[str, Any]) -> dict[str, Any]:
     """The details of an index that had to do nothing."""
-    return details | {"embedded": 0, "reused": details["rows"], "removed": 0}
+    known = {name: value for name, value in details.items() if name != "outcome"}
+    return known | {"embedded": 0, "reused": details["rows"], "removed": 0}
 
 
-def _remember_arm(store: Store, arm: str, which: PassageEncoder) -> None:
-    """Let readers find the arms without the warehouse, which a writer may hold."""
-    known = known_arms(store)
+def _remember_arm(store: Store, arm: str, which: PassageEncoder, version: int) -> None:
+    """Let readers find the arms without the warehouse, which a writer may hold, and open no version but a finished one."""
     entry = {
         "model_digest": which.model_digest,
         "model_dir": models.relative_folder(which.model_digest),
         "table": which.table,
+        "lance_version": version,
         "passage_prefix": which.prefix,
     }
-    if known.get(arm) != entry:
+    if known_arms(store).get(arm) != entry:
         with store.writer(arm):
-            write_atomically(arms_file(store), json.dumps(known | {arm: entry}, indent=1) + "\n")
+            _write_arms(store, known_arms(store) | {arm: entry})
+
+
+def _forget_arm(store: Store, arm: str) -> None:
+    """A candidate that is gone is no arm: nobody would take deleted text out of its table."""
+    if arm in known_arms(store):
+        with store.writer(arm):
+            _write_arms(store, {name: entry for name, entry in known_arms(store).items() if name != arm})
+
+
+def _write_arms(store: Store, arms: dict[str, dict[str, Any]]) -> None:
+    write_atomically(arms_file(store), json.dumps(arms, indent=1) + "\n")
 
 
 def arms_file(store: Store) -> Path:
-    """`arms.json`: the tables of the base and of the newest candidate."""
+    """`arms.json`: the finished tables of the base and of the newest candidate."""
     return store.root / "arms.json"
 
 
-def known_arms(store: Store) -> dict[str, dict[str, str]]:
-    """The content of `arms.json`, empty if there is none."""
+def known_arms(store: Store) -> dict[str, dict[str, Any]]:
+    """The content of `arms.json`, empty if there is none. Entries of older stores lack `lance_version`."""
     try:
         return json.loads(arms_file(store).read_text(encoding="utf-8"))
     except (OSError, ValueError):

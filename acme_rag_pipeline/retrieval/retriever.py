@@ -115,14 +115,14 @@ class Retriever:
             raise UnknownRetriever(f"no retriever `{retriever}`; there are {', '.join(RETRIEVERS)}")
         tries_left = _TRIES
         while True:
-            before = self.promoted()
+            before = self._named(retriever)
             try:
                 arm = self._open_arm(retriever)
                 return self._search_arm(arm, [q.strip() for q in queries], k, retriever)
             except Exception:
-                # The version may have been cleaned up between reading the pointer and searching; look again. However
-                # slow this reader is, each promotion that overtakes it is another chance and no failure.
-                tries_left -= self.promoted() == before
+                # The version may have been cleaned up between reading its name and searching; look again. However
+                # slow this reader is, each version that overtakes it is another chance and no failure.
+                tries_left -= self._named(retriever) == before
                 if not tries_left:
                     raise
                 with self._lock:
@@ -131,6 +131,12 @@ class Retriever:
     def promoted(self) -> Promoted:
         """What the pointer names now."""
         return read_pointer(self._store.pointer)
+
+    def _named(self, retriever: str) -> Any:
+        """Which finished table the retriever is to search now."""
+        if retriever in ("promoted", "bm25"):
+            return self.promoted()
+        return known_arms(self._store).get(_arm_name(retriever))
 
     def _search_arm(self, arm: _Arm, queries: list[str], k: int, retriever: str) -> list[list[SearchHit]]:
         asked = [query for query in queries if query]
@@ -165,11 +171,12 @@ class Retriever:
         with self._lock:
             if retriever in ("promoted", "bm25"):
                 return self._open_promoted()
-            name = "base" if retriever.startswith("base") else "fine_tuned"
+            name = _arm_name(retriever)
             entry = known_arms(self._store).get(name)
             if entry is None:
                 raise ArmMissing(f"this store has no `{name}` index yet: materialise it first (`make materialize`)")
-            table = vectors.open_table(vectors.connect(self._store.lancedb), entry["table"])
+            db = vectors.connect(self._store.lancedb)
+            table = vectors.open_table(db, entry["table"], entry.get("lance_version"))
             if table is None:
                 raise ArmMissing(f"table {entry['table']} is missing: materialise `{name}_index` again")
             return _Arm(table, self._encoder(entry["model_digest"], entry["model_dir"]), retriever.endswith("_hybrid"))
@@ -192,6 +199,10 @@ class Retriever:
             self._encoders = {known: e for known, e in self._encoders.items() if known in arms}
             self._encoders[digest] = Encoder(self._store.root / model_dir, digest)
         return self._encoders[digest]
+
+
+def _arm_name(retriever: str) -> str:
+    return "base" if retriever.startswith("base") else "fine_tuned"
 
 
 def dense(table: Table, vector: np.ndarray, k: int) -> list[SearchHit]:

@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import itertools
-import shutil
-from datetime import UTC, datetime, timedelta
-from typing import Any, get_args
+import json
+from datetime import UTC, datetime
+from typing import Any
 
-from acme_rag_pipeline.embedding.cache import KEEP_UNUSED
+from acme_rag_pipeline.embedding.base_model import functional_files
 from acme_rag_pipeline.retrieval import index
-from acme_rag_pipeline.serving import decisions
+from acme_rag_pipeline.serving import clean_up, decisions
 from acme_rag_pipeline.settings import Settings
-from acme_rag_pipeline.store import models, vectors
-from acme_rag_pipeline.store.fingerprints import fingerprint, sha256_text
+from acme_rag_pipeline.store import models
+from acme_rag_pipeline.store.fingerprints import fingerprint
 from acme_rag_pipeline.store.layout import Store
-from acme_rag_pipeline.store.passages import PassagePrefix, live_passages
 from acme_rag_pipeline.store.promotion import NothingPromoted, PointerDamaged, Promoted, read_pointer, write_pointer
 from acme_rag_pipeline.store.stages import StageResult, data_versions, overtaken, record, recorded, stored_detail
 from acme_rag_pipeline.store.warehouse import records
 
 STAGE = "served_index"
 CODE_VERSION = "1"
-# Each refresh writes a small table anew, so many edits within the readers' grace time would keep as many copies.
-KEEP_SUPERSEDED = 8
-FORGOTTEN_VERSIONS = 100
 
 
 class NoSuchPromotion(ValueError):
@@ -35,12 +30,37 @@ def serve(store: Store, settings: Settings) -> StageResult:
 
     Raises:
         UpstreamMissing: `chunks` has never run.
+        ModelDamaged: files of the promoted model are lost. What could be reconciled without it has been.
     """
     upstream = data_versions(store.warehouse, "documents", "chunks")
     decision = decisions.champion(store, settings)
+    expected = _model_files(store, settings, decision)
+    lost = models.lost_files(models.model_folder(store, decision.model_digest), expected)
+    try:
+        result = _serve(store, settings, upstream, decision, expected)
+    except Exception as error:
+        if lost:
+            raise _damaged(store, decision, lost) from error
+        raise
+    if lost:
+        raise _damaged(store, decision, lost)
+    return result
+
+
+def _serve(
+    store: Store,
+    settings: Settings,
+    upstream: dict[str, str],
+    decision: decisions.Decision,
+    model_files: dict[str, int],
+) -> StageResult:
     made_from = fingerprint(STAGE, CODE_VERSION, upstream, decision.decision)
     unchanged = recorded(store.warehouse, STAGE, made_from)
     if unchanged is not None and index.holds(store, unchanged.details) and _serves(store, decision, unchanged.details):
+        # A grace time ends without any work; another run that writes just now will see to it.
+        if clean_up.due(store, settings) and store.idle("writer"):
+            with store.writer(STAGE):
+                clean_up.clean_up(store, settings)
         details = index.nothing_done(unchanged.details)
         return StageResult(STAGE, unchanged.data_version, unchanged.counts, True, details)
     with store.writer(STAGE):
@@ -55,12 +75,13 @@ def serve(store: Store, settings: Settings) -> StageResult:
             "recipe": decision.recipe,
             "verdict": decision.verdict,
             "sources": _sources(store),
+            "model_files": model_files,
         }
         data_version = fingerprint(pointer.table, pointer.recipe, done.content)
         with store.warehouse.write() as connection:
             _remember_version(connection, pointer)
             result = record(connection, StageResult(STAGE, data_version, done.counts, details=details), made_from)
-        _clean_up(store, settings)
+        clean_up.clean_up(store, settings)
         return result
 
 
@@ -104,6 +125,27 @@ def rollback(store: Store, settings: Settings, to: str | None = None) -> decisio
     return decision
 
 
+def _model_files(store: Store, settings: Settings, decision: decisions.Decision) -> dict[str, int]:
+    """The functional files of the promoted model by size, as they were when it was first served."""
+    # A damaged base model is copied anew.
+    index.install_base(store, settings)
+    with store.warehouse.read() as connection:
+        rows = records(connection, "SELECT summary FROM stages WHERE stage = ?", [STAGE])
+    served = json.loads(rows[0]["summary"])["details"] if rows else {}
+    if served.get("model_digest") == decision.model_digest and served.get("model_files"):
+        return served["model_files"]
+    folder = models.model_folder(store, decision.model_digest)
+    return models.file_sizes(folder, functional_files(folder))
+
+
+def _damaged(store: Store, decision: decisions.Decision, lost: list[str]) -> models.ModelDamaged:
+    return models.ModelDamaged(
+        f"the promoted model {models.model_folder(store, decision.model_digest)} has lost {', '.join(lost[:5])}. Bring the "
+        "folder back from a backup, or serve an earlier model with `acme-rag rollback`; or delete the folder and run "
+        "`retrain`, which trains the newest candidate again"
+    )
+
+
 def _sources(store: Store) -> str:
     """The state of the documents folder that the chunks were made from."""
     return stored_detail(store.warehouse, "documents", "sources") or ""
@@ -140,76 +182,3 @@ def _remember_version(connection: Any, pointer: Promoted) -> None:
         "INSERT INTO served_versions VALUES (?, ?, ?, NULL) ON CONFLICT DO UPDATE SET superseded_at = NULL",
         [*served, now],
     )
-
-
-def _clean_up(store: Store, settings: Settings) -> None:
-    """Delete what no reader holds and no rollback needs: models, tables, table versions, cached vectors, work files."""
-    past = decisions.decisions(store)
-    # Going back and forth between two of them pushes no third one out.
-    latest = list(dict.fromkeys(d.encoder for d in reversed(past)))
-    kept = set(latest[: settings.serving.keep_promotions])
-    newest = index.newest_candidate(store)
-    # What the newest candidate was compared with: a later evaluation compares them again.
-    kept |= {
-        before.encoder
-        for before, after in itertools.pairwise(past)
-        if newest is not None and after.candidate_digest == newest.model_digest
-    }
-    base = index.install_base(store, settings)
-    kept |= {index.PassageEncoder(base.digest, index.BASE_PREFIX)} | ({newest} if newest else set())
-    digests = {digest for encoder in kept for digest in (encoder.model_digest, encoder.passage_model)}
-    with store.warehouse.read() as connection:
-        twins = records(connection, "SELECT model_digest, twin_digest FROM models WHERE twin_digest IS NOT NULL")
-        served = records(
-            connection, "SELECT table_name, lance_version, superseded_at FROM served_versions ORDER BY promoted_at DESC"
-        )
-    digests |= {row["twin_digest"] for row in twins if row["model_digest"] in digests}
-    grace = datetime.now(UTC) - timedelta(seconds=settings.serving.reader_grace_seconds)
-    held = [r for r in served if r["superseded_at"] is None or r["superseded_at"] > grace][: 1 + KEEP_SUPERSEDED]
-    tables = {encoder.table for encoder in kept} | {row["table_name"] for row in held}
-    db = vectors.connect(store.lancedb)
-    for name in vectors.names(db):
-        if name not in tables:
-            db.drop_table(name)
-            continue
-        table = vectors.open_table(db, name)
-        if table is not None:
-            versions = [row["lance_version"] for row in held if row["table_name"] == name]
-            at_once = settings.serving.reader_grace_seconds == 0
-            vectors.drop_old_versions(table, versions or [int(table.version)], at_once=at_once)
-    readers = {row["table_name"] for row in held}
-    digests |= {folder.name for folder in store.models.iterdir() if any(folder.name[:16] in name for name in readers)}
-    # A training run puts its model in place before it is known to anybody.
-    if store.idle("training"):
-        models.remove_models(store, digests)
-        _clear_training(store)
-        index.embedding_cache(store).forget_encoders(digests)
-    _forget_rows(store, [r for r in served if r not in held])
-
-
-def _clear_training(store: Store) -> None:
-    """Delete what killed trainings left, but for the newest checkpoint, from which the next run may go on."""
-    checkpoints = sorted((store.work / "training").glob("*.pt"), key=lambda path: path.stat().st_mtime_ns)
-    for path in checkpoints:
-        if path.name.split("-")[0] != checkpoints[-1].name.split("-")[0]:
-            path.unlink(missing_ok=True)
-    for folder in store.work.glob("saved-*"):
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _forget_rows(store: Store, gone: list[dict[str, Any]]) -> None:
-    """Keep the embedding cache and the list of served versions from growing with every edit."""
-    cache = index.embedding_cache(store)
-    # What is in use is only worth collecting when something may have to go.
-    if cache.rows() > KEEP_UNUSED:
-        with store.warehouse.read() as connection:
-            queries = connection.execute("SELECT query FROM pairs UNION SELECT query FROM golden_queries").fetchall()
-        rendered = {p.rendered(prefix) for p in live_passages(store.warehouse) for prefix in get_args(PassagePrefix)}
-        cache.forget_unused({sha256_text(text) for text in rendered}, {sha256_text(row[0]) for row in queries})
-    if len(gone) > FORGOTTEN_VERSIONS:
-        with store.warehouse.write() as connection:
-            for row in gone:
-                connection.execute(
-                    "DELETE FROM served_versions WHERE table_name = ? AND lance_version = ?",
-                    [row["table_name"], row["lance_version"]],
-                )

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from acme_rag_pipeline.store.layout import Store
+
+
+class ModelDamaged(RuntimeError):
+    """Files of a model that readers use are missing or cut off, and nothing else holds a copy; the message names them."""
 
 
 def model_folder(store: Store, digest: str) -> Path:
@@ -20,8 +24,25 @@ def relative_folder(digest: str) -> str:
     return f"models/{digest}"
 
 
-def install(store: Store, digest: str, source: Path, names: Iterable[str], extra: dict[str, str]) -> Path:
-    """Copy a model's files into `models/<digest>`; a reader sees all of them or none.
+def file_sizes(folder: Path, names: Collection[str]) -> dict[str, int]:
+    """Bytes of files of a folder by relative name."""
+    return {name: (folder / name).stat().st_size for name in names}
+
+
+def lost_files(folder: Path, expected: Mapping[str, int]) -> list[str]:
+    """Names of expected files that are missing or have another size. Reads none of them."""
+
+    def size(path: Path) -> int | None:
+        try:
+            return path.stat().st_size
+        except OSError:
+            return None
+
+    return [name for name, bytes_ in expected.items() if size(folder / name) != bytes_]
+
+
+def install(store: Store, digest: str, source: Path, names: Collection[str], extra: dict[str, str]) -> Path:
+    """Copy a model's files into `models/<digest>`; a reader sees all of them or none. A damaged copy is replaced.
 
     Args:
         store: where to.
@@ -31,7 +52,7 @@ def install(store: Store, digest: str, source: Path, names: Iterable[str], extra
         extra: further text files by name, such as README.md and manifest.json.
     """
     target = model_folder(store, digest)
-    if target.exists():
+    if not lost_files(target, file_sizes(source, names)):
         return target
     _remove_leftovers(store)
     staged = store.work / f"model-{digest[:16]}-{os.getpid()}"
@@ -42,6 +63,8 @@ def install(store: Store, digest: str, source: Path, names: Iterable[str], extra
         (staged / name).write_text(text, encoding="utf-8")
     target.parent.mkdir(parents=True, exist_ok=True)
     _flush(staged)
+    if target.exists():
+        _remove(store, target)
     staged.replace(target)
     return target
 
@@ -53,13 +76,17 @@ def remove_models(store: Store, keep: set[str]) -> list[str]:
     if store.models.is_dir():
         for folder in sorted(store.models.iterdir()):
             if folder.is_dir() and folder.name not in keep:
-                # Renamed first, so that nobody finds a model with half of its files.
-                doomed = store.work / f"removed-{folder.name[:16]}-{os.getpid()}"
-                store.work.mkdir(parents=True, exist_ok=True)
-                folder.replace(doomed)
-                shutil.rmtree(doomed, ignore_errors=True)
+                _remove(store, folder)
                 gone.append(folder.name)
     return gone
+
+
+def _remove(store: Store, folder: Path) -> None:
+    # Renamed first, so that nobody finds a model with half of its files.
+    doomed = store.work / f"removed-{folder.name[:16]}-{os.getpid()}"
+    store.work.mkdir(parents=True, exist_ok=True)
+    folder.replace(doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
 
 
 def _remove_leftovers(store: Store) -> None:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -19,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 
 from acme_rag_pipeline.store.fingerprints import content_hash, sha256_text
+from acme_rag_pipeline.store.lance_files import lost_files
 from acme_rag_pipeline.store.passages import LivePassage, PassagePrefix
 from acme_rag_pipeline.store.warehouse import Counts
 
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 EXACT_SEARCH_ROWS = 50_000
 SEARCH_COLUMN = "search_text"
 KEEP_ALL_VERSIONS = timedelta(days=36_500)
+logger = logging.getLogger(__name__)
 _STRUCT = pa.struct(
     [("doc_path", pa.string()), ("start_char", pa.int64()), ("end_char", pa.int64()), ("heading_path", pa.string())]
 )
@@ -37,13 +40,18 @@ _STRUCT = pa.struct(
 
 @dataclass(frozen=True)
 class Reconciled:
-    """What one reconciliation did to a table."""
+    """What one reconciliation did to a table.
+
+    Attributes:
+        lost: files of the table that were missing or cut off, so that it was built again.
+    """
 
     counts: Counts
     embedded: int
     version: int
     rows: int
     content: str
+    lost: tuple[str, ...] = ()
 
 
 def table_name(encoder_digest: str, prefix: PassagePrefix) -> str:
@@ -85,17 +93,6 @@ def names(db: DBConnection) -> list[str]:
     return found
 
 
-def newest_version(folder: Path, name: str) -> str:
-    """The newest manifest of a table by name and size, without opening it; empty if there is no such table.
-
-    Manifests are never rewritten, so a table whose newest manifest is known holds the rows that were counted then.
-    Opening it would import LanceDB, 2 s of a run that has nothing to do.
-    """
-    manifests = sorted((folder / f"{name}.lance" / "_versions").glob("*.manifest"))
-    # Lance names them by the distance to the largest number, so that the newest comes first.
-    return f"{manifests[0].name}:{manifests[0].stat().st_size}" if manifests else ""
-
-
 def open_table(db: DBConnection, name: str, version: int | None = None) -> Table | None:
     """A table, pinned to a version where one is given; None if there is no such table."""
     try:
@@ -132,14 +129,15 @@ def reconcile_table(
         RuntimeError: the written table does not hold the wanted rows (never promoted then).
     """
     wanted = {passage.chunk_id: _row(passage, prefix) for passage in passages}
-    table = open_table(db, name)
+    lost = lost_files(Path(db.uri), name)
+    table = None if lost else open_table(db, name)
     held = _held_rows(table) if table is not None else {}
     added = [i for i in wanted if i not in held]
     changed = [i for i in wanted if i in held and held[i] != wanted[i]]
     removed = [i for i in held if i not in wanted]
     embedded = 0
     if table is None:
-        table = db.create_table(name, schema=_schema(dimension(), model_name))
+        table = _created(db, name, _schema(dimension(), model_name), lost)
     if not any(b"primary-key" in key for key in table.schema.field("id").metadata or ()):
         # Without it two writers of the same new ids would double rows silently (lancedb#3377).
         cast("LanceTable", table).set_unenforced_primary_key("id")
@@ -152,11 +150,7 @@ def reconcile_table(
             schema=table.schema,
         )
         table.merge_insert("id").when_matched_update_all().when_not_matched_insert_all().execute(rows)
-    if removed:
-        from lancedb.expr import col
-
-        for first in range(0, len(removed), 10_000):
-            table.delete(col("id").isin(removed[first : first + 10_000]))
+    _delete(table, removed)
     if added or changed or removed or not _indexed(table):
         _index(table, len(wanted))
         _compact(table)
@@ -167,7 +161,17 @@ def reconcile_table(
             )
     counts = Counts(len(added), len(changed), len(removed), len(wanted) - len(added) - len(changed))
     content = content_hash((i, *(str(v) for v in row.values())) for i, row in wanted.items())
-    return Reconciled(counts, embedded, int(table.version), len(wanted), content)
+    return Reconciled(counts, embedded, int(table.version), len(wanted), content, tuple(lost))
+
+
+def _created(db: DBConnection, name: str, schema: pa.Schema, lost: Sequence[str]) -> LanceTable:
+    """An empty table; in the place of a damaged one, whose readers keep the versions that are whole."""
+    if lost:
+        logger.warning("table %s is built again: missing or cut off are %s", name, ", ".join(lost[:5]))
+        if lost[0].startswith("_versions/"):
+            # Nothing can be written over a table whose newest manifest cannot be read.
+            db.drop_table(name)
+    return cast("LanceTable", db.create_table(name, schema=schema, mode="overwrite"))
 
 
 def _row(passage: LivePassage, prefix: PassagePrefix) -> dict[str, Any]:
@@ -182,9 +186,13 @@ def _row(passage: LivePassage, prefix: PassagePrefix) -> dict[str, Any]:
             "end_char": passage.end_char,
             "heading_path": headings,
         },
-        SEARCH_COLUMN: f"{headings}\n{passage.text}",
+        SEARCH_COLUMN: _search_text(passage),
         "input_hash": sha256_text(passage.rendered(prefix)),
     }
+
+
+def _search_text(passage: LivePassage) -> str:
+    return f"{passage.headings()}\n{passage.text}"
 
 
 def _held_rows(table: Table) -> dict[str, dict[str, Any]]:
@@ -196,10 +204,7 @@ def _held_rows(table: Table) -> dict[str, dict[str, Any]]:
         counted: dict[str, int] = {}
         for row in rows:
             counted[row["id"]] = counted.get(row["id"], 0) + 1
-        from lancedb.expr import col
-
-        twice = [i for i, n in counted.items() if n > 1]
-        table.delete(col("id").isin(twice))
+        _delete(table, [i for i, n in counted.items() if n > 1])
         held = {i: row for i, row in held.items() if counted[i] == 1}
     return held
 
@@ -258,22 +263,42 @@ def _compact(table: Table) -> None:
             return
 
 
-def drop_old_versions(table: Table, keep: Sequence[int], *, at_once: bool = False) -> None:
-    """Delete the files of versions older than the oldest kept one, and those of no version; the newest always stays.
+def delete_gone(table: Table, passages: Sequence[LivePassage]) -> int:
+    """Delete the rows whose headings and text are no passage of today. Encodes nothing, adds nothing.
+
+    Returns:
+        The number of rows deleted.
+    """
+    wanted = {passage.chunk_id: _search_text(passage) for passage in passages}
+    columns = ["id", SEARCH_COLUMN]
+    rows = table.search().select(columns).limit(max(1, table.count_rows())).to_arrow().select(columns).to_pylist()
+    gone = [row["id"] for row in rows if wanted.get(row["id"]) != row[SEARCH_COLUMN]]
+    _delete(table, gone)
+    return len(gone)
+
+
+def _delete(table: Table, ids: Sequence[str]) -> None:
+    from lancedb.expr import col
+
+    for first in range(0, len(ids), 10_000):
+        table.delete(col("id").isin(ids[first : first + 10_000]))
+
+
+def drop_old_versions(table: Table, pins: Collection[int]) -> None:
+    """Delete the files of versions older than the oldest pinned one, and those of no version; the newest always stays.
 
     Args:
         table: not pinned to a version; nobody else writes to it now.
-        keep: versions that a reader may still hold.
-        at_once: do not spare the versions of the last seconds before the oldest kept one, among them the one that was
-            newest until now: the steps of a reconciliation stand as close together as that.
+        pins: versions that a reader may hold.
     """
-    times = [v["timestamp"] for v in table.list_versions() if v["version"] in keep]
-    if times:
+    keep = {*pins, int(table.version)}
+    age = timedelta(milliseconds=1)
+    if keep != {int(table.version)}:
+        times = [v["timestamp"] for v in table.list_versions() if v["version"] in keep]
+        # The steps of a reconciliation stand close together, and this one takes a moment too.
         age = datetime.now(UTC) - min(times).astimezone(UTC) + timedelta(seconds=5)
-        if at_once and set(keep) == {int(table.version)}:
-            age = timedelta(milliseconds=1)
-        # Killed writers leave files that belong to no version. The store's writer lock says that nobody is writing now.
-        table.optimize(cleanup_older_than=age, delete_unverified=True)
+    # Killed writers leave files that belong to no version. The store's writer lock says that nobody is writing now.
+    table.optimize(cleanup_older_than=age, delete_unverified=True)
 
 
 def recorded_model(table: Table) -> str:

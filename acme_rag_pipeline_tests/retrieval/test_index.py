@@ -8,11 +8,13 @@ from pathlib import Path
 
 from acme_rag_pipeline.chunking.chunks import split_documents
 from acme_rag_pipeline.documents.ingest import ingest_documents
-from acme_rag_pipeline.retrieval import index
+from acme_rag_pipeline.retrieval import Retriever, index
+from acme_rag_pipeline.serving.serve import serve
 from acme_rag_pipeline.settings import Settings
-from acme_rag_pipeline.store import models
+from acme_rag_pipeline.store import models, vectors
 from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.stages import StageResult, record
+from acme_rag_pipeline_tests.increments import oracle
 
 
 def test_a_new_query_tower_over_the_base_s_table_is_the_arm_from_then_on(
@@ -33,3 +35,38 @@ def test_a_new_query_tower_over_the_base_s_table_is_the_arm_from_then_on(
     index.arms_file(store).unlink()
     assert index.index_candidate(store, settings).unchanged
     assert index.known_arms(store)["fine_tuned"]["model_digest"] == "2" * 64
+
+
+def test_an_arm_answers_from_its_finished_version_while_a_run_writes_the_next(
+    store: Store, settings_for: Callable[..., Settings], documents: Path
+) -> None:
+    settings = settings_for()
+    for stage in (ingest_documents, split_documents, index.index_base, serve):
+        stage(store, settings)
+    retriever = Retriever.open(store.root)
+    before = {arm: retriever.search("hotel limit in Rotterdam", retriever=arm) for arm in ("base", "base_hybrid")}
+    arm = index.known_arms(store)["base"]
+    table = vectors.open_table(vectors.connect(store.lancedb), arm["table"])
+    assert table is not None
+    table.delete("doc_id = 'travel.md'")
+    assert {arm: retriever.search("hotel limit in Rotterdam", retriever=arm) for arm in before} == before
+    index.index_base(store, settings)
+    assert index.known_arms(store)["base"]["lance_version"] > arm["lance_version"]
+    assert [hit.chunk_id for hit in retriever.search("hotel limit in Rotterdam", retriever="base")] == [
+        hit.chunk_id for hit in before["base"]
+    ]
+
+
+def test_a_candidate_that_is_gone_is_no_arm(
+    store: Store, settings_for: Callable[..., Settings], documents: Path
+) -> None:
+    settings = settings_for()
+    for stage in (ingest_documents, split_documents, index.index_base):
+        stage(store, settings)
+    oracle.adopt_headed_candidate(store, settings)
+    index.index_candidate(store, settings)
+    assert set(index.known_arms(store)) == {"base", "fine_tuned"}
+    with store.warehouse.write() as connection:
+        record(connection, StageResult("fine_tuned_model", "none", details={"model_digest": None}), "none")
+    index.index_candidate(store, settings)
+    assert set(index.known_arms(store)) == {"base"}

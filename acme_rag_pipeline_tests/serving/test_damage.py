@@ -1,0 +1,84 @@
+"""A run notices that files of the served table or model are gone: it heals what it can and names what it cannot."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from acme_rag_pipeline.retrieval import Retriever, index
+from acme_rag_pipeline.serving import decisions
+from acme_rag_pipeline.settings import Settings
+from acme_rag_pipeline.store import models
+from acme_rag_pipeline.store.layout import Store
+from acme_rag_pipeline.store.promotion import read_pointer
+from acme_rag_pipeline_tests.conftest import files_of
+from acme_rag_pipeline_tests.increments import oracle
+
+QUERY = "hotel limit in Rotterdam"
+
+
+def test_a_table_that_lost_its_data_is_built_again_without_encoding(
+    store: Store, documents: Path, settings_for: Callable[..., Settings]
+) -> None:
+    settings = settings_for()
+    oracle.run(store, settings, oracle.REFRESH)
+    before = Retriever.open(store.root).search(QUERY)
+    lost = next((store.lancedb / f"{read_pointer(store.pointer).table}.lance/data").iterdir())
+    lost.unlink()
+    with oracle.watched() as work:
+        results = oracle.run(store, settings, oracle.REFRESH)
+    assert work.passages == []
+    assert f"data/{lost.name}" in results["base_index"].details["outcome"]
+    assert Retriever.open(store.root).search(QUERY) == before
+    files = files_of(store)
+    again = oracle.run(store, settings, oracle.REFRESH)
+    assert all(result.unchanged for result in again.values())
+    assert "outcome" not in again["base_index"].details
+    assert files_of(store) == files
+
+
+def test_a_base_model_that_lost_a_file_is_copied_again(
+    store: Store, documents: Path, settings_for: Callable[..., Settings]
+) -> None:
+    settings = settings_for()
+    oracle.run(store, settings, oracle.REFRESH)
+    folder = store.root / read_pointer(store.pointer).model_dir
+    before = {name: content for name, content in files_of(store).items() if name.startswith("models/")}
+    (folder / "tokenizer.json").unlink()
+    (folder / "model.safetensors").write_bytes(b"cut off")
+    assert all(result.unchanged for result in oracle.run(store, settings, oracle.REFRESH).values())
+    assert {name: content for name, content in files_of(store).items() if name.startswith("models/")} == before
+
+
+def test_a_promoted_model_that_lost_a_file_is_said_and_deleted_text_leaves_all_the_same(
+    store: Store, documents: Path, settings_for: Callable[..., Settings]
+) -> None:
+    settings = settings_for()
+    oracle.run(store, settings, oracle.REFRESH)
+    base, tuned = index.install_base(store, settings).digest, "1" * 64
+    folder = shutil.copytree(models.model_folder(store, base), models.model_folder(store, tuned))
+    decisions.append(
+        store,
+        encoder=index.PassageEncoder(tuned, "none"),
+        recipe="dense",
+        verdict=decisions.PROMOTED,
+        reason="by hand",
+    )
+    oracle.run(store, settings, oracle.REFRESH)
+    # A person may write on the model card.
+    (folder / "README.md").write_text("ours\n", encoding="utf-8")
+    assert all(result.unchanged for result in oracle.run(store, settings, oracle.REFRESH).values())
+    (folder / "model.safetensors").unlink()
+    (documents / "travel.md").unlink()
+    for _ in range(2):
+        with pytest.raises(models.ModelDamaged, match=r"has lost model\.safetensors"):
+            oracle.run(store, settings, oracle.REFRESH)
+    pointer = read_pointer(store.pointer)
+    assert (pointer.model_digest, pointer.table[9:25]) == (tuned, tuned[:16])
+    shutil.copyfile(models.model_folder(store, base) / "model.safetensors", folder / "model.safetensors")
+    assert all(result.unchanged for result in oracle.run(store, settings, oracle.REFRESH).values())
+    found = {hit.doc_path for hit in Retriever.open(store.root).search(QUERY, k=100)}
+    assert found == {"hr/leave.md", "remote.txt"}
