@@ -33,14 +33,17 @@ def ingest_documents(store: Store, settings: Settings) -> StageResult:
     """Bring the `documents` table to the state of the folder, reading only files whose size or time stamp differ.
 
     Raises:
-        DocumentsFolderError: the folder is missing, cannot be listed, or is empty while the store holds documents.
+        DocumentsFolderError: the folder is missing, cannot be listed, or is empty, or has nothing left but files that no
+            parser reads, while the store holds documents.
     """
     files = scan(settings.documents)
     known = _known(store)
     live = {path for path, row in known.items() if row["status"] != "deleted"}
-    if not files and live:
+    texts = {path for path in live if known[path]["text"] is not None}
+    if (live and not files) or (texts and not any(_may_be_read(file) for file in files)):
+        found = "holds nothing but " + ", ".join(file.doc_path for file in files[:3]) if files else "is empty"
         raise DocumentsFolderError(
-            f"ACME_RAG_DOCUMENTS: {settings.documents} is empty, but the store holds {len(live)} documents. Nothing "
+            f"ACME_RAG_DOCUMENTS: {settings.documents} {found}, but the store holds {len(live)} documents. Nothing "
             "was deleted. Check the path or the mount; to really start again, delete the store."
         )
     now = time.time_ns()
@@ -69,6 +72,10 @@ def ingest_documents(store: Store, settings: Settings) -> StageResult:
 def _known(store: Store) -> dict[str, dict[str, Any]]:
     with store.warehouse.read() as connection:
         return {row["doc_path"]: row for row in records(connection, "SELECT * FROM documents")}
+
+
+def _may_be_read(file: SourceFile) -> bool:
+    return file.problem is None and parser_for(file.doc_path) is not None
 
 
 def _row(file: SourceFile, known: dict[str, Any] | None, max_bytes: int, now: int) -> dict[str, Any]:

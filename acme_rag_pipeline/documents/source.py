@@ -40,6 +40,7 @@ class SourceFile:
         size: bytes, 0 where there is nothing to measure.
         mtime_ns: time of the last change.
         problem: why it must not be opened, or None.
+        failure: why it cannot be opened now, which says nothing about its content; or None.
     """
 
     doc_path: str
@@ -47,6 +48,7 @@ class SourceFile:
     size: int
     mtime_ns: int
     problem: str | None
+    failure: str | None = None
 
 
 def scan(root: Path) -> list[SourceFile]:
@@ -91,6 +93,8 @@ def read_bytes(file: SourceFile, max_bytes: int) -> bytes:
         ReadFailure: it vanished, may not be read, changed during the reading, or the disk reports an error.
         TooLarge: it is larger than `max_bytes`.
     """
+    if file.failure is not None:
+        raise ReadFailure(file.failure)
     try:
         # Between the listing and now the name may have become a link (O_NOFOLLOW) or a pipe (O_NONBLOCK).
         descriptor = os.open(file.path, _READ_FLAGS)
@@ -166,9 +170,8 @@ def _source_file(entry: os.DirEntry[str], root: Path, real_root: str) -> SourceF
         found = entry.stat(follow_symlinks=False)
     except FileNotFoundError:
         raise
-    except OSError:
-        # No problem row: reading will fail with the reason, and the last good version stays in use.
-        return SourceFile(name, path, 0, 0, None)
+    except OSError as error:
+        return SourceFile(name, path, 0, 0, None, _reason(error))
     problem = None if stat.S_ISREG(found.st_mode) else f"it is {_kind(found.st_mode)}, not a file"
     return _measured(name, path, found, problem)
 
@@ -180,11 +183,13 @@ def _link(name: str, path: Path, entry: os.DirEntry[str], real_root: str) -> Sou
         if os.path.commonpath((real_root, target)) != real_root:
             return _measured(name, path, own, "link leads out of the documents folder")
         found = os.stat(target)  # noqa: PTH116
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return _measured(name, path, own, f"broken link: there is no {_printable(os.readlink(path))}")  # noqa: PTH115
     except OSError as error:
-        problem = "link loop: it leads back to itself" if error.errno == errno.ELOOP else f"link: {_reason(error)}"
-        return _measured(name, path, own, problem)
+        if error.errno == errno.ELOOP:
+            return _measured(name, path, own, "link loop: it leads back to itself")
+        # A file behind a folder that may not be entered today, or on a disk that is away: not a file that is gone.
+        return SourceFile(name, path, 0, 0, None, f"link: {_reason(error)}")
     except ValueError:  # on Windows, another drive
         return _measured(name, path, own, "link leads out of the documents folder")
     if stat.S_ISDIR(found.st_mode):

@@ -243,6 +243,66 @@ def test_an_empty_or_missing_folder_deletes_nothing(ingest: Ingest, store: Store
     assert files_of(store) == before
 
 
+@pytest.mark.parametrize("left", ["Thumbs.db", "broken.md"])
+def test_a_folder_with_nothing_to_read_left_deletes_nothing(
+    ingest: Ingest, store: Store, documents: Path, left: str
+) -> None:
+    ingest()
+    before = files_of(store)
+    shutil.rmtree(documents)
+    documents.mkdir()
+    if left == "broken.md":
+        (documents / left).symlink_to("gone.md")
+    else:
+        (documents / left).write_bytes(b"\0\1")
+    with pytest.raises(DocumentsFolderError, match=rf"^ACME_RAG_DOCUMENTS: .* holds nothing but {left}, but the store"):
+        ingest()
+    assert files_of(store) == before
+    (documents / "travel.md").write_text("# Travel\n\nBy train.", encoding="utf-8")
+    assert ingest().counts == Counts(added=1, changed=1, removed=2)
+
+
+def test_a_folder_that_never_had_anything_to_read_is_fine(ingest: Ingest, documents: Path) -> None:
+    shutil.rmtree(documents)
+    documents.mkdir()
+    (documents / "Thumbs.db").write_bytes(b"\0\1")
+    assert ingest().counts == Counts(added=1)
+    assert ingest().unchanged
+
+
+def test_a_link_whose_target_cannot_be_reached_today_keeps_its_last_good_version(
+    ingest: Ingest,
+    store: Store,
+    documents: Path,
+    settings_for: Callable[..., Settings],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (documents / ".vault").mkdir()
+    (documents / "hr/leave.md").rename(documents / ".vault/leave.md")
+    (documents / "leave.md").symlink_to(".vault/leave.md")
+    first = ingest()
+    followed = os.path.realpath
+
+    def refuse(path: Any, **named: Any) -> str:
+        # Permissions do not stop root.
+        if Path(path) == documents / "leave.md":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return followed(path, **named)
+
+    with monkeypatch.context() as failing:
+        failing.setattr(os.path, "realpath", refuse)
+        assert ingest().counts == Counts(changed=1, reused=2)
+        kept = rows(store)["leave.md"]
+        assert (kept["status"], kept["text"]) == ("unreadable", LEAVE)
+        assert kept["reason"] == "cannot be read today (link: permission denied); its last good version stays in use"
+        assert folder_state(settings_for()) == ingest().details["sources"]
+        assert ingest().unchanged
+    assert ingest().data_version == first.data_version
+    (documents / ".vault/leave.md").unlink()
+    assert ingest().counts == Counts(changed=1, reused=2)
+    assert rows(store)["leave.md"]["text"] is None, "gone is gone"
+
+
 def test_an_empty_folder_and_an_empty_store_are_fine(ingest: Ingest, documents: Path) -> None:
     shutil.rmtree(documents)
     documents.mkdir()
