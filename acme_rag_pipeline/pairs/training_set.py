@@ -23,7 +23,7 @@ from acme_rag_pipeline.store import vectors
 from acme_rag_pipeline.store.fingerprints import content_hash, fingerprint, normalised
 from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.passages import LivePassage, live_passages
-from acme_rag_pipeline.store.stages import StageResult, data_versions, overtaken, record, recorded
+from acme_rag_pipeline.store.stages import StageResult, data_versions, overtaken, record, recorded, stored_detail
 from acme_rag_pipeline.store.warehouse import reconcile, records
 
 STAGE = "training_set"
@@ -52,7 +52,9 @@ def build_training_set(store: Store, settings: Settings) -> StageResult:
         store.warehouse, "chunks", "curated_pairs", "synthetic_pairs", "golden_queries", "base_index"
     )
     filters = settings.pairs.model_dump(include=_FILTER_SETTINGS)
-    made_from = fingerprint(STAGE, CODE_VERSION, upstream, filters, settings.evaluation)
+    # Which units are held out: the rest of the evaluation's settings is no business of the training set.
+    golden_decides = stored_detail(store.warehouse, "golden_queries", "decides")
+    made_from = fingerprint(STAGE, CODE_VERSION, upstream, filters, golden_decides)
     if (unchanged := recorded(store.warehouse, STAGE, made_from)) is not None:
         return unchanged
     with store.writer(STAGE):
@@ -75,15 +77,12 @@ class _Filters:
         self.settings: PairSettings = settings.pairs
         self.passages = live_passages(store.warehouse)
         self.position = {passage.chunk_id: i for i, passage in enumerate(self.passages)}
+        self.golden_decides = stored_detail(store.warehouse, "golden_queries", "decides") == "true"
         with store.warehouse.read() as connection:
             pairs = records(connection, "SELECT pair_id, query, chunk_id, origin, style, method FROM pairs")
             golden = connection.execute("SELECT query FROM golden_queries ORDER BY query_id").fetchall()
-            stage = records(
-                connection, "SELECT summary->'$.details.decides' AS decides FROM stages WHERE stage = 'golden_queries'"
-            )
             rejected = records(connection, "SELECT query, chunk_id, reason FROM rejected_pairs ORDER BY rejection_id")
             named = records(connection, "SELECT pair_id, chunk_id FROM curated_negatives ORDER BY negative_id")
-        self.golden_decides = bool(stage) and str(stage[0]["decides"]) == "true"
         self.held_out = {"validation"} if self.golden_decides else {"validation", "test"}
         # The canonical order of rejections is that of their ids: of two reasons the first stays.
         self.rejected: dict[tuple[str, str], str] = {}

@@ -225,3 +225,16 @@ def test_each_filter_drops_what_it_names_and_a_person_s_question_that_judges_sta
         "first again": "repeats another query of the passage",
         "judges": None,
     }
+
+
+def test_a_setting_of_the_evaluation_that_it_does_not_read_redoes_no_training_set(run_all: Run, tmp_path: Path) -> None:
+    (tmp_path / "golden").mkdir()
+    (tmp_path / "golden/queries.jsonl").write_text('{"query_id": "a", "query": "how many FLEX days"}\n')
+    (tmp_path / "golden/qrels.jsonl").write_text('{"query_id": "a", "doc_path": "hr/leave.md"}\n')
+    given = {"generator": "offline", "golden": str(tmp_path / "golden")}
+    run_all(**given)
+    later = run_all(**given, evaluation={"golden_minimum_queries": 90})
+    assert (later["golden_queries"].unchanged, later["training_set"].unchanged) == (False, True)
+    # Now golden queries decide, and only validation is held out.
+    decided = run_all(**given, evaluation={"golden_minimum_queries": 1, "golden_minimum_units": 1})
+    assert not decided["training_set"].unchanged
