@@ -1,4 +1,4 @@
-"""Vectors by (encoder, rendered input): each distinct input is encoded once, whatever document it stands in.
+"""Vectors by (encoder and version of the encoding code, rendered input): each distinct input is encoded once, whatever document it stands in.
 
 Vectors of text that is gone stay for reverts and renames: as many as there are live ones, at least `KEEP_UNUSED`; beyond
 that those that have been out of use the longest leave.
@@ -17,7 +17,7 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
-from acme_rag_pipeline.embedding.encoder import Encoder
+from acme_rag_pipeline.embedding.encoder import Encoder, versioned
 from acme_rag_pipeline.store.attachments import quoted
 from acme_rag_pipeline.store.fingerprints import sha256_text
 from acme_rag_pipeline.store.warehouse import Warehouse
@@ -47,11 +47,11 @@ class EmbeddingCache:
 
     def passages(self, encoder: Encoder, rendered: Sequence[str]) -> tuple[np.ndarray, int]:
         """Vectors of rendered passages, shape (texts, dimension), and how many had to be encoded."""
-        return self._vectors(f"{encoder.digest}/passage", rendered, encoder.encode_passages)
+        return self._vectors(versioned(f"{encoder.digest}/passage"), rendered, encoder.encode_passages)
 
     def queries(self, encoder: Encoder, queries: Sequence[str]) -> tuple[np.ndarray, int]:
         """Vectors of queries, shape (texts, dimension), and how many had to be encoded."""
-        return self._vectors(f"{encoder.digest}/query", queries, encoder.encode_queries)
+        return self._vectors(versioned(f"{encoder.digest}/query"), queries, encoder.encode_queries)
 
     def _vectors(
         self, key: str, texts: Sequence[str], encode: Callable[[Sequence[str]], np.ndarray]
@@ -97,12 +97,13 @@ class EmbeddingCache:
             connection.execute("INSERT OR IGNORE INTO embeddings SELECT * FROM new_rows")
 
     def forget_encoders(self, keep: set[str]) -> int:
-        """Delete vectors of models that are kept no longer. Returns the number of rows deleted."""
+        """Delete vectors of models that are kept no longer, or by code of another version. Returns the rows deleted."""
         if not self._file.path.exists():
             return 0
         with self._file.read() as connection:
             present = [row[0] for row in connection.execute("SELECT DISTINCT encoder FROM embeddings").fetchall()]
-        gone = [key for key in present if key.split("/")[0] not in keep]
+        kept = {versioned(f"{digest}/{role}") for digest in keep for role in ("passage", "query")}
+        gone = [key for key in present if key not in kept]
         if not gone:
             return 0
         with self._file.write() as connection:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     import torch
     from sentence_transformers import SentenceTransformer
 
+# Raised when the code from here on gives a text another vector: pooling, precision, truncation, normalisation.
+ENCODER_VERSION = "1"
 Precision = Literal["auto", "fp32", "bf16"]
 BATCH_SIZES = {"cpu": 32, "cuda": 512}
 # Of all texts of a call: about 2,500 tokens, half a second or two in numpy; loading the libraries costs 8.
@@ -125,6 +127,11 @@ class Encoder:
             if self._light is _UNOPENED:
                 self._light = open_light_bert(self.folder)
             return cast("LightBert | None", self._light)
+
+
+def versioned(key: str) -> str:
+    """A key of what was encoded, or depends on it, by the code of today. Version 1 is the key itself."""
+    return key if ENCODER_VERSION == "1" else f"{key}/{ENCODER_VERSION}"
 
 
 def load_model(folder: Path, device: str | None = None) -> SentenceTransformer:

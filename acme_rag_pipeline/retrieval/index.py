@@ -11,10 +11,10 @@ from typing import Any
 
 from acme_rag_pipeline.embedding.base_model import BaseModelFiles, functional_files, resolve_base_model
 from acme_rag_pipeline.embedding.cache import EmbeddingCache
-from acme_rag_pipeline.embedding.encoder import Encoder
+from acme_rag_pipeline.embedding.encoder import Encoder, versioned
 from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store import models, vectors
-from acme_rag_pipeline.store.fingerprints import fingerprint
+from acme_rag_pipeline.store.fingerprints import fingerprint, sha256_text
 from acme_rag_pipeline.store.lance_files import lost_files, newest_version
 from acme_rag_pipeline.store.layout import Store, write_atomically
 from acme_rag_pipeline.store.passages import PassagePrefix, live_passages
@@ -106,6 +106,7 @@ def reconcile_index(store: Store, settings: Settings, which: PassageEncoder) -> 
             dimension,
             lambda rendered: cache.passages(encoder, rendered),
             model_name=models.relative_folder(which.passage_model),
+            input_hash=lambda rendered: versioned(sha256_text(rendered)),
         )
         return replace(done, embedded=done.embedded + first)
 
@@ -154,7 +155,7 @@ def newest_candidate(store: Store) -> PassageEncoder | None:
 def _index_stage(
     store: Store, settings: Settings, stage: str, which: PassageEncoder, upstream: dict[str, str], arm: str
 ) -> StageResult:
-    made_from = fingerprint(stage, CODE_VERSION, upstream, asdict(which))
+    made_from = fingerprint(stage, versioned(CODE_VERSION), upstream, asdict(which))
     if (unchanged := recorded(store.warehouse, stage, made_from)) is not None and holds(store, unchanged.details):
         _remember_arm(store, arm, which, unchanged.details["lance_version"])
         return StageResult(stage, unchanged.data_version, unchanged.counts, True, nothing_done(unchanged.details))

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from acme_rag_pipeline.embedding.base_model import functional_files
+from acme_rag_pipeline.embedding.encoder import versioned
 from acme_rag_pipeline.retrieval import index
 from acme_rag_pipeline.serving import clean_up, decisions
 from acme_rag_pipeline.settings import Settings
@@ -54,7 +55,7 @@ def _serve(
     decision: decisions.Decision,
     model_files: dict[str, int],
 ) -> StageResult:
-    made_from = fingerprint(STAGE, CODE_VERSION, upstream, decision.decision)
+    made_from = fingerprint(STAGE, versioned(CODE_VERSION), upstream, decision.decision)
     unchanged = recorded(store.warehouse, STAGE, made_from)
     if unchanged is not None and index.holds(store, unchanged.details) and _serves(store, decision, unchanged.details):
         # A grace time ends without any work; another run that writes just now will see to it.

@@ -113,6 +113,7 @@ def reconcile_table(
     vectors_of: Callable[[Sequence[str]], tuple[np.ndarray, int]],
     *,
     model_name: str,
+    input_hash: Callable[[str], str] = sha256_text,
 ) -> Reconciled:
     """Make a table hold exactly one row per passage, writing and encoding only the difference.
 
@@ -124,11 +125,12 @@ def reconcile_table(
         dimension: vector length; asked only when the table must be created.
         vectors_of: rendered inputs to (unit vectors, how many had to be encoded).
         model_name: recorded in the schema metadata as the default of the embedding function's model, no machine path.
+        input_hash: of a rendered input; a row whose hash is another one is encoded again.
 
     Raises:
         RuntimeError: the written table does not hold the wanted rows (never promoted then).
     """
-    wanted = {passage.chunk_id: _row(passage, prefix) for passage in passages}
+    wanted = {passage.chunk_id: _row(passage, prefix, input_hash) for passage in passages}
     lost = lost_files(Path(db.uri), name)
     table = None if lost else open_table(db, name)
     held = _held_rows(table) if table is not None else {}
@@ -174,7 +176,7 @@ def _created(db: DBConnection, name: str, schema: pa.Schema, lost: Sequence[str]
     return cast("LanceTable", db.create_table(name, schema=schema, mode="overwrite"))
 
 
-def _row(passage: LivePassage, prefix: PassagePrefix) -> dict[str, Any]:
+def _row(passage: LivePassage, prefix: PassagePrefix, input_hash: Callable[[str], str]) -> dict[str, Any]:
     headings = passage.headings()
     return {
         "id": passage.chunk_id,
@@ -187,7 +189,7 @@ def _row(passage: LivePassage, prefix: PassagePrefix) -> dict[str, Any]:
             "heading_path": headings,
         },
         SEARCH_COLUMN: _search_text(passage),
-        "input_hash": sha256_text(passage.rendered(prefix)),
+        "input_hash": input_hash(passage.rendered(prefix)),
     }
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import duckdb
 import numpy as np
 import pytest
 
+from acme_rag_pipeline.embedding import encoder as encoding
 from acme_rag_pipeline.embedding.base_model import resolve_base_model
 from acme_rag_pipeline.embedding.cache import EmbeddingCache
 from acme_rag_pipeline.embedding.encoder import Encoder
@@ -53,3 +55,20 @@ def test_forgotten_models_leave_and_kept_ones_stay(tmp_path: Path, encoder: Enco
     assert cache.forget_encoders({encoder.digest}) == 3
     assert cache.passages(encoder, TEXTS)[1] == 0
     assert cache.passages(other, TEXTS)[1] == 3
+
+
+def test_another_version_of_the_encoding_code_encodes_again_and_its_forerunner_s_vectors_leave(
+    tmp_path: Path, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = EmbeddingCache(tmp_path / "e.duckdb")
+    cache.passages(encoder, TEXTS)
+    cache.queries(encoder, TEXTS[:1])
+    with duckdb.connect(str(tmp_path / "e.duckdb"), read_only=True) as connection:
+        keys = connection.execute("SELECT DISTINCT encoder FROM embeddings ORDER BY 1").fetchall()
+    # The keys of the caches that exist.
+    assert keys == [(f"{encoder.digest}/passage",), (f"{encoder.digest}/query",)]
+    monkeypatch.setattr(encoding, "ENCODER_VERSION", "of tomorrow")
+    assert cache.passages(encoder, TEXTS)[1] == 3
+    assert cache.queries(encoder, TEXTS[:1])[1] == 1
+    assert cache.forget_encoders({encoder.digest}) == 4
+    assert cache.passages(encoder, TEXTS)[1] == 0

@@ -6,13 +6,18 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from acme_rag_pipeline.chunking.chunks import split_documents
 from acme_rag_pipeline.documents.ingest import ingest_documents
+from acme_rag_pipeline.embedding import encoder
 from acme_rag_pipeline.retrieval import Retriever, index
+from acme_rag_pipeline.serving import decisions
 from acme_rag_pipeline.serving.serve import serve
 from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store import models, vectors
 from acme_rag_pipeline.store.layout import Store
+from acme_rag_pipeline.store.passages import live_passages
 from acme_rag_pipeline.store.stages import StageResult, record
 from acme_rag_pipeline_tests.increments import oracle
 
@@ -70,3 +75,22 @@ def test_a_candidate_that_is_gone_is_no_arm(
         record(connection, StageResult("fine_tuned_model", "none", details={"model_digest": None}), "none")
     index.index_candidate(store, settings)
     assert set(index.known_arms(store)) == {"base"}
+
+
+def test_another_version_of_the_encoding_code_writes_every_live_vector_anew(
+    store: Store, settings_for: Callable[..., Settings], documents: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = settings_for()
+    oracle.run(store, settings, oracle.REFRESH)
+    base = index.install_base(store, settings).digest
+    # A champion that is neither the base's table nor the newest candidate's.
+    headed = index.PassageEncoder(base, "heading_path")
+    decisions.append(store, encoder=headed, recipe="dense", verdict=decisions.PROMOTED, reason="by hand")
+    oracle.run(store, settings, oracle.REFRESH)
+    chunks = len(live_passages(store.warehouse))
+    monkeypatch.setattr(encoder, "ENCODER_VERSION", "of tomorrow")
+    with oracle.watched() as work:
+        results = oracle.run(store, settings, oracle.REFRESH)
+    assert {name for name, result in results.items() if not result.unchanged} == {"base_index", "served_index"}
+    assert len(work.passages) == 2 * chunks
+    assert all(result.unchanged for result in oracle.run(store, settings, oracle.REFRESH).values())
