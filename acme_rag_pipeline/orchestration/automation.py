@@ -27,6 +27,8 @@ ACTIVE = [
     dg.DagsterRunStatus.STARTED,
     dg.DagsterRunStatus.CANCELING,
 ]
+# A folder that somebody edits all the time never looks the same twice: from here on what is there is served.
+LONGEST_SETTLING_SECONDS = 300
 
 refresh = dg.define_asset_job(
     "refresh",
@@ -76,11 +78,13 @@ def gate() -> None:
 def documents_changed(context: dg.SensorEvaluationContext, pipeline: Pipeline) -> dg.SensorResult:
     """Level-triggered: compares the folder with what is served, so that no edit, revert or crash is ever lost.
 
-    The cursor holds the last state seen (to let a burst of edits settle), the tries spent on it, and a counter that
-    makes every run key new: a run key equal to an old one would silently drop a revert.
+    The cursor holds the last state seen and since when states have come and gone (to let a burst of edits settle, but not
+    for ever), the tries spent on it, and a counter that makes every run key new: a run key equal to an old one would
+    silently drop a revert.
     """
     fail_dead_runs(context.instance)
-    cursor: dict[str, Any] = {"seen": None, "tries": 0, "sequence": 0, "behind_since": None, "shown": None}
+    cursor: dict[str, Any] = dict.fromkeys(("seen", "unsettled_since", "behind_since", "shown"))
+    cursor |= {"tries": 0, "sequence": 0}
     cursor |= json.loads(context.cursor or "{}")
 
     def skip(reason: str, *events: dg.AssetCheckEvaluation) -> dg.SensorResult:
@@ -95,7 +99,7 @@ def documents_changed(context: dg.SensorEvaluationContext, pipeline: Pipeline) -
     except WarehouseBusy:
         return skip("a run is writing to the store: looking again later")
     if served == wanted:
-        cursor |= {"tries": 0, "behind_since": None}
+        cursor |= {"tries": 0, "behind_since": None, "unsettled_since": None}
         return skip(
             "the served index is up to date", *_lag(cursor, "current", 0, "readers find the documents of today")
         )
@@ -104,19 +108,31 @@ def documents_changed(context: dg.SensorEvaluationContext, pipeline: Pipeline) -
     late: list[dg.AssetCheckEvaluation] = []
     if seconds > settings.automation.late_after_minutes * 60:
         late = _lag(cursor, "late", seconds, "the documents changed and no refresh has brought them to the readers yet")
-    busy = context.instance.get_runs_count(dg.RunsFilter(job_name="refresh", statuses=ACTIVE))
-    busy += context.instance.get_runs_count(dg.RunsFilter(job_name="retrain", statuses=ACTIVE))
-    if busy:
+    if _busy(context):
         return skip("a run is under way: looking again when it has ended", *late)
     if cursor["seen"] != wanted:
-        cursor |= {"seen": wanted, "tries": 0}
-        return skip("the documents changed: waiting until they settle", *late)
+        cursor |= {"seen": wanted, "tries": 0, "unsettled_since": cursor["unsettled_since"] or time.time()}
+        if time.time() - cursor["unsettled_since"] < LONGEST_SETTLING_SECONDS:
+            return skip("the documents changed: waiting until they settle", *late)
     if cursor["tries"] >= settings.automation.max_tries:
         reason = f"gave up on this state of the documents after {cursor['tries']} runs: see the last run of `refresh`"
         return skip(reason, *(late or _lag(cursor, "late", seconds, reason)))
     request = dg.RunRequest(run_key=f"{cursor['sequence']}:{wanted[:16]}", tags={"acme_rag/documents": wanted[:16]})
-    cursor |= {"sequence": cursor["sequence"] + 1, "tries": cursor["tries"] + 1}
+    cursor |= {"sequence": cursor["sequence"] + 1, "tries": cursor["tries"] + 1, "unsettled_since": None}
     return dg.SensorResult(run_requests=[request], asset_events=late, cursor=json.dumps(cursor))
+
+
+def _busy(context: dg.SensorEvaluationContext) -> bool:
+    """Whether a run works on these assets: a job, or assets that somebody materialises in the UI or from a shell."""
+    ours = context.repository_def.asset_graph.get_all_asset_keys() if context.repository_def else None
+    for run in context.instance.get_runs(dg.RunsFilter(statuses=ACTIVE)):
+        if run.job_name in (refresh.name, retrain.name):
+            return True
+        # Dagster names the job of a bare selection itself. One without a selection runs everything.
+        chosen = run.asset_selection
+        if run.job_name.startswith("__") and (not chosen or ours is None or not ours.isdisjoint(chosen)):
+            return True
+    return False
 
 
 def _lag(cursor: dict[str, Any], state: str, seconds: float, description: str) -> list[dg.AssetCheckEvaluation]:

@@ -12,6 +12,7 @@ from acme_rag_pipeline.chunking.chunks import split_documents
 from acme_rag_pipeline.definitions import build_definitions
 from acme_rag_pipeline.documents.ingest import ingest_documents
 from acme_rag_pipeline.evaluation.golden import resolve_golden_queries
+from acme_rag_pipeline.orchestration import automation
 from acme_rag_pipeline.orchestration.automation import documents_changed, nightly_retrain
 from acme_rag_pipeline.orchestration.resources import Pipeline
 from acme_rag_pipeline.settings import Settings
@@ -87,6 +88,55 @@ def test_a_failing_state_is_tried_twice_and_a_new_one_again(watch: Watch, docume
     (documents / "new.md").write_text("# New\n\nA new document.", encoding="utf-8")
     assert "settle" in watch.tick()
     assert watch.tick() == "run"
+
+
+def test_a_folder_that_is_edited_all_the_time_is_served_in_the_end(
+    watch: Watch, documents: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def edit_and_tick(number: int) -> str:
+        (documents / "travel.md").write_text(f"# Travel\n\nEdit {number}.", encoding="utf-8")
+        return watch.tick()
+
+    assert all("settle" in edit_and_tick(number) for number in range(5))
+    monkeypatch.setattr(automation, "LONGEST_SETTLING_SECONDS", 0)
+    assert edit_and_tick(5) == "run"
+    monkeypatch.undo()
+    assert all("settle" in edit_and_tick(number) for number in range(6, 9)), "and the wait begins again"
+    assert watch.tick() == "run"
+
+
+@pytest.mark.parametrize(
+    ("job", "selection", "waits"),
+    [
+        ("refresh", None, True),
+        ("retrain", None, True),
+        ("__ASSET_JOB", ["base_index"], True),
+        ("__ASSET_JOB", ["an_asset_of_another_code_location"], False),
+        ("gate", None, False),
+    ],
+)
+@pytest.mark.parametrize("status", [dg.DagsterRunStatus.NOT_STARTED, dg.DagsterRunStatus.STARTED])
+def test_a_run_that_is_under_way_is_waited_for_whoever_launched_it(
+    watch: Watch, job: str, selection: list[str] | None, waits: bool, status: dg.DagsterRunStatus
+) -> None:
+    watch.tick()
+    definitions = build_definitions(watch.pipeline)
+    run = watch.instance.create_run_for_job(
+        # What `dagster asset materialize` and the UI run for a bare selection.
+        definitions.resolve_implicit_global_asset_job_def()
+        if job.startswith("__")
+        else definitions.resolve_job_def(job),
+        status=status,
+    )
+    assert run.job_name == job
+    if selection:
+        keys = frozenset(dg.AssetKey(name) for name in selection)
+        watch.instance.delete_run(run.run_id)
+        watch.instance.add_run(run._replace(asset_selection=keys))
+    said = [watch.tick(), watch.tick()]
+    assert said == ["a run is under way: looking again when it has ended"] * 2 if waits else said == ["run", "run"]
+    watch.instance.delete_run(run.run_id)
+    assert waits == (watch.tick() == "run")
 
 
 def test_a_missing_folder_is_said_and_nothing_runs(watch: Watch, documents: Path) -> None:
