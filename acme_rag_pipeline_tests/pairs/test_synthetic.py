@@ -12,6 +12,8 @@ import pytest
 from click.testing import CliRunner
 
 from acme_rag_pipeline import cli
+from acme_rag_pipeline.chunking.chunks import split_documents
+from acme_rag_pipeline.documents.ingest import ingest_documents
 from acme_rag_pipeline.orchestration.presentation import metadata_of
 from acme_rag_pipeline.pairs.dry_run import dry_run
 from acme_rag_pipeline.pairs.examples import example_queries
@@ -21,6 +23,7 @@ from acme_rag_pipeline.pairs.synthetic import write_pairs
 from acme_rag_pipeline.settings import Settings, SettingsError
 from acme_rag_pipeline.store.fingerprints import fingerprint
 from acme_rag_pipeline.store.layout import Store
+from acme_rag_pipeline.store.passages import live_passages
 from acme_rag_pipeline.store.warehouse import records
 from acme_rag_pipeline_tests.conftest import files_of
 from acme_rag_pipeline_tests.llm_server import Act, ScriptedLLM, error, garbage, ok
@@ -210,3 +213,29 @@ def test_a_budget_is_not_spent_on_the_same_bad_answers_in_every_run(chunked: Sto
             result = write_pairs(chunked, settings)
     assert result.details["unanswered"] == 1
     assert origins(chunked)["openai"] == 2 * (chunks - 1)
+
+
+def test_a_renamed_file_asks_no_question_again_unless_its_name_is_its_title(
+    documents: Path, store: Store, with_llm: Any
+) -> None:
+    (documents / "badges.txt").write_text("Whoever loses a badge tells the desk on the same day.\n", encoding="utf-8")
+
+    def asked(server: ScriptedLLM) -> int:
+        before = len(server.requests)
+        settings = with_llm(server, generator="openai")
+        ingest_documents(store, settings)
+        split_documents(store, settings)
+        write_pairs(store, settings)
+        assert origins(store)["openai"] == 2 * len(live_passages(store.warehouse))
+        return len(server.requests) - before
+
+    with ScriptedLLM(numbered) as server:
+        assert asked(server) == len(live_passages(store.warehouse))
+        (documents / "people").mkdir()
+        (documents / "hr/leave.md").rename(documents / "people/time-off.md")
+        (documents / "badges.txt").rename(documents / "people/badges.txt")
+        assert asked(server) == 0
+        (documents / "people/badges.txt").rename(documents / "people/lost-badges.txt")
+        assert asked(server) == 1
+        (documents / "people/lost-badges.txt").rename(documents / "badges.txt")
+        assert asked(server) == 0
