@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from acme_rag_pipeline.pairs.training_set import query_key
+from acme_rag_pipeline.pairs.wording import query_key
 from acme_rag_pipeline.store.warehouse import Warehouse, records
 
 
