@@ -164,3 +164,38 @@ def test_a_verbatim_quote_is_found_wherever_its_words_stand_more_often(
     split_documents(store, settings)
     resolve_curated_pairs(store, settings)
     assert [row["doc_path"] for row in rows(store, "SELECT doc_path FROM curated_pairs")] == ["z.md"]
+
+
+def test_a_span_without_a_quote_holds_only_for_the_document_it_was_first_found_in(
+    chunked: Store, documents: Path, settings_for: Callable[..., Settings], tmp_path: Path
+) -> None:
+    path = documents / "travel.md"
+    original = path.read_text(encoding="utf-8")
+    start = original.index(HOTELS)
+    span = {"doc_path": "travel.md", "start": start, "end": start + len(HOTELS)}
+    lines = [{"query": "What may a hotel cost?"} | span, {"query": "hotel limit", "verdict": "rejected"} | span]
+    written(tmp_path / "pairs.jsonl", *lines)
+    settings = settings_for(curated_pairs="pairs.jsonl")
+
+    def resolved(text: str) -> tuple[dict[str, Any], str, str | None]:
+        path.write_text(text, encoding="utf-8")
+        for stage in (ingest_documents, split_documents, resolve_curated_pairs):
+            stage(chunked, settings)
+        (row,) = rows(chunked, "SELECT * FROM curated_pairs")
+        place = row["chunk_id"] or row["nearest_chunk_id"]
+        shown = rows(chunked, f"SELECT text FROM chunks WHERE chunk_id = '{place}'")[0]["text"]
+        return row, shown, rows(chunked, "SELECT chunk_id FROM rejected_pairs")[0]["chunk_id"]
+
+    first, passage, rejected = resolved(original)
+    assert first["status"] == "resolved"
+    assert HOTELS in passage
+    assert rejected == first["chunk_id"]
+    # The characters of the span are now in the middle of another section.
+    edited = original.replace("# Travel\n", "# Travel\n\n" + "Read all of this before you leave. " * 30 + "\n", 1)
+    moved, nearest, rejected = resolved(edited)
+    assert (moved["status"], moved["chunk_id"]) == ("unresolved", None)
+    assert moved["reason"] == "the document changed, and without a quote its span cannot be found again"
+    assert HOTELS in nearest
+    assert rejected is None
+    assert rows(chunked, "SELECT * FROM pairs") == []
+    assert resolved(original)[0] == first
