@@ -276,10 +276,13 @@ class _Filters:
         table = vectors.open_table(vectors.connect(self.store.lancedb), self.base_table)
         if table is None:
             return []
+        # A passage that nearly repeats it is as good an answer, as it is for the base.
+        group_of_chunk = {p.chunk_id: p.near_duplicate_group for p in self.passages}
         return [
             (i, f"neither base nor BM25 finds its passage in the top {top}")
             for i in missed
-            if self.pairs[i]["chunk_id"] not in {hit.chunk_id for hit in lexical(table, self.pairs[i]["query"], top)}
+            if self._passage(i).near_duplicate_group
+            not in {group_of_chunk.get(hit.chunk_id) for hit in lexical(table, self.pairs[i]["query"], top)}
         ]
 
     def _answering(self, rows: Sequence[int]) -> dict[str, set[str]]:

@@ -78,6 +78,8 @@ def test_a_generator_s_query_must_lead_back_to_its_passage_and_an_llm_s_at_least
         for room in rooms:
             text = f"# {subject.title()} {room}\n\nThe {room} desk for {subject} settles what you ask within a week.\n"
             (folder / f"{subject}-{room}.md").write_text(text)
+    for copy in range(8):
+        (folder / f"form-{copy}.md").write_text("# Forms\n\nZX4411 is to be had at the counter.\n")
     reach = {"offline": 2, "openai": 5}
     given = {
         "documents": str(folder),
@@ -86,7 +88,8 @@ def test_a_generator_s_query_must_lead_back_to_its_passage_and_an_llm_s_at_least
         "pairs": {"round_trip_top_k": 2, "llm_round_trip_top_k": 5, "query_similarity": 1},
     }
     run_all(**given)
-    chunks = rows(store, "SELECT chunk_id, doc_path FROM chunks ORDER BY doc_path")
+    chunks = rows(store, "SELECT chunk_id, doc_path FROM chunks WHERE doc_path NOT LIKE 'form%' ORDER BY doc_path")
+    copies = rows(store, "SELECT chunk_id, doc_path FROM chunks WHERE doc_path LIKE 'form%' ORDER BY doc_path")
     asked = [
         {
             "pair_id": f"{origin}-{chunk['doc_path']}",
@@ -102,9 +105,16 @@ def test_a_generator_s_query_must_lead_back_to_its_passage_and_an_llm_s_at_least
         for number, chunk in enumerate(chunks)
         for subject in [chunk["doc_path"].split("-")[0] if number % 4 else SUBJECTS[number % len(SUBJECTS)]]
     ]
+    # The base follows the common words, BM25 the rare one, which more copies have than are looked at.
+    rare = "Which desk settles what I ask within a week, ZX4411?"
+    asked += [
+        asked[0] | {"pair_id": copy["doc_path"], "query": f"{rare} {number}", "chunk_id": copy["chunk_id"]}
+        for number, copy in enumerate(copies)
+    ]
     with store.warehouse.write() as connection:
         connection.execute("DELETE FROM pairs")
         append(connection, "pairs", asked)
+        connection.execute("UPDATE chunks SET side = 'train' WHERE doc_path LIKE 'form%'")
         connection.execute("DELETE FROM stages WHERE stage = 'training_set'")
     build_training_set(store, settings_for(**given))
     serve(store, settings_for(**given))
@@ -119,14 +129,18 @@ def test_a_generator_s_query_must_lead_back_to_its_passage_and_an_llm_s_at_least
         for row in rows(store, "SELECT chunk_id, near_duplicate_group FROM chunks")
     }
     outcomes = set()
+    near_only = 0
     for pair in judged:
         k = reach[pair["origin"]]
         by_base = {group[hit.chunk_id] for hit in retriever.search(pair["query"], k=k, retriever="base")}
-        by_words = {hit.chunk_id for hit in retriever.search(pair["query"], k=k, retriever="bm25")}
-        found = group[pair["chunk_id"]] in by_base or pair["chunk_id"] in by_words
+        by_words = [hit.chunk_id for hit in retriever.search(pair["query"], k=k, retriever="bm25")]
+        found = group[pair["chunk_id"]] in by_base | {group[chunk_id] for chunk_id in by_words}
+        near_only += found and group[pair["chunk_id"]] not in by_base and pair["chunk_id"] not in by_words
         assert found == (pair["dropped_because"] is None), pair
         outcomes.add((pair["origin"], found))
     assert outcomes == {("offline", True), ("offline", False), ("openai", True), ("openai", False)}
+    # Some are found by BM25 in a near-duplicate alone, which is as good an answer.
+    assert near_only
 
 
 def test_every_kind_of_leak_is_counted(store: Store, run_all: Run, tmp_path: Path) -> None:
