@@ -104,10 +104,8 @@ def _resolved(pair: CuratedPair, places: Places) -> dict[str, Any]:
 
 def _nearest(pair: CuratedPair, places: Places) -> str | None:
     """The chunk to show for a pair that does not resolve: like its quote; without one, about its query."""
-    if pair.quote is not None:
-        found = places.nearest(pair.quote, pair.doc_path)
-    else:
-        found = places.about(pair.query, pair.doc_path or "")
+    doc_path = places.document(pair.doc_path or "")
+    found = places.nearest(pair.quote, doc_path) if pair.quote else places.about(pair.query, doc_path or "")
     return found.chunk_id if found else None
 
 
@@ -118,14 +116,15 @@ def _span(pair: CuratedPair, places: Places) -> tuple[str | None, tuple[int, int
         if found is None:
             return None, None, "the quote is in none of the documents"
         return found[0], found[1:], ""
-    if not places.knows(pair.doc_path):
+    doc_path = places.document(pair.doc_path)
+    if doc_path is None:
         return None, None, f"{pair.doc_path} is not among the readable documents"
     if pair.quote is None:
-        if not places.unchanged(pair.curated_id, pair.doc_path):
+        if not places.unchanged(pair.curated_id, doc_path):
             return None, None, "the document changed, and without a quote its span cannot be found again"
-        return pair.doc_path, (int(pair.start or 0), int(pair.end or 0)), ""
-    span = places.span(pair.doc_path, pair.quote, pair.start)
-    return pair.doc_path, span, "the quote is not in the document any more"
+        return doc_path, (int(pair.start or 0), int(pair.end or 0)), ""
+    span = places.span(doc_path, pair.quote, pair.start)
+    return doc_path, span, "the quote is not in the document any more"
 
 
 def _training_pair(row: dict[str, Any]) -> dict[str, Any]:

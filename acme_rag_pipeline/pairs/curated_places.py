@@ -9,6 +9,7 @@ from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 
+from acme_rag_pipeline.documents.doc_paths import known_doc_path
 from acme_rag_pipeline.store.passages import LivePassage
 from acme_rag_pipeline.store.quotes import QuotableText
 from acme_rag_pipeline.store.warehouse import Warehouse
@@ -42,9 +43,9 @@ class Places:
         self._sha256: dict[str, str] = {doc_path: sha256 for doc_path, _, sha256 in found}
         self._prepared: dict[str, QuotableText] = {}
 
-    def knows(self, doc_path: str) -> bool:
-        """Whether it is among the readable documents."""
-        return doc_path in self._texts
+    def document(self, written: str) -> str | None:
+        """The readable document that a path in a file means; None: there is none."""
+        return known_doc_path(written, self._texts)
 
     def span(self, doc_path: str, quote: str, near: int | None = None) -> tuple[int, int] | None:
         """Where the quote stands in a document; tolerant of typography, whitespace and small edits."""

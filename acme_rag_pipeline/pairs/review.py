@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from acme_rag_pipeline.documents.doc_paths import plain_doc_path
 from acme_rag_pipeline.llm.text import clean_line
 from acme_rag_pipeline.pairs.curated_formats import VERDICTS, one_line, raw_rows
 from acme_rag_pipeline.pairs.prompt import MAX_QUERY_CHARS
@@ -265,7 +266,8 @@ class _CuratedFile:
 
 
 def _same_passage(row: _Line, judged: _Line) -> bool:
-    if row.get("doc_path") and row["doc_path"] != judged["doc_path"]:
+    doc_path = row.get("doc_path")
+    if doc_path and not (isinstance(doc_path, str) and plain_doc_path(doc_path) == plain_doc_path(judged["doc_path"])):
         return False
     if judged["quote"] is None:
         # A CSV's numbers are texts.

@@ -12,6 +12,7 @@ import pytest
 
 from acme_rag_pipeline.chunking.chunks import split_documents
 from acme_rag_pipeline.documents.ingest import ingest_documents
+from acme_rag_pipeline.evaluation.golden import golden_queries, resolve_golden_queries
 from acme_rag_pipeline.orchestration.presentation import metadata_of
 from acme_rag_pipeline.pairs.curated import resolve_curated_pairs
 from acme_rag_pipeline.pairs.curated_formats import read_curated_pairs
@@ -45,6 +46,57 @@ def test_csv_of_a_spreadsheet_holds_line_breaks_and_semicolons(tmp_path: Path) -
     pairs, problems = read_curated_pairs(path)
     assert [(p.quote, p.negative) for p in pairs] == [("Hotels in Rotterdam\nmay cost 165", "Meals, paid; by day")]
     assert problems == ["line 4: no query"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+@pytest.mark.parametrize("told", [True, False])
+def test_a_csv_is_read_as_spreadsheets_and_people_write_it(
+    tmp_path: Path, encoding: str, delimiter: str, told: bool
+) -> None:
+    rows = [
+        [" Query", "DOC_PATH ", "Start", "end", "Quote", "Verdict"],
+        ["Was kostet ein Hôtel?", " travel.md ", " 3", "40 ", "", " Accepted"],
+        ["", "travel.md", "", "", "Hotels", ""],
+    ]
+    text = "".join(delimiter.join(row) + "\r\n" for row in rows)
+    (tmp_path / "pairs.csv").write_bytes(((f"sep={delimiter}\r\n" if told else "") + text).encode(encoding))
+    (pair,), problems = read_curated_pairs(tmp_path / "pairs.csv")
+    assert (pair.query, pair.doc_path, pair.start, pair.end) == ("Was kostet ein Hôtel?", "travel.md", 3, 40)
+    assert (pair.quote, pair.verdict) == (None, "accepted")
+    assert problems == [f"line {4 if told else 3}: no query"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"question,doc_path\nWho?,a.md\n", "none of them is `query`: question, doc_path"),
+        ("query,quote\nWas kostet ein Hôtel?,x\n".encode("cp1252"), "save it as `CSV UTF-8`"),
+    ],
+)
+def test_a_csv_that_cannot_be_read_says_what_to_do(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "pairs.csv").write_bytes(content)
+    with pytest.raises(SettingsError, match=message):
+        read_curated_pairs(tmp_path / "pairs.csv")
+
+
+def test_a_path_may_be_written_as_on_another_system(
+    chunked: Store, settings_for: Callable[..., Settings], tmp_path: Path
+) -> None:
+    paths = ["hr/leave.md", "./hr/leave.md", ".\\hr\\leave.md", "hr//leave.md"]
+    line = {"quote": SABBATICAL, "start": 0}
+    written(tmp_path / "pairs.jsonl", *({"query": f"{n}?", "doc_path": path} | line for n, path in enumerate(paths)))
+    golden = tmp_path / "golden"
+    golden.mkdir()
+    written(golden / "queries.jsonl", *({"query_id": path, "query": path} for path in paths))
+    written(golden / "qrels.jsonl", *({"query_id": path, "doc_path": path} for path in paths))
+    settings = settings_for(curated_pairs="pairs.jsonl", golden=str(golden))
+    resolve_curated_pairs(chunked, settings)
+    assert rows(chunked, "SELECT DISTINCT doc_path, status FROM curated_pairs") == [
+        {"doc_path": "hr/leave.md", "status": "resolved"}
+    ]
+    resolve_golden_queries(chunked, settings)
+    assert [e.doc_path for q in golden_queries(chunked) for e in q.evidence] == ["hr/leave.md"] * len(paths)
 
 
 def test_a_llama_index_dataset_is_found_without_paths(chunked: Store, settings_for: Any, tmp_path: Path) -> None:

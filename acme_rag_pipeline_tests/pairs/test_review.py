@@ -160,7 +160,7 @@ def test_a_later_review_wins_and_a_replaced_wording_stays_out(tmp_path: Path, se
 
 
 def test_an_edit_into_a_wording_that_is_there_already_keeps_the_old_one_out(tmp_path: Path, settings_for: Any) -> None:
-    mine = {"query": "new wording", "doc_path": "a.md", "quote": ROW["passage"], "note": "mine"}
+    mine = {"query": "new wording", "doc_path": ".\\a.md", "quote": ROW["passage"], "note": "mine"}
     curated = write(tmp_path / "curated.jsonl", mine)
     settings = settings_for(curated_pairs=str(curated))
     second = ROW | {"query": "other wording"}
