@@ -146,7 +146,7 @@ def test_a_generator_s_query_must_lead_back_to_its_passage_and_an_llm_s_at_least
 def test_every_kind_of_leak_is_counted(store: Store, run_all: Run, tmp_path: Path) -> None:
     shares = {"validation_share": 0.3, "test_share": 0.3}
     run_all(documents=str(company(tmp_path)), curated_pairs="none", golden="none", evaluation=shares)
-    assert find_leaks(store.warehouse, golden_decides=False).total == 0
+    assert find_leaks(store, golden_decides=False, golden_similarity=0.9).total == 0
     held = rows(store, "SELECT chunk_id, near_duplicate_group FROM chunks WHERE side = 'test' ORDER BY chunk_id")[0]
     asked = rows(
         store, "SELECT query FROM training_pairs WHERE side = 'validation' AND dropped_because IS NULL ORDER BY query"
@@ -161,7 +161,7 @@ def test_every_kind_of_leak_is_counted(store: Store, run_all: Run, tmp_path: Pat
     def leaks_after(statement: str, *values: Any) -> Leaks:
         with store.warehouse.write() as connection:
             connection.execute(statement, list(values))
-        return find_leaks(store.warehouse, golden_decides=False)
+        return find_leaks(store, golden_decides=False, golden_similarity=0.9)
 
     pair = "WHERE pair_id = ?"
     moved = leaks_after(f"UPDATE training_pairs SET chunk_id = ? {pair}", held["chunk_id"], first["pair_id"])
@@ -178,7 +178,7 @@ def test_every_kind_of_leak_is_counted(store: Store, run_all: Run, tmp_path: Pat
     )
     assert repeated.passages > 1
     # With golden queries the test side is trained on, and only validation is held out.
-    assert find_leaks(store.warehouse, golden_decides=True).passages == 0
+    assert find_leaks(store, golden_decides=True, golden_similarity=0.9).passages == 0
 
 
 def test_each_filter_drops_what_it_names_and_a_person_s_question_that_judges_stays(
@@ -226,6 +226,19 @@ def test_each_filter_drops_what_it_names_and_a_person_s_question_that_judges_sta
         append(connection, "pairs", [{"pair_id": name} | others | pair for name, pair in asked.items()])
         connection.execute("DELETE FROM stages WHERE stage = 'training_set'")
     build_training_set(store, settings_for(**given))
+    settings = settings_for(**given)
+    passed = nothing_leaks(store, settings)
+    assert passed.passed
+    assert passed.metadata["golden_compared"].value == passed.metadata["training_pairs"].value > 0
+    with store.warehouse.write() as connection:
+        connection.execute("UPDATE training_pairs SET dropped_because = NULL WHERE pair_id = 'meaning'")
+    leaks = nothing_leaks(store, settings).metadata
+    # Another wording, so that only the vectors show it.
+    assert (leaks["golden_queries"].value, leaks["near_golden_queries"].value) == (0, 1)
+    with store.warehouse.write() as connection:
+        connection.execute(
+            "UPDATE training_pairs SET dropped_because = 'near a golden query' WHERE pair_id = 'meaning'"
+        )
     found = {
         row["pair_id"]: row["dropped_because"]
         for row in rows(store, "SELECT pair_id, dropped_because FROM training_pairs")
