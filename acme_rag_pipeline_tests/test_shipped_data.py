@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from acme_rag_pipeline.documents.parsers import parse
-from acme_rag_pipeline.pairs.training_set import query_key, word_overlap
+from acme_rag_pipeline.pairs.wording import query_key, word_overlap
 from acme_rag_pipeline.store.quotes import QuotableText
 from acme_rag_pipeline_tests.conftest import PROJECT
 

@@ -53,6 +53,11 @@ class EmbeddingCache:
         """Vectors of queries, shape (texts, dimension), and how many had to be encoded."""
         return self._vectors(versioned(f"{encoder.digest}/query"), queries, encoder.encode_queries)
 
+    def known_queries(self, digest: str, queries: Sequence[str]) -> dict[str, np.ndarray]:
+        """Vectors of those queries that this model has encoded before, by query; nothing is encoded."""
+        hashes = {sha256_text(query): query for query in queries}
+        return {hashes[h]: vector for h, vector in self._load(f"{digest}/query", set(hashes)).items()}
+
     def _vectors(
         self, key: str, texts: Sequence[str], encode: Callable[[Sequence[str]], np.ndarray]
     ) -> tuple[np.ndarray, int]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
 
+from acme_rag_pipeline.documents.doc_paths import known_doc_path
 from acme_rag_pipeline.evaluation.metrics import Evidence
 from acme_rag_pipeline.settings import EvaluationSettings, Settings, SettingsError
 from acme_rag_pipeline.store.fingerprints import content_hash, fingerprint
@@ -18,7 +19,7 @@ from acme_rag_pipeline.store.stages import StageResult, data_versions, overtaken
 from acme_rag_pipeline.store.warehouse import insert, reconcile, records
 
 STAGE = "golden_queries"
-CODE_VERSION = "1"
+CODE_VERSION = "2"
 # Graded judgements go to 3 or 4 as a rule; a gain of 2 ** relevance must stay a number.
 MOST_RELEVANT = 100
 
@@ -243,7 +244,8 @@ def _resolved(
     units: dict[str, str] = {}
     ordinals: Counter[str] = Counter()
     for qrel in qrels:
-        path, document = qrel["doc_path"], documents.get(qrel["doc_path"])
+        path = known_doc_path(qrel["doc_path"], documents) or qrel["doc_path"]
+        document = documents.get(path)
         judgement_id = fingerprint(qrel, ordinals[qrel["query_id"]])
         status, span = "unresolved", None
         reason: str | None = f"{path} is not among the readable documents"

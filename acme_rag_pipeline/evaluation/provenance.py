@@ -8,6 +8,8 @@ from typing import Any
 
 from acme_rag_pipeline.evaluation.contest import Evaluation
 from acme_rag_pipeline.evaluation.report import Funnel, PairCount, SamplePair
+from acme_rag_pipeline.pairs.llm_cost import spent
+from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.warehouse import records
 
@@ -19,14 +21,16 @@ def stage_details(store: Store) -> dict[str, dict[str, Any]]:
     return {row["stage"]: json.loads(row["summary"])["details"] for row in rows}
 
 
-def tokens(store: Store) -> dict[str, int]:
-    """What the language models were asked for this store, over all runs."""
+def tokens(store: Store, settings: Settings) -> dict[str, float]:
+    """What the language models were asked for this store, over all runs; with prices, what that of today cost."""
     with store.warehouse.read() as connection:
         row = connection.execute(
             "SELECT count(*), sum(prompt_tokens), sum(completion_tokens), round(sum(seconds)) FROM llm_calls"
         ).fetchall()[0]
+        money = spent(connection, settings).get("cost")
     names = ("calls", "prompt tokens", "completion tokens", "seconds of answering")
-    return {name: int(value) for name, value in zip(names, row, strict=True) if value}
+    counts: dict[str, float] = {name: int(value) for name, value in zip(names, row, strict=True) if value}
+    return counts | ({f"cost of {settings.llm}": round(money, 4)} if money else {})
 
 
 def funnel(store: Store, training_set: dict[str, Any]) -> Funnel:

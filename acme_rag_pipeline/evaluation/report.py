@@ -208,7 +208,7 @@ class Report:
     samples: Sequence[SamplePair] = ()
     similarities: Sequence[Similarities] = ()
     stages: Mapping[str, float] = field(default_factory=dict)
-    tokens: Mapping[str, int] = field(default_factory=dict)
+    tokens: Mapping[str, float] = field(default_factory=dict)
     lineage: Mapping[str, str] = field(default_factory=dict)
     trail: Mapping[str, str] = field(default_factory=dict)
     forgetting: Forgetting | None = None

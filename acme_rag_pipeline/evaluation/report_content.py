@@ -102,7 +102,7 @@ def report_of(store: Store, settings: Settings, done: Evaluation) -> Report:
         similarities=_similarities(store, settings, done),
         stages=({"training": float(trained["seconds"])} if trained.get("seconds") else {})
         | {"evaluation": done.seconds},
-        tokens=tokens(store),
+        tokens=tokens(store, settings),
         lineage=lineage(store, done, details),
         trail=trail(store, done, details),
         forgetting=done.forgetting,

@@ -12,10 +12,10 @@ from acme_rag_pipeline.store.fingerprints import content_hash, fingerprint, sha2
 from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.passages import live_passages
 from acme_rag_pipeline.store.stages import StageResult, data_versions, overtaken, record, recorded, stored_detail
-from acme_rag_pipeline.store.warehouse import reconcile
+from acme_rag_pipeline.store.warehouse import insert, reconcile
 
 STAGE = "curated_pairs"
-CODE_VERSION = "2"
+CODE_VERSION = "3"
 REJECTED = "rejected in review"
 REPLACED = "replaced in review"
 
@@ -59,6 +59,7 @@ def resolve_curated_pairs(store: Store, settings: Settings) -> StageResult:
             return resolve_curated_pairs(store, settings)
         with store.warehouse.write() as connection:
             counts = reconcile(connection, "curated_pairs", "curated_id", rows)
+            insert(connection, "curated_seen", places.seen)
             reconcile(connection, "curated_negatives", "negative_id", negatives)
             reconcile(connection, "rejected_pairs", "rejection_id", rejected)
             reconcile(connection, "pairs", "pair_id", list(training.values()), scope="origin = 'curated'")
@@ -92,13 +93,20 @@ def _resolved(pair: CuratedPair, places: Places) -> dict[str, Any]:
     }
     doc_path, span, reason = _span(pair, places)
     if doc_path is None or span is None:
-        nearest = places.nearest(pair.quote, pair.doc_path) if pair.quote else None
-        return row | {"reason": reason, "nearest_chunk_id": nearest.chunk_id if nearest else None}
+        return row | {"reason": reason, "nearest_chunk_id": _nearest(pair, places)}
     place = places.at(doc_path, *span, pair.query)
     if place is None:
-        return row | {"reason": f"no chunk at characters {span[0]} to {span[1]}"}
+        reason = f"no chunk at characters {span[0]} to {span[1]}"
+        return row | {"reason": reason, "nearest_chunk_id": _nearest(pair, places)}
     found = {"doc_path": doc_path, "start_char": span[0], "end_char": span[1], "chunk_id": place.chunk.chunk_id}
     return row | found | {"status": "resolved"}
+
+
+def _nearest(pair: CuratedPair, places: Places) -> str | None:
+    """The chunk to show for a pair that does not resolve: like its quote; without one, about its query."""
+    doc_path = places.document(pair.doc_path or "")
+    found = places.nearest(pair.quote, doc_path) if pair.quote else places.about(pair.query, doc_path or "")
+    return found.chunk_id if found else None
 
 
 def _span(pair: CuratedPair, places: Places) -> tuple[str | None, tuple[int, int] | None, str]:
@@ -108,12 +116,15 @@ def _span(pair: CuratedPair, places: Places) -> tuple[str | None, tuple[int, int
         if found is None:
             return None, None, "the quote is in none of the documents"
         return found[0], found[1:], ""
-    if not places.knows(pair.doc_path):
+    doc_path = places.document(pair.doc_path)
+    if doc_path is None:
         return None, None, f"{pair.doc_path} is not among the readable documents"
     if pair.quote is None:
-        return pair.doc_path, (int(pair.start or 0), int(pair.end or 0)), ""
-    span = places.span(pair.doc_path, pair.quote, pair.start)
-    return pair.doc_path, span, "the quote is not in the document any more"
+        if not places.unchanged(pair.curated_id, doc_path):
+            return None, None, "the document changed, and without a quote its span cannot be found again"
+        return doc_path, (int(pair.start or 0), int(pair.end or 0)), ""
+    span = places.span(doc_path, pair.quote, pair.start)
+    return doc_path, span, "the quote is not in the document any more"
 
 
 def _training_pair(row: dict[str, Any]) -> dict[str, Any]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,7 +81,7 @@ def raw_rows(path: Path) -> Iterator[tuple[str, Any]]:
         SettingsError: the file cannot be read at all.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = _decoded(path.read_bytes())
         match path.suffix.lower():
             case ".csv":
                 yield from _csv_rows(text)
@@ -87,7 +89,7 @@ def raw_rows(path: Path) -> Iterator[tuple[str, Any]]:
                 yield from _llama_index_rows(text)
             case _:
                 yield from _jsonl_rows(text)
-    except (OSError, UnicodeDecodeError, csv.Error, _NotTheFormat) as error:
+    except (OSError, csv.Error, _NotTheFormat) as error:
         raise SettingsError(f"ACME_RAG_CURATED_PAIRS: {path} cannot be read: {error}") from error
 
 
@@ -104,12 +106,37 @@ def _jsonl_rows(text: str) -> Iterator[tuple[str, Any]]:
                 yield f"line {number}", f"not JSON ({error})"
 
 
+def _decoded(data: bytes) -> str:
+    """The text of a file as spreadsheets save it: UTF-8, or UTF-16 with its mark."""
+    marked = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:
+        text = data.decode("utf-16" if marked else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise _NotTheFormat(f"not UTF-8 ({error}); in a spreadsheet save it as `CSV UTF-8`") from None
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
 def _csv_rows(text: str) -> Iterator[tuple[str, Any]]:
-    # Spreadsheets of many countries write semicolons. A quoted cell may hold line breaks.
-    header = text.partition("\n")[0]
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=header.count))
+    # A first line `sep=;` tells Excel the delimiter; without it spreadsheets of many countries write semicolons.
+    told = re.match(r'\s*"?sep=([,;\t])"?[ \t]*\n', text, re.IGNORECASE)
+    body = text[told.end() :] if told else text.lstrip("\n")
+    header = body.partition("\n")[0]
+    # A quoted cell may hold line breaks.
+    lines = io.StringIO(body, newline="")
+    reader = csv.DictReader(lines, delimiter=told[1] if told else max(",;\t", key=header.count))
+    names = [name.strip().casefold() for name in reader.fieldnames or ()]
+    if names and "query" not in names:
+        raise _NotTheFormat(f"its first line names the columns, and none of them is `query`: {', '.join(names)[:200]}")
+    reader.fieldnames = names
+    above = text[: len(text) - len(body)].count("\n")
     for row in reader:
-        yield f"line {reader.line_num}", row
+        yield f"line {above + reader.line_num}", {name: _cell(name, value) for name, value in row.items()}
+
+
+def _cell(name: str | None, value: Any) -> Any:
+    if isinstance(value, str) and name in ("doc_path", "start", "end", "verdict"):
+        return value.strip().lower() if name == "verdict" else value.strip()
+    return value
 
 
 def _llama_index_rows(text: str) -> Iterator[tuple[str, Any]]:

@@ -9,6 +9,7 @@ from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 
+from acme_rag_pipeline.documents.doc_paths import known_doc_path
 from acme_rag_pipeline.store.passages import LivePassage
 from acme_rag_pipeline.store.quotes import QuotableText
 from acme_rag_pipeline.store.warehouse import Warehouse
@@ -35,18 +36,29 @@ class Places:
         for passage in passages:
             self._by_document.setdefault(passage.doc_path, []).append(passage)
         with warehouse.read() as connection:
-            self._texts: dict[str, str] = dict(
-                connection.execute("SELECT doc_path, text FROM documents WHERE text IS NOT NULL").fetchall()
-            )
+            found = connection.execute("SELECT doc_path, text, sha256 FROM documents WHERE text IS NOT NULL").fetchall()
+            # A span holds for the document that it was first resolved in.
+            self._seen = dict(connection.execute("SELECT curated_id, sha256 FROM curated_seen").fetchall())
+        self._texts: dict[str, str] = {doc_path: text for doc_path, text, _ in found}
+        self._sha256: dict[str, str] = {doc_path: sha256 for doc_path, _, sha256 in found}
         self._prepared: dict[str, QuotableText] = {}
 
-    def knows(self, doc_path: str) -> bool:
-        """Whether it is among the readable documents."""
-        return doc_path in self._texts
+    def document(self, written: str) -> str | None:
+        """The readable document that a path in a file means; None: there is none."""
+        return known_doc_path(written, self._texts)
 
     def span(self, doc_path: str, quote: str, near: int | None = None) -> tuple[int, int] | None:
         """Where the quote stands in a document; tolerant of typography, whitespace and small edits."""
         return self._text(doc_path).find(quote, near) if doc_path in self._texts else None
+
+    def unchanged(self, curated_id: str, doc_path: str) -> bool:
+        """Whether the document is the one in which a span of this pair was first resolved; a new pair's is."""
+        return self._seen.setdefault(curated_id, self._sha256[doc_path]) == self._sha256[doc_path]
+
+    @property
+    def seen(self) -> list[dict[str, str]]:
+        """Rows of `curated_seen`: of each pair that `unchanged` was asked about, the document it was first resolved in."""
+        return [{"curated_id": curated_id, "sha256": sha256} for curated_id, sha256 in sorted(self._seen.items())]
 
     def anywhere(self, quote: str) -> tuple[str, int, int] | None:
         """The document and the span that hold the quote, or what is most like it and like enough."""
@@ -88,17 +100,24 @@ class Places:
         chunks = self._by_document.get(doc_path or "", []) or self._similar(quote)
         return max(chunks, key=lambda c: (fuzz.token_set_ratio(quote, c.text), c.chunk_id), default=None)
 
+    def about(self, query: str, doc_path: str) -> LivePassage | None:
+        """The passage of the document that shares most, and the rarest, words with the query; without any its first."""
+        chunks = self._by_document.get(doc_path, [])
+        return next(iter(self._similar(query, doc_path)), chunks[0] if chunks else None)
+
     def _text(self, doc_path: str) -> QuotableText:
         if doc_path not in self._prepared:
             self._prepared[doc_path] = QuotableText.of(self._texts[doc_path])
         return self._prepared[doc_path]
 
-    def _similar(self, quote: str) -> list[LivePassage]:
-        """The few passages that share most, and the rarest, words with the quote."""
+    def _similar(self, text: str, doc_path: str | None = None) -> list[LivePassage]:
+        """The few passages, of the document or of all, that share most, and the rarest, words with the text."""
         scores: Counter[int] = Counter()
-        for word in sorted(_words(quote)):
+        for word in sorted(_words(text)):
             holders = self._holders.get(word, [])
             for position in holders:
+                if doc_path is not None and self._passages[position].doc_path != doc_path:
+                    continue
                 scores[position] += math.log(1 + len(self._passages) / len(holders))  # type: ignore[assignment]
         best = sorted(scores, key=lambda position: (-scores[position], position))[:_CANDIDATES]
         return [self._passages[position] for position in best]

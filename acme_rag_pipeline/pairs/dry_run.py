@@ -9,6 +9,7 @@ from typing import Any
 from acme_rag_pipeline.pairs.examples import example_queries
 from acme_rag_pipeline.pairs.generators import Generator, answered, generator
 from acme_rag_pipeline.pairs.llm import LLMConnection, estimate
+from acme_rag_pipeline.pairs.llm_cost import cost
 from acme_rag_pipeline.pairs.llm_outcome import estimate_prompt
 from acme_rag_pipeline.pairs.passage import Passage
 from acme_rag_pipeline.settings import PairSettings, Settings
@@ -102,13 +103,6 @@ def dry_run(store: Store, settings: Settings) -> DryRun:
         seconds=_seconds(len(missing), measured["seconds"], settings.pairs.concurrency),
         notes=tuple(notes),
     )
-
-
-def cost(prompt_tokens: int, completion_tokens: int, settings: PairSettings) -> float | None:
-    """What the tokens cost, in the money of the prices; None where a price is not set."""
-    if settings.price_input is None or settings.price_output is None:
-        return None
-    return round((prompt_tokens * settings.price_input + completion_tokens * settings.price_output) / 1e6, 6)
 
 
 def _within_budget(sizes: list[float], settings: PairSettings) -> int:

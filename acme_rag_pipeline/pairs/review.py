@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from acme_rag_pipeline.documents.doc_paths import plain_doc_path
 from acme_rag_pipeline.llm.text import clean_line
 from acme_rag_pipeline.pairs.curated_formats import VERDICTS, one_line, raw_rows
 from acme_rag_pipeline.pairs.prompt import MAX_QUERY_CHARS
@@ -181,7 +182,8 @@ def _judged_line(where: str, text: str) -> _Line | None:
         raise ReviewUnusable(f"{where}: `edited` needs edited_query, at most {MAX_QUERY_CHARS} characters")
     if edited == line["query"]:
         return line | {"verdict": "accepted"}
-    return line | {"query": edited, "verdict": "edited", "replaces": line["query"]}
+    edit = {"query": edited, "verdict": "edited", "replaces": line["query"]}
+    return line | edit | {"origin": row.get("origin")}
 
 
 @dataclass
@@ -206,8 +208,12 @@ class _CuratedFile:
         return file
 
     def take(self, judged: _Line) -> None:
-        """Put in a judged pair: in place of the line about it, or at the end."""
+        """Put in a judged pair: in place of the line about it, or at the end.
+
+        `origin` says whether a generator wrote what was edited, and is not written.
+        """
         there = self._about(judged, judged["query"])
+        generated = judged.pop("origin", None) != "curated"
         if "replaces" in judged:
             there = sorted(
                 {*there, *self._about(judged, judged["replaces"]), *self._about(judged, judged["replaces"], "replaces")}
@@ -216,7 +222,10 @@ class _CuratedFile:
             return  # edited before, which keeps the wording out already
         for i in there:
             self._judge(i, judged)
-        if not there:
+        # A line that has the new wording already may keep another one out: then a generator's needs a line of its own.
+        if not there or (
+            generated and "replaces" in judged and not self._about(judged, judged["replaces"], "replaces")
+        ):
             self._append(_json(judged), judged)
 
     def text(self) -> str:
@@ -225,12 +234,14 @@ class _CuratedFile:
     def _judge(self, i: int, judged: _Line) -> None:
         row = self.rows[i] or {}
         rejected = judged["verdict"] == "rejected"
-        if one_line(row["query"]) == judged["query"] and (row.get("verdict") == "rejected") == rejected:
+        replaced = row.get("replaces") or judged.get("replaces")
+        same = one_line(row["query"]) == judged["query"] and (row.get("verdict") == "rejected") == rejected
+        if same and replaced == row.get("replaces"):
             return  # a person's pair that is accepted, or rejected again: nothing new
         wanted = row | {"query": judged["query"], "verdict": judged["verdict"]}
-        if "replaces" in judged:
+        if replaced:
             # The first wording is the generator's, which has to stay out; later ones are people's.
-            wanted.setdefault("replaces", judged["replaces"])
+            wanted["replaces"] = replaced
         self.rows[i], self.lines[i] = wanted, _json(wanted)
         self._note(i)
 
@@ -255,7 +266,8 @@ class _CuratedFile:
 
 
 def _same_passage(row: _Line, judged: _Line) -> bool:
-    if row.get("doc_path") and row["doc_path"] != judged["doc_path"]:
+    doc_path = row.get("doc_path")
+    if doc_path and not (isinstance(doc_path, str) and plain_doc_path(doc_path) == plain_doc_path(judged["doc_path"])):
         return False
     if judged["quote"] is None:
         # A CSV's numbers are texts.

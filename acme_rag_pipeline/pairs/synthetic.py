@@ -11,7 +11,6 @@ from datetime import UTC, datetime
 from typing import Any
 
 from acme_rag_pipeline.pairs import llm, offline
-from acme_rag_pipeline.pairs.dry_run import cost
 from acme_rag_pipeline.pairs.examples import example_queries
 from acme_rag_pipeline.pairs.figures import coverage, histogram, pairs_picture
 from acme_rag_pipeline.pairs.generators import (
@@ -23,6 +22,7 @@ from acme_rag_pipeline.pairs.generators import (
     pair_rows,
     parameters_of,
 )
+from acme_rag_pipeline.pairs.llm_cost import cost, spent
 from acme_rag_pipeline.pairs.passage import Passage, WrittenQuery
 from acme_rag_pipeline.settings import PairSettings, Settings
 from acme_rag_pipeline.store.fingerprints import content_hash, fingerprint
@@ -97,7 +97,7 @@ def write_pairs(store: Store, settings: Settings) -> StageResult:
             counts = reconcile(connection, "pairs", "pair_id", rows, scope="origin <> 'curated'")
             details |= {"removed": counts.removed} | _look(rows, passages)
             if "openai" in names:
-                details |= _spent(connection, settings) | {"examples_shown": len(examples)}
+                details |= {"so_far": spent(connection, settings), "examples_shown": len(examples)}
             if warnings:
                 details["warnings"] = warnings
             result = StageResult(STAGE, data_version, counts, details=details)
@@ -131,18 +131,6 @@ def _look(rows: Sequence[dict[str, Any]], passages: Sequence[Passage]) -> dict[s
         "query_words": histogram("words", [(row["origin"], len(row["query"].split())) for row in rows]),
         "picture": pairs_picture(rows, per_document),
     }
-
-
-def _spent(connection: Any, settings: Settings) -> dict[str, Any]:
-    """Calls, tokens and cost of this model so far, over all runs of the store."""
-    calls, sent, received = connection.execute(
-        "SELECT count(*), sum(prompt_tokens), sum(completion_tokens) FROM llm_calls WHERE model = ?", [settings.llm]
-    ).fetchall()[0]
-    sent, received = int(sent or 0), int(received or 0)
-    so_far: dict[str, float] = {"calls": calls, "prompt_tokens": sent, "completion_tokens": received}
-    if (money := cost(sent, received, settings.pairs)) is not None:
-        so_far["cost"] = money
-    return {"so_far": so_far}
 
 
 def _ask(store: Store, settings: Settings, generator: Generator, missing: dict[str, Any]) -> dict[str, Any]:

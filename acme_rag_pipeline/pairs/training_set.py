@@ -16,18 +16,19 @@ import numpy as np
 from acme_rag_pipeline.embedding.base_model import resolve_base_model
 from acme_rag_pipeline.pairs.figures import coverage, histogram, training_set_picture
 from acme_rag_pipeline.pairs.hard_negatives import mine
+from acme_rag_pipeline.pairs.wording import query_key, word_overlap
 from acme_rag_pipeline.retrieval import index
 from acme_rag_pipeline.retrieval.retriever import lexical
 from acme_rag_pipeline.settings import PairSettings, Settings
 from acme_rag_pipeline.store import vectors
-from acme_rag_pipeline.store.fingerprints import content_hash, fingerprint, normalised
+from acme_rag_pipeline.store.fingerprints import content_hash, fingerprint
 from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.passages import LivePassage, live_passages
 from acme_rag_pipeline.store.stages import StageResult, data_versions, overtaken, record, recorded, stored_detail
 from acme_rag_pipeline.store.warehouse import reconcile, records
 
 STAGE = "training_set"
-CODE_VERSION = "4"
+CODE_VERSION = "5"
 # What the answers cost is no business of the training set.
 _FILTER_SETTINGS = {
     "round_trip_top_k",
@@ -274,10 +275,13 @@ class _Filters:
         table = vectors.open_table(vectors.connect(self.store.lancedb), self.base_table)
         if table is None:
             return []
+        # A passage that nearly repeats it is as good an answer, as it is for the base.
+        group_of_chunk = {p.chunk_id: p.near_duplicate_group for p in self.passages}
         return [
             (i, f"neither base nor BM25 finds its passage in the top {top}")
             for i in missed
-            if self.pairs[i]["chunk_id"] not in {hit.chunk_id for hit in lexical(table, self.pairs[i]["query"], top)}
+            if self._passage(i).near_duplicate_group
+            not in {group_of_chunk.get(hit.chunk_id) for hit in lexical(table, self.pairs[i]["query"], top)}
         ]
 
     def _answering(self, rows: Sequence[int]) -> dict[str, set[str]]:
@@ -326,18 +330,6 @@ class _Filters:
             "overlap": word_overlap(pair["query"], passage.text),
             "negatives": [self.passages[n].chunk_id for n in negatives],
         }
-
-
-def query_key(query: str) -> str:
-    """The form in which two wordings of a query count as the same."""
-    return normalised(re.sub(r"[^\w\s]", " ", query.casefold()))
-
-
-def word_overlap(query: str, passage: str) -> float:
-    """Share of the query's distinct words of four letters or more that stand in the passage, 0 to 1."""
-    words = set(re.findall(r"\w{4,}", query.casefold()))
-    there = set(re.findall(r"\w{4,}", passage.casefold()))
-    return round(len(words & there) / len(words), 4) if words else 0.0
 
 
 def _details(rows: list[dict[str, Any]], work: _Filters) -> dict[str, Any]:

@@ -47,7 +47,7 @@ EVERYTHING: tuple[Stage, ...] = (
     index.index_candidate,
     serve.serve,
 )
-# Every column but times. `golden_seen` is history on purpose; `answers` is what both builds share.
+# Every column but times. `golden_seen` and `curated_seen` are history on purpose; `answers` is what both builds share.
 LIVE_TABLES = {
     "documents": "SELECT * EXCLUDE (mtime_ns, scanned_at_ns) FROM documents WHERE status <> 'deleted' ORDER BY doc_path",
     "chunks": "SELECT * FROM chunks ORDER BY chunk_id",

@@ -71,7 +71,7 @@ def settings_of(root: Path, **given: Any) -> Settings:
         root=root,
         documents=str(root / "documents"),
         store=given.pop("store", str(root / "store")),
-        generator="offline",
+        generator=given.pop("generator", "offline"),
         **named,
         **(TUNING | given),
     )

@@ -12,6 +12,7 @@ import pytest
 
 from acme_rag_pipeline.chunking.chunks import split_documents
 from acme_rag_pipeline.documents.ingest import ingest_documents
+from acme_rag_pipeline.evaluation.golden import golden_queries, resolve_golden_queries
 from acme_rag_pipeline.orchestration.presentation import metadata_of
 from acme_rag_pipeline.pairs.curated import resolve_curated_pairs
 from acme_rag_pipeline.pairs.curated_formats import read_curated_pairs
@@ -45,6 +46,57 @@ def test_csv_of_a_spreadsheet_holds_line_breaks_and_semicolons(tmp_path: Path) -
     pairs, problems = read_curated_pairs(path)
     assert [(p.quote, p.negative) for p in pairs] == [("Hotels in Rotterdam\nmay cost 165", "Meals, paid; by day")]
     assert problems == ["line 4: no query"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+@pytest.mark.parametrize("told", [True, False])
+def test_a_csv_is_read_as_spreadsheets_and_people_write_it(
+    tmp_path: Path, encoding: str, delimiter: str, told: bool
+) -> None:
+    rows = [
+        [" Query", "DOC_PATH ", "Start", "end", "Quote", "Verdict"],
+        ["Was kostet ein Hôtel?", " travel.md ", " 3", "40 ", "", " Accepted"],
+        ["", "travel.md", "", "", "Hotels", ""],
+    ]
+    text = "".join(delimiter.join(row) + "\r\n" for row in rows)
+    (tmp_path / "pairs.csv").write_bytes(((f"sep={delimiter}\r\n" if told else "") + text).encode(encoding))
+    (pair,), problems = read_curated_pairs(tmp_path / "pairs.csv")
+    assert (pair.query, pair.doc_path, pair.start, pair.end) == ("Was kostet ein Hôtel?", "travel.md", 3, 40)
+    assert (pair.quote, pair.verdict) == (None, "accepted")
+    assert problems == [f"line {4 if told else 3}: no query"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"question,doc_path\nWho?,a.md\n", "none of them is `query`: question, doc_path"),
+        ("query,quote\nWas kostet ein Hôtel?,x\n".encode("cp1252"), "save it as `CSV UTF-8`"),
+    ],
+)
+def test_a_csv_that_cannot_be_read_says_what_to_do(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "pairs.csv").write_bytes(content)
+    with pytest.raises(SettingsError, match=message):
+        read_curated_pairs(tmp_path / "pairs.csv")
+
+
+def test_a_path_may_be_written_as_on_another_system(
+    chunked: Store, settings_for: Callable[..., Settings], tmp_path: Path
+) -> None:
+    paths = ["hr/leave.md", "./hr/leave.md", ".\\hr\\leave.md", "hr//leave.md"]
+    line = {"quote": SABBATICAL, "start": 0}
+    written(tmp_path / "pairs.jsonl", *({"query": f"{n}?", "doc_path": path} | line for n, path in enumerate(paths)))
+    golden = tmp_path / "golden"
+    golden.mkdir()
+    written(golden / "queries.jsonl", *({"query_id": path, "query": path} for path in paths))
+    written(golden / "qrels.jsonl", *({"query_id": path, "doc_path": path} for path in paths))
+    settings = settings_for(curated_pairs="pairs.jsonl", golden=str(golden))
+    resolve_curated_pairs(chunked, settings)
+    assert rows(chunked, "SELECT DISTINCT doc_path, status FROM curated_pairs") == [
+        {"doc_path": "hr/leave.md", "status": "resolved"}
+    ]
+    resolve_golden_queries(chunked, settings)
+    assert [e.doc_path for q in golden_queries(chunked) for e in q.evidence] == ["hr/leave.md"] * len(paths)
 
 
 def test_a_llama_index_dataset_is_found_without_paths(chunked: Store, settings_for: Any, tmp_path: Path) -> None:
@@ -164,3 +216,38 @@ def test_a_verbatim_quote_is_found_wherever_its_words_stand_more_often(
     split_documents(store, settings)
     resolve_curated_pairs(store, settings)
     assert [row["doc_path"] for row in rows(store, "SELECT doc_path FROM curated_pairs")] == ["z.md"]
+
+
+def test_a_span_without_a_quote_holds_only_for_the_document_it_was_first_found_in(
+    chunked: Store, documents: Path, settings_for: Callable[..., Settings], tmp_path: Path
+) -> None:
+    path = documents / "travel.md"
+    original = path.read_text(encoding="utf-8")
+    start = original.index(HOTELS)
+    span = {"doc_path": "travel.md", "start": start, "end": start + len(HOTELS)}
+    lines = [{"query": "What may a hotel cost?"} | span, {"query": "hotel limit", "verdict": "rejected"} | span]
+    written(tmp_path / "pairs.jsonl", *lines)
+    settings = settings_for(curated_pairs="pairs.jsonl")
+
+    def resolved(text: str) -> tuple[dict[str, Any], str, str | None]:
+        path.write_text(text, encoding="utf-8")
+        for stage in (ingest_documents, split_documents, resolve_curated_pairs):
+            stage(chunked, settings)
+        (row,) = rows(chunked, "SELECT * FROM curated_pairs")
+        place = row["chunk_id"] or row["nearest_chunk_id"]
+        shown = rows(chunked, f"SELECT text FROM chunks WHERE chunk_id = '{place}'")[0]["text"]
+        return row, shown, rows(chunked, "SELECT chunk_id FROM rejected_pairs")[0]["chunk_id"]
+
+    first, passage, rejected = resolved(original)
+    assert first["status"] == "resolved"
+    assert HOTELS in passage
+    assert rejected == first["chunk_id"]
+    # The characters of the span are now in the middle of another section.
+    edited = original.replace("# Travel\n", "# Travel\n\n" + "Read all of this before you leave. " * 30 + "\n", 1)
+    moved, nearest, rejected = resolved(edited)
+    assert (moved["status"], moved["chunk_id"]) == ("unresolved", None)
+    assert moved["reason"] == "the document changed, and without a quote its span cannot be found again"
+    assert HOTELS in nearest
+    assert rejected is None
+    assert rows(chunked, "SELECT * FROM pairs") == []
+    assert resolved(original)[0] == first

@@ -159,6 +159,19 @@ def test_a_later_review_wins_and_a_replaced_wording_stays_out(tmp_path: Path, se
     assert review(**quoted, query="newer wording", verdict="accepted")[0]["verdict"] == "accepted"
 
 
+def test_an_edit_into_a_wording_that_is_there_already_keeps_the_old_one_out(tmp_path: Path, settings_for: Any) -> None:
+    mine = {"query": "new wording", "doc_path": ".\\a.md", "quote": ROW["passage"], "note": "mine"}
+    curated = write(tmp_path / "curated.jsonl", mine)
+    settings = settings_for(curated_pairs=str(curated))
+    second = ROW | {"query": "other wording"}
+    edits = [row | {"verdict": "edited", "edited_query": "new wording"} for row in (ROW, second)]
+    assert import_review(write(tmp_path / "r.jsonl", *edits), settings).changed
+    first, added = lines_of(curated)
+    assert first == mine | {"verdict": "edited", "replaces": "old wording"}
+    assert (added["query"], added["replaces"]) == ("new wording", "other wording")
+    assert not import_review(tmp_path / "r.jsonl", settings).changed
+
+
 @pytest.mark.parametrize(
     ("rows", "message"),
     [

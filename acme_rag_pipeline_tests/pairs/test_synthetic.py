@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from click.testing import CliRunner
 from acme_rag_pipeline import cli
 from acme_rag_pipeline.chunking.chunks import split_documents
 from acme_rag_pipeline.documents.ingest import ingest_documents
+from acme_rag_pipeline.evaluation.provenance import tokens
 from acme_rag_pipeline.orchestration.presentation import metadata_of
 from acme_rag_pipeline.pairs.dry_run import dry_run
 from acme_rag_pipeline.pairs.examples import example_queries
@@ -59,6 +61,10 @@ def test_both_generators_together_keep_their_own_answers(chunked: Store, with_ll
         assert origins(chunked)["offline"] >= chunks
         assert (result.details["asked"], result.details["reused"]) == (2 * chunks, 0)
         assert result.details["so_far"]["cost"] == pytest.approx(chunks * (100 * 2.0 + 20 * 10.0) / 1e6)
+        assert tokens(chunked, settings)["cost of gpt-4o-mini"] == pytest.approx(
+            result.details["so_far"]["cost"], abs=1e-4
+        )
+        assert "cost of gpt-4o-mini" not in tokens(chunked, with_llm(server))
         again = write_pairs(chunked, settings)
         assert again.unchanged
         figures = [metadata_of(chunked, again)[name] for name in ("asked", "reused", "removed")]
@@ -69,6 +75,31 @@ def test_both_generators_together_keep_their_own_answers(chunked: Store, with_ll
         assert alone.details["removed"] > 0
         assert origins(chunked).keys() == {"openai"}
         assert len(server.requests) == chunks
+
+
+def test_the_log_shows_rate_cost_and_time_left_while_the_llm_answers(
+    chunked: Store, with_llm: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    prices = {"price_input": 2.0, "price_output": 10.0, "concurrency": 1}
+    with ScriptedLLM(numbered, latency=0.3) as server, caplog.at_level("INFO", logger="acme_rag_pipeline"):
+        result = write_pairs(chunked, with_llm(server, generator="openai", pairs=prices))
+    lines = [r.getMessage() for r in caplog.records if r.getMessage().startswith("asked for")]
+    shown = [
+        re.fullmatch(
+            r"asked for (\d+) of (\d+) chunks, (\d+\.\d) chunks/s, (\d+) tokens, cost (\d\.\d{4})(, about \d+ s left)?",
+            line,
+        )
+        for line in lines
+    ]
+    assert shown
+    assert all(shown), lines
+    # 100 tokens in and 20 out an answer.
+    for match in filter(None, shown):
+        done, total, _, used, money, left = match.groups()
+        assert int(total) == result.details["chunks"]
+        assert int(used) == 120 * int(done)
+        assert float(money) == pytest.approx(int(done) * (100 * 2.0 + 20 * 10.0) / 1e6, abs=1e-4)
+        assert (left is not None) == (int(done) > 0)
 
 
 def test_the_embedded_questions_come_when_the_llm_is_down(chunked: Store, with_llm: Any) -> None:
@@ -109,8 +140,8 @@ def test_a_dry_run_sends_nothing_writes_nothing_and_knows_what_is_answered(chunk
         assert files_of(chunked) == before
         assert nothing_known.to_send == nothing_known.prompts == nothing_known.chunks > 2
         assert nothing_known.seconds is None
-        tokens = nothing_known.prompt_tokens + 4 * nothing_known.completion_tokens
-        assert nothing_known.cost == pytest.approx(tokens / 1e6)
+        weighted = nothing_known.prompt_tokens + 4 * nothing_known.completion_tokens
+        assert nothing_known.cost == pytest.approx(weighted / 1e6)
         assert dry_run(chunked, with_llm(server, generator="openai", pairs={"max_calls": 1})).within_budget == 1
         write_pairs(chunked, with_llm(server, generator="openai", pairs={"max_calls": 2}))
         later = dry_run(chunked, settings)

@@ -78,6 +78,8 @@ def test_a_generator_s_query_must_lead_back_to_its_passage_and_an_llm_s_at_least
         for room in rooms:
             text = f"# {subject.title()} {room}\n\nThe {room} desk for {subject} settles what you ask within a week.\n"
             (folder / f"{subject}-{room}.md").write_text(text)
+    for copy in range(8):
+        (folder / f"form-{copy}.md").write_text("# Forms\n\nZX4411 is to be had at the counter.\n")
     reach = {"offline": 2, "openai": 5}
     given = {
         "documents": str(folder),
@@ -86,7 +88,8 @@ def test_a_generator_s_query_must_lead_back_to_its_passage_and_an_llm_s_at_least
         "pairs": {"round_trip_top_k": 2, "llm_round_trip_top_k": 5, "query_similarity": 1},
     }
     run_all(**given)
-    chunks = rows(store, "SELECT chunk_id, doc_path FROM chunks ORDER BY doc_path")
+    chunks = rows(store, "SELECT chunk_id, doc_path FROM chunks WHERE doc_path NOT LIKE 'form%' ORDER BY doc_path")
+    copies = rows(store, "SELECT chunk_id, doc_path FROM chunks WHERE doc_path LIKE 'form%' ORDER BY doc_path")
     asked = [
         {
             "pair_id": f"{origin}-{chunk['doc_path']}",
@@ -102,9 +105,16 @@ def test_a_generator_s_query_must_lead_back_to_its_passage_and_an_llm_s_at_least
         for number, chunk in enumerate(chunks)
         for subject in [chunk["doc_path"].split("-")[0] if number % 4 else SUBJECTS[number % len(SUBJECTS)]]
     ]
+    # The base follows the common words, BM25 the rare one, which more copies have than are looked at.
+    rare = "Which desk settles what I ask within a week, ZX4411?"
+    asked += [
+        asked[0] | {"pair_id": copy["doc_path"], "query": f"{rare} {number}", "chunk_id": copy["chunk_id"]}
+        for number, copy in enumerate(copies)
+    ]
     with store.warehouse.write() as connection:
         connection.execute("DELETE FROM pairs")
         append(connection, "pairs", asked)
+        connection.execute("UPDATE chunks SET side = 'train' WHERE doc_path LIKE 'form%'")
         connection.execute("DELETE FROM stages WHERE stage = 'training_set'")
     build_training_set(store, settings_for(**given))
     serve(store, settings_for(**given))
@@ -119,20 +129,24 @@ def test_a_generator_s_query_must_lead_back_to_its_passage_and_an_llm_s_at_least
         for row in rows(store, "SELECT chunk_id, near_duplicate_group FROM chunks")
     }
     outcomes = set()
+    near_only = 0
     for pair in judged:
         k = reach[pair["origin"]]
         by_base = {group[hit.chunk_id] for hit in retriever.search(pair["query"], k=k, retriever="base")}
-        by_words = {hit.chunk_id for hit in retriever.search(pair["query"], k=k, retriever="bm25")}
-        found = group[pair["chunk_id"]] in by_base or pair["chunk_id"] in by_words
+        by_words = [hit.chunk_id for hit in retriever.search(pair["query"], k=k, retriever="bm25")]
+        found = group[pair["chunk_id"]] in by_base | {group[chunk_id] for chunk_id in by_words}
+        near_only += found and group[pair["chunk_id"]] not in by_base and pair["chunk_id"] not in by_words
         assert found == (pair["dropped_because"] is None), pair
         outcomes.add((pair["origin"], found))
     assert outcomes == {("offline", True), ("offline", False), ("openai", True), ("openai", False)}
+    # Some are found by BM25 in a near-duplicate alone, which is as good an answer.
+    assert near_only
 
 
 def test_every_kind_of_leak_is_counted(store: Store, run_all: Run, tmp_path: Path) -> None:
     shares = {"validation_share": 0.3, "test_share": 0.3}
     run_all(documents=str(company(tmp_path)), curated_pairs="none", golden="none", evaluation=shares)
-    assert find_leaks(store.warehouse, golden_decides=False).total == 0
+    assert find_leaks(store, golden_decides=False, golden_similarity=0.9).total == 0
     held = rows(store, "SELECT chunk_id, near_duplicate_group FROM chunks WHERE side = 'test' ORDER BY chunk_id")[0]
     asked = rows(
         store, "SELECT query FROM training_pairs WHERE side = 'validation' AND dropped_because IS NULL ORDER BY query"
@@ -147,7 +161,7 @@ def test_every_kind_of_leak_is_counted(store: Store, run_all: Run, tmp_path: Pat
     def leaks_after(statement: str, *values: Any) -> Leaks:
         with store.warehouse.write() as connection:
             connection.execute(statement, list(values))
-        return find_leaks(store.warehouse, golden_decides=False)
+        return find_leaks(store, golden_decides=False, golden_similarity=0.9)
 
     pair = "WHERE pair_id = ?"
     moved = leaks_after(f"UPDATE training_pairs SET chunk_id = ? {pair}", held["chunk_id"], first["pair_id"])
@@ -164,7 +178,7 @@ def test_every_kind_of_leak_is_counted(store: Store, run_all: Run, tmp_path: Pat
     )
     assert repeated.passages > 1
     # With golden queries the test side is trained on, and only validation is held out.
-    assert find_leaks(store.warehouse, golden_decides=True).passages == 0
+    assert find_leaks(store, golden_decides=True, golden_similarity=0.9).passages == 0
 
 
 def test_each_filter_drops_what_it_names_and_a_person_s_question_that_judges_stays(
@@ -198,6 +212,8 @@ def test_each_filter_drops_what_it_names_and_a_person_s_question_that_judges_sta
         "meaning": {"query": "Which desk is it that settles parking?", "chunk_id": second},
         "ambiguous 1": {"query": "How long does it take?", "chunk_id": first},
         "ambiguous 2": {"query": "How long does it take?", "chunk_id": second},
+        "plain": {"query": "Who teaches C?", "chunk_id": first},
+        "plus": {"query": "Who teaches C++?", "chunk_id": second},
         "first": {"query": "How do I complain about a slow answer of the desk?", "chunk_id": first},
         "first again": {"query": "How do I complain about a slow answer from the desk?", "chunk_id": first},
         "train": lunch | {"chunk_id": canteen["train"]},
@@ -210,6 +226,19 @@ def test_each_filter_drops_what_it_names_and_a_person_s_question_that_judges_sta
         append(connection, "pairs", [{"pair_id": name} | others | pair for name, pair in asked.items()])
         connection.execute("DELETE FROM stages WHERE stage = 'training_set'")
     build_training_set(store, settings_for(**given))
+    settings = settings_for(**given)
+    passed = nothing_leaks(store, settings)
+    assert passed.passed
+    assert passed.metadata["golden_compared"].value == passed.metadata["training_pairs"].value > 0
+    with store.warehouse.write() as connection:
+        connection.execute("UPDATE training_pairs SET dropped_because = NULL WHERE pair_id = 'meaning'")
+    leaks = nothing_leaks(store, settings).metadata
+    # Another wording, so that only the vectors show it.
+    assert (leaks["golden_queries"].value, leaks["near_golden_queries"].value) == (0, 1)
+    with store.warehouse.write() as connection:
+        connection.execute(
+            "UPDATE training_pairs SET dropped_because = 'near a golden query' WHERE pair_id = 'meaning'"
+        )
     found = {
         row["pair_id"]: row["dropped_because"]
         for row in rows(store, "SELECT pair_id, dropped_because FROM training_pairs")
@@ -221,6 +250,8 @@ def test_each_filter_drops_what_it_names_and_a_person_s_question_that_judges_sta
         "meaning": "near a golden query",
         "ambiguous 1": "same wording for different passages",
         "ambiguous 2": "same wording for different passages",
+        "plain": None,
+        "plus": None,
         "first": None,
         "first again": "repeats another query of the passage",
         "judges": None,
