@@ -115,8 +115,11 @@ class TrainingSettings(Group):
         le=1,
         description="Share of the loss that asks for agreement with the base and shared words, not for the pair alone.",
     )
-    train_hard_negatives: int = Field(
-        default=0, ge=0, le=8, description="Mined negatives of each pair that join its batch."
+    train_hard_negatives: int | None = Field(
+        default=None,
+        ge=0,
+        le=8,
+        description="Mined negatives of each passage that join its batch. Default: 1, with mostly templates 0.",
     )
     passage_prefix: Literal["auto", "none", "heading_path"] = Field(
         default="auto",
@@ -132,8 +135,7 @@ class TrainingSettings(Group):
     interpolation: tuple[Annotated[float, Field(ge=0, le=1)], ...] | None = Field(
         default=None,
         min_length=1,
-        description="Shares of the tuned weights tried on validation; 0 (the base) always competes. Default: 0.5 and 0.75, "
-        "and 1 unless the embedded generator wrote most of the pairs.",
+        description="Shares of the tuned weights tried on validation; 0 (the base) always competes. Default: 0.5, 0.75 and 1.",
     )
     minimum_pairs: int = Field(default=50, ge=1, description="With fewer training pairs no candidate is trained.")
     seed: int = Field(default=0, ge=0, lt=2**32, description="Decides the order of the batches and the dropout.")

@@ -26,7 +26,7 @@ from acme_rag_pipeline.settings import Settings, TrainingSettings
 from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.passages import live_passages
 from acme_rag_pipeline.training.finetune import finetune
-from acme_rag_pipeline.training.rows import kept_pairs, of_sides, training_rows
+from acme_rag_pipeline.training.rows import kept_pairs, mined_negatives, of_sides, training_rows
 
 
 def main() -> None:
@@ -49,7 +49,7 @@ def main() -> None:
         chosen, origins = parsed(text)
         pairs = [pair for pair in everything if not origins or pair.origin in origins]
         training = TrainingSettings(**(settings.training.model_dump() | chosen))
-        rows = training_rows(pairs, "none", *cached, training.train_hard_negatives)
+        rows = training_rows(pairs, "none", *cached, mined_negatives(pairs, training))
         with tempfile.TemporaryDirectory() as work:
             model, curve = finetune(base.folder, rows, training, Path(work) / "checkpoint.pt", lambda _: None)
         tuned = score(Encoder(base.folder, "tuned", training.precision, model), passages, queries)

@@ -181,9 +181,10 @@ class _Filters:
         ]
 
     def _ambiguous(self) -> list[tuple[int, str]]:
-        """One wording for several different passages says nothing about any of them; a person's pair stays.
+        """A wording that belongs to several different passages cannot judge: one of them would count as the only answer.
 
-        Within one document it is a question whose answer goes on in the next passage: the nearest passage keeps it.
+        Training knows all of its answers, and gains by it (docs/training.md). A person's pair stays. Within one document
+        it is a question whose answer goes on in the next passage: the nearest passage keeps it.
         """
         rows_of: dict[str, list[int]] = {}
         for i in self._kept():
@@ -196,7 +197,8 @@ class _Filters:
             keep = None
             if len({p.doc_path for p in passages}) == 1 and all(self.pairs[i]["origin"] != "curated" for i in rows):
                 keep = max(rows, key=lambda i: (self._own_score(i), -i))
-            dropped += [i for i in rows if i != keep and self.pairs[i]["origin"] != "curated"]
+            judging = [i for i in rows if self._passage(i).side in self.held_out]
+            dropped += [i for i in judging if i != keep and self.pairs[i]["origin"] != "curated"]
         return [(i, "same wording for different passages") for i in dropped]
 
     def _own_score(self, row: int) -> float:

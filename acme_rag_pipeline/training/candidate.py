@@ -22,13 +22,14 @@ from acme_rag_pipeline.store.passages import LivePassage, PassagePrefix, live_pa
 from acme_rag_pipeline.store.stages import StageResult, data_versions, record, recorded
 from acme_rag_pipeline.store.warehouse import insert, records
 from acme_rag_pipeline.training.checkpoint import Curve
-from acme_rag_pipeline.training.choices import UNCHANGED, Choice, Choices, base_weights, shares_to_try
+from acme_rag_pipeline.training.choices import UNCHANGED, Choice, Choices, base_weights
 from acme_rag_pipeline.training.due import change_since_training, retrain_due
 from acme_rag_pipeline.training.finetune import epochs_for, finetune, interpolate, weights_of
 from acme_rag_pipeline.training.model_card import manifest_text, model_card
 from acme_rag_pipeline.training.rows import (
     KeptPair,
     kept_pairs,
+    mined_negatives,
     of_sides,
     rows_fingerprint,
     training_rows,
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 STAGE = "fine_tuned_model"
-CODE_VERSION = "8"
+CODE_VERSION = "9"
 # A twin is measured on what it never saw; what is served knows everything but the questions of validation.
 TWIN_SIDES = ("train",)
 REFIT_SIDES = ("train", "test")
@@ -72,9 +73,10 @@ def train_candidate(store: Store, settings: Settings) -> StageResult:
     pairs = kept_pairs(store.warehouse, passages)
     golden_decides = _golden_decides(store)
     trainable = of_sides(pairs, REFIT_SIDES)
+    negatives = mined_negatives(trainable, settings.training)
     config_key = fingerprint(CODE_VERSION, base.digest, settings.training, golden_decides)
     unasked = unasked_passages(passages, trainable, REFIT_SIDES) if _whitens(settings.training) else []
-    training_key = fingerprint(config_key, rows_fingerprint(pairs, settings.training.train_hard_negatives, unasked))
+    training_key = fingerprint(config_key, rows_fingerprint(pairs, negatives, unasked))
     made_from = fingerprint(STAGE, training_key, settings.automation.retrain_changed_share)
     if (unchanged := recorded(store.warehouse, STAGE, made_from)) is not None and _still_there(store, unchanged):
         if change_since_training(store).changed_share:
@@ -137,6 +139,7 @@ class _Run:
         self.golden_decides = golden_decides
         self.training_key = training_key
         self.config_key = config_key
+        self.negatives = mined_negatives(of_sides(pairs, REFIT_SIDES), settings.training)
         self.query_only = settings.training.strategy == "query_only"
         self.cache = index.embedding_cache(store)
         self.base_encoder = index.encoder_for(store, base.digest, settings)
@@ -212,7 +215,7 @@ class _Run:
             prefix,
             self.base_encoder,
             self.cache,
-            training.train_hard_negatives,
+            self.negatives,
             self.passages if self.query_only else None,
             unasked_passages(self.passages, pairs, sides) if _whitens(training) else (),
         )
@@ -228,7 +231,7 @@ class _Run:
         epochs = epochs_for(len(set(rows.positives)), training)
         model, curve = finetune(self.base.folder, rows, training, checkpoint, validate, end_after=end_after)
         if twin is None:
-            choice, tried = self.choices.share(model, prefix, whitening, curve, shares_to_try(training, rows))
+            choice, tried = self.choices.share(model, prefix, whitening, curve)
         else:
             choice, tried = (twin.share, twin.whitening), twin.interpolation
         if choice == UNCHANGED:

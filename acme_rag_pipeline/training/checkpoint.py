@@ -59,6 +59,7 @@ def save_checkpoint(
             "optimizer": optimizer.state_dict(),
             "scheduler": scheduler.state_dict(),
             "rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state_all() if model.device.type == "cuda" else [],
             "curve": {"steps": curve.steps, "epochs": curve.epochs},
             "best": vars(best) if best else None,
         },
@@ -85,4 +86,6 @@ def resume(checkpoint: Path, model: Any, optimizer: Any, scheduler: Any) -> tupl
     optimizer.load_state_dict(saved["optimizer"])
     scheduler.load_state_dict(saved["scheduler"])
     torch.set_rng_state(saved["rng"])
+    if model.device.type == "cuda" and len(saved["cuda_rng"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(saved["cuda_rng"])
     return int(saved["step"]), Curve(saved["curve"]["steps"], saved["curve"]["epochs"]), best

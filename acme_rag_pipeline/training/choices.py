@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,17 +13,15 @@ from acme_rag_pipeline.retrieval import index
 from acme_rag_pipeline.settings import TrainingSettings
 from acme_rag_pipeline.store.passages import PassagePrefix
 from acme_rag_pipeline.training.checkpoint import Curve
-from acme_rag_pipeline.training.finetune import TrainingRows, interpolate, weights_of
+from acme_rag_pipeline.training.finetune import interpolate, weights_of
 from acme_rag_pipeline.training.rows import KeptPair
 from acme_rag_pipeline.training.validation import HEADING_METHODS, Validation
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-# How far from the base to the tuned weights, where nobody chose. Validation asks the generator's own questions and would go
-# all of the way; on people's questions that pays where an LLM wrote the pairs, and not where templates did (docs/training.md).
-SHARES_OF_TEMPLATES = (0.5, 0.75)
-SHARES_OF_QUESTIONS = (0.5, 0.75, 1.0)
+# How far from the base to the tuned weights, where nobody chose (docs/training.md).
+SHARES = (0.5, 0.75, 1.0)
 # Headings before the text must help by this much on validation: they cost tokens, a renamed section costs new vectors, and
 # who wrote validation's questions has read the headings (docs/training.md).
 PREFIX_GAIN = 0.03
@@ -101,13 +98,13 @@ class Choices:
         prefix: PassagePrefix,
         whitening: float,
         curve: Curve,
-        shares: Sequence[float],
     ) -> tuple[Choice, list[dict[str, float]]]:
         """Set the model to the interpolation that validation likes best; the base itself always competes.
 
         With too few validation queries the largest share is taken.
         """
         base, tuned = base_weights(self.base.folder), weights_of(model)
+        shares = self.training.interpolation or SHARES
         if not self.validation.usable:
             interpolate(model, base, tuned, max(shares))
             return (max(shares), whitening), []
@@ -155,11 +152,6 @@ def _of_other_words(pair: KeptPair) -> bool:
 def _of_no_heading(pair: KeptPair) -> bool:
     """Whether a question is not made of headings, which would always vote for showing the headings to the encoder."""
     return pair.method not in HEADING_METHODS
-
-
-def shares_to_try(training: TrainingSettings, rows: TrainingRows) -> Sequence[float]:
-    """The shares of the tuned weights that validation chooses from, beside the base itself."""
-    return training.interpolation or (SHARES_OF_TEMPLATES if rows.mostly_templates else SHARES_OF_QUESTIONS)
 
 
 def base_weights(folder: Path) -> dict[str, Any]:

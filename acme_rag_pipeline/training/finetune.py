@@ -7,11 +7,10 @@ once at the start, batches follow the near-duplicate groups, and a run killed at
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,9 +22,10 @@ from acme_rag_pipeline.settings import TrainingSettings
 from acme_rag_pipeline.training import lora
 from acme_rag_pipeline.training.batches import epoch_batches
 from acme_rag_pipeline.training.checkpoint import Best, Curve, resume, save_checkpoint, trained_weights
-from acme_rag_pipeline.training.frozen_layers import MOST_BYTES, FrozenLayers, frozen_layers
+from acme_rag_pipeline.training.frozen_layers import MOST_BYTES, frozen_layers
 from acme_rag_pipeline.training.losses import distillation_loss, guided_softmax_loss
 from acme_rag_pipeline.training.teacher import SharedWords, teacher_logits
+from acme_rag_pipeline.training.tokens import Tokens, forward, tokenised
 from acme_rag_pipeline.training.whitening import add_whitening, soft_whitening, whitened
 
 if TYPE_CHECKING:
@@ -38,8 +38,6 @@ PASSAGES_SHOWN = 3600
 MOST_EPOCHS = 8
 # Epochs without a better validation nDCG@10 after which training ends.
 PATIENCE = 2
-# Enough rows to keep the device busy, few enough to be of similar length; a GPU waits for launches, not for padding.
-FORWARD_ROWS = {"cpu": 16, "cuda": 512}
 logger = logging.getLogger(__name__)
 
 
@@ -58,6 +56,7 @@ class TrainingRows:
         frozen_passages: the base's unit vectors that the query tower is trained against, shape (passages, dimension);
             None where the passages are encoded by the model in training.
         unasked: rendered passages that no query belongs to; only the whitening reads them.
+        answers: of each query the passages that its wording belongs to, empty if it is its own alone; None: all empty.
     """
 
     queries: Sequence[str]
@@ -69,6 +68,7 @@ class TrainingRows:
     guide_texts: Sequence[str] | None = None
     frozen_passages: np.ndarray | None = None
     unasked: Sequence[str] = ()
+    answers: Sequence[Collection[int]] | None = None
 
     @property
     def mostly_templates(self) -> bool:
@@ -201,8 +201,8 @@ class _Work:
 
         self.model, self.rows, self.settings = model, rows, settings
         self.lower = frozen_layers(model, settings, mostly_templates=rows.mostly_templates)
-        self.queries = _tokenised(model, rows.queries)
-        self.passages = _tokenised(model, rows.passages) if rows.frozen_passages is None else []
+        self.queries = tokenised(model, rows.queries)
+        self.passages = tokenised(model, rows.passages) if rows.frozen_passages is None else []
         self.frozen = None if rows.frozen_passages is None else torch.from_numpy(rows.frozen_passages).to(model.device)
         tokens = sum(map(len, self.queries)) + sum(map(len, self.passages))
         self._remembers = self.lower is not None and self.lower.output_bytes(tokens) <= MOST_BYTES
@@ -212,7 +212,7 @@ class _Work:
         self.guide_queries = self._read(self.queries)
         held = self.frozen if self.frozen is not None else self._read(self.passages)
         plain = self.frozen is not None or rows.guide_texts is None
-        self.guide_passages = held if plain else self._read(_tokenised(model, rows.guide_texts or ()))
+        self.guide_passages = held if plain else self._read(tokenised(model, rows.guide_texts or ()))
         if settings.whitening:
             self._whiten(held, settings.whitening)
         self.words = SharedWords(rows.queries, rows.guide_texts or rows.passages) if settings.distilled_share else None
@@ -228,7 +228,7 @@ class _Work:
 
         if self.rows.unasked:
             logger.info("the whitening reads %d more passages", len(self.rows.unasked))
-            held = torch.cat([held, self._read(_tokenised(self.model, self.rows.unasked))])
+            held = torch.cat([held, self._read(tokenised(self.model, self.rows.unasked))])
         matrix = soft_whitening(held.cpu().numpy(), exponent)
         if self.frozen is not None:
             # The passages keep their vectors, so the query's side does the work of both.
@@ -239,13 +239,13 @@ class _Work:
             passages = whitened(self.guide_passages.cpu().numpy(), matrix)
             self.guide_passages = torch.from_numpy(passages).to(self.model.device)
 
-    def _read(self, texts: list[_Tokens]) -> torch.Tensor:
+    def _read(self, texts: list[Tokens]) -> torch.Tensor:
         """The start model's unit vectors, shape (texts, dimension); the texts remember what the frozen layers gave."""
         import torch
 
         # Not inference_mode: a step computes gradients from what is remembered here.
         with torch.no_grad(), autocast(self.model.device, self.settings.precision):
-            vectors = _forward(self.model, texts, self.lower, remember=self._remembers)
+            vectors = forward(self.model, texts, self.lower, remember=self._remembers)
         return torch.nn.functional.normalize(vectors.float(), dim=1)
 
     def batches(self, seed: int) -> list[list[int]]:
@@ -259,25 +259,33 @@ class _Work:
         plan = epoch_batches(groups, lengths, self.settings.batch_size, seed)
         return [[query for p in batch for query in self.queries_of[passages[p]]] for batch in plan]
 
+    def _answers(self, batch: list[int], own: list[int], shown: list[int]) -> torch.Tensor:
+        """Whether a passage is an answer: one that nearly repeats the query's own, or that of another query of its wording."""
+        import torch
+
+        same = self.group_numbers[own][:, None] == self.group_numbers[shown][None, :]
+        if self.rows.answers is not None:
+            wanted = [self.rows.answers[query] for query in batch]
+            same |= torch.tensor([[number in answers for number in shown] for answers in wanted])
+        return same
+
     def loss(self, batch: list[int]) -> torch.Tensor:
         """The loss of some queries against the passages of the batch, or against all frozen ones."""
         import torch
 
         own = [self.rows.positives[query] for query in batch]
         with autocast(self.model.device, self.settings.precision):
-            queries = _forward(self.model, [self.queries[query] for query in batch], self.lower)
+            queries = forward(self.model, [self.queries[query] for query in batch], self.lower)
             if self.frozen is not None:
                 shown = list(range(len(self.frozen)))
                 passages = self.frozen
             else:
                 shown = list(dict.fromkeys(own + [n for query in batch for n in self.rows.negatives[query]]))
-                passages = _forward(self.model, [self.passages[number] for number in shown], self.lower)
+                passages = forward(self.model, [self.passages[number] for number in shown], self.lower)
         column = {number: i for i, number in enumerate(shown)}
         positive = torch.tensor([column[number] for number in own], device=self.model.device)
         guide = self.guide_queries[batch] @ self.guide_passages[shown].T
-        # Passages that nearly repeat a query's own are as good an answer.
-        same = self.group_numbers[own][:, None] == self.group_numbers[shown][None, :]
-        same = same.to(guide.device)
+        same = self._answers(batch, own, shown).to(guide.device)
         scores = queries.float() @ passages.float().T * self.settings.scale
         loss = guided_softmax_loss(
             scores,
@@ -311,49 +319,6 @@ def interpolate(
 def weights_of(model: SentenceTransformer) -> dict[str, torch.Tensor]:
     """A copy of all weights on the CPU."""
     return {name: weight.detach().cpu().clone() for name, weight in model.state_dict().items()}
-
-
-@dataclass
-class _Tokens:
-    """A tokenised text, and what the frozen layers make of it, shape (tokens, width)."""
-
-    features: dict[str, list[int]]
-    lower_output: torch.Tensor | None = None
-
-    def __len__(self) -> int:
-        return len(self.features["input_ids"])
-
-
-def _forward(
-    model: SentenceTransformer, texts: Sequence[_Tokens], lower: FrozenLayers | None, *, remember: bool = False
-) -> torch.Tensor:
-    """Vectors in the order of the texts; short ones go through the model together, which saves padding."""
-    import torch
-
-    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-    vectors = []
-    together = FORWARD_ROWS.get(model.device.type, FORWARD_ROWS["cpu"])
-    for first in range(0, len(order), together):
-        part = [texts[i] for i in order[first : first + together]]
-        features = model.tokenizer.pad([text.features for text in part], return_tensors="pt").to(model.device)
-        with contextlib.ExitStack() as stack:
-            known = [text.lower_output for text in part if text.lower_output is not None]
-            if lower is not None and len(known) == len(part) and not remember:
-                stack.enter_context(lower.replaced_by(torch.nn.utils.rnn.pad_sequence(known, batch_first=True)))
-            outputs = stack.enter_context(lower.outputs()) if lower is not None and remember else []
-            vectors.append(model(dict(features))["sentence_embedding"])
-        for output in outputs:
-            for text, row in zip(part, output, strict=True):
-                text.lower_output = row[: len(text)].clone()
-    back = torch.tensor(order, device=model.device).argsort()
-    return torch.cat(vectors)[back]
-
-
-def _tokenised(model: SentenceTransformer, texts: Sequence[str]) -> list[_Tokens]:
-    if not texts:
-        return []
-    encoded = model.tokenizer(list(texts), truncation=True, max_length=model.max_seq_length, padding=False)
-    return [_Tokens({name: encoded[name][i] for name in encoded}) for i in range(len(texts))]
 
 
 def _freeze_word_embeddings(model: SentenceTransformer) -> None:

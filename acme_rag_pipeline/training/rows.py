@@ -8,6 +8,8 @@ from typing import Any
 
 from acme_rag_pipeline.embedding.cache import EmbeddingCache
 from acme_rag_pipeline.embedding.encoder import Encoder
+from acme_rag_pipeline.pairs.wording import query_key
+from acme_rag_pipeline.settings import TrainingSettings
 from acme_rag_pipeline.store.fingerprints import fingerprint, sha256_text
 from acme_rag_pipeline.store.passages import LivePassage, PassagePrefix, live_passages
 from acme_rag_pipeline.store.warehouse import Warehouse, records
@@ -33,11 +35,6 @@ class KeptPair:
     def is_template(self) -> bool:
         """Whether the embedded generator wrote it."""
         return self.origin == "offline"
-
-    def negatives_used(self, mined: int) -> list[LivePassage]:
-        """Those that people named, and so many of the mined ones."""
-        named = [n for n in self.negatives if n.chunk_id in self.named_negatives]
-        return named + [n for n in self.negatives if n.chunk_id not in self.named_negatives][:mined]
 
 
 def kept_pairs(warehouse: Warehouse, live: Sequence[LivePassage] | None = None) -> list[KeptPair]:
@@ -97,11 +94,51 @@ def unasked_passages(
     return sorted(free, key=lambda passage: (sha256_text(passage.text), passage.headings()))
 
 
+def mined_negatives(pairs: Sequence[KeptPair], training: TrainingSettings) -> int:
+    """How many mined negatives of each passage join its batch, where nobody chose: one, but none for templates.
+
+    They teach a lot beside an LLM's or people's questions and nothing beside templates (docs/training.md), and they double
+    the passages of a step.
+    """
+    if training.train_hard_negatives is not None:
+        return training.train_hard_negatives
+    return int(sum(pair.is_template for pair in pairs) <= len(pairs) / 2)
+
+
+def negatives_used(pairs: Sequence[KeptPair], mined: int) -> list[list[LivePassage]]:
+    """Of each pair the negatives that join its batch: those that people named, and the passage's share of the mined ones.
+
+    All queries of a batch see them, so the first pair of a passage brings them for all of its pairs: the passages that
+    stand highest in their lists.
+
+    Args:
+        pairs: all that are trained on, and perhaps others.
+        mined: how many for each passage.
+    """
+    votes: dict[str, dict[str, float]] = {}
+    first: dict[str, int] = {}
+    of_id: dict[str, LivePassage] = {}
+    used: list[list[LivePassage]] = []
+    for number, pair in enumerate(pairs):
+        used.append([n for n in pair.negatives if n.chunk_id in pair.named_negatives])
+        own = pair.passage.chunk_id
+        first.setdefault(own, number)
+        ranked = [n for n in pair.negatives if n.chunk_id not in pair.named_negatives]
+        for rank, negative in enumerate(ranked, start=1):
+            of_id[negative.chunk_id] = negative
+            counted = votes.setdefault(own, {})
+            counted[negative.chunk_id] = counted.get(negative.chunk_id, 0) + 1 / rank
+    for own, counted in votes.items():
+        best = sorted(counted, key=lambda chunk_id: (-counted[chunk_id], chunk_id))[:mined]
+        used[first[own]] += [of_id[chunk_id] for chunk_id in best]
+    return used
+
+
 def rows_fingerprint(pairs: Sequence[KeptPair], negatives: int, unasked: Sequence[LivePassage] = ()) -> str:
     """Hash of everything that training reads from the pairs.
 
     Args:
-        negatives: mined negatives used for each pair; those that are not used decide nothing.
+        negatives: mined negatives used for each passage; those that are not used decide nothing.
         unasked: further passages that the whitening reads.
     """
     lines: list[tuple[Any, ...]] = [
@@ -114,9 +151,9 @@ def rows_fingerprint(pairs: Sequence[KeptPair], negatives: int, unasked: Sequenc
             p.is_template,
             # Says which questions validation chooses the headings and the whitening by.
             p.method if p.passage.side == "validation" else "",
-            [n.chunk_id for n in p.negatives_used(negatives)],
+            [n.chunk_id for n in used],
         )
-        for p in pairs
+        for p, used in zip(pairs, negatives_used(pairs, negatives), strict=True)
     ]
     read = [(p.side, p.headings(), p.text, p.near_duplicate_group) for p in unasked]
     return fingerprint(sorted(lines), sorted(read))
@@ -138,12 +175,13 @@ def training_rows(
         prefix: how the candidate renders passages; the guide always sees the plain text.
         base: the encoder of the frozen vectors.
         cache: where these lie: the base has encoded the texts already.
-        negatives: mined negatives used for each pair, beside those that people named.
+        negatives: mined negatives used for each passage, beside those that people named.
         corpus: all passages, for a query tower that is trained against their frozen vectors.
         unasked: further passages for the whitening, the ones to prefer first.
     """
+    used = negatives_used(pairs, negatives)
     wanted = [pair.passage for pair in pairs]
-    wanted += corpus if corpus is not None else [n for pair in pairs for n in pair.negatives_used(negatives)]
+    wanted += corpus if corpus is not None else [n for of_pair in used for n in of_pair]
     passages = list({passage.chunk_id: passage for passage in wanted}.values())
     number = {passage.chunk_id: i for i, passage in enumerate(passages)}
     rendered = [passage.rendered(prefix) for passage in passages]
@@ -152,9 +190,25 @@ def training_rows(
         positives=[number[pair.passage.chunk_id] for pair in pairs],
         passages=rendered,
         groups=[passage.near_duplicate_group for passage in passages],
-        negatives=[[number[n.chunk_id] for n in pair.negatives_used(negatives)] for pair in pairs],
+        negatives=[[number[n.chunk_id] for n in of_pair] for of_pair in used],
         templates=[pair.is_template for pair in pairs],
         guide_texts=None if prefix == "none" else [passage.text for passage in passages],
         frozen_passages=None if corpus is None else cache.passages(base, rendered)[0],
         unasked=[passage.rendered(prefix) for passage in unasked[: max(0, WHITENED_PASSAGES - len(passages))]],
+        answers=answers_of(pairs, [number[pair.passage.chunk_id] for pair in pairs]),
     )
+
+
+def answers_of(pairs: Sequence[KeptPair], positives: Sequence[int]) -> list[frozenset[int]] | None:
+    """Of each query the passages that its wording belongs to, empty if it is one; None if it is for all.
+
+    Args:
+        pairs: with the queries.
+        positives: the number of each pair's passage.
+    """
+    wordings = [query_key(pair.query) for pair in pairs]
+    of_wording: dict[str, set[int]] = {}
+    for wording, passage in zip(wordings, positives, strict=True):
+        of_wording.setdefault(wording, set()).add(passage)
+    shared = {wording: frozenset(passages) for wording, passages in of_wording.items() if len(passages) > 1}
+    return [shared.get(wording, frozenset()) for wording in wordings] if shared else None

@@ -13,6 +13,11 @@ from pathlib import Path
 
 import pytest
 
+from acme_rag_pipeline.embedding.base_model import resolve_base_model
+from acme_rag_pipeline.embedding.encoder import load_model
+from acme_rag_pipeline.settings import TrainingSettings
+from acme_rag_pipeline.training import finetune
+
 pytestmark = pytest.mark.slow
 PROGRAM = textwrap.dedent(
     """
@@ -109,3 +114,20 @@ def test_a_run_killed_while_it_validates_judges_that_epoch_when_it_goes_on(tmp_p
     resumed, _ = start(tmp_path / "b.pt", 3, 0, *scores[1:]).communicate(timeout=200)
     assert unbroken.split()[2] == "2"
     assert resumed == unbroken
+
+
+def test_passages_of_one_wording_are_no_negatives_of_each_other() -> None:
+    passages = [f"Team {i % 7} hands in form {i * 13} and waits {i + 2} days." for i in range(8)]
+    queries = ["how long does it take", "how long does it take", *(f"which form for team {i % 7}" for i in range(2, 8))]
+    shared = [frozenset({0, 1})] * 2 + [frozenset[int]()] * 6
+    base = resolve_base_model("all-MiniLM-L6-v2", Path.cwd()).folder
+
+    def loss(groups: list[str], answers: list[frozenset[int]] | None) -> float:
+        rows = finetune.TrainingRows(queries, range(8), passages, groups, [[] for _ in queries], answers=answers)
+        work = finetune._Work(load_model(base, "cpu"), rows, TrainingSettings(precision="fp32"))
+        return work.loss(list(range(8))).item()
+
+    apart = [str(i) for i in range(8)]
+    together = loss(apart, shared)
+    assert together == pytest.approx(loss(["0", "0", *apart[2:]], None), rel=1e-6)
+    assert together != pytest.approx(loss(apart, None), rel=1e-3)

@@ -1,0 +1,68 @@
+"""Texts as tokens, and their vectors from a model in training."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from acme_rag_pipeline.training.frozen_layers import FrozenLayers
+
+if TYPE_CHECKING:
+    import torch
+    from sentence_transformers import SentenceTransformer
+
+# Enough rows to keep the device busy, few enough to be of similar length; a GPU waits for launches, not for padding.
+FORWARD_ROWS = {"cpu": 16, "cuda": 512}
+
+
+@dataclass
+class Tokens:
+    """A tokenised text, and what the frozen layers make of it, shape (tokens, width)."""
+
+    features: dict[str, list[int]]
+    lower_output: torch.Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.features["input_ids"])
+
+
+def forward(
+    model: SentenceTransformer, texts: Sequence[Tokens], lower: FrozenLayers | None, *, remember: bool = False
+) -> torch.Tensor:
+    """Vectors, shape (texts, dimension), in the order of the texts; short ones go through the model together.
+
+    Args:
+        model: in training or not.
+        texts: of this model's tokenizer.
+        lower: the frozen layers, whose remembered output is used where all texts of a part have it.
+        remember: keep what the frozen layers give for later calls.
+    """
+    import torch
+
+    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+    vectors = []
+    together = FORWARD_ROWS.get(model.device.type, FORWARD_ROWS["cpu"])
+    for first in range(0, len(order), together):
+        part = [texts[i] for i in order[first : first + together]]
+        features = model.tokenizer.pad([text.features for text in part], return_tensors="pt").to(model.device)
+        with contextlib.ExitStack() as stack:
+            known = [text.lower_output for text in part if text.lower_output is not None]
+            if lower is not None and len(known) == len(part) and not remember:
+                stack.enter_context(lower.replaced_by(torch.nn.utils.rnn.pad_sequence(known, batch_first=True)))
+            outputs = stack.enter_context(lower.outputs()) if lower is not None and remember else []
+            vectors.append(model(dict(features))["sentence_embedding"])
+        for output in outputs:
+            for text, row in zip(part, output, strict=True):
+                text.lower_output = row[: len(text)].clone()
+    back = torch.tensor(order, device=model.device).argsort()
+    return torch.cat(vectors)[back]
+
+
+def tokenised(model: SentenceTransformer, texts: Sequence[str]) -> list[Tokens]:
+    """The texts as the model cuts them, each up to its longest input."""
+    if not texts:
+        return []
+    encoded = model.tokenizer(list(texts), truncation=True, max_length=model.max_seq_length, padding=False)
+    return [Tokens({name: encoded[name][i] for name in encoded}) for i in range(len(texts))]
