@@ -27,7 +27,7 @@ from acme_rag_pipeline.evaluation.metrics import PRIMARY
 from acme_rag_pipeline.evaluation.query_sets import GOLDEN, HELD_OUT, query_sets
 from acme_rag_pipeline.retrieval import index
 from acme_rag_pipeline.serving import decisions
-from acme_rag_pipeline.settings import Settings
+from acme_rag_pipeline.settings import RetrievalSettings, Settings
 from acme_rag_pipeline.store import models
 from acme_rag_pipeline.store.fingerprints import fingerprint
 from acme_rag_pipeline.store.layout import Store
@@ -48,6 +48,7 @@ class Contest:
         golden_decides: golden queries decide; else held-out units do.
         candidate_key: identity of this candidate for the rule of one decision each.
         base: the base model as it is indexed.
+        fusion: how the fused challengers join their rankings; the champion keeps what it was promoted with.
     """
 
     candidate: index.PassageEncoder | None
@@ -57,6 +58,12 @@ class Contest:
     golden_decides: bool
     candidate_key: str
     base: index.PassageEncoder
+    fusion: RetrievalSettings
+
+    @property
+    def champion_fusion(self) -> RetrievalSettings:
+        """How the champion joins its rankings, if it is fused."""
+        return RetrievalSettings(**self.champion.fusion) if self.champion.fusion else self.fusion
 
     @property
     def deciding_set(self) -> str:
@@ -102,10 +109,19 @@ def contest(store: Store, settings: Settings) -> Contest:
     candidate = index.newest_candidate(store)
     trained = rows.get("fine_tuned_model", {})
     judged_by = rows.get("training_set", {}).get("judged_by", "")
-    key = _key_of_today(store, candidate)
+    key = _key_of_today(store, candidate) + _other_fusion(settings)
     before = decisions.champion_before(store, settings, key)
     twin = _encoder(store, trained.get("twin_digest"), candidate) if candidate else None
-    return Contest(candidate, twin, before, _twin_of(store, before), judged_by == "golden queries", key, base)
+    return Contest(
+        candidate=candidate,
+        twin=twin,
+        champion=before,
+        champion_twin=_twin_of(store, before),
+        golden_decides=judged_by == "golden queries",
+        candidate_key=key,
+        base=base,
+        fusion=settings.retrieval,
+    )
 
 
 def candidate_undecided(store: Store) -> bool:
@@ -114,7 +130,7 @@ def candidate_undecided(store: Store) -> bool:
     if candidate is None:
         return False
     key = _key_of_today(store, candidate)
-    return all(decision.candidate_key != key for decision in decisions.decisions(store))
+    return all(not (decision.candidate_key or "").startswith(key) for decision in decisions.decisions(store))
 
 
 def _key_of_today(store: Store, candidate: index.PassageEncoder | None) -> str:
@@ -125,6 +141,12 @@ def _key_of_today(store: Store, candidate: index.PassageEncoder | None) -> str:
             "USING (query_id) ORDER BY query_id, ordinal"
         ).fetchall()
     return f"{decisions.candidate_key(candidate)}/{fingerprint(golden)[:12]}"
+
+
+def _other_fusion(settings: Settings) -> str:
+    """A person who changes how rankings are joined asks for another recipe, which may be decided on."""
+    changed = settings.retrieval.model_dump(exclude_defaults=True)
+    return f"/{fingerprint(changed)[:12]}" if changed else ""
 
 
 def run(store: Store, settings: Settings, who: Contest, evaluation_id: str) -> Evaluation:
@@ -160,7 +182,7 @@ def arms_for(who: Contest, *, held_out: bool) -> list[Arm]:
         arms += [Arm(FINE_TUNED, measured, False), Arm(FINE_TUNED_HYBRID, measured, True)]
     if champion_arm(who) == CHAMPION:
         measured = who.champion_twin if held_out and who.champion_twin else who.champion.encoder
-        arms.append(Arm(CHAMPION, measured, who.champion.recipe == "hybrid"))
+        arms.append(Arm(CHAMPION, measured, who.champion.recipe == "hybrid", who.champion_fusion))
     return arms
 
 
@@ -172,6 +194,8 @@ def measured_candidate(who: Contest, *, held_out: bool) -> index.PassageEncoder 
 def champion_arm(who: Contest) -> str:
     """The name under which the champion runs: one of the other arms where it is the same."""
     hybrid = who.champion.recipe == "hybrid"
+    if hybrid and who.champion_fusion != who.fusion:
+        return CHAMPION
     if who.champion.encoder == who.base:
         return BASE_HYBRID if hybrid else BASE
     if who.champion.encoder == who.candidate:
