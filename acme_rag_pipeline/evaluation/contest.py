@@ -25,12 +25,14 @@ from acme_rag_pipeline.evaluation.gate import PEOPLE, ArmScores, Decision, GateS
 from acme_rag_pipeline.evaluation.golden import JudgedQuery
 from acme_rag_pipeline.evaluation.metrics import PRIMARY
 from acme_rag_pipeline.evaluation.query_sets import GOLDEN, HELD_OUT, query_sets
+from acme_rag_pipeline.evaluation.words_alone import bm25_ahead
 from acme_rag_pipeline.retrieval import index
 from acme_rag_pipeline.serving import decisions
 from acme_rag_pipeline.settings import RetrievalSettings, Settings
 from acme_rag_pipeline.store import models
 from acme_rag_pipeline.store.fingerprints import fingerprint
 from acme_rag_pipeline.store.layout import Store
+from acme_rag_pipeline.store.promotion import Recipe
 from acme_rag_pipeline.store.warehouse import records
 
 logger = logging.getLogger(__name__)
@@ -80,6 +82,7 @@ class Evaluation:
         decision: the gate's answer.
         winner: encoder and recipe of the winning arm, None when the champion stays.
         forgetting: general questions, base against candidate; None where there is no candidate with weights of its own.
+        bm25_ahead: where BM25 alone scores higher than what readers get, in words.
     """
 
     evaluation_id: str
@@ -87,9 +90,10 @@ class Evaluation:
     queries: Mapping[str, Sequence[JudgedQuery]]
     results: Mapping[str, Sequence[ArmResult]]
     decision: Decision
-    winner: tuple[index.PassageEncoder, str] | None
+    winner: tuple[index.PassageEncoder, Recipe] | None
     seconds: float
     forgetting: Forgetting | None = None
+    bm25_ahead: str = ""
 
     def result(self, query_set: str, arm: str) -> ArmResult | None:
         """One arm's result, None if it did not run."""
@@ -171,7 +175,17 @@ def run(store: Store, settings: Settings, who: Contest, evaluation_id: str) -> E
     if who.candidate is not None and who.candidate.model_digest != who.base.model_digest:
         forgetting = general_probe(store, settings, who.base, who.candidate)
         logger.info("%s", forgetting.sentence)
-    return Evaluation(evaluation_id, who, sets, results, decision, winner, time.monotonic() - started, forgetting)
+    return Evaluation(
+        evaluation_id=evaluation_id,
+        contest=who,
+        queries=sets,
+        results=results,
+        decision=decision,
+        winner=winner,
+        seconds=time.monotonic() - started,
+        forgetting=forgetting,
+        bm25_ahead=bm25_ahead(sets, results, decision.winner or champion_arm(who)),
+    )
 
 
 def arms_for(who: Contest, *, held_out: bool) -> list[Arm]:
@@ -265,10 +279,10 @@ def _verdict(
     )
 
 
-def _winner(decision: Decision, who: Contest) -> tuple[index.PassageEncoder, str] | None:
+def _winner(decision: Decision, who: Contest) -> tuple[index.PassageEncoder, Recipe] | None:
     if decision.winner is None:
         return None
-    recipe = "hybrid" if decision.winner.endswith("_hybrid") else "dense"
+    recipe: Recipe = "hybrid" if decision.winner.endswith("_hybrid") else "dense"
     encoder = who.base if decision.winner.startswith(BASE) else who.candidate
     return (encoder, recipe) if encoder is not None else None
 

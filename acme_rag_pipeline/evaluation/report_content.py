@@ -5,9 +5,10 @@ from __future__ import annotations
 import base64
 from typing import Any
 
-from acme_rag_pipeline.evaluation.arms import BASE, CHAMPION
+from acme_rag_pipeline.evaluation.arms import BASE, FINE_TUNED
 from acme_rag_pipeline.evaluation.comparison import ArmScores, GateSettings, compare, compare_segments
 from acme_rag_pipeline.evaluation.contest import Evaluation, champion_arm, measured_candidate, segments_of
+from acme_rag_pipeline.evaluation.gate import CANNOT_TELL, NOT_BETTER, Decision
 from acme_rag_pipeline.evaluation.metrics import PRIMARY
 from acme_rag_pipeline.evaluation.picture import report_picture
 from acme_rag_pipeline.evaluation.provenance import funnel, lineage, samples, stage_details, tokens, trail
@@ -28,14 +29,10 @@ from acme_rag_pipeline.evaluation.report_parts import (
     unit_noun,
 )
 from acme_rag_pipeline.retrieval.index import now
+from acme_rag_pipeline.serving import decisions
 from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store.layout import Store, write_atomically
 
-_HEADLINES = {
-    "promoted": "Promoted: readers now get {winner}",
-    "kept: not better": "Kept as it is: no challenger is better",
-    "kept: cannot tell": "Kept as it is: the evidence cannot tell",
-}
 _TRAINING_POINTS = 60
 
 
@@ -59,15 +56,15 @@ def report_of(store: Store, settings: Settings, done: Evaluation) -> Report:
     who = done.contest
     incumbent = champion_arm(who)
     subject = done.decision.winner or _closest(done)
-    verdict = done.decision.verdict
-    headline = _HEADLINES.get(verdict, "Kept as it is: {verdict}").format(
-        winner=DESCRIPTIONS.get(done.decision.winner or "", ""), verdict=verdict.removeprefix("kept: ")
-    )
+    standing = _standing(store, done)
+    reason = done.decision.reason
+    if standing != done.decision.verdict:
+        reason = f"With the numbers of today the gate would say: {reason}"
     trained = details.get("fine_tuned_model", {})
     return Report(
-        headline=headline,
-        verdict=verdict,
-        reason=done.decision.reason,
+        headline=_headline(done.decision, standing),
+        verdict=standing,
+        reason=reason,
         champion=incumbent,
         champion_digest=who.champion.model_digest,
         candidate=subject,
@@ -98,6 +95,39 @@ def report_of(store: Store, settings: Settings, done: Evaluation) -> Report:
         forgetting=done.forgetting,
         caveats=_caveats(done, trained),
     )
+
+
+def _standing(store: Store, done: Evaluation) -> str:
+    """The verdict that holds: that of an earlier decision on this candidate, or of the person who left the winner behind."""
+    key = done.contest.candidate_key
+    earlier = next((d for d in reversed(decisions.decisions(store)) if d.candidate_key == key), None)
+    if earlier is not None:
+        return earlier.verdict
+    if done.winner is not None:
+        encoder, recipe = done.winner
+        fusion = done.contest.fusion.model_dump() if recipe == "hybrid" else None
+        if decisions.is_left_behind(store, decisions.retriever_of(encoder.model_digest, recipe, fusion)):
+            return decisions.KEPT_BY_A_PERSON
+    return done.decision.verdict
+
+
+def _headline(found: Decision, standing: str) -> str:
+    """What readers get, for a person who reads nothing else."""
+    if standing == decisions.KEPT_BY_A_PERSON:
+        return "Kept as it is: a person rolled back from the winner"
+    if standing != found.verdict:
+        return f"Decided before, and that stands: {standing}"
+    if found.winner is not None:
+        return f"Promoted: readers now get {DESCRIPTIONS[found.winner]}"
+    if not found.queries:
+        return "Kept as it is: there are no questions to judge by"
+    if not found.comparisons:
+        return "Kept as it is: there is no candidate"
+    if found.verdict == NOT_BETTER:
+        return "Kept as it is: no challenger is better"
+    if found.verdict == CANNOT_TELL:
+        return "Kept as it is: the evidence cannot tell"
+    return "Kept as it is: a group of questions gets worse"
 
 
 def _query_set(
@@ -144,7 +174,9 @@ def _note(name: str, done: Evaluation) -> str:
 def _closest(done: Evaluation) -> str:
     """The challenger that came nearest to a promotion: what a reader wants to see compared."""
     best = max(done.decision.comparisons, key=lambda row: row.difference, default=None)
-    return best.arm if best else CHAMPION
+    if best is not None:
+        return best.arm
+    return FINE_TUNED if done.contest.candidate is not None else "none"
 
 
 def _chosen(row: dict[str, Any], trained: dict[str, Any]) -> bool:
@@ -198,6 +230,8 @@ def _caveats(done: Evaluation, trained: dict[str, Any]) -> list[str]:
         caveats.append(
             "The held-out numbers here are the validation share, which chose the weights; golden queries decide."
         )
+    if done.bm25_ahead:
+        caveats.append(done.bm25_ahead)
     if done.contest.candidate is None:
         caveats.append(f"There is no candidate: {trained.get('outcome', 'nothing was trained')}.")
     if done.contest.candidate == done.contest.base:

@@ -56,7 +56,7 @@ class Decision:
     @property
     def retriever(self) -> Retriever:
         """Model, recipe and fusion: two decisions with the same one answer alike."""
-        return self.model_digest, self.recipe, json.dumps(self.fusion, sort_keys=True)
+        return retriever_of(self.model_digest, self.recipe, self.fusion)
 
     @property
     def encoder(self) -> index.PassageEncoder:
@@ -130,7 +130,7 @@ def decide_promotion(store: Store, settings: Settings) -> StageResult:
         decided = next((d for d in reversed(decisions(store)) if d.candidate_key == key), None)
         if decided is not None:
             outcome = f"this candidate was decided on before ({decided.verdict}); {current.verdict} stands"
-        elif rows[0]["verdict"] == PROMOTED and is_left_behind(store, *_winner(rows[0])):
+        elif rows[0]["verdict"] == PROMOTED and is_left_behind(store, _winner(rows[0])):
             refused = {
                 "verdict": KEPT_BY_A_PERSON,
                 "reason": f"{KEPT_BECAUSE}. Without that the verdict were: {rows[0]['reason']}",
@@ -149,6 +149,8 @@ def decide_promotion(store: Store, settings: Settings) -> StageResult:
             "decided_at": current.decided_at.isoformat(),
             "decision": current.decision,
         }
+        if ahead := json.loads(rows[0]["details"]).get("bm25_ahead"):
+            details["bm25_ahead"] = ahead
         served = [current.model_digest, current.recipe, current.passage_prefix]
         data_version = fingerprint(*served, *([current.fusion] if current.fusion else []))
         with store.warehouse.write() as connection:
@@ -177,15 +179,16 @@ def _fusion(stored: str | None) -> dict[str, Any] | None:
     return json.loads(stored) if stored else None
 
 
+def retriever_of(model_digest: str, recipe: Recipe, fusion: dict[str, Any] | None) -> Retriever:
+    """What answers alike, as a key."""
+    return model_digest, recipe, json.dumps(fusion, sort_keys=True)
+
+
 def _winner(verdict: dict[str, Any]) -> Retriever:
-    return (
-        verdict["winner_digest"],
-        verdict["winner_recipe"],
-        json.dumps(_fusion(verdict["winner_fusion"]), sort_keys=True),
-    )
+    return retriever_of(verdict["winner_digest"], verdict["winner_recipe"], _fusion(verdict["winner_fusion"]))
 
 
-def is_left_behind(store: Store, model_digest: str, recipe: Recipe, fusion: str) -> bool:
+def is_left_behind(store: Store, retriever: Retriever) -> bool:
     """Whether a person rolled back from this: from the model with any recipe, where they went to another model.
 
     Where they went to another recipe of the same model, it is that recipe, and with the same recipe its fusion. Going back to
@@ -196,7 +199,7 @@ def is_left_behind(store: Store, model_digest: str, recipe: Recipe, fusion: str)
         if after.verdict == ROLLED_BACK and before.retriever != after.retriever:
             shared = sum(1 for _ in itertools.takewhile(bool, map(operator.eq, before.retriever, after.retriever)))
             left = (left | {before.retriever[: shared + 1]}) - set(_prefixes(after.retriever))
-    return any(part in left for part in _prefixes((model_digest, recipe, fusion)))
+    return any(part in left for part in _prefixes(retriever))
 
 
 def _prefixes(retriever: Retriever) -> list[tuple[str, ...]]:

@@ -12,6 +12,9 @@ from click.testing import CliRunner
 from acme_rag_pipeline import cli
 from acme_rag_pipeline.chunking.chunks import split_documents
 from acme_rag_pipeline.documents.ingest import ingest_documents
+from acme_rag_pipeline.evaluation.contest import contest, run
+from acme_rag_pipeline.evaluation.report import render_report
+from acme_rag_pipeline.evaluation.report_content import report_of
 from acme_rag_pipeline.retrieval import index
 from acme_rag_pipeline.serving import decisions
 from acme_rag_pipeline.settings import Settings
@@ -40,6 +43,13 @@ def settings(documents: Path, settings_for: Callable[..., Settings], store: Stor
     split_documents(store, made)
     index.index_base(store, made)
     return made
+
+
+def test_without_questions_the_report_names_no_candidate_and_says_why(settings: Settings, store: Store) -> None:
+    report = report_of(store, settings, run(store, settings, contest(store, settings), "nothing to ask"))
+    assert (report.candidate, report.champion, report.verdict) == ("none", "base", "kept: cannot tell")
+    assert report.headline == "Kept as it is: there are no questions to judge by"
+    assert_harmless(render_report(report))
 
 
 @pytest.fixture

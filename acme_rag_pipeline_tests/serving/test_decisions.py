@@ -152,12 +152,12 @@ def test_a_rollback_between_recipes_of_one_model_leaves_the_recipe_behind(store:
     decisions.decide_promotion(store, settings)
     fused = decisions.champion(store, settings)
     rolled_back(store, base)
-    assert decisions.is_left_behind(store, *fused.retriever)
-    assert not decisions.is_left_behind(store, *base.retriever)
+    assert decisions.is_left_behind(store, fused.retriever)
+    assert not decisions.is_left_behind(store, base.retriever)
     # Who goes back to it by hand wants it again.
     rolled_back(store, fused)
-    assert not decisions.is_left_behind(store, *fused.retriever)
-    assert decisions.is_left_behind(store, *base.retriever)
+    assert not decisions.is_left_behind(store, fused.retriever)
+    assert decisions.is_left_behind(store, base.retriever)
 
 
 def gate_passes(store: Store) -> bool:
