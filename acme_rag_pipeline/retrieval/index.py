@@ -9,7 +9,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from acme_rag_pipeline.embedding.base_model import BaseModelFiles, functional_files, resolve_base_model
+from acme_rag_pipeline.embedding.base_model import (
+    BASE_CARD,
+    BaseModelFiles,
+    base_card,
+    functional_files,
+    resolve_base_model,
+)
 from acme_rag_pipeline.embedding.cache import EmbeddingCache
 from acme_rag_pipeline.embedding.encoder import Encoder
 from acme_rag_pipeline.settings import Settings
@@ -61,14 +67,17 @@ def install_base(store: Store, settings: Settings) -> BaseModelFiles:
     base = resolve_base_model(settings.base_model, settings.root)
     if not models.model_folder(store, base.digest).exists():
         about = {"model_digest": base.digest, "kind": "base", "name": base.name, "licence": base.licence}
+        own = base_card(base.folder)
         card = f"# {base.name}\n\nThe base model, copied unchanged. Licence: {base.licence}.\n"
+        if own:
+            card += f"\nIts own card: [{BASE_CARD}]({BASE_CARD}).\n"
         with store.writer(BASE_STAGE):
             models.install(
                 store,
                 base.digest,
                 base.folder,
                 functional_files(base.folder),
-                {"manifest.json": json.dumps(about, indent=1) + "\n", "README.md": card},
+                {"manifest.json": json.dumps(about, indent=1) + "\n", "README.md": card} | own,
             )
     return base
 
