@@ -244,7 +244,7 @@ def render_report(report: Report) -> str:
         "score": lambda value: _number(value, ".3f"),
         "signed": lambda value: _number(value, "+.3f").replace("-", "−"),
         "percent": lambda value: _number(100 * value, "+.1f").replace("-", "−") + " %" if value is not None else "–",
-        "confidence": lambda level: f"{100 * level:.3g} %",
+        "confidence": lambda level: f"{100 * level:.3g}\u00a0%",
         "p": lambda value: "–" if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}",
         "count": lambda value: f"{value:,}".replace(",", "\u202f"),
         "seconds": _seconds,
