@@ -247,13 +247,24 @@ def status(context: click.Context, as_json: bool) -> None:
 @click.option(
     "--golden", type=click.Path(exists=True, file_okay=False, path_type=Path), help="Folder of another judged set."
 )
+@click.option(
+    "--html",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write the comparison as one self-contained page too: arms, groups of questions, gains and losses per query.",
+)
 @JSON
 @click.pass_context
-def evaluate(context: click.Context, golden: Path | None, as_json: bool) -> None:
-    """The comparison table of all arms on the golden set, or on any judged set (queries.jsonl, qrels.jsonl)."""
-    from acme_rag_pipeline.evaluation.judged_set import compare_arms
+def evaluate(context: click.Context, golden: Path | None, html: Path | None, as_json: bool) -> None:
+    """The comparison of all arms on the golden set, or on any judged set (queries.jsonl, qrels.jsonl)."""
+    from acme_rag_pipeline.evaluation.judged_set import compare_arms, comparison_page
 
-    rows = compare_arms(store_of(context), settings_of(context), golden)
+    store, settings = store_of(context), settings_of(context)
+    done = compare_arms(store, settings, golden)
+    if html is not None:
+        html.parent.mkdir(parents=True, exist_ok=True)
+        html.write_text(comparison_page(store, settings, done), encoding="utf-8")
+        click.echo(f"page: {html}", err=True)
+    rows = done.table()
     if as_json:
         click.echo(as_text(rows))
         return

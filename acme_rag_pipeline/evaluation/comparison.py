@@ -10,9 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from acme_rag_pipeline.evaluation.intervals import (
-    UNSEEN_LOSS,
     gain_p,
-    minimum_detectable_gain,
     paired_interval,
     sign_flip_p,
     unseen_loss_p,
@@ -217,24 +215,6 @@ def units_needed(challengers: int, settings: GateSettings) -> int:
 def unseen_share(units: int, tail: float) -> float:
     """The largest share of all units that may be of a kind of which so many units hold none, with that tail."""
     return 1 - tail ** (1 / units)
-
-
-def detectable_gain(
-    champion: ArmScores, challenger: ArmScores, units: Mapping[str, str], challengers: int, settings: GateSettings
-) -> float | None:
-    """Gain that would be promoted in 4 of 5 such comparisons: above the minimum effect and through Holm's first step.
-
-    Returns:
-        The gain in nDCG@10 with the spread of these two arms' differences; None when there are too few units for any.
-    """
-    ids = sorted(champion.ndcg)
-    labels = [units[i] for i in ids]
-    if len(set(labels)) < units_needed(challengers, settings):
-        return None
-    gains = [challenger.ndcg[i] - champion.ndcg[i] for i in ids]
-    tail = settings.tail / max(1, challengers)
-    smallest = UNSEEN_LOSS * unseen_share(len(set(labels)), tail)
-    return max(minimum_detectable_gain(gains, labels, 1 - 2 * tail, 0.8, True, smallest), settings.minimum_effect)
 
 
 def check_scores(champion: ArmScores, challengers: Sequence[ArmScores], units: Mapping[str, str]) -> None:

@@ -25,12 +25,14 @@ from acme_rag_pipeline.evaluation.gate import PEOPLE, ArmScores, Decision, GateS
 from acme_rag_pipeline.evaluation.golden import JudgedQuery
 from acme_rag_pipeline.evaluation.metrics import PRIMARY
 from acme_rag_pipeline.evaluation.query_sets import GOLDEN, HELD_OUT, query_sets
+from acme_rag_pipeline.evaluation.words_alone import bm25_ahead
 from acme_rag_pipeline.retrieval import index
 from acme_rag_pipeline.serving import decisions
-from acme_rag_pipeline.settings import Settings
+from acme_rag_pipeline.settings import RetrievalSettings, Settings
 from acme_rag_pipeline.store import models
 from acme_rag_pipeline.store.fingerprints import fingerprint
 from acme_rag_pipeline.store.layout import Store
+from acme_rag_pipeline.store.promotion import Recipe
 from acme_rag_pipeline.store.warehouse import records
 
 logger = logging.getLogger(__name__)
@@ -48,6 +50,7 @@ class Contest:
         golden_decides: golden queries decide; else held-out units do.
         candidate_key: identity of this candidate for the rule of one decision each.
         base: the base model as it is indexed.
+        fusion: how the fused challengers join their rankings; the champion keeps what it was promoted with.
     """
 
     candidate: index.PassageEncoder | None
@@ -57,6 +60,12 @@ class Contest:
     golden_decides: bool
     candidate_key: str
     base: index.PassageEncoder
+    fusion: RetrievalSettings
+
+    @property
+    def champion_fusion(self) -> RetrievalSettings:
+        """How the champion joins its rankings, if it is fused."""
+        return RetrievalSettings(**self.champion.fusion) if self.champion.fusion else self.fusion
 
     @property
     def deciding_set(self) -> str:
@@ -73,6 +82,7 @@ class Evaluation:
         decision: the gate's answer.
         winner: encoder and recipe of the winning arm, None when the champion stays.
         forgetting: general questions, base against candidate; None where there is no candidate with weights of its own.
+        bm25_ahead: where BM25 alone scores higher than what readers get, in words.
     """
 
     evaluation_id: str
@@ -80,9 +90,10 @@ class Evaluation:
     queries: Mapping[str, Sequence[JudgedQuery]]
     results: Mapping[str, Sequence[ArmResult]]
     decision: Decision
-    winner: tuple[index.PassageEncoder, str] | None
+    winner: tuple[index.PassageEncoder, Recipe] | None
     seconds: float
     forgetting: Forgetting | None = None
+    bm25_ahead: str = ""
 
     def result(self, query_set: str, arm: str) -> ArmResult | None:
         """One arm's result, None if it did not run."""
@@ -102,10 +113,19 @@ def contest(store: Store, settings: Settings) -> Contest:
     candidate = index.newest_candidate(store)
     trained = rows.get("fine_tuned_model", {})
     judged_by = rows.get("training_set", {}).get("judged_by", "")
-    key = _key_of_today(store, candidate)
+    key = _key_of_today(store, candidate) + _other_fusion(settings)
     before = decisions.champion_before(store, settings, key)
     twin = _encoder(store, trained.get("twin_digest"), candidate) if candidate else None
-    return Contest(candidate, twin, before, _twin_of(store, before), judged_by == "golden queries", key, base)
+    return Contest(
+        candidate=candidate,
+        twin=twin,
+        champion=before,
+        champion_twin=_twin_of(store, before),
+        golden_decides=judged_by == "golden queries",
+        candidate_key=key,
+        base=base,
+        fusion=settings.retrieval,
+    )
 
 
 def candidate_undecided(store: Store) -> bool:
@@ -114,7 +134,7 @@ def candidate_undecided(store: Store) -> bool:
     if candidate is None:
         return False
     key = _key_of_today(store, candidate)
-    return all(decision.candidate_key != key for decision in decisions.decisions(store))
+    return all(not (decision.candidate_key or "").startswith(key) for decision in decisions.decisions(store))
 
 
 def _key_of_today(store: Store, candidate: index.PassageEncoder | None) -> str:
@@ -125,6 +145,12 @@ def _key_of_today(store: Store, candidate: index.PassageEncoder | None) -> str:
             "USING (query_id) ORDER BY query_id, ordinal"
         ).fetchall()
     return f"{decisions.candidate_key(candidate)}/{fingerprint(golden)[:12]}"
+
+
+def _other_fusion(settings: Settings) -> str:
+    """A person who changes how rankings are joined asks for another recipe, which may be decided on."""
+    changed = settings.retrieval.model_dump(exclude_defaults=True)
+    return f"/{fingerprint(changed)[:12]}" if changed else ""
 
 
 def run(store: Store, settings: Settings, who: Contest, evaluation_id: str) -> Evaluation:
@@ -149,7 +175,17 @@ def run(store: Store, settings: Settings, who: Contest, evaluation_id: str) -> E
     if who.candidate is not None and who.candidate.model_digest != who.base.model_digest:
         forgetting = general_probe(store, settings, who.base, who.candidate)
         logger.info("%s", forgetting.sentence)
-    return Evaluation(evaluation_id, who, sets, results, decision, winner, time.monotonic() - started, forgetting)
+    return Evaluation(
+        evaluation_id=evaluation_id,
+        contest=who,
+        queries=sets,
+        results=results,
+        decision=decision,
+        winner=winner,
+        seconds=time.monotonic() - started,
+        forgetting=forgetting,
+        bm25_ahead=bm25_ahead(sets, results, decision.winner or champion_arm(who)),
+    )
 
 
 def arms_for(who: Contest, *, held_out: bool) -> list[Arm]:
@@ -160,7 +196,7 @@ def arms_for(who: Contest, *, held_out: bool) -> list[Arm]:
         arms += [Arm(FINE_TUNED, measured, False), Arm(FINE_TUNED_HYBRID, measured, True)]
     if champion_arm(who) == CHAMPION:
         measured = who.champion_twin if held_out and who.champion_twin else who.champion.encoder
-        arms.append(Arm(CHAMPION, measured, who.champion.recipe == "hybrid"))
+        arms.append(Arm(CHAMPION, measured, who.champion.recipe == "hybrid", who.champion_fusion))
     return arms
 
 
@@ -172,6 +208,8 @@ def measured_candidate(who: Contest, *, held_out: bool) -> index.PassageEncoder 
 def champion_arm(who: Contest) -> str:
     """The name under which the champion runs: one of the other arms where it is the same."""
     hybrid = who.champion.recipe == "hybrid"
+    if hybrid and who.champion_fusion != who.fusion:
+        return CHAMPION
     if who.champion.encoder == who.base:
         return BASE_HYBRID if hybrid else BASE
     if who.champion.encoder == who.candidate:
@@ -241,10 +279,10 @@ def _verdict(
     )
 
 
-def _winner(decision: Decision, who: Contest) -> tuple[index.PassageEncoder, str] | None:
+def _winner(decision: Decision, who: Contest) -> tuple[index.PassageEncoder, Recipe] | None:
     if decision.winner is None:
         return None
-    recipe = "hybrid" if decision.winner.endswith("_hybrid") else "dense"
+    recipe: Recipe = "hybrid" if decision.winner.endswith("_hybrid") else "dense"
     encoder = who.base if decision.winner.startswith(BASE) else who.candidate
     return (encoder, recipe) if encoder is not None else None
 

@@ -7,8 +7,9 @@ from dataclasses import asdict
 from typing import Any
 
 from acme_rag_pipeline.evaluation.arms import CHAMPION, FINE_TUNED, FINE_TUNED_HYBRID, metric_rows
-from acme_rag_pipeline.evaluation.contest import Evaluation, contest, run
+from acme_rag_pipeline.evaluation.contest import Evaluation, arms_for, contest, run
 from acme_rag_pipeline.evaluation.metrics import PRIMARY
+from acme_rag_pipeline.evaluation.query_sets import HELD_OUT
 from acme_rag_pipeline.evaluation.report_content import write_report
 from acme_rag_pipeline.retrieval import index
 from acme_rag_pipeline.settings import Settings
@@ -18,7 +19,7 @@ from acme_rag_pipeline.store.stages import StageResult, data_versions, overtaken
 from acme_rag_pipeline.store.warehouse import reconcile
 
 STAGE = "evaluation_report"
-CODE_VERSION = "4"
+CODE_VERSION = "5"
 
 
 def evaluate(store: Store, settings: Settings) -> StageResult:
@@ -59,6 +60,8 @@ def evaluate(store: Store, settings: Settings) -> StageResult:
             PRIMARY: _primary(rows),
             "seconds": round(done.seconds, 1),
         }
+        if done.bm25_ahead:
+            details["bm25_ahead"] = done.bm25_ahead
         if done.forgetting is not None:
             details |= {"forgetting": done.forgetting.sentence, **done.forgetting.floats()}
         with store.warehouse.write() as connection:
@@ -83,11 +86,17 @@ def _insert_all(connection: Any, done: Evaluation, rows: list[dict[str, Any]]) -
     digests = {CHAMPION: who.champion.model_digest}
     if who.candidate is not None:
         digests |= {FINE_TUNED: who.candidate.model_digest, FINE_TUNED_HYBRID: who.candidate.model_digest}
+    measured = {
+        (name, arm.name): arm.encoder.model_digest if arm.encoder else None
+        for name in done.results
+        for arm in arms_for(who, held_out=name == HELD_OUT)
+    }
     with_keys = [
         row
         | {
             "evaluation_id": done.evaluation_id,
             "model_digest": digests.get(row["arm"], who.base.model_digest),
+            "measured_digest": measured[row["query_set"], row["arm"]],
             "evaluated_at": now,
             "row_key": f"{row['arm']}/{row['query_set']}/{row['metric']}",
         }
@@ -119,8 +128,9 @@ def _insert_all(connection: Any, done: Evaluation, rows: list[dict[str, Any]]) -
         "winner_prefix": done.winner[0].prefix if done.winner else None,
         "winner_passage_digest": done.winner[0].passage_digest if done.winner else None,
         "winner_recipe": done.winner[1] if done.winner else None,
+        "winner_fusion": json.dumps(who.fusion.model_dump()) if done.winner and done.winner[1] == "hybrid" else None,
         "evidence": who.deciding_set,
-        "details": json.dumps(asdict(done.decision)),
+        "details": json.dumps(asdict(done.decision) | {"bm25_ahead": done.bm25_ahead}),
         "evaluated_at": now,
     }
     scope = f"evaluation_id = '{done.evaluation_id}'"

@@ -26,11 +26,11 @@ from acme_rag_pipeline.evaluation.comparison import (
     SegmentRow,
     compare,
     compare_segments,
-    detectable_gain,
     units_needed,
     unseen_share,
 )
 from acme_rag_pipeline.evaluation.intervals import UNSEEN_LOSS, unseen_loss_p
+from acme_rag_pipeline.evaluation.power import detectable_gain
 
 __all__ = ["ArmScores", "Comparison", "Decision", "GateSettings", "SegmentRow", "compare", "decide"]
 
@@ -108,11 +108,10 @@ def decide(
     needed = {arm: settings.minimum_effect + less for arm, less in handicap.items()}
     eligible = [row for row in comparisons if row.significant and row.difference >= needed[row.arm]]
     passing = [row for row in eligible if not any(segment.falls for segment in by_arm[row.arm])]
-    subject = max(comparisons, key=lambda row: row.difference, default=None)
-    detectable = None
-    if subject is not None:
-        closest = next(arm for arm in challengers if arm.arm == subject.arm)
-        detectable = detectable_gain(champion, closest, units, len(challengers), settings)
+    n_units = len({units[i] for i in champion.ndcg})
+    open_ended = [row for row in comparisons if not _not_better(row, settings)]
+    # The verdict is about this one: where some may be better, the best of those.
+    subject = max(open_ended or comparisons, key=lambda row: row.difference, default=None)
 
     verdict, winner = CANNOT_TELL, None
     if passing:
@@ -124,9 +123,13 @@ def decide(
         subject = max(eligible, key=lambda row: row.difference)
         worst = _worst(by_arm[subject.arm])
         verdict = f"kept: segment {worst.kind}={worst.value} falls"
-    elif detectable is not None and all(_not_better(row, settings) for row in comparisons):
+    elif comparisons and not open_ended and n_units >= units_needed(len(comparisons), settings):
         verdict = NOT_BETTER
 
+    detectable = None
+    if subject is not None:
+        shown = next(arm for arm in challengers if arm.arm == subject.arm)
+        detectable = detectable_gain(champion, shown, units, len(challengers), settings, needed[shown.arm])
     decision = Decision(
         verdict=verdict,
         winner=winner,
@@ -136,12 +139,12 @@ def decide(
         comparisons=comparisons,
         segments=tuple(row for rows in by_arm.values() for row in rows),
         queries=len(champion.ndcg),
-        units=len({units[i] for i in champion.ndcg}),
+        units=n_units,
         detectable_gain=detectable,
     )
     sentences = [
         _finding(decision, subject, settings, unit_noun, needed),
-        _others(decision, subject, eligible, handicap) if winner is not None else "",
+        _others(decision, subject, handicap, needed) if winner is not None else "",
         _power(decision, settings, unit_noun),
         _evidence(champion, segments.get("origin", {})) if evidence_kind == "held_out" else "",
     ]
@@ -169,16 +172,21 @@ def _finding(
     relative = "" if subject.relative_gain is None else f", {100 * subject.relative_gain:+.1f} %"
     change = f"from {subject.champion_mean:.3f} to {subject.challenger_mean:.3f} ({subject.difference:+.3f}{relative})"
     rises, goes = (f"search quality (nDCG@10) {verb} {change}" for verb in ("rises", "goes"))
-    between = f"between {subject.low:+.3f} and {subject.high:+.3f}"
+    between = f"between {subject.low:+.3f} and {subject.high:+.3f} with {100 * subject.level:.3g} % confidence"
 
     if decision.winner is not None:
         tested = any(row.p_value is not None for row in decision.segments if row.arm == subject.arm)
         segments = "gets clearly worse" if tested else "is large enough to check alone"
         rivals = len(decision.comparisons)
-        joint = f", {'both' if rivals == 2 else f'all {rivals}'} candidates considered together" if rivals > 1 else ""
+        joint = (
+            f" (so that of {rivals} candidates that are no better one is promoted in at most {100 * settings.tail:.2g} % of "
+            "such decisions)"
+            if rivals > 1
+            else ""
+        )
         return (
-            f"{subject.arm} replaces {decision.champion}: {rises} on {scope}. The true gain lies "
-            f"{between} with {100 * settings.level:g} % confidence{joint}, and no group of questions {segments}."
+            f"{subject.arm} replaces {decision.champion}: {rises} on {scope}. The true gain lies {between}{joint}, and no "
+            f"group of questions {segments}."
         )
     if decision.detectable_gain is None:
         needed = units_needed(len(decision.comparisons), settings)
@@ -199,53 +207,70 @@ def _finding(
         return f"{stays}: no candidate scores higher. With the best, {subject.arm}, {goes}."
     if _not_better(subject, settings):
         return (
-            f"{stays}: with {subject.arm} {goes}; the true gain is at most {subject.high:+.3f}, "
+            f"{stays}: with {subject.arm} {goes}; the true gain lies {between}, "
             f"less than the {settings.minimum_effect:g} that a change must bring."
         )
+    return f"{stays}: with {subject.arm} {rises}, {_doubt(subject, settings, noun, between, least[subject.arm])}"
+
+
+def _doubt(subject: Comparison, settings: GateSettings, noun: str, between: str, least: float) -> str:
+    """Why a gain that was seen is not enough: what cannot be told."""
     tail = (1 - subject.level) / 2
-    doubt = f"but the true difference may lie anywhere {between}: it may be chance."
+    handicap = least - settings.minimum_effect
+    if subject.significant and handicap > 0:
+        return (
+            "but its model learned from questions of the kind that judge it, for which "
+            f"{handicap:g} is taken off: what remains, {subject.difference - handicap:+.3f}, is less than the "
+            f"{settings.minimum_effect:g} that a change must bring. Whether people would see a gain cannot be told."
+        )
     if subject.significant:
-        doubt = f"which is real but less than the {least[subject.arm]:g} that a change must bring"
-        flattered = least[subject.arm] > settings.minimum_effect
-        doubt += ": its model learned from questions of the kind that judge it." if flattered else "."
-    elif subject.low > 0 and unseen_loss_p(subject.difference, subject.units) > tail:
-        doubt = (
+        return (
+            f"a gain that is real, but whether it reaches the {settings.minimum_effect:g} that a change must bring cannot be "
+            f"told: it lies {between}."
+        )
+    if subject.low > 0 and unseen_loss_p(subject.difference, subject.units) > tail:
+        return (
             f"but so few {noun} need not show every kind: up to {100 * unseen_share(subject.units, tail):.0f} % of all "
             f"{noun} may be of a kind that is not among these {subject.units}, and if {subject.arm} does {UNSEEN_LOSS:g} "
             f"worse there, nothing of the gain remains."
         )
-    elif subject.low > 0:
-        doubt = f"but chance alone does as well too often (p = {subject.p_value:.2g}): it may be chance."
-    return f"{stays}: with {subject.arm} {rises}, {doubt}"
+    if subject.low > 0:
+        return (
+            f"but chance alone does as well too often (p = {subject.p_value:.2g}, at most {tail:.2g} is asked for): "
+            "it may be chance."
+        )
+    return f"but the true difference may lie anywhere {between}: it may be chance."
 
 
 def _others(
-    decision: Decision, winner: Comparison | None, eligible: Sequence[Comparison], handicap: Mapping[str, float]
+    decision: Decision, winner: Comparison | None, handicap: Mapping[str, float], least: Mapping[str, float]
 ) -> str:
     """Why an arm with a larger gain than the winner's was passed over."""
     sentences = []
-    for row in eligible:
+    for row in decision.comparisons:
         if winner is None or row.difference <= winner.difference:
             continue
+        more = f"{row.arm} gains {row.difference - winner.difference:.2g} more"
         fallen = [segment for segment in decision.segments if segment.arm == row.arm and segment.falls]
-        if fallen:
+        if not row.significant:
+            sentences.append(f"{more}, but its gain over {decision.champion} may be chance.")
+        elif row.difference < least[row.arm] or (not fallen and handicap[row.arm] > handicap[winner.arm]):
+            sentences.append(
+                f"{more}, but its model learned from questions of the kind that judge it, which flatters it: "
+                f"{handicap[row.arm]:g} is taken off."
+            )
+        elif fallen:
             worst = _worst(fallen)
-            sentences.append(f"{row.arm} gains more ({row.difference:+.3f}) but falls on {worst.kind} {worst.value}.")
+            sentences.append(f"{more}, but falls on {worst.kind} {worst.value}.")
         else:
-            more = row.difference - winner.difference
-            if handicap[row.arm] > handicap[winner.arm]:
-                sentences.append(
-                    f"{row.arm} gains {more:.3f} more, but its model learned from questions of the kind that judge it, "
-                    f"which flatters it: {handicap[row.arm]:g} is taken off."
-                )
-                continue
-            sentences.append(f"{row.arm} gains only {more:.4f} more, so the simpler recipe is preferred.")
+            sentences.append(f"{more}, which is so little that the simpler recipe is preferred.")
     return " ".join(sentences)
 
 
 def _power(decision: Decision, settings: GateSettings, noun: str) -> str:
     """What these questions could and could not show."""
-    if decision.detectable_gain is None:
+    gain = decision.detectable_gain
+    if gain is None:
         return ""
     few = ""
     if decision.units < settings.minimum_units:
@@ -253,7 +278,14 @@ def _power(decision: Decision, settings: GateSettings, noun: str) -> str:
     if decision.winner is not None:
         return few
     scope = f"{decision.queries} questions over {decision.units} {noun}"
-    return f"With {scope} a gain below {decision.detectable_gain:.2g} cannot be seen. {few}".strip()
+    if gain > 1 - decision.comparisons[0].champion_mean:
+        return (
+            f"With {scope} hardly any gain can be seen: even a perfect candidate might not be promoted. {few}".strip()
+        )
+    return (
+        f"With {scope} a gain below {gain:.2g} cannot be seen reliably: fewer than 4 of 5 such comparisons would promote "
+        f"it. {few}"
+    ).strip()
 
 
 def _evidence(champion: ArmScores, origin: Mapping[str, str]) -> str:

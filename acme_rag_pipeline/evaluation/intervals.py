@@ -54,8 +54,17 @@ class Interval:
 
 
 @dataclass(frozen=True)
-class _Estimate:
-    """The query mean, its standard error, the degrees of freedom and the skewness of the units' contributions."""
+class Estimate:
+    """What the units at hand say about the mean.
+
+    Attributes:
+        mean: Over queries.
+        error: Its standard error; infinite with one unit.
+        freedom: Degrees of freedom of the error.
+        skewness: Of the units' contributions.
+        sizes: Queries of each unit.
+        correlation: Of two queries of a unit.
+    """
 
     mean: float
     error: float
@@ -63,6 +72,8 @@ class _Estimate:
     skewness: float
     units: int
     queries: int
+    sizes: Array
+    correlation: float = 0.0
 
 
 def mean_interval(values: Sequence[float], units: Sequence[str], level: float = 0.95) -> Interval:
@@ -81,7 +92,7 @@ def mean_interval(values: Sequence[float], units: Sequence[str], level: float = 
     """
     if not 0 < level < 1:
         raise ValueError(f"level must lie between 0 and 1, not {level}")
-    estimate = _estimate(values, units)
+    estimate = estimate_mean(values, units)
     low, high = _limits(estimate, (1 - level) / 2)
     return Interval(estimate.mean, low, high, estimate.units, estimate.queries)
 
@@ -121,14 +132,14 @@ def gain_p(differences: Sequence[float], units: Sequence[str], cautious: bool = 
     """
     from scipy import stats
 
-    estimate = _estimate(differences, units)
+    estimate = estimate_mean(differences, units)
     if estimate.error == 0:
         return 0.0 if estimate.mean > 0 else 1.0
     if not math.isfinite(estimate.error):
         return 1.0
     plain = estimate.mean / estimate.error
     lowest = estimate.skewness - (SKEWNESS_CAUTION if cautious else 0.0)
-    transformed = _hall(plain, lowest, estimate.skewness, estimate.units)
+    transformed = hall(plain, lowest, estimate.skewness, estimate.units)
     return float(stats.t.sf(min(plain, transformed), estimate.freedom))
 
 
@@ -187,44 +198,6 @@ def sign_flip_p(differences: Sequence[float], units: Sequence[str], seed: int = 
     return (reached + 1) / (SIGN_FLIP_DRAWS + 1)
 
 
-def minimum_detectable_gain(
-    differences: Sequence[float],
-    units: Sequence[str],
-    level: float,
-    power: float = 0.8,
-    cautious: bool = False,
-    smallest: float = 0.0,
-) -> float:
-    """The true mean gain that the interval's lower end would put above 0 with the given probability.
-
-    The usual multiplier of the standard error (Bloom 1995), with t quantiles for few units.
-
-    Args:
-        differences: The observed difference per query; only its spread is used, not its mean.
-        units: The unit of each query.
-        level: Level of the two-sided interval that decides.
-        power: Wanted probability of seeing the gain.
-        cautious: ``gain_p`` decides in its cautious form.
-        smallest: Observed mean gain that is asked for whatever the spread.
-
-    Returns:
-        A gain in the unit of the differences; infinity with one unit, ``smallest`` when all queries differ by the
-        same amount.
-
-    Raises:
-        ValueError: As ``mean_interval``.
-    """
-    from scipy import stats
-
-    estimate = _estimate(differences, units)
-    if not math.isfinite(estimate.error):
-        return math.inf
-    quantile, margin = stats.t.ppf([1 - (1 - level) / 2, power], estimate.freedom).tolist()
-    if cautious:
-        quantile = _hall_inverse(quantile, -SKEWNESS_CAUTION, estimate.units)
-    return max(quantile * estimate.error, smallest) + margin * estimate.error
-
-
 def _checked(values: Sequence[float], units: Sequence[str]) -> tuple[Array, NDArray[np.intp]]:
     array = np.asarray(values, dtype=float)
     if array.ndim != 1 or array.size == 0:
@@ -237,12 +210,17 @@ def _checked(values: Sequence[float], units: Sequence[str]) -> tuple[Array, NDAr
     return array, index
 
 
-def _estimate(values: Sequence[float], units: Sequence[str]) -> _Estimate:
+def estimate_mean(values: Sequence[float], units: Sequence[str]) -> Estimate:
+    """Mean, error and what else the intervals are made of.
+
+    Raises:
+        ValueError: As ``mean_interval``.
+    """
     array, index = _checked(values, units)
     sizes = np.bincount(index).astype(float)
     mean, count = float(array.mean()), len(sizes)
     if count == 1:
-        return _Estimate(mean, math.inf, 1.0, 0.0, 1, array.size)
+        return Estimate(mean, math.inf, 1.0, 0.0, 1, array.size, sizes)
     # Grouping identical values must not leave rounding noise that passes for spread.
     residuals = np.bincount(index, array - mean)
     residuals[np.abs(residuals) <= 1e-12 * max(1e-300, float(np.abs(array).max())) * sizes] = 0.0
@@ -250,15 +228,17 @@ def _estimate(values: Sequence[float], units: Sequence[str]) -> _Estimate:
     contributions = residuals * weights
     square = float((contributions**2).mean())
     if square == 0:
-        return _Estimate(mean, 0.0, count - 1.0, 0.0, count, array.size)
+        return Estimate(mean, 0.0, count - 1.0, 0.0, count, array.size, sizes)
     correlation = _intra_unit_correlation(array, index, sizes)
-    return _Estimate(
+    return Estimate(
         mean=mean,
         error=math.sqrt(square * count) / array.size,
         freedom=_satterthwaite(sizes * (1 + (sizes - 1) * correlation), weights, sizes / array.size),
         skewness=float((contributions**3).mean()) / square**1.5,
         units=count,
         queries=array.size,
+        sizes=sizes,
+        correlation=correlation,
     )
 
 
@@ -291,28 +271,27 @@ def _satterthwaite(variances: Array, weights: Array, shares: Array) -> float:
     return max(1.0, trace**2 / square)
 
 
-def _hall(t: float, lowest: float, highest: float, units: int) -> float:
-    """Hall's (1992, J. R. Stat. Soc. B 54) monotone cubic transformation of a studentised mean.
+def hall(t: float | Array, lowest: float | Array, highest: float | Array, units: int) -> Array:
+    """Hall's (1992, J. R. Stat. Soc. B 54) monotone cubic transformation of a studentised mean, or of many.
 
     The smallest value for a skewness in the given range: for a large ``t`` the transformation does not fall all the way
     with the skewness, but is a parabola in it.
     """
-    low, high = (skewness / (3 * math.sqrt(units)) for skewness in (lowest, highest))
-    candidates = [low, high]
-    if t > 0:
-        candidates.append(min(high, max(low, -1.5 / t - 0.75 / t**3)))
-    return min(t + scaled * t**2 + scaled**2 * t**3 / 3 + scaled / 2 for scaled in candidates)
+    low, high = (np.asarray(skewness) / (3 * math.sqrt(units)) for skewness in (lowest, highest))
+    positive = np.maximum(t, 1e-9)  # for others the smallest value is at an end
+    vertex = np.clip(-1.5 / positive - 0.75 / positive**3, low, high)
+    return np.min([t + s * t**2 + s**2 * t**3 / 3 + s / 2 for s in (low, high, vertex)], axis=0)
 
 
 def _hall_inverse(quantile: float, skewness: float, units: int) -> float:
-    """The studentised mean that ``_hall`` transforms to the quantile."""
+    """The studentised mean that ``hall`` transforms to the quantile."""
     scaled = skewness / (3 * math.sqrt(units))
     if abs(scaled) <= 1e-9:
         return quantile
     return (math.cbrt(1 + 3 * scaled * (quantile - scaled / 2)) - 1) / scaled
 
 
-def _limits(estimate: _Estimate, tail: float) -> tuple[float, float]:
+def _limits(estimate: Estimate, tail: float) -> tuple[float, float]:
     from scipy import stats
 
     if not math.isfinite(estimate.error):

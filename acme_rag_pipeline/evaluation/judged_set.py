@@ -1,21 +1,68 @@
-"""`acme-rag evaluate`: all arms on any judged set, without writing to the store."""
+"""`acme-rag evaluate`: all arms on any judged set as a table or as a page, without writing to the store."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from acme_rag_pipeline.evaluation.arms import BASE, ArmRunner, metric_rows
-from acme_rag_pipeline.evaluation.contest import arms_for, contest
+from acme_rag_pipeline.evaluation.arms import BASE, BM25, ArmResult, ArmRunner, metric_rows
+from acme_rag_pipeline.evaluation.comparison import ArmScores, Comparison, GateSettings, compare, compare_segments
+from acme_rag_pipeline.evaluation.contest import Contest, arms_for, champion_arm, contest, segments_of
 from acme_rag_pipeline.evaluation.golden import JudgedQuery, golden_queries, judged_queries
-from acme_rag_pipeline.evaluation.intervals import paired_interval
 from acme_rag_pipeline.evaluation.metrics import PRIMARY
+from acme_rag_pipeline.evaluation.query_sets import GOLDEN
+from acme_rag_pipeline.evaluation.report import QuerySetReport, Report, render_report
+from acme_rag_pipeline.evaluation.report_parts import arm_rows, query_changes, similarity_histograms, unit_noun
+from acme_rag_pipeline.retrieval.index import now
+from acme_rag_pipeline.serving import decisions
 from acme_rag_pipeline.settings import Settings, SettingsError
+from acme_rag_pipeline.store.fingerprints import fingerprint
 from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.stages import data_versions
 
+_OTHER_QUESTIONS = "Training keeps away from the store's own golden questions only. These questions may be near to what it learned from."
 
-def compare_arms(store: Store, settings: Settings, folder: Path | None) -> dict[str, Any]:
+
+@dataclass(frozen=True)
+class JudgedComparison:
+    """Every arm on one judged set, each compared with the base; nothing is decided.
+
+    Attributes:
+        folder: of the judged set; None: the golden set of the store.
+        note: about queries that cannot be used.
+        who: base, newest candidate, and what readers use today.
+        results: the best arm first.
+        gains: of each arm but the base, with its own 95 % interval, not adjusted for the number of arms.
+    """
+
+    folder: Path | None
+    queries: Sequence[JudgedQuery]
+    note: str
+    who: Contest
+    results: Sequence[ArmResult]
+    gains: Sequence[Comparison]
+
+    @property
+    def units(self) -> dict[str, str]:
+        """The unit of each query."""
+        return {query.query_id: query.unit for query in self.queries}
+
+    def table(self) -> dict[str, Any]:
+        """The numbers as JSON values."""
+        gains = {row.arm: {"difference": row.difference, "low": row.low, "high": row.high} for row in self.gains}
+        arms = []
+        for result in self.results:
+            row: dict[str, Any] = {"arm": result.arm, "gain": gains.get(result.arm)}
+            for metric in metric_rows(result, self.units):
+                row[str(metric["metric"])] = {name: metric[name] for name in ("value", "low", "high")}
+            arms.append(row)
+        units = len(set(self.units.values()))
+        return {"queries": len(self.queries), "units": units, "note": self.note, "arms": arms}
+
+
+def compare_arms(store: Store, settings: Settings, folder: Path | None) -> JudgedComparison:
     """Score every arm.
 
     Args:
@@ -27,31 +74,90 @@ def compare_arms(store: Store, settings: Settings, folder: Path | None) -> dict[
         SettingsError: no query can be used.
     """
     data_versions(store.warehouse, "chunks", "base_index")
-    note = ""
-    if folder is None:
-        queries: list[JudgedQuery] = golden_queries(store)
-    else:
-        queries, note = judged_queries(store, folder)
+    queries, note = (golden_queries(store), "") if folder is None else judged_queries(store, folder)
     if not queries:
         raise SettingsError(
             "ACME_RAG_GOLDEN: no judged query can be used; give `--golden DIR` with queries.jsonl and qrels.jsonl"
             + (f". {note}" if note else "")
         )
-    units = {query.query_id: query.unit for query in queries}
+    # The newest candidate was compared with the champion before it; readers may use something else since.
+    who = replace(contest(store, settings), champion=decisions.champion(store, settings))
     runner = ArmRunner(store, settings)
-    results = [runner.run(arm, queries) for arm in arms_for(contest(store, settings), held_out=False)]
-    ids = sorted(units)
-    base = next(result for result in results if result.arm == BASE).metric(PRIMARY)
-    arms = []
-    for result in results:
-        row: dict[str, Any] = {"arm": result.arm, "gain": None}
-        for metric in metric_rows(result, units):
-            row[str(metric["metric"])] = {name: metric[name] for name in ("value", "low", "high")}
-        if result.arm != BASE:
-            mine = result.metric(PRIMARY)
-            gain = paired_interval([base[i] for i in ids], [mine[i] for i in ids], [units[i] for i in ids])
-            # A difference of two nDCGs lies within -1 and 1, whatever few units say; JSON knows no infinity.
-            row["gain"] = {"difference": gain.mean, "low": max(-1.0, gain.low), "high": min(1.0, gain.high)}
-        arms.append(row)
-    arms.sort(key=lambda row: -row[PRIMARY]["value"])
-    return {"queries": len(queries), "units": len(set(units.values())), "note": note, "arms": arms}
+    results = [runner.run(arm, queries) for arm in arms_for(who, held_out=False)]
+    means = {result.arm: sum(result.metric(PRIMARY).values()) for result in results}
+    results.sort(key=lambda result: -means[result.arm])
+    units = {query.query_id: query.unit for query in queries}
+    base = next(_scores(result) for result in results if result.arm == BASE)
+    gate = _gate(settings)
+    gains = [compare(base, [_scores(r)], units, gate)[0] for r in results if r.arm != BASE]
+    return JudgedComparison(folder, queries, note, who, results, gains)
+
+
+def comparison_page(store: Store, settings: Settings, done: JudgedComparison) -> str:
+    """The report page of a judged set: the base before, what readers use today after.
+
+    Where readers use the base, the best other arm but BM25 is shown against it.
+    """
+    promoted = champion_arm(done.who)
+    others = [result.arm for result in done.results if result.arm not in (BASE, BM25)]
+    subject = others[0] if promoted == BASE else promoted
+    before, after = (next(r for r in done.results if r.arm == arm) for arm in (BASE, subject))
+    gain = next(row for row in done.gains if row.arm == subject)
+    shown = next(arm.encoder for arm in arms_for(done.who, held_out=False) if arm.name == subject) or done.who.base
+    segments = segments_of(done.queries)
+    noun = unit_noun(done.units.values())
+    part = QuerySetReport(
+        name=GOLDEN if done.folder is None else "judged",
+        queries=len(done.queries),
+        units=len(set(done.units.values())),
+        arms=arm_rows(done.results, done.units),
+        versus_champion=done.gains,
+        segments=compare_segments(_scores(before), _scores(after), done.units, segments, _gate(settings)),
+        changes=query_changes(store, settings, done.queries, before, after),
+        unit_noun=noun,
+        note=done.note,
+    )
+    of_readers = subject == promoted
+    models = {BASE: done.who.base, "promoted model" if of_readers else "other model": shown}
+    return render_report(
+        Report(
+            headline=f"{subject} {_outcome(gain)} base on these questions",
+            verdict="comparison",
+            reason=(
+                f"nDCG@10 is {gain.champion_mean:.3f} with base and {gain.challenger_mean:.3f} with {subject} "
+                f"({gain.difference:+.3f}, 95 % interval {gain.low:+.3f} to {gain.high:+.3f}) on {part.queries} questions "
+                f"over {part.units} {noun}. Readers use {promoted} today. This is a comparison: it decides nothing."
+            ),
+            champion=BASE,
+            champion_digest=done.who.base.model_digest,
+            champion_label="base",
+            candidate=subject,
+            candidate_digest=shown.model_digest,
+            candidate_label="promoted" if of_readers else "best other arm",
+            created_at=now(),
+            query_sets=[part],
+            adjusted=False,
+            similarities=similarity_histograms(store, settings, models, done.queries) if shown != done.who.base else [],
+            lineage=data_versions(store.warehouse, "documents", "chunks")
+            | {
+                "judged questions": fingerprint(
+                    [(q.query_id, q.query, [astuple(e) for e in q.evidence]) for q in done.queries]
+                )
+            },
+            caveats=[] if done.folder in (None, settings.golden) else [_OTHER_QUESTIONS],
+        )
+    )
+
+
+def _outcome(gain: Comparison) -> str:
+    if gain.low > 0:
+        return "does better than"
+    return "does worse than" if gain.high < 0 else "is not clearly different from"
+
+
+def _scores(result: ArmResult) -> ArmScores:
+    return ArmScores(result.arm, result.metric(PRIMARY))
+
+
+def _gate(settings: Settings) -> GateSettings:
+    return GateSettings(**settings.gate.model_dump())

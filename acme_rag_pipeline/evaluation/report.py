@@ -71,7 +71,7 @@ class QuerySetReport:
     """The comparison on one set of queries.
 
     Attributes:
-        name: ``golden`` or ``held_out``.
+        name: ``golden``, ``held_out``, or ``judged`` for any other set.
         queries: Number of queries.
         units: Number of units they come from.
         arms: A row per arm.
@@ -189,7 +189,8 @@ class Report:
     ``champion`` and ``candidate`` are arm names, ``candidate`` being the arm that the verdict is about. ``headline`` is
     the verdict in one sentence, ``reason`` what more there is to say. ``corpus`` and ``tokens`` are labelled counts,
     ``stages`` seconds by stage, ``lineage`` labelled versions and fingerprints, ``trail`` those of one example from its
-    document to the index.
+    document to the index. ``champion_label`` and ``candidate_label`` say what the two are where they are something else,
+    ``adjusted`` whether the intervals of comparisons allow for the number of arms.
     """
 
     headline: str
@@ -213,6 +214,9 @@ class Report:
     trail: Mapping[str, str] = field(default_factory=dict)
     forgetting: Forgetting | None = None
     caveats: Sequence[str] = ()
+    champion_label: str = "champion"
+    candidate_label: str = "candidate"
+    adjusted: bool = True
 
     @property
     def main_set(self) -> QuerySetReport | None:
@@ -240,6 +244,7 @@ def render_report(report: Report) -> str:
         "score": lambda value: _number(value, ".3f"),
         "signed": lambda value: _number(value, "+.3f").replace("-", "−"),
         "percent": lambda value: _number(100 * value, "+.1f").replace("-", "−") + " %" if value is not None else "–",
+        "confidence": lambda level: f"{100 * level:.3g}\u00a0%",
         "p": lambda value: "–" if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}",
         "count": lambda value: f"{value:,}".replace(",", "\u202f"),
         "seconds": _seconds,

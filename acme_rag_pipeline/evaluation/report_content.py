@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 import base64
-import math
-from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
-from acme_rag_pipeline.evaluation.arms import BASE, CHAMPION, ArmResult, ArmRunner
+from acme_rag_pipeline.evaluation.arms import BASE, FINE_TUNED
 from acme_rag_pipeline.evaluation.comparison import ArmScores, GateSettings, compare, compare_segments
 from acme_rag_pipeline.evaluation.contest import Evaluation, champion_arm, measured_candidate, segments_of
-from acme_rag_pipeline.evaluation.golden import JudgedQuery
-from acme_rag_pipeline.evaluation.metrics import METRICS, PRIMARY, Hit, finds
+from acme_rag_pipeline.evaluation.gate import CANNOT_TELL, NOT_BETTER, Decision
+from acme_rag_pipeline.evaluation.metrics import PRIMARY
 from acme_rag_pipeline.evaluation.picture import report_picture
 from acme_rag_pipeline.evaluation.provenance import funnel, lineage, samples, stage_details, tokens, trail
 from acme_rag_pipeline.evaluation.query_sets import GOLDEN, HELD_OUT
 from acme_rag_pipeline.evaluation.report import (
-    ArmRow,
-    Passage,
-    QueryChange,
     QuerySetReport,
     Report,
     Similarities,
@@ -28,24 +21,18 @@ from acme_rag_pipeline.evaluation.report import (
     TrainingPoint,
     render_report,
 )
-from acme_rag_pipeline.evaluation.similarity import similarities
+from acme_rag_pipeline.evaluation.report_parts import (
+    DESCRIPTIONS,
+    arm_rows,
+    query_changes,
+    similarity_histograms,
+    unit_noun,
+)
 from acme_rag_pipeline.retrieval.index import now
+from acme_rag_pipeline.serving import decisions
 from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store.layout import Store, write_atomically
 
-_HEADLINES = {
-    "promoted": "Promoted: readers now get {winner}",
-    "kept: not better": "Kept as it is: no challenger is better",
-    "kept: cannot tell": "Kept as it is: the evidence cannot tell",
-}
-_DESCRIPTIONS = {
-    "bm25": "words alone, no model",
-    "base": "the base model",
-    "base_hybrid": "the base model fused with BM25",
-    "fine_tuned": "the candidate",
-    "fine_tuned_hybrid": "the candidate fused with BM25",
-    "champion": "what readers use today",
-}
 _TRAINING_POINTS = 60
 
 
@@ -69,15 +56,15 @@ def report_of(store: Store, settings: Settings, done: Evaluation) -> Report:
     who = done.contest
     incumbent = champion_arm(who)
     subject = done.decision.winner or _closest(done)
-    verdict = done.decision.verdict
-    headline = _HEADLINES.get(verdict, "Kept as it is: {verdict}").format(
-        winner=_DESCRIPTIONS.get(done.decision.winner or "", ""), verdict=verdict.removeprefix("kept: ")
-    )
+    standing = _standing(store, done)
+    reason = done.decision.reason
+    if standing != done.decision.verdict:
+        reason = f"With the numbers of today the gate would say: {reason}"
     trained = details.get("fine_tuned_model", {})
     return Report(
-        headline=headline,
-        verdict=verdict,
-        reason=done.decision.reason,
+        headline=_headline(done.decision, standing),
+        verdict=standing,
+        reason=reason,
         champion=incumbent,
         champion_digest=who.champion.model_digest,
         candidate=subject,
@@ -110,6 +97,39 @@ def report_of(store: Store, settings: Settings, done: Evaluation) -> Report:
     )
 
 
+def _standing(store: Store, done: Evaluation) -> str:
+    """The verdict that holds: that of an earlier decision on this candidate, or of the person who left the winner behind."""
+    key = done.contest.candidate_key
+    earlier = next((d for d in reversed(decisions.decisions(store)) if d.candidate_key == key), None)
+    if earlier is not None:
+        return earlier.verdict
+    if done.winner is not None:
+        encoder, recipe = done.winner
+        fusion = done.contest.fusion.model_dump() if recipe == "hybrid" else None
+        if decisions.is_left_behind(store, decisions.retriever_of(encoder.model_digest, recipe, fusion)):
+            return decisions.KEPT_BY_A_PERSON
+    return done.decision.verdict
+
+
+def _headline(found: Decision, standing: str) -> str:
+    """What readers get, for a person who reads nothing else."""
+    if standing == decisions.KEPT_BY_A_PERSON:
+        return "Kept as it is: a person rolled back from the winner"
+    if standing != found.verdict:
+        return f"Decided before, and that stands: {standing}"
+    if found.winner is not None:
+        return f"Promoted: readers now get {DESCRIPTIONS[found.winner]}"
+    if not found.queries:
+        return "Kept as it is: there are no questions to judge by"
+    if not found.comparisons:
+        return "Kept as it is: there is no candidate"
+    if found.verdict == NOT_BETTER:
+        return "Kept as it is: no challenger is better"
+    if found.verdict == CANNOT_TELL:
+        return "Kept as it is: the evidence cannot tell"
+    return "Kept as it is: a group of questions gets worse"
+
+
 def _query_set(
     store: Store, settings: Settings, done: Evaluation, name: str, incumbent: str, subject: str
 ) -> QuerySetReport:
@@ -124,7 +144,7 @@ def _query_set(
         others = [arm for arm in scores.values() if arm.arm not in (reference, "bm25")]
         return list(compare(scores[reference], others, units, gate)) if reference in scores else []
 
-    rows = [ArmRow(r.arm, {m: r.interval(m, units) for m in METRICS}, _DESCRIPTIONS[r.arm]) for r in results]
+    before, after = done.result(name, incumbent), done.result(name, subject)
     segment_rows = list(done.decision.segments) if decides else []
     if not decides and incumbent in scores and subject in scores and subject != incumbent:
         segment_rows = list(compare_segments(scores[incumbent], scores[subject], units, segments, gate))
@@ -132,12 +152,12 @@ def _query_set(
         name=name,
         queries=len(queries),
         units=len(set(units.values())),
-        arms=rows,
+        arms=arm_rows(results, units),
         versus_champion=list(done.decision.comparisons) if decides else against(incumbent),
         versus_base=against(BASE) if incumbent != BASE else [],
         segments=segment_rows,
-        changes=_changes(store, settings, queries, done, name, incumbent, subject),
-        unit_noun="document sections" if any(" # " in unit for unit in units.values()) else "documents",
+        changes=query_changes(store, settings, queries, before, after) if before and after else [],
+        unit_noun=unit_noun(units.values()),
         note=_note(name, done),
         decides=decides,
     )
@@ -151,57 +171,12 @@ def _note(name: str, done: Evaluation) -> str:
     return "Pairs of units that the measured model never saw; most are machine-written."
 
 
-def _changes(
-    store: Store,
-    settings: Settings,
-    queries: Sequence[JudgedQuery],
-    done: Evaluation,
-    name: str,
-    incumbent: str,
-    subject: str,
-) -> list[QueryChange]:
-    before, after = done.result(name, incumbent), done.result(name, subject)
-    if before is None or after is None or before is after:
-        return []
-    runner = ArmRunner(store, settings)
-    with store.warehouse.read() as connection:
-        texts = dict(connection.execute("SELECT doc_path, text FROM documents WHERE text IS NOT NULL").fetchall())
-    changes = []
-    for query in queries:
-        scores = [r.scores[query.query_id][PRIMARY] for r in (before, after)]
-        if scores[0] == scores[1]:
-            continue
-        evidence = query.evidence[0]
-        quote = texts.get(evidence.doc_path, "")[evidence.start : evidence.end] if evidence.start is not None else ""
-        changes.append(
-            QueryChange(
-                query.query_id,
-                query.query,
-                scores[0],
-                scores[1],
-                _first(runner, before, query),
-                _first(runner, after, query),
-                evidence.doc_path,
-                quote,
-            )
-        )
-    return changes
-
-
-def _first(runner: ArmRunner, result: ArmResult, query: JudgedQuery) -> Passage | None:
-    best = result.best[query.query_id]
-    if not best:
-        return None
-    found = runner.passage(best[0])
-    hit = Hit(found.doc_path, found.start_char, found.end_char)
-    relevant = any(finds(hit, evidence) for evidence in query.evidence)
-    return Passage(found.doc_path, found.headings(), found.text, 1, relevant)
-
-
 def _closest(done: Evaluation) -> str:
     """The challenger that came nearest to a promotion: what a reader wants to see compared."""
     best = max(done.decision.comparisons, key=lambda row: row.difference, default=None)
-    return best.arm if best else CHAMPION
+    if best is not None:
+        return best.arm
+    return FINE_TUNED if done.contest.candidate is not None else "none"
 
 
 def _chosen(row: dict[str, Any], trained: dict[str, Any]) -> bool:
@@ -238,34 +213,10 @@ def _similarities(store: Store, settings: Settings, done: Evaluation) -> list[Si
     """Of the deciding query set, base and candidate; nothing where the candidate is the base."""
     who, name = done.contest, done.contest.deciding_set
     measured = measured_candidate(who, held_out=name == HELD_OUT)
-    queries = done.queries.get(name, ())
     if measured is None or measured == who.base:
         return []
-    found = {
-        label: similarities(store, settings, which, queries)
-        for label, which in (("base", who.base), ("candidate", measured))
-    }
-    both = [value for rows in found.values() for row in rows for value in (row.right, row.wrong)]
-    if not both:
-        return []
-    # From one twentieth to another in bins of half that width: round ticks, and the same bins for both models.
-    low, high = math.floor(20 * min(both)), math.ceil(20 * max(both) + 1e-9)
-    edges = [round(n / 40, 3) for n in range(2 * low, 2 * max(high, low + 1) + 1)]
-    return [
-        Similarities(
-            label,
-            edges,
-            _counts([row.right for row in rows], edges),
-            _counts([row.wrong for row in rows], edges),
-            sum(row.right - row.wrong for row in rows) / len(rows),
-        )
-        for label, rows in found.items()
-        if rows
-    ]
-
-
-def _counts(values: Sequence[float], edges: Sequence[float]) -> list[int]:
-    return [int(count) for count in np.histogram(values, edges)[0]]
+    pair = {"base": who.base, "candidate": measured}
+    return similarity_histograms(store, settings, pair, done.queries.get(name, ()))
 
 
 def _caveats(done: Evaluation, trained: dict[str, Any]) -> list[str]:
@@ -279,6 +230,8 @@ def _caveats(done: Evaluation, trained: dict[str, Any]) -> list[str]:
         caveats.append(
             "The held-out numbers here are the validation share, which chose the weights; golden queries decide."
         )
+    if done.bm25_ahead:
+        caveats.append(done.bm25_ahead)
     if done.contest.candidate is None:
         caveats.append(f"There is no candidate: {trained.get('outcome', 'nothing was trained')}.")
     if done.contest.candidate == done.contest.base:

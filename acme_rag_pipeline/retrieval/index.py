@@ -9,7 +9,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from acme_rag_pipeline.embedding.base_model import BaseModelFiles, functional_files, resolve_base_model
+from acme_rag_pipeline.embedding.base_model import (
+    BASE_CARD,
+    BaseModelFiles,
+    base_card,
+    functional_files,
+    resolve_base_model,
+)
 from acme_rag_pipeline.embedding.cache import EmbeddingCache
 from acme_rag_pipeline.embedding.encoder import Encoder, versioned
 from acme_rag_pipeline.settings import Settings
@@ -63,14 +69,17 @@ def install_base(store: Store, settings: Settings) -> BaseModelFiles:
     names = functional_files(base.folder)
     if models.lost_files(models.model_folder(store, base.digest), models.file_sizes(base.folder, names)):
         about = {"model_digest": base.digest, "kind": "base", "name": base.name, "licence": base.licence}
+        own = base_card(base.folder)
         card = f"# {base.name}\n\nThe base model, copied unchanged. Licence: {base.licence}.\n"
+        if own:
+            card += f"\nIts own card: [{BASE_CARD}]({BASE_CARD}).\n"
         with store.writer(BASE_STAGE):
             models.install(
                 store,
                 base.digest,
                 base.folder,
                 names,
-                {"manifest.json": json.dumps(about, indent=1) + "\n", "README.md": card},
+                {"manifest.json": json.dumps(about, indent=1) + "\n", "README.md": card} | own,
             )
     return base
 

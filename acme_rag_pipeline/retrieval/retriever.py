@@ -16,7 +16,7 @@ from acme_rag_pipeline.retrieval.index import known_arms
 from acme_rag_pipeline.settings import RetrievalSettings
 from acme_rag_pipeline.store import vectors
 from acme_rag_pipeline.store.layout import Store
-from acme_rag_pipeline.store.promotion import NothingPromoted, Promoted, read_pointer
+from acme_rag_pipeline.store.promotion import NothingPromoted, PointerDamaged, Promoted, read_pointer
 
 if TYPE_CHECKING:
     from lancedb.query import LanceVectorQueryBuilder
@@ -63,6 +63,7 @@ class _Arm:
     table: Table
     encoder: Encoder
     hybrid: bool
+    fusion: RetrievalSettings
 
 
 class Retriever:
@@ -140,14 +141,14 @@ class Retriever:
 
     def _search_arm(self, arm: _Arm, queries: list[str], k: int, retriever: str) -> list[list[SearchHit]]:
         asked = [query for query in queries if query]
-        deep = max(k, self._settings.candidates)
+        deep = max(k, arm.fusion.candidates)
         if retriever == "bm25":
             found = [lexical(arm.table, query, k) for query in asked]
         else:
             encoded = self._encoded(arm.encoder, asked) if asked else np.zeros((0, 0), np.float32)
             if arm.hybrid:
                 found = [
-                    self._fused(dense(arm.table, vector, deep), lexical(arm.table, query, deep), k)
+                    _fused(dense(arm.table, vector, deep), lexical(arm.table, query, deep), arm.fusion, k)
                     for query, vector in zip(asked, encoded, strict=True)
                 ]
             else:
@@ -159,13 +160,6 @@ class Retriever:
         # A fast tokenizer that two threads use at once fails with "Already borrowed".
         with self._encoding:
             return encoder.encode_queries(queries)
-
-    def _fused(self, first: list[SearchHit], second: list[SearchHit], k: int) -> list[SearchHit]:
-        by_id = {hit.chunk_id: hit for hit in (*first, *second)}
-        ranking = fuse(
-            [(hit.chunk_id, hit.score) for hit in first], [(hit.chunk_id, hit.score) for hit in second], self._settings
-        )
-        return [SearchHit(**(by_id[chunk_id].as_dict() | {"score": score})) for chunk_id, score in ranking[:k]]
 
     def _open_arm(self, retriever: str) -> _Arm:
         with self._lock:
@@ -179,7 +173,8 @@ class Retriever:
             table = vectors.open_table(db, entry["table"], entry.get("lance_version"))
             if table is None:
                 raise ArmMissing(f"table {entry['table']} is missing: materialise `{name}_index` again")
-            return _Arm(table, self._encoder(entry["model_digest"], entry["model_dir"]), retriever.endswith("_hybrid"))
+            encoder = self._encoder(entry["model_digest"], entry["model_dir"])
+            return _Arm(table, encoder, retriever.endswith("_hybrid"), self._settings)
 
     def _open_promoted(self) -> _Arm:
         promoted = read_pointer(self._store.pointer)
@@ -188,7 +183,8 @@ class Retriever:
         table = vectors.open_table(vectors.connect(self._store.lancedb), promoted.table, promoted.lance_version)
         if table is None:
             raise NothingPromoted(f"table {promoted.table} is missing: materialise `served_index` to build it again")
-        arm = _Arm(table, self._encoder(promoted.model_digest, promoted.model_dir), promoted.recipe == "hybrid")
+        encoder = self._encoder(promoted.model_digest, promoted.model_dir)
+        arm = _Arm(table, encoder, promoted.recipe == "hybrid", _pinned(promoted) or self._settings)
         self._promoted = (promoted, arm)
         return arm
 
@@ -203,6 +199,22 @@ class Retriever:
 
 def _arm_name(retriever: str) -> str:
     return "base" if retriever.startswith("base") else "fine_tuned"
+
+
+def _pinned(promoted: Promoted) -> RetrievalSettings | None:
+    """How the promoted recipe joins its rankings; None in pointers of an earlier version."""
+    try:
+        return RetrievalSettings(**promoted.fusion) if promoted.fusion else None
+    except (TypeError, ValueError) as error:
+        raise PointerDamaged(
+            f"promoted.json: fusion is not usable: materialise `served_index` again ({error})"
+        ) from error
+
+
+def _fused(first: list[SearchHit], second: list[SearchHit], fusion: RetrievalSettings, k: int) -> list[SearchHit]:
+    by_id = {hit.chunk_id: hit for hit in (*first, *second)}
+    ranking = fuse([(hit.chunk_id, hit.score) for hit in first], [(hit.chunk_id, hit.score) for hit in second], fusion)
+    return [SearchHit(**(by_id[chunk_id].as_dict() | {"score": score})) for chunk_id, score in ranking[:k]]
 
 
 def dense(table: Table, vector: np.ndarray, k: int) -> list[SearchHit]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import json
+import operator
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, cast
@@ -23,7 +25,8 @@ STAGE = "promoted_retriever"
 CODE_VERSION = "1"
 BOOTSTRAP, PROMOTED, ROLLED_BACK = "bootstrap", "promoted", "rolled back"
 KEPT_BY_A_PERSON = "kept: rolled back before"
-KEPT_BECAUSE = "a person rolled back from this retriever: it is not promoted again by itself"
+KEPT_BECAUSE = "a person rolled back from the winner: it is not promoted again by itself"
+Retriever = tuple[str, Recipe, str]
 BOOTSTRAP_REASON = "bootstrap: before the first decision the base model serves, dense"
 
 
@@ -33,6 +36,8 @@ class Decision:
 
     Attributes:
         candidate_key: of the candidate that was judged; a candidate is judged once.
+        fusion: the retrieval settings that a fused recipe was judged with, so that no setting changes what is served
+            without a decision. None: not fused, or decided before they were kept.
     """
 
     decision: int
@@ -46,6 +51,12 @@ class Decision:
     candidate_key: str | None
     evaluation_id: str | None
     passage_digest: str | None = None
+    fusion: dict[str, Any] | None = None
+
+    @property
+    def retriever(self) -> Retriever:
+        """Model, recipe and fusion: two decisions with the same one answer alike."""
+        return retriever_of(self.model_digest, self.recipe, self.fusion)
 
     @property
     def encoder(self) -> index.PassageEncoder:
@@ -59,7 +70,7 @@ def decisions(store: Store) -> list[Decision]:
         rows = records(
             connection, f"SELECT {', '.join(Decision.__dataclass_fields__)} FROM promotions ORDER BY decision"
         )
-    return [Decision(**row) for row in rows]
+    return [Decision(**row | {"fusion": _fusion(row["fusion"])}) for row in rows]
 
 
 def champion(store: Store, settings: Settings) -> Decision:
@@ -119,10 +130,11 @@ def decide_promotion(store: Store, settings: Settings) -> StageResult:
         decided = next((d for d in reversed(decisions(store)) if d.candidate_key == key), None)
         if decided is not None:
             outcome = f"this candidate was decided on before ({decided.verdict}); {current.verdict} stands"
-        elif rows[0]["verdict"] == PROMOTED and (rows[0]["winner_digest"], rows[0]["winner_recipe"]) in left_behind(
-            store
-        ):
-            refused = {"verdict": KEPT_BY_A_PERSON, "reason": f"{rows[0]['reason']}; {KEPT_BECAUSE}"}
+        elif rows[0]["verdict"] == PROMOTED and is_left_behind(store, _winner(rows[0])):
+            refused = {
+                "verdict": KEPT_BY_A_PERSON,
+                "reason": f"{KEPT_BECAUSE}. Without that the verdict were: {rows[0]['reason']}",
+            }
             current = _act(store, rows[0] | refused, current)
             outcome = KEPT_BECAUSE
         else:
@@ -137,7 +149,10 @@ def decide_promotion(store: Store, settings: Settings) -> StageResult:
             "decided_at": current.decided_at.isoformat(),
             "decision": current.decision,
         }
-        data_version = fingerprint(current.model_digest, current.recipe, current.passage_prefix)
+        if ahead := json.loads(rows[0]["details"]).get("bm25_ahead"):
+            details["bm25_ahead"] = ahead
+        served = [current.model_digest, current.recipe, current.passage_prefix]
+        data_version = fingerprint(*served, *([current.fusion] if current.fusion else []))
         with store.warehouse.write() as connection:
             result = StageResult(STAGE, data_version, details=details)
             return record(connection, result, fingerprint(made_from, current.decision))
@@ -151,6 +166,7 @@ def _act(store: Store, verdict: dict[str, Any], current: Decision) -> Decision:
         store,
         encoder=encoder,
         recipe=cast(Recipe, verdict["winner_recipe"]) if promoted else current.recipe,
+        fusion=_fusion(verdict["winner_fusion"]) if promoted else current.fusion,
         verdict=verdict["verdict"],
         reason=verdict["reason"],
         candidate_digest=verdict["candidate_digest"],
@@ -159,14 +175,35 @@ def _act(store: Store, verdict: dict[str, Any], current: Decision) -> Decision:
     )
 
 
-def left_behind(store: Store) -> set[tuple[str, str]]:
-    """Model digest and recipe of every promotion that a person rolled back from."""
-    past = decisions(store)
-    return {
-        (before.model_digest, before.recipe)
-        for before, after in itertools.pairwise(past)
-        if after.verdict == ROLLED_BACK
-    }
+def _fusion(stored: str | None) -> dict[str, Any] | None:
+    return json.loads(stored) if stored else None
+
+
+def retriever_of(model_digest: str, recipe: Recipe, fusion: dict[str, Any] | None) -> Retriever:
+    """What answers alike, as a key."""
+    return model_digest, recipe, json.dumps(fusion, sort_keys=True)
+
+
+def _winner(verdict: dict[str, Any]) -> Retriever:
+    return retriever_of(verdict["winner_digest"], verdict["winner_recipe"], _fusion(verdict["winner_fusion"]))
+
+
+def is_left_behind(store: Store, retriever: Retriever) -> bool:
+    """Whether a person rolled back from this: from the model with any recipe, where they went to another model.
+
+    Where they went to another recipe of the same model, it is that recipe, and with the same recipe its fusion. Going back to
+    something by hand takes it out again.
+    """
+    left: set[tuple[str, ...]] = set()
+    for before, after in itertools.pairwise(decisions(store)):
+        if after.verdict == ROLLED_BACK and before.retriever != after.retriever:
+            shared = sum(1 for _ in itertools.takewhile(bool, map(operator.eq, before.retriever, after.retriever)))
+            left = (left | {before.retriever[: shared + 1]}) - set(_prefixes(after.retriever))
+    return any(part in left for part in _prefixes(retriever))
+
+
+def _prefixes(retriever: Retriever) -> list[tuple[str, ...]]:
+    return [retriever[:length] for length in (1, 2, 3)]
 
 
 def append(
@@ -179,6 +216,7 @@ def append(
     candidate_digest: str | None = None,
     candidate_key: str | None = None,
     evaluation_id: str | None = None,
+    fusion: dict[str, Any] | None = None,
 ) -> Decision:
     """Record a decision. The pointer follows when the served index is reconciled."""
     with store.warehouse.write() as connection:
@@ -194,11 +232,11 @@ def append(
             candidate_key=candidate_key,
             evaluation_id=evaluation_id,
             passage_digest=encoder.passage_digest,
+            fusion=fusion,
         )
-        columns = ", ".join(vars(decision))
+        row = vars(decision) | {"fusion": json.dumps(fusion) if fusion else None}
         connection.execute(
-            f"INSERT INTO promotions ({columns}) VALUES ({', '.join('?' * len(vars(decision)))})",
-            list(vars(decision).values()),
+            f"INSERT INTO promotions ({', '.join(row)}) VALUES ({', '.join('?' * len(row))})", list(row.values())
         )
     return decision
 

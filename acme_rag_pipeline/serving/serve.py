@@ -78,7 +78,9 @@ def _serve(
             "sources": _sources(store),
             "model_files": model_files,
         }
-        data_version = fingerprint(pointer.table, pointer.recipe, done.content)
+        data_version = fingerprint(
+            pointer.table, pointer.recipe, done.content, *([pointer.fusion] if pointer.fusion else [])
+        )
         with store.warehouse.write() as connection:
             _remember_version(connection, pointer)
             result = record(connection, StageResult(STAGE, data_version, done.counts, details=details), made_from)
@@ -102,7 +104,7 @@ def rollback(store: Store, settings: Settings, to: str | None = None) -> decisio
             raise NoSuchPromotion("nothing has been promoted from this store yet")
         current = past[-1]
         named = [d for d in past if d.model_digest.startswith(to)] if to is not None else past
-        serving = [d for d in named if (d.model_digest, d.recipe) != (current.model_digest, current.recipe)]
+        serving = [d for d in named if d.retriever != current.retriever]
         if to is not None and not serving:
             serving = named
         serving = [d for d in serving if models.model_folder(store, d.model_digest).exists()]
@@ -111,12 +113,13 @@ def rollback(store: Store, settings: Settings, to: str | None = None) -> decisio
             wanted = f"no promotion of {to}" if to else "no earlier promotion"
             raise NoSuchPromotion(f"{wanted} can be gone back to; the store keeps {', '.join(kept)}")
         target = serving[-1]
-        if (target.model_digest, target.recipe) == (current.model_digest, current.recipe):
+        if target.retriever == current.retriever:
             raise NoSuchPromotion(f"{target.model_digest[:16]} with recipe {target.recipe} is what is promoted now")
         decision = decisions.append(
             store,
             encoder=target.encoder,
             recipe=target.recipe,
+            fusion=target.fusion,
             verdict=decisions.ROLLED_BACK,
             reason=f"rolled back from {current.model_digest[:16]} ({current.recipe}) by hand",
             candidate_digest=current.candidate_digest,
@@ -162,6 +165,7 @@ def _pointer(decision: decisions.Decision, version: int) -> Promoted:
         decided_at=decision.decided_at.astimezone(UTC).isoformat(),
         reason=decision.reason,
         passage_prefix=decision.passage_prefix,
+        fusion=decision.fusion,
     )
 
 

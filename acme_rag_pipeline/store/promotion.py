@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from acme_rag_pipeline.store.layout import write_atomically
 
@@ -22,7 +22,10 @@ class PointerDamaged(RuntimeError):
 
 @dataclass(frozen=True)
 class Promoted:
-    """What readers open. Paths are relative to the store, so that it can be moved or mounted elsewhere."""
+    """What readers open. Paths are relative to the store, so that it can be moved or mounted elsewhere.
+
+    ``fusion`` holds the retrieval settings that a fused recipe was judged with; None: the reader's own are used.
+    """
 
     model_digest: str
     model_dir: str
@@ -32,6 +35,7 @@ class Promoted:
     decided_at: str
     reason: str
     passage_prefix: str = "none"
+    fusion: dict[str, Any] | None = None
 
 
 def read_pointer(path: Path) -> Promoted:

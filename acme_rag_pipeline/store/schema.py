@@ -87,4 +87,9 @@ TABLES = (
     # The model whose passage vectors a query tower searches; NULL where one model encodes both.
     "ALTER TABLE promotions ADD COLUMN IF NOT EXISTS passage_digest VARCHAR",
     "ALTER TABLE verdicts ADD COLUMN IF NOT EXISTS winner_passage_digest VARCHAR",
+    # The model whose numbers these are: on held-out units the twin of the served one; NULL for BM25 alone, which has none.
+    "ALTER TABLE evaluations ADD COLUMN IF NOT EXISTS measured_digest VARCHAR",
+    # How a fused recipe joins its two rankings, as it was judged; NULL where it is not fused or not known.
+    "ALTER TABLE promotions ADD COLUMN IF NOT EXISTS fusion JSON",
+    "ALTER TABLE verdicts ADD COLUMN IF NOT EXISTS winner_fusion JSON",
 )

@@ -211,7 +211,8 @@ def reconcile(
     """Make the rows of `table` within `scope` equal to `wanted`, writing only the difference.
 
     Args:
-        table, key, scope: trusted SQL (never from a document): table name, key column, condition on existing rows.
+        table, key, scope: trusted SQL (never from a document): table name, key column, condition on existing rows. The key
+            need only be unique within the scope.
         wanted: rows with the same columns each; columns of the table that they lack are left alone.
 
     Returns:
@@ -244,13 +245,14 @@ def reconcile(
     if changed:
         assignments = ", ".join(f"{name} = w.{name}" for name in columns if name != key)
         connection.execute(
-            f"UPDATE {table} AS t SET {assignments} FROM wanted w WHERE w.{key} = t.{key} AND ({differs})"
+            f"UPDATE {table} AS t SET {assignments} FROM wanted w WHERE w.{key} = t.{key} AND ({differs}) "
+            f"AND t.rowid IN (SELECT rowid FROM {table} WHERE {scope})"
         )
     if added:
         names = ", ".join(columns)
         connection.execute(
             f"INSERT INTO {table} ({names}) SELECT {names} FROM wanted w "
-            f"WHERE w.{key} NOT IN (SELECT {key} FROM {table})"
+            f"WHERE w.{key} NOT IN (SELECT {key} FROM {table} WHERE {scope})"
         )
     connection.execute("DROP TABLE wanted")
     return Counts(added, changed, removed, len(wanted) - added - changed)

@@ -25,7 +25,7 @@ from acme_rag_pipeline.training.checkpoint import Curve
 from acme_rag_pipeline.training.choices import UNCHANGED, Choice, Choices, base_weights
 from acme_rag_pipeline.training.due import change_since_training, retrain_due
 from acme_rag_pipeline.training.finetune import epochs_for, finetune, interpolate, weights_of
-from acme_rag_pipeline.training.model_card import manifest_text, model_card
+from acme_rag_pipeline.training.model_card import model_files
 from acme_rag_pipeline.training.rows import (
     KeptPair,
     kept_pairs,
@@ -285,7 +285,7 @@ class _Run:
             "epochs_trained": epochs,
             "epochs": curve.epochs,
         }
-        extra = {"manifest.json": manifest_text(about), "README.md": model_card(about)}
+        extra = model_files(about, self.base.folder)
         models.install(self.store, digest, saved, functional_files(saved), extra)
         shutil.rmtree(saved, ignore_errors=True)
         return digest

@@ -3,11 +3,29 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
+from acme_rag_pipeline.embedding.base_model import BASE_CARD, NOT_STATED, base_card
 
-def model_card(about: dict[str, Any]) -> str:
-    """A model card in the format of the hub, from the manifest."""
+
+def model_files(about: dict[str, Any], base: Path) -> dict[str, str]:
+    """The manifest, the card, and the card of the base that the model was tuned from, by file name."""
+    own = base_card(base)
+    manifest = json.dumps(about, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
+    return {"manifest.json": manifest, "README.md": model_card(about, with_base_card=bool(own))} | own
+
+
+def model_card(about: dict[str, Any], with_base_card: bool = False) -> str:
+    """A model card in the format of the hub, from the manifest.
+
+    Args:
+        about: the manifest.
+        with_base_card: the base's own card lies beside it.
+    """
+    # The hub knows no name for a licence that nobody stated.
+    licence = "" if about["licence"] == NOT_STATED else f"license: {json.dumps(about['licence'].split(' (')[0])}\n"
+    beside = f", its own card: [{BASE_CARD}]({BASE_CARD})" if with_base_card else ""
     sweep = "\n".join(
         f"| {row['share']:.2f} | {row['whitening']:g} | {row['ndcg@10']:.4f} |" for row in about["interpolation"]
     )
@@ -23,8 +41,7 @@ def model_card(about: dict[str, Any]) -> str:
 library_name: sentence-transformers
 pipeline_tag: sentence-similarity
 base_model: {json.dumps(about["base_model"])}
-license: {json.dumps(about["licence"])}
-tags: [sentence-transformers, feature-extraction, retrieval]
+{licence}tags: [sentence-transformers, feature-extraction, retrieval]
 ---
 
 # {about["base_model"]}, fine-tuned for one document collection
@@ -33,7 +50,7 @@ Model digest `{about["model_digest"]}`.
 
 | | |
 |---|---|
-| base | {about["base_model"]} (`{about["base_digest"][:16]}`), licence {about["licence"]} |
+| base | {about["base_model"]} (`{about["base_digest"][:16]}`), licence: {about["licence"].replace("|", "/")}{beside} |
 | training pairs | {about["pairs"]} over {about["passages"]} passages ({", ".join(f"{k}: {v}" for k, v in about["origins"].items())}) |
 | training set | `{about["training_key"][:16]}` |
 | recipe | {about["settings"]["strategy"]}, {about["trained"]}, {about["epochs_trained"]} epochs, batch {about["settings"]["batch_size"]}, learning rate {about["learning_rate"]:g}, guided in-batch softmax of scale {about["settings"]["scale"]:g}, {about["settings"]["distilled_share"]:.0%} of the loss distilled from the base and shared words |
@@ -51,8 +68,3 @@ model = SentenceTransformer("path/to/this/folder")
 It knows one collection and is judged on it; on other texts expect the base model's quality at best. Whether it is
 better than the base there is the evaluation report's business, not this card's.
 """
-
-
-def manifest_text(about: dict[str, Any]) -> str:
-    """The manifest as JSON."""
-    return json.dumps(about, indent=1, ensure_ascii=False, sort_keys=True) + "\n"

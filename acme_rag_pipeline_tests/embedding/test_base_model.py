@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from acme_rag_pipeline.embedding import base_model
-from acme_rag_pipeline.embedding.base_model import UntrustedWeights, model_digest, resolve_base_model
-from acme_rag_pipeline.settings import EMBEDDED_BASE_MODEL, SettingsError
+from acme_rag_pipeline.embedding.base_model import UntrustedWeights, model_digest, resolve_base_model, stated_licence
+from acme_rag_pipeline.retrieval.index import install_base
+from acme_rag_pipeline.settings import EMBEDDED_BASE_MODEL, Settings, SettingsError
+from acme_rag_pipeline.store import models
+from acme_rag_pipeline.store.layout import Store
+from acme_rag_pipeline.training.model_card import model_files
 
 
 def test_the_digest_follows_what_computes_and_nothing_else(tmp_path: Path) -> None:
@@ -23,6 +28,59 @@ def test_the_digest_follows_what_computes_and_nothing_else(tmp_path: Path) -> No
     assert resolve_base_model("copy", tmp_path).digest == base.digest
     (copy / "sentence_bert_config.json").write_text('{"max_seq_length": 128}')
     assert model_digest(copy) != base.digest
+
+
+@pytest.mark.parametrize(
+    ("card", "licence"),
+    [
+        ("---\nlicense: mit\ntags: [a]\n---\n# Model", "mit"),
+        ("---\r\ntags: [a]\r\nlicense: 'cc-by-nc-4.0'\r\n---\r\n", "cc-by-nc-4.0"),
+        ("---\nlicense:\n  - gemma\n---\n", "gemma"),
+        ("---\nlicense: other\nlicense_name: house-rules\nlicense_link: x\n---\n", "other (house-rules)"),
+        ("---\ntags: [a]\n---\nlicense: mit", "not stated"),
+        ("# No front matter\nlicense: mit\n", "not stated"),
+        (None, "not stated"),
+    ],
+)
+def test_the_licence_is_the_one_that_the_models_own_card_states(tmp_path: Path, card: str | None, licence: str) -> None:
+    if card is not None:
+        (tmp_path / "README.md").write_bytes(card.encode())
+    assert stated_licence(tmp_path) == licence
+
+
+def test_a_base_of_ones_own_keeps_its_card_in_the_store(
+    tmp_path: Path, settings_for: Callable[..., Settings], store: Store
+) -> None:
+    own = tmp_path / "own"
+    shutil.copytree(resolve_base_model(EMBEDDED_BASE_MODEL, tmp_path).folder, own)
+    (own / "config.json").write_text((own / "config.json").read_text() + "\n")  # another digest
+    (own / "README.md").write_text("---\nlicense: mit\n---\n# Ours")
+    base = install_base(store, settings_for(base_model=str(own)))
+    folder = models.model_folder(store, base.digest)
+    assert base.licence == "mit"
+    assert (folder / "BASE_README.md").read_text() == (own / "README.md").read_text()
+    assert "Licence: mit." in (folder / "README.md").read_text()
+    assert model_digest(folder) == base.digest
+
+
+def test_a_card_states_the_licence_of_its_base(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n")
+    settings = {"strategy": "full", "batch_size": 32, "scale": 20.0, "distilled_share": 0.1}
+    about = {
+        **dict.fromkeys(("model_digest", "base_digest", "training_key", "trained"), "d" * 64),
+        **dict.fromkeys(("pairs", "passages", "epochs_trained", "learning_rate", "share", "whitening"), 1),
+        **{"base_model": "own", "settings": settings, "origins": {}, "passage_prefix": "none", "passage_digest": None},
+        "interpolation": [],
+    }
+    files = model_files(about | {"licence": stated_licence(tmp_path)}, tmp_path)
+    assert files.keys() == {"manifest.json", "README.md", "BASE_README.md"}
+    assert '\nlicense: "mit"\n' in files["README.md"]
+    assert "licence: mit, its own card: [BASE_README.md](BASE_README.md)" in files["README.md"]
+    unknown = model_files(about | {"licence": "not stated"}, tmp_path / "nowhere")
+    assert "\nlicense:" not in unknown["README.md"]
+    assert "licence: not stated |" in unknown["README.md"]
+    named = model_files(about | {"licence": "other (house-rules)"}, tmp_path)["README.md"]
+    assert '\nlicense: "other"\n' in named
 
 
 def test_other_weights_under_the_embedded_name_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

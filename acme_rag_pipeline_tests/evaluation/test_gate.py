@@ -145,6 +145,7 @@ def test_no_gain_is_not_better() -> None:
     assert [d.verdict for d in (worse, tiny, same)] == [NOT_BETTER] * 3
     assert "base stays: no candidate scores higher. With the best, other," in worse.reason
     assert "less than the 0.01 that a change must bring" in tiny.reason
+    assert "with 95 % confidence" in tiny.reason
     assert "exactly as well" in same.reason
     assert all("With 200 questions over 50 units a gain below" in d.reason for d in (worse, tiny, same))
 
@@ -157,8 +158,8 @@ def test_an_uncertain_gain_cannot_be_told_and_the_power_is_said() -> None:
     assert decision.detectable_gain is not None
     assert 0.05 < decision.detectable_gain < 0.15
     assert (
-        f"With 97 questions over 37 documents a gain below {decision.detectable_gain:.2g} cannot be seen."
-        in decision.reason
+        f"With 97 questions over 37 documents a gain below {decision.detectable_gain:.2g} cannot be seen reliably: fewer than "
+        "4 of 5 such comparisons would promote it." in decision.reason
     )
     assert "may be chance" in decision.reason
 
@@ -169,7 +170,68 @@ def test_a_real_but_small_gain_is_not_promoted() -> None:
 
     assert decision.comparisons[0].significant
     assert decision.verdict == CANNOT_TELL
-    assert "real but less than the 0.01" in decision.reason
+    (row,) = decision.comparisons
+    assert (
+        "a gain that is real, but whether it reaches the 0.01 that a change must bring cannot be told: it lies between "
+        f"{row.low:+.3f} and {row.high:+.3f} with 95 % confidence" in decision.reason
+    )
+
+
+def test_where_some_may_be_better_the_verdict_is_about_the_best_of_those() -> None:
+    """The largest gain is certainly too small and another, smaller one uncertain: the reason must not say "too small"."""
+    judged = Judged(queries=300, units=300)
+    decision = judged.decide(judged.arm("sure", 0.007, spread=0.01), judged.arm("unsure", 0.006, spread=0.2))
+
+    assert decision.comparisons[0].high < 0.01
+    assert decision.verdict == CANNOT_TELL
+    assert decision.reason.startswith("base stays: with unsure search quality (nDCG@10) rises")
+    assert "it may be chance" in decision.reason
+
+
+def test_verdict_and_reason_say_the_same() -> None:
+    """Every way to keep the champion: "not better" says what is too little, "cannot tell" says what is not known."""
+    wide, many = Judged(), Judged(queries=600, units=300)
+    open_questions = (
+        "cannot be told",
+        "can be told from chance",
+        "may be chance",
+        "nothing of the gain remains",
+        "no ",
+    )
+    for decision in (
+        wide.decide(wide.arm("tuned", -0.02)),
+        wide.decide(wide.arm("tuned", 0.001, spread=0.02)),
+        wide.decide(ArmScores("tuned", wide.base.ndcg)),
+    ):
+        assert decision.verdict == NOT_BETTER
+        assert not any(words in decision.reason for words in open_questions[:4])
+    for decision in (
+        wide.decide(wide.arm("tuned", 0.03, spread=0.3)),
+        wide.decide(wide.arm("tuned", 0.008, spread=0.04)),
+        many.decide(many.arm("tuned", 0.008, spread=0.03)),
+        many.decide(flattered(many.arm("tuned", 0.055)), evidence_kind="held_out"),
+        Judged(60, 8).decide(Judged(60, 8).arm("tuned", 0.1)),
+        Judged(60, 5).decide(Judged(60, 5).arm("tuned", 0.1)),
+        wide.decide(),
+    ):
+        assert decision.verdict == CANNOT_TELL
+        assert any(words in decision.reason for words in open_questions)
+
+
+def test_a_winners_interval_and_its_level_belong_together() -> None:
+    """The level is that of the winner's step of Holm's procedure, and the sentence says so."""
+    judged = Judged(queries=400, units=100)
+    first = judged.decide(judged.arm("best", 0.06), judged.arm("other", 0.0), judged.arm("another", -0.01))
+    assert (
+        "98.3 % confidence (so that of 3 candidates that are no better one is promoted in at most 2.5 %" in first.reason
+    )
+    last = judged.decide(judged.arm("steady", 0.05), judged.arm("steady2", 0.05), judged.arm("bold", 0.06, spread=0.4))
+    (row,) = [row for row in last.comparisons if row.arm == last.winner]
+    assert last.winner == "bold"
+    assert (row.level, row.p_value > last.comparisons[0].p_value) == (pytest.approx(0.95), True)
+    assert f"between {row.low:+.3f} and {row.high:+.3f} with 95 % confidence (so that of 3" in last.reason
+    alone = judged.decide(judged.arm("best", 0.06))
+    assert "with 95 % confidence, and no group" in alone.reason
 
 
 def test_a_falling_segment_blocks_and_is_named() -> None:
@@ -228,7 +290,7 @@ def test_the_largest_gain_wins_but_a_simpler_recipe_wins_a_near_tie() -> None:
     far = judged.decide(judged.arm("simple", 0.04), judged.arm("fused", 0.05))
 
     assert near.winner == "simple"
-    assert "fused gains only 0.0005 more, so the simpler recipe is preferred" in near.reason
+    assert "fused gains 0.0005 more, which is so little that the simpler recipe is preferred" in near.reason
     assert far.winner == "fused"
 
 
@@ -243,12 +305,14 @@ def test_questions_of_the_generator_that_trained_a_model_count_less_for_it() -> 
 
     close = held_out(fused, flattered(judged.arm("fine_tuned_hybrid", 0.1)))
     assert close.winner == "base_hybrid"
-    assert "fine_tuned_hybrid gains 0.030 more, but its model learned from questions of the kind" in close.reason
+    assert "fine_tuned_hybrid gains 0.03 more, but its model learned from questions of the kind" in close.reason
     assert held_out(fused, flattered(judged.arm("fine_tuned_hybrid", 0.13))).winner == "fine_tuned_hybrid"
 
     alone = held_out(flattered(judged.arm("fine_tuned", 0.055)))
     assert (alone.verdict, alone.winner) == (CANNOT_TELL, None)
-    assert "real but less than the 0.06 that a change must bring: its model learned from questions" in alone.reason
+    assert "its model learned from questions of the kind that judge it, for which 0.05 is taken off" in alone.reason
+    assert "what remains, +0.005, is less than the 0.01 that a change must bring" in alone.reason
+    assert "Whether people would see a gain cannot be told." in alone.reason
     assert held_out(judged.arm("fine_tuned", 0.055)).winner == "fine_tuned", "people's questions flatter nobody"
 
 
@@ -265,8 +329,7 @@ def test_a_challenger_without_a_fall_wins_over_a_better_one_with_it() -> None:
     )
 
     assert decision.winner == "steady"
-    assert "bold gains more" in decision.reason
-    assert "falls on style keywords" in decision.reason
+    assert "bold gains 0.017 more, but falls on style keywords." in decision.reason
 
 
 def test_challengers_are_adjusted_for_their_number_by_holm() -> None:
@@ -339,7 +402,10 @@ def test_a_thin_margin_is_called_chance() -> None:
     assert gain_p(gains, judged.ids) < 0.025 < row.p_value
     assert row.p_value == max(gain_p(gains, judged.ids, cautious=True), sign_flip_p(gains, judged.ids))
     assert decision.verdict == CANNOT_TELL
-    assert f"but chance alone does as well too often (p = {row.p_value:.2g}): it may be chance." in decision.reason
+    assert (
+        f"but chance alone does as well too often (p = {row.p_value:.2g}, at most 0.025 is asked for): it may be chance."
+        in decision.reason
+    )
 
 
 def test_a_gain_from_three_documents_is_not_enough() -> None:

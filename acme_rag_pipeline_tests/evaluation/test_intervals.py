@@ -12,7 +12,6 @@ from scipy import stats
 from acme_rag_pipeline.evaluation.intervals import (
     gain_p,
     mean_interval,
-    minimum_detectable_gain,
     paired_interval,
     sign_flip_p,
     unseen_loss_p,
@@ -166,30 +165,6 @@ def test_no_p_value_is_zero_and_few_units_cannot_reach_a_small_one() -> None:
     assert sign_flip_p([1.0] * 3 + [0.0] * 40, [str(i) for i in range(43)]) == 1 / 8
     assert sign_flip_p([0.0, 0.0], ["a", "b"]) == 1.0
     assert sign_flip_p([0.5, -0.5], ["a", "a"]) == 1.0
-
-
-def test_the_minimum_detectable_gain_is_detected_in_four_of_five() -> None:
-    rng = np.random.default_rng(6)
-    unit = np.repeat(np.arange(40), rng.geometric(0.4, 40))
-    labels = unit.astype(str).tolist()
-    samples = [0.2 * rng.normal(size=40)[unit] + 0.2 * rng.normal(size=unit.size) for _ in range(800)]
-    gain = float(np.mean([minimum_detectable_gain(sample.tolist(), labels, 0.95) for sample in samples[:200]]))
-
-    seen = np.mean([mean_interval((sample + gain).tolist(), labels).low > 0 for sample in samples])
-    assert 0.72 <= seen <= 0.88
-
-
-def test_more_units_and_less_confidence_detect_smaller_gains() -> None:
-    values = np.random.default_rng(7).normal(size=200).tolist()
-    few, many = [str(i % 10) for i in range(200)], [str(i) for i in range(200)]
-
-    assert minimum_detectable_gain(values, many, 0.95) < minimum_detectable_gain(values, many, 0.99)
-    assert minimum_detectable_gain(values, many, 0.95, power=0.5) < minimum_detectable_gain(values, many, 0.95)
-    assert minimum_detectable_gain(values[:20], few[:20], 0.95) > minimum_detectable_gain(values, many, 0.95)
-    assert minimum_detectable_gain(values, ["one"] * 200, 0.95) == math.inf
-    plain = minimum_detectable_gain(values, many, 0.95)
-    assert plain < minimum_detectable_gain(values, many, 0.95, cautious=True) < 1.05 * plain
-    assert minimum_detectable_gain(values, many, 0.95, smallest=9.0) > 9
 
 
 def test_degenerate_samples() -> None:

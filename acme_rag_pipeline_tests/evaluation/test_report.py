@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import math
 import re
 import struct
@@ -418,6 +419,15 @@ def test_the_axis_of_strips_is_labelled_where_its_ticks_are() -> None:
     labels = re.findall(r'x="([\d.]+)"[^>]*>([^<]+)</text>', strip_axis(axis, str))
 
     assert [(float(x), float(text)) for x, text in labels] == [(axis(tick), tick) for tick in axis.ticks]
+
+
+@pytest.mark.parametrize("highest", [0.0007, 0.011, 0.1, 0.09, 3.0])
+def test_the_labels_of_a_small_range_tell_its_ticks_apart(highest: float) -> None:
+    chart = line_chart([Series("loss", [(0, 0.0), (1, highest)], "accent")], "step", "loss", "", decimals=2)
+    labels = [float(text) for text in re.findall(r'text-anchor="end" class="tick">([^<]+)<', chart)]
+    steps = {round(b - a, 9) for a, b in itertools.pairwise(labels)}
+    assert len(steps) == 1
+    assert steps.pop() > 0
 
 
 def test_a_chart_without_points_is_no_chart() -> None:

@@ -25,7 +25,14 @@ def settings(settings_for: Callable[..., Settings]) -> Settings:
     return settings_for()
 
 
-def evaluated(store: Store, verdict: str, key: str, number: int, winner: PassageEncoder | None = CANDIDATE) -> None:
+def evaluated(
+    store: Store,
+    verdict: str,
+    key: str,
+    number: int,
+    winner: PassageEncoder | None = CANDIDATE,
+    recipe: decisions.Recipe = "hybrid",
+) -> None:
     """Stand in for an evaluation: its verdict, and the stage that recorded it."""
     promoted = verdict == "promoted"
     row: dict[str, Any] = {
@@ -38,7 +45,7 @@ def evaluated(store: Store, verdict: str, key: str, number: int, winner: Passage
         "reason": f"{verdict}, because",
         "winner_digest": winner.model_digest if promoted and winner else None,
         "winner_prefix": winner.prefix if promoted and winner else None,
-        "winner_recipe": "hybrid" if promoted else None,
+        "winner_recipe": recipe if promoted else None,
         "evidence": "golden",
         "details": "{}",
         "evaluated_at": f"2026-11-21 00:00:{number:02}+00",
@@ -114,6 +121,43 @@ def test_what_was_rolled_back_is_not_promoted_again_by_itself(store: Store, sett
     assert decisions.champion(store, settings).encoder == base.encoder
     assert "rolled back" in result.details["outcome"]
     assert not gate_passes(store)
+
+
+def rolled_back(store: Store, to: decisions.Decision) -> None:
+    decisions.append(
+        store, encoder=to.encoder, recipe=to.recipe, fusion=to.fusion, verdict=decisions.ROLLED_BACK, reason="by hand"
+    )
+
+
+def test_a_model_that_was_rolled_back_does_not_return_with_another_recipe(store: Store, settings: Settings) -> None:
+    base = decisions.champion(store, settings)
+    evaluated(store, "promoted", "k1", 1)
+    decisions.decide_promotion(store, settings)
+    rolled_back(store, base)
+    evaluated(store, "promoted", "k2", 2, recipe="dense")
+    decisions.decide_promotion(store, settings)
+    now = decisions.champion(store, settings)
+    assert (now.verdict, now.encoder) == ("kept: rolled back before", base.encoder)
+    assert now.reason.startswith("a person rolled back from the winner")
+    assert "promoted, because" in now.reason
+    # Another model is another matter.
+    evaluated(store, "promoted", "k3", 3, winner=PassageEncoder("d" * 64, "none"))
+    decisions.decide_promotion(store, settings)
+    assert decisions.champion(store, settings).model_digest == "d" * 64
+
+
+def test_a_rollback_between_recipes_of_one_model_leaves_the_recipe_behind(store: Store, settings: Settings) -> None:
+    base = decisions.champion(store, settings)
+    evaluated(store, "promoted", "k1", 1, winner=base.encoder)
+    decisions.decide_promotion(store, settings)
+    fused = decisions.champion(store, settings)
+    rolled_back(store, base)
+    assert decisions.is_left_behind(store, fused.retriever)
+    assert not decisions.is_left_behind(store, base.retriever)
+    # Who goes back to it by hand wants it again.
+    rolled_back(store, fused)
+    assert not decisions.is_left_behind(store, fused.retriever)
+    assert decisions.is_left_behind(store, base.retriever)
 
 
 def gate_passes(store: Store) -> bool:

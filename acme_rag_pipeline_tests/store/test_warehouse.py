@@ -52,6 +52,21 @@ def test_rows_outside_the_scope_are_left_alone() -> None:
     assert [row["key"] for row in records(connection, "SELECT key FROM things")] == ["theirs"]
 
 
+def test_a_key_may_stand_once_in_each_scope() -> None:
+    """As an arm's row does in each evaluation: a later one neither loses its rows nor changes those of an earlier one."""
+    connection = duckdb.connect()
+    connection.execute("CREATE TABLE scores(run VARCHAR, arm VARCHAR, value INTEGER, PRIMARY KEY (run, arm))")
+    for run, value in (("first", 1), ("second", 2), ("second", 3)):
+        rows = [{"run": run, "arm": "base", "value": value}, {"run": run, "arm": f"only {run}", "value": value}]
+        reconcile(connection, "scores", "arm", rows, scope=f"run = '{run}'")
+    assert connection.execute("SELECT * FROM scores ORDER BY run, arm").fetchall() == [
+        ("first", "base", 1),
+        ("first", "only first", 1),
+        ("second", "base", 3),
+        ("second", "only second", 3),
+    ]
+
+
 def test_nothing_wanted_and_nothing_there_changes_no_byte(tmp_path: Path) -> None:
     warehouse = Warehouse(tmp_path / "w.duckdb", tables=TABLE)
     with warehouse.write() as connection:

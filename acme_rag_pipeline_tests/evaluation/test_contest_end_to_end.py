@@ -1,0 +1,202 @@
+"""From the contest to the pointer with real queries of people: a worse candidate is kept out, a better one gets to readers.
+
+The candidates cost no training: the base here is the embedded model with noise on its weights, so that the embedded model
+itself is a candidate that is clearly better, and one with more noise a candidate that is clearly worse.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from acme_rag_pipeline.chunking.chunks import split_documents
+from acme_rag_pipeline.documents.ingest import ingest_documents
+from acme_rag_pipeline.embedding.base_model import functional_files, model_digest, resolve_base_model
+from acme_rag_pipeline.evaluation.arms import BASE, BASE_HYBRID, FINE_TUNED, FINE_TUNED_HYBRID
+from acme_rag_pipeline.evaluation.contest import contest, measured_candidate, run
+from acme_rag_pipeline.evaluation.evaluate import evaluate
+from acme_rag_pipeline.evaluation.golden import resolve_golden_queries
+from acme_rag_pipeline.evaluation.query_sets import GOLDEN, HELD_OUT
+from acme_rag_pipeline.evaluation.words_alone import bm25_ahead
+from acme_rag_pipeline.pairs.curated import resolve_curated_pairs
+from acme_rag_pipeline.pairs.synthetic import write_pairs
+from acme_rag_pipeline.pairs.training_set import build_training_set
+from acme_rag_pipeline.retrieval import Retriever, index
+from acme_rag_pipeline.serving import decisions, serve
+from acme_rag_pipeline.settings import EMBEDDED_BASE_MODEL, Settings
+from acme_rag_pipeline.store import models
+from acme_rag_pipeline.store.layout import Store
+from acme_rag_pipeline.store.promotion import read_pointer
+from acme_rag_pipeline.store.stages import StageResult, record
+from acme_rag_pipeline.store.warehouse import records
+from acme_rag_pipeline_tests.conftest import PROJECT
+
+pytestmark = pytest.mark.slow
+FOLDERS = ("leave", "travel", "remote-work")
+
+
+def noisy(folder: Path, target: Path, noise: float) -> Path:
+    """A model whose weights are off by the stated share."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(folder, target)
+    draws = torch.Generator().manual_seed(1)
+    weights = load_file(target / "model.safetensors")
+    for name, weight in weights.items():
+        if weight.is_floating_point() and weight.ndim > 1:
+            weights[name] = weight + noise * weight.std() * torch.randn(weight.shape, generator=draws)
+    save_file(weights, target / "model.safetensors", metadata={"format": "pt"})
+    return target
+
+
+class Collection:
+    """Three folders of the shipped documents with their judged queries, and a base that could be better."""
+
+    def __init__(self, root: Path, golden_decides: bool) -> None:
+        for folder in FOLDERS:
+            shutil.copytree(PROJECT / "data/documents" / folder, root / "documents" / folder)
+        qrels = [json.loads(line) for line in (PROJECT / "data/golden/qrels.jsonl").read_text("utf-8").splitlines()]
+        qrels = [row for row in qrels if row["doc_path"].startswith(FOLDERS)]
+        asked = {row["query_id"] for row in qrels}
+        queries = [json.loads(line) for line in (PROJECT / "data/golden/queries.jsonl").read_text("utf-8").splitlines()]
+        (root / "golden").mkdir()
+        for name, rows in (("queries", [q for q in queries if q["query_id"] in asked]), ("qrels", qrels)):
+            (root / f"golden/{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+        self.good = resolve_base_model(EMBEDDED_BASE_MODEL, root).folder
+        self.root = root
+        self.store = Store(root / "store", wait_seconds=10)
+        self.settings = Settings.load(
+            root=root,
+            documents=str(root / "documents"),
+            store=str(root / "store"),
+            golden=str(root / "golden"),
+            base_model=str(noisy(self.good, root / "base", 0.25)),
+            evaluation={"golden_minimum_queries": 50 if golden_decides else 10_000, "test_share": 0.45},
+            pairs={"queries_per_chunk": 1},
+        )
+        for stage in (
+            ingest_documents,
+            split_documents,
+            index.index_base,
+            resolve_curated_pairs,
+            write_pairs,
+            resolve_golden_queries,
+            build_training_set,
+        ):
+            stage(self.store, self.settings)
+
+    def candidate(self, folder: Path, twin: Path | None = None) -> str:
+        """Stand in for a training that ended with this model, and with this twin that never saw the test units."""
+        digests = []
+        for source in filter(None, (folder, twin)):
+            digests.append(model_digest(source))
+            models.install(self.store, digests[-1], source, functional_files(source), {})
+        details = {"model_digest": digests[0], "passage_prefix": "none", "twin_digest": digests[1] if twin else None}
+        with self.store.warehouse.write() as connection:
+            result = StageResult("fine_tuned_model", "/".join(digests), details=details)
+            record(connection, result, "/".join(digests))
+        index.index_candidate(self.store, self.settings)
+        return digests[0]
+
+    def decide(self) -> StageResult:
+        evaluate(self.store, self.settings)
+        decided = decisions.decide_promotion(self.store, self.settings)
+        serve.serve(self.store, self.settings)
+        return decided
+
+    def rows(self, query: str) -> list[dict[str, Any]]:
+        with self.store.warehouse.read() as connection:
+            return records(connection, query)
+
+    def page(self) -> str:
+        return (self.store.root / "reports/latest.html").read_text(encoding="utf-8")
+
+
+def test_people_decide_which_candidate_readers_get(tmp_path: Path) -> None:
+    made = Collection(tmp_path, golden_decides=True)
+    base = index.install_base(made.store, made.settings).digest
+
+    worse = made.candidate(noisy(made.good, tmp_path / "worse", 1.5))
+    decided = made.decide()
+    # Fusion may help the base; the candidate's own model must not get to readers.
+    assert decided.details["model_digest"] == base
+    first = read_pointer(made.store.pointer)
+    assert first.model_digest == base != worse
+    gains = json.loads(made.rows("SELECT details FROM verdicts")[0]["details"])["comparisons"]
+    assert next(row for row in gains if row["arm"] == FINE_TUNED)["high"] < 0
+
+    better = made.candidate(made.good)
+    decided = made.decide()
+    assert decided.details["verdict"] == "promoted", decided.details["reason"]
+    assert decided.details["model_digest"] == better
+    pointer = read_pointer(made.store.pointer)
+    assert (pointer.model_digest, pointer.reason) == (better, decided.details["reason"])
+    assert pointer.fusion == (made.settings.retrieval.model_dump() if pointer.recipe == "hybrid" else None)
+    assert "Promoted: readers now get the candidate" in made.page()
+    found = Retriever.open(made.store.root).search("may I work from another country for some weeks", k=3)
+    assert any(hit.doc_path.startswith("remote-work/") for hit in found)
+
+    # The numbers of the table are those that the search behind the pointer gives, and of the model it names.
+    rows = made.rows("SELECT * FROM evaluations WHERE evaluated_at = (SELECT max(evaluated_at) FROM evaluations)")
+    assert {r["measured_digest"] for r in rows if r["arm"] in (FINE_TUNED, FINE_TUNED_HYBRID)} == {better}
+    assert {r["measured_digest"] for r in rows if r["arm"] == "bm25"} == {None}
+
+    # A person goes back: neither this candidate nor its other recipe returns by itself.
+    serve.rollback(made.store, made.settings)
+    assert read_pointer(made.store.pointer).model_digest == base
+    lines = (tmp_path / "golden/queries.jsonl").read_text("utf-8").splitlines()
+    (tmp_path / "golden/queries.jsonl").write_text("\n".join(lines[1:]) + "\n", "utf-8")
+    resolve_golden_queries(made.store, made.settings)
+    build_training_set(made.store, made.settings)
+    decided = made.decide()
+    assert decided.details["verdict"] == decisions.KEPT_BY_A_PERSON
+    assert read_pointer(made.store.pointer).model_digest == base
+    assert "Kept as it is: a person rolled back from the winner" in made.page()
+
+
+def test_on_held_out_units_twins_are_measured_and_machine_written_questions_count_less(tmp_path: Path) -> None:
+    made = Collection(tmp_path, golden_decides=False)
+    worse = noisy(made.good, tmp_path / "worse", 1.5)
+
+    # What would be served is good, its twin is not: the verdict is the twin's.
+    served = made.candidate(made.good, twin=worse)
+    decided = made.decide()
+    assert read_pointer(made.store.pointer).model_digest != served
+    said = decided.details["bm25_ahead"]
+    assert said.startswith("BM25 alone, without a model, scores higher than base")
+    assert said.split(" (")[0] in made.page()
+    rows = made.rows("SELECT * FROM evaluations WHERE arm = 'fine_tuned' AND metric = 'ndcg@10'")
+    by_set = {row["query_set"]: row for row in rows}
+    assert by_set[HELD_OUT]["measured_digest"] == model_digest(worse)
+    assert by_set[GOLDEN]["measured_digest"] == served
+    assert {row["model_digest"] for row in rows} == {served}
+    assert by_set[HELD_OUT]["value"] < by_set[GOLDEN]["value"]
+
+    # A twin that is good too, under its own name: people would have to gain more than the questions flatter.
+    made.candidate(noisy(made.good, tmp_path / "refit", 0.05), twin=made.good)
+    who = contest(made.store, made.settings)
+    assert measured_candidate(who, held_out=True) == replace(who.candidate, model_digest=model_digest(made.good))
+    assert measured_candidate(who, held_out=False) == who.candidate
+    # Against the base alone, which was the champion first.
+    who = replace(who, champion=decisions.decisions(made.store)[0])
+    done = run(made.store, made.settings, who, "with the default handicap")
+    gains = [row for row in done.decision.comparisons if row.arm in (FINE_TUNED, FINE_TUNED_HYBRID)]
+    assert all(row.significant for row in gains)
+    gate = made.settings.gate.model_copy(update={"synthetic_handicap": max(row.difference for row in gains)})
+    flattered = run(made.store, made.settings.model_copy(update={"gate": gate}), who, "with a handicap as large")
+    assert flattered.decision.winner not in (FINE_TUNED, FINE_TUNED_HYBRID)
+    free = made.settings.gate.model_copy(update={"synthetic_handicap": 0})
+    unflattered = run(made.store, made.settings.model_copy(update={"gate": free}), who, "without a handicap")
+    assert unflattered.decision.winner in (FINE_TUNED, FINE_TUNED_HYBRID)
+    assert "synthetic evidence" in unflattered.decision.reason
+    # The embedded generator's questions repeat words: BM25 alone is ahead of the base, and that is said.
+    said = bm25_ahead(done.queries, done.results, BASE)
+    assert "BM25 alone, without a model, scores higher than base on the held-out questions" in said
+    assert bm25_ahead(done.queries, done.results, "nobody") == ""
+    assert {BASE, BASE_HYBRID} <= {result.arm for result in done.results[HELD_OUT]}

@@ -1,0 +1,93 @@
+"""`acme-rag evaluate` on a judged set of somebody: numbers and page, and nothing decided."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from acme_rag_pipeline import cli
+from acme_rag_pipeline.chunking.chunks import split_documents
+from acme_rag_pipeline.documents.ingest import ingest_documents
+from acme_rag_pipeline.evaluation.contest import contest, run
+from acme_rag_pipeline.evaluation.report import render_report
+from acme_rag_pipeline.evaluation.report_content import report_of
+from acme_rag_pipeline.retrieval import index
+from acme_rag_pipeline.serving import decisions
+from acme_rag_pipeline.settings import Settings
+from acme_rag_pipeline.store.layout import Store
+from acme_rag_pipeline_tests.evaluation.test_report import assert_harmless
+
+JUDGED = [
+    ("who pays when I sleep in London", "travel.md", "hotels in London 210 euros"),
+    ("six weeks off after six years", "hr/leave.md", "Evergreen is a paid sabbatical of six weeks"),
+    ("FRM-IM-07", "remote.txt", "The form is\nFRM-IM-07"),
+    (
+        "a screen for my desk at home <script>alert(1)</script>",
+        "remote.txt",
+        "Acme pays for a chair, a desk and a\nscreen",
+    ),
+    ("what do I do when I am ill", "hr/leave.md", "Report sick before nine o'clock"),
+    ("money for tips", "travel.md", "Tips up to ten percent are fine"),
+]
+
+
+@pytest.fixture
+def settings(documents: Path, settings_for: Callable[..., Settings], store: Store) -> Settings:
+    """The small company, in the base index."""
+    made = settings_for()
+    ingest_documents(store, made)
+    split_documents(store, made)
+    index.index_base(store, made)
+    return made
+
+
+def test_without_questions_the_report_names_no_candidate_and_says_why(settings: Settings, store: Store) -> None:
+    report = report_of(store, settings, run(store, settings, contest(store, settings), "nothing to ask"))
+    assert (report.candidate, report.champion, report.verdict) == ("none", "base", "kept: cannot tell")
+    assert report.headline == "Kept as it is: there are no questions to judge by"
+    assert_harmless(render_report(report))
+
+
+@pytest.fixture
+def judged(tmp_path: Path) -> Path:
+    """Judged queries of somebody else."""
+    folder = tmp_path / "judged"
+    folder.mkdir()
+    for name, rows in (
+        ("queries", [{"query_id": str(n), "query": query} for n, (query, _, _) in enumerate(JUDGED)]),
+        (
+            "qrels",
+            [{"query_id": str(n), "doc_path": path, "quote": quote} for n, (_, path, quote) in enumerate(JUDGED)],
+        ),
+    ):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def test_the_page_of_a_judged_set_shows_what_the_table_says(
+    settings: Settings, store: Store, judged: Path, tmp_path: Path
+) -> None:
+    page = tmp_path / "new/page.html"
+    options = ["--store", str(store.root), "--documents", str(settings.documents), "evaluate", "--golden", str(judged)]
+    decisions.champion(store, settings)
+    before = decisions.decisions(store)
+    answer = CliRunner().invoke(cli.main, [*options, "--html", str(page), "--json"])
+    assert answer.exit_code == 0, answer.output
+    rows = {row["arm"]: row for row in json.loads(answer.stdout)["arms"]}
+    assert rows.keys() == {"bm25", "base", "base_hybrid"}
+
+    text = " ".join(" ".join(assert_harmless(page.read_text(encoding="utf-8")).text).split())
+    for arm, row in rows.items():
+        assert arm in text
+        assert f"{row['ndcg@10']['value']:.3f}" in text
+    gain = rows["base_hybrid"]["gain"]
+    assert f"{gain['difference']:+.3f}, 95 % interval {gain['low']:+.3f} to {gain['high']:+.3f}" in text
+    assert "Readers use base today. This is a comparison: it decides nothing." in text
+    for part in ("Judged questions", "Against the base", "Groups of questions against the base", "Read with care"):
+        assert part in text
+    assert "Training data" not in text
+    assert decisions.decisions(store) == before
