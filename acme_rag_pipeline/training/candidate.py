@@ -139,8 +139,8 @@ class _Run:
         self.golden_decides = golden_decides
         self.training_key = training_key
         self.config_key = config_key
-        self.negatives = mined_negatives(of_sides(pairs, REFIT_SIDES), settings.training)
         self.query_only = settings.training.strategy == "query_only"
+        self.negatives = mined_negatives(of_sides(pairs, REFIT_SIDES), settings.training)
         self.cache = index.embedding_cache(store)
         self.base_encoder = index.encoder_for(store, base.digest, settings)
         self.validation = Validation(of_sides(pairs, ("validation",)), self.passages)
@@ -167,6 +167,7 @@ class _Run:
             "trained": True,
             "weights_trained": served.curve.trained,
             "pairs": len(everything),
+            "hard_negatives": self.negatives,
             "validation_queries": len(self.validation.pairs),
             "share": served.share,
             "whitening": served.whitening,
@@ -273,6 +274,7 @@ class _Run:
             "training_key": self.training_key,
             "settings": self.settings.training.model_dump(mode="json"),
             "learning_rate": self.settings.training.rate,
+            "hard_negatives": self.negatives,
             "trained": curve.trained,
             "passage_digest": self._passage_digest(digest),
             "passage_prefix": prefix,

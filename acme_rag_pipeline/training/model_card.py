@@ -53,7 +53,7 @@ Model digest `{about["model_digest"]}`.
 | base | {about["base_model"]} (`{about["base_digest"][:16]}`), licence: {about["licence"].replace("|", "/")}{beside} |
 | training pairs | {about["pairs"]} over {about["passages"]} passages ({", ".join(f"{k}: {v}" for k, v in about["origins"].items())}) |
 | training set | `{about["training_key"][:16]}` |
-| recipe | {about["settings"]["strategy"]}, {about["trained"]}, {about["epochs_trained"]} epochs, batch {about["settings"]["batch_size"]}, learning rate {about["learning_rate"]:g}, guided in-batch softmax of scale {about["settings"]["scale"]:g}, {about["settings"]["distilled_share"]:.0%} of the loss distilled from the base and shared words |
+| recipe | {about["settings"]["strategy"]}, {about["trained"]}, {about["epochs_trained"]} epochs, batch {about["settings"]["batch_size"]}, {about["hard_negatives"]} mined negatives a passage, learning rate {about["learning_rate"]:g}, guided in-batch softmax of scale {about["settings"]["scale"]:g}, {about["settings"]["distilled_share"]:.0%} of the loss distilled from the base and shared words |
 | passages are encoded | {how} |
 | share of the tuned weights | {about["share"]:.2f} |
 | exponent of the soft whitening | {about["whitening"]:g} |

@@ -98,8 +98,10 @@ def mined_negatives(pairs: Sequence[KeptPair], training: TrainingSettings) -> in
     """How many mined negatives of each passage join its batch, where nobody chose: one, but none for templates.
 
     They teach a lot beside an LLM's or people's questions and nothing beside templates (docs/training.md), and they double
-    the passages of a step.
+    the passages of a step. A query tower sees every passage in each step anyway.
     """
+    if training.strategy == "query_only":
+        return 0
     if training.train_hard_negatives is not None:
         return training.train_hard_negatives
     return int(sum(pair.is_template for pair in pairs) <= len(pairs) / 2)

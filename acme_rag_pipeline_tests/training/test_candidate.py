@@ -121,7 +121,9 @@ def test_a_refit_takes_its_share_from_the_twin_and_its_card_shows_the_choice(
         folder = models.model_folder(store, digest)
         about = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         cards[about["kind"]] = (about["share"], about["interpolation"])
-        assert "Validation nDCG@10 by share" in (folder / "README.md").read_text(encoding="utf-8")
+        card = (folder / "README.md").read_text(encoding="utf-8")
+        assert "Validation nDCG@10 by share" in card
+        assert f"{done.details['hard_negatives']} mined negatives a passage" in card
     assert cards == {"twin": (done.details["share"], tried), "served": (done.details["share"], tried)}
     served = index.newest_candidate(store)
     assert served is not None

@@ -48,6 +48,7 @@ def test_templates_join_without_mined_negatives_unless_somebody_chose(
 ) -> None:
     pairs = [pair(str(i), A, B, origin=origin) for i, origin in enumerate(origins)]
     assert mined_negatives(pairs, TrainingSettings(train_hard_negatives=chosen)) == mined
+    assert mined_negatives(pairs, TrainingSettings(train_hard_negatives=chosen, strategy="query_only")) == 0
 
 
 def test_a_wording_of_several_passages_has_several_answers() -> None:
