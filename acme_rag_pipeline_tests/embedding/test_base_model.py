@@ -68,7 +68,9 @@ def test_a_card_states_the_licence_of_its_base(tmp_path: Path) -> None:
     settings = {"strategy": "full", "batch_size": 32, "scale": 20.0, "distilled_share": 0.1}
     about = {
         **dict.fromkeys(("model_digest", "base_digest", "training_key", "trained"), "d" * 64),
-        **dict.fromkeys(("pairs", "passages", "epochs_trained", "learning_rate", "share", "whitening"), 1),
+        **dict.fromkeys(
+            ("pairs", "passages", "epochs_trained", "learning_rate", "share", "whitening", "hard_negatives"), 1
+        ),
         **{"base_model": "own", "settings": settings, "origins": {}, "passage_prefix": "none", "passage_digest": None},
         "interpolation": [],
     }
