@@ -111,11 +111,11 @@ def test_a_refit_takes_its_share_from_the_twin_and_its_card_shows_the_choice(
         return original(start, rows, training, *rest, **named)
 
     monkeypatch.setattr(candidate, "finetune", watched)
-    settings = tuned(settings_for, tmp_path / "company", whitening=0.2)
+    settings = tuned(settings_for, tmp_path / "company", whitening=0.2, learning_rate=3e-4, interpolation=(0.75,))
     done = trained(store, settings)
     assert done.details["twin_digest"]
     tried = done.details["interpolation"]
-    assert [(row["share"], row["whitening"]) for row in tried] == [(0.0, 0.0), (0.0, 0.2), (0.5, 0.2)]
+    assert [(row["share"], row["whitening"]) for row in tried] == [(0.0, 0.0), (0.0, 0.2), (0.75, 0.2)]
     cards = {}
     for digest in {done.details["model_digest"], done.details["twin_digest"]}:
         folder = models.model_folder(store, digest)
