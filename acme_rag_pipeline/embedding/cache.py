@@ -56,7 +56,7 @@ class EmbeddingCache:
     def known_queries(self, digest: str, queries: Sequence[str]) -> dict[str, np.ndarray]:
         """Vectors of those queries that this model has encoded before, by query; nothing is encoded."""
         hashes = {sha256_text(query): query for query in queries}
-        return {hashes[h]: vector for h, vector in self._load(f"{digest}/query", set(hashes)).items()}
+        return {hashes[h]: vector for h, vector in self._load(versioned(f"{digest}/query"), set(hashes)).items()}
 
     def _vectors(
         self, key: str, texts: Sequence[str], encode: Callable[[Sequence[str]], np.ndarray]

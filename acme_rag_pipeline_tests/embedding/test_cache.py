@@ -67,8 +67,11 @@ def test_another_version_of_the_encoding_code_encodes_again_and_its_forerunner_s
         keys = connection.execute("SELECT DISTINCT encoder FROM embeddings ORDER BY 1").fetchall()
     # The keys of the caches that exist.
     assert keys == [(f"{encoder.digest}/passage",), (f"{encoder.digest}/query",)]
+    assert cache.known_queries(encoder.digest, TEXTS).keys() == {TEXTS[0]}
     monkeypatch.setattr(encoding, "ENCODER_VERSION", "of tomorrow")
+    assert not cache.known_queries(encoder.digest, TEXTS)
     assert cache.passages(encoder, TEXTS)[1] == 3
     assert cache.queries(encoder, TEXTS[:1])[1] == 1
+    assert cache.known_queries(encoder.digest, TEXTS).keys() == {TEXTS[0]}
     assert cache.forget_encoders({encoder.digest}) == 4
     assert cache.passages(encoder, TEXTS)[1] == 0

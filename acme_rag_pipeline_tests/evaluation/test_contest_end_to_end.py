@@ -14,8 +14,6 @@ from typing import Any
 
 import pytest
 
-from acme_rag_pipeline.chunking.chunks import split_documents
-from acme_rag_pipeline.documents.ingest import ingest_documents
 from acme_rag_pipeline.embedding.base_model import functional_files, model_digest, resolve_base_model
 from acme_rag_pipeline.evaluation.arms import BASE, BASE_HYBRID, FINE_TUNED, FINE_TUNED_HYBRID
 from acme_rag_pipeline.evaluation.contest import contest, measured_candidate, run
@@ -23,8 +21,6 @@ from acme_rag_pipeline.evaluation.evaluate import evaluate
 from acme_rag_pipeline.evaluation.golden import resolve_golden_queries
 from acme_rag_pipeline.evaluation.query_sets import GOLDEN, HELD_OUT
 from acme_rag_pipeline.evaluation.words_alone import bm25_ahead
-from acme_rag_pipeline.pairs.curated import resolve_curated_pairs
-from acme_rag_pipeline.pairs.synthetic import write_pairs
 from acme_rag_pipeline.pairs.training_set import build_training_set
 from acme_rag_pipeline.retrieval import Retriever, index
 from acme_rag_pipeline.serving import decisions, serve
@@ -35,6 +31,7 @@ from acme_rag_pipeline.store.promotion import read_pointer
 from acme_rag_pipeline.store.stages import StageResult, record
 from acme_rag_pipeline.store.warehouse import records
 from acme_rag_pipeline_tests.conftest import PROJECT
+from acme_rag_pipeline_tests.training.test_strategies import build_up_to_training_set
 
 pytestmark = pytest.mark.slow
 FOLDERS = ("leave", "travel", "remote-work")
@@ -80,16 +77,7 @@ class Collection:
             evaluation={"golden_minimum_queries": 50 if golden_decides else 10_000, "test_share": 0.45},
             pairs={"queries_per_chunk": 1},
         )
-        for stage in (
-            ingest_documents,
-            split_documents,
-            index.index_base,
-            resolve_curated_pairs,
-            write_pairs,
-            resolve_golden_queries,
-            build_training_set,
-        ):
-            stage(self.store, self.settings)
+        build_up_to_training_set(self.store, self.settings)
 
     def candidate(self, folder: Path, twin: Path | None = None) -> str:
         """Stand in for a training that ended with this model, and with this twin that never saw the test units."""

@@ -27,7 +27,7 @@ from acme_rag_pipeline.training.candidate import train_candidate
 pytestmark = pytest.mark.slow
 
 
-def trained(store: Store, settings: Settings) -> StageResult:
+def build_up_to_training_set(store: Store, settings: Settings) -> None:
     for stage in (
         ingest_documents,
         split_documents,
@@ -38,6 +38,10 @@ def trained(store: Store, settings: Settings) -> StageResult:
         build_training_set,
     ):
         stage(store, settings)
+
+
+def trained(store: Store, settings: Settings) -> StageResult:
+    build_up_to_training_set(store, settings)
     return train_candidate(store, settings)
 
 
