@@ -180,9 +180,16 @@ class RetrievalSettings(Group):
         description="How hybrid retrieval joins the dense and the BM25 ranking: weighted scores, or reciprocal ranks.",
     )
     dense_weight: float = Field(
-        default=0.6, ge=0, le=1, description="Share of the dense score in a weighted fusion; BM25 has the rest."
+        default=0.7, ge=0, le=1, description="Share of the dense score in a weighted fusion; BM25 has the rest."
     )
     rrf_k: int = Field(default=60, ge=1, description="Damps the first ranks in reciprocal rank fusion.")
+    sentence_weight: float = Field(
+        default=0.3,
+        ge=0,
+        le=1,
+        description="Share of a passage's best sentence in the dense score of hybrid retrieval, its own vector has the "
+        "rest. 0: sentences are neither encoded nor stored, which halves the encoding and the index.",
+    )
 
 
 class ServingSettings(Group):

@@ -13,6 +13,7 @@ from acme_rag_pipeline.chunking.tokens import TokenCounter
 from acme_rag_pipeline.documents.parsers import Unreadable, parse
 from acme_rag_pipeline.embedding.base_model import resolve_base_model
 from acme_rag_pipeline.embedding.cache import TABLE
+from acme_rag_pipeline.retrieval.sentences import sentences
 from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store import vectors
 from acme_rag_pipeline.store.layout import Store
@@ -45,8 +46,9 @@ class Oracle:
             spans = split(text, self._counter, max_tokens=self._max_tokens, markdown=markdown)
             self.texts[path] = text
             self._passages[path] = [(path, span.start, span.end, text[span.start : span.end]) for span in spans]
-            # Before the first promotion of a tuned model the rendered input is the text alone.
-            self.inputs.update(passage[3] for passage in self._passages[path])
+            # Before the first promotion of a tuned model the rendered inputs are the text alone and its sentences.
+            for _, _, _, passage in self._passages[path]:
+                self.inputs.update((passage, *sentences(passage)))
 
     def passages(self) -> Counter[Passage]:
         """All passages of now."""

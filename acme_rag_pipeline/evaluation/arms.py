@@ -15,6 +15,7 @@ from acme_rag_pipeline.evaluation.metrics import METRICS, Hit, score_query
 from acme_rag_pipeline.retrieval import index
 from acme_rag_pipeline.retrieval.fusion import Scored, fuse
 from acme_rag_pipeline.retrieval.retriever import lexical
+from acme_rag_pipeline.retrieval.sentences import best_sentence, packed_sentences, with_best_sentence
 from acme_rag_pipeline.settings import RetrievalSettings, Settings
 from acme_rag_pipeline.store import vectors
 from acme_rag_pipeline.store.layout import Store
@@ -31,7 +32,7 @@ class Arm:
 
     Attributes:
         encoder: of the passages; None: BM25 alone.
-        hybrid: fused with BM25.
+        hybrid: with the best sentences, and fused with BM25.
         fusion: how; None: as the settings say.
     """
 
@@ -107,6 +108,8 @@ class ArmRunner:
         dense = self._dense(arm.encoder, queries, depth)
         if not arm.hybrid:
             return [_ids(ranking) for ranking in dense]
+        if fusion.sentence_weight:
+            dense = self._with_sentences(arm.encoder, queries, dense, fusion.sentence_weight)
         return [
             _ids(fuse(ranking, self._bm25(query, fusion.candidates), fusion))[:DEPTH]
             for query, ranking in zip(queries, dense, strict=True)
@@ -124,6 +127,26 @@ class ArmRunner:
             order = sorted(best, key=lambda i: (-line[i], int(i)))
             rankings.append([(self.passages[i].chunk_id, float(line[i])) for i in order])
         return rankings
+
+    def _with_sentences(
+        self, which: index.PassageEncoder, queries: Sequence[str], rankings: list[list[Scored]], weight: float
+    ) -> list[list[Scored]]:
+        encoder = self._encoder(which.passage_model)
+        ranked = sorted({chunk_id for ranking in rankings for chunk_id, _ in ranking})
+        packs, _ = packed_sentences(
+            [self._by_id[chunk_id].text for chunk_id in ranked],
+            lambda sentences: self._cache.passages(encoder, sentences),
+        )
+        of_passage = dict(zip(ranked, packs, strict=True))
+        asked, _ = self._cache.queries(self._encoder(which.model_digest), queries)
+        weighed = [
+            [
+                (key, with_best_sentence(cosine, best_sentence(vector, of_passage[key]), weight))
+                for key, cosine in ranking
+            ]
+            for vector, ranking in zip(asked, rankings, strict=True)
+        ]
+        return [sorted(ranking, key=lambda scored: -scored[1]) for ranking in weighed]
 
     def _encoder(self, digest: str) -> Encoder:
         if digest not in self._encoders:

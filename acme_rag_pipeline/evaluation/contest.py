@@ -27,6 +27,7 @@ from acme_rag_pipeline.evaluation.metrics import PRIMARY
 from acme_rag_pipeline.evaluation.query_sets import GOLDEN, HELD_OUT, query_sets
 from acme_rag_pipeline.evaluation.words_alone import bm25_ahead
 from acme_rag_pipeline.retrieval import index
+from acme_rag_pipeline.retrieval.fusion import judged_fusion
 from acme_rag_pipeline.serving import decisions
 from acme_rag_pipeline.settings import RetrievalSettings, Settings
 from acme_rag_pipeline.store import models
@@ -65,7 +66,7 @@ class Contest:
     @property
     def champion_fusion(self) -> RetrievalSettings:
         """How the champion joins its rankings, if it is fused."""
-        return RetrievalSettings(**self.champion.fusion) if self.champion.fusion else self.fusion
+        return judged_fusion(self.champion.fusion) if self.champion.fusion else self.fusion
 
     @property
     def deciding_set(self) -> str:
@@ -148,8 +149,9 @@ def _key_of_today(store: Store, candidate: index.PassageEncoder | None) -> str:
 
 
 def _other_fusion(settings: Settings) -> str:
-    """A person who changes how rankings are joined asks for another recipe, which may be decided on."""
-    changed = settings.retrieval.model_dump(exclude_defaults=True)
+    """Rankings that are joined in another way than by the first version's defaults are another recipe, to be decided on."""
+    first = RetrievalSettings(sentence_weight=0, dense_weight=0.6).model_dump()
+    changed = {name: value for name, value in settings.retrieval.model_dump().items() if value != first[name]}
     return f"/{fingerprint(changed)[:12]}" if changed else ""
 
 

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from acme_rag_pipeline.settings import RetrievalSettings
 
 Scored = tuple[str, float]
+
+
+def judged_fusion(stored: Mapping[str, Any]) -> RetrievalSettings:
+    """How a promoted recipe joins its rankings, as it was written down; earlier versions knew no sentences.
+
+    Raises:
+        ValueError, TypeError: it is not what any version wrote.
+    """
+    return RetrievalSettings(**({"sentence_weight": 0.0} | dict(stored)))
 
 
 def fuse(dense: Sequence[Scored], lexical: Sequence[Scored], settings: RetrievalSettings) -> list[Scored]:

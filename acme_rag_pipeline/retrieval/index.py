@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,18 +19,21 @@ from acme_rag_pipeline.embedding.base_model import (
 )
 from acme_rag_pipeline.embedding.cache import EmbeddingCache
 from acme_rag_pipeline.embedding.encoder import Encoder, versioned
+from acme_rag_pipeline.retrieval.fusion import judged_fusion
+from acme_rag_pipeline.retrieval.sentences import SENTENCES_VERSION, packed_sentences
 from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store import models, vectors
 from acme_rag_pipeline.store.fingerprints import fingerprint, sha256_text
 from acme_rag_pipeline.store.lance_files import lost_files, newest_version
 from acme_rag_pipeline.store.layout import Store, write_atomically
 from acme_rag_pipeline.store.passages import PassagePrefix, live_passages
+from acme_rag_pipeline.store.promotion import NothingPromoted, PointerDamaged, read_pointer
 from acme_rag_pipeline.store.stages import StageResult, data_versions, overtaken, record, recorded
 from acme_rag_pipeline.store.warehouse import Counts, records
 
 BASE_STAGE = "base_index"
 FINE_TUNED_STAGE = "fine_tuned_index"
-CODE_VERSION = "2"
+CODE_VERSION = "3"
 BASE_PREFIX: PassagePrefix = "none"
 logger = logging.getLogger(__name__)
 
@@ -94,8 +98,31 @@ def embedding_cache(store: Store) -> EmbeddingCache:
     return EmbeddingCache(store.embedding_cache, store.wait_seconds)
 
 
-def reconcile_index(store: Store, settings: Settings, which: PassageEncoder) -> vectors.Reconciled:
-    """Make a passage encoder's table hold exactly the chunks of today, encoding only inputs never seen before."""
+def sentences_wanted(store: Store, settings: Settings, fusion: Mapping[str, Any] | None = None) -> bool:
+    """Whether tables hold the vectors of sentences: the settings weigh them, or the recipe that is served does.
+
+    Args:
+        store, settings: as everywhere.
+        fusion: of the recipe that is served next; None: what the pointer says.
+    """
+    if fusion is None:
+        try:
+            fusion = read_pointer(store.pointer).fusion
+        except (NothingPromoted, PointerDamaged):
+            fusion = None
+    return settings.retrieval.sentence_weight > 0 or bool(fusion and judged_fusion(fusion).sentence_weight > 0)
+
+
+def reconcile_index(
+    store: Store, settings: Settings, which: PassageEncoder, *, with_sentences: bool
+) -> vectors.Reconciled:
+    """Make a passage encoder's table hold exactly the chunks of today, encoding only inputs never seen before.
+
+    Args:
+        store, settings: as everywhere.
+        which: the encoder.
+        with_sentences: rows hold the vectors of their sentences too.
+    """
     passages = live_passages(store.warehouse)
     encoder = encoder_for(store, which.passage_model, settings)
     cache = embedding_cache(store)
@@ -106,6 +133,9 @@ def reconcile_index(store: Store, settings: Settings, which: PassageEncoder) -> 
         found, first = cache.passages(encoder, [p.rendered(which.prefix) for p in passages[:1]])
         return int(found.shape[1]) if passages else int(encoder.model.get_embedding_dimension() or 0)
 
+    def sentences_of(texts: Sequence[str]) -> tuple[list[bytes], int]:
+        return packed_sentences(texts, lambda sentences: cache.passages(encoder, sentences))
+
     with store.writer(which.table):
         done = vectors.reconcile_table(
             vectors.connect(store.lancedb),
@@ -115,9 +145,15 @@ def reconcile_index(store: Store, settings: Settings, which: PassageEncoder) -> 
             dimension,
             lambda rendered: cache.passages(encoder, rendered),
             model_name=models.relative_folder(which.passage_model),
-            input_hash=lambda rendered: versioned(sha256_text(rendered)),
+            input_hash=lambda rendered: versioned(sha256_text(rendered)) + sentences_key(with_sentences),
+            sentences_of=sentences_of if with_sentences else None,
         )
         return replace(done, embedded=done.embedded + first)
+
+
+def sentences_key(with_sentences: bool) -> str:
+    """What tells rows with sentence vectors by the code of today from others."""
+    return f"+sentences{SENTENCES_VERSION}" if with_sentences else ""
 
 
 def index_base(store: Store, settings: Settings) -> StageResult:
@@ -164,22 +200,26 @@ def newest_candidate(store: Store) -> PassageEncoder | None:
 def _index_stage(
     store: Store, settings: Settings, stage: str, which: PassageEncoder, upstream: dict[str, str], arm: str
 ) -> StageResult:
-    made_from = fingerprint(stage, versioned(CODE_VERSION), upstream, asdict(which))
+    with_sentences = sentences_wanted(store, settings)
+    made_from = fingerprint(stage, versioned(CODE_VERSION), upstream, asdict(which), sentences_key(with_sentences))
     if (unchanged := recorded(store.warehouse, stage, made_from)) is not None and holds(store, unchanged.details):
         _remember_arm(store, arm, which, unchanged.details["lance_version"])
         return StageResult(stage, unchanged.data_version, unchanged.counts, True, nothing_done(unchanged.details))
     with store.writer(stage):
         if overtaken(store.warehouse, upstream):
             return _index_stage(store, settings, stage, which, data_versions(store.warehouse, *upstream), arm)
-        done = reconcile_index(store, settings, which)
+        done = reconcile_index(store, settings, which, with_sentences=with_sentences)
         _remember_arm(store, arm, which, done.version)
-        details = index_details(store, which, done) | {"chunks_version": upstream["chunks"]}
+        details = index_details(store, which, done) | {
+            "chunks_version": upstream["chunks"],
+            "sentences_key": sentences_key(with_sentences),
+        }
         data_version = fingerprint(which.table, done.content)
         with store.warehouse.write() as connection:
             return record(connection, StageResult(stage, data_version, done.counts, details=details), made_from)
 
 
-def reconciled_by_a_stage(store: Store, which: PassageEncoder) -> vectors.Reconciled | None:
+def reconciled_by_a_stage(store: Store, which: PassageEncoder, *, with_sentences: bool) -> vectors.Reconciled | None:
     """What an index stage made of this table, if that is what it holds and the chunks are those of today; else None."""
     upstream = data_versions(store.warehouse, "chunks")
     with store.warehouse.read() as connection:
@@ -187,6 +227,7 @@ def reconciled_by_a_stage(store: Store, which: PassageEncoder) -> vectors.Reconc
     for row in stages:
         known = json.loads(row["summary"])["details"]
         of_today = known.get("chunks_version") == upstream["chunks"]
+        of_today = of_today and known.get("sentences_key", "") == sentences_key(with_sentences)
         if of_today and known["table"] == which.table and holds(store, known):
             counts = Counts(reused=known["rows"])
             return vectors.Reconciled(counts, 0, known["lance_version"], known["rows"], known["content"])
@@ -205,6 +246,7 @@ def index_details(store: Store, which: PassageEncoder, done: vectors.Reconciled)
         "rows": done.rows,
         "content": done.content,
         "embedded": done.embedded,
+        "sentences_embedded": done.sentences_embedded,
         "reused": done.rows - done.embedded,
         "removed": done.counts.removed,
     }
@@ -219,7 +261,7 @@ def holds(store: Store, details: dict[str, Any]) -> bool:
 def nothing_done(details: dict[str, Any]) -> dict[str, Any]:
     """The details of an index that had to do nothing."""
     known = {name: value for name, value in details.items() if name != "outcome"}
-    return known | {"embedded": 0, "reused": details["rows"], "removed": 0}
+    return known | {"embedded": 0, "sentences_embedded": 0, "reused": details["rows"], "removed": 0}
 
 
 def _remember_arm(store: Store, arm: str, which: PassageEncoder, version: int) -> None:

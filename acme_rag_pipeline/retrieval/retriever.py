@@ -11,14 +11,16 @@ from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 import numpy as np
 
 from acme_rag_pipeline.embedding.encoder import Encoder
-from acme_rag_pipeline.retrieval.fusion import fuse
+from acme_rag_pipeline.retrieval.fusion import fuse, judged_fusion
 from acme_rag_pipeline.retrieval.index import known_arms
+from acme_rag_pipeline.retrieval.sentences import best_sentence, with_best_sentence
 from acme_rag_pipeline.settings import RetrievalSettings
 from acme_rag_pipeline.store import vectors
 from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.promotion import NothingPromoted, PointerDamaged, Promoted, read_pointer
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from lancedb.query import LanceVectorQueryBuilder
     from lancedb.table import Table
 
@@ -148,7 +150,12 @@ class Retriever:
             encoded = self._encoded(arm.encoder, asked) if asked else np.zeros((0, 0), np.float32)
             if arm.hybrid:
                 found = [
-                    _fused(dense(arm.table, vector, deep), lexical(arm.table, query, deep), arm.fusion, k)
+                    _fused(
+                        dense_with_sentences(arm.table, vector, deep, arm.fusion),
+                        lexical(arm.table, query, deep),
+                        arm.fusion,
+                        k,
+                    )
                     for query, vector in zip(asked, encoded, strict=True)
                 ]
             else:
@@ -204,7 +211,7 @@ def _arm_name(retriever: str) -> str:
 def _pinned(promoted: Promoted) -> RetrievalSettings | None:
     """How the promoted recipe joins its rankings; None in pointers of an earlier version."""
     try:
-        return RetrievalSettings(**promoted.fusion) if promoted.fusion else None
+        return judged_fusion(promoted.fusion) if promoted.fusion else None
     except (TypeError, ValueError) as error:
         raise PointerDamaged(
             f"promoted.json: fusion is not usable: materialise `served_index` again ({error})"
@@ -219,14 +226,32 @@ def _fused(first: list[SearchHit], second: list[SearchHit], fusion: RetrievalSet
 
 def dense(table: Table, vector: np.ndarray, k: int) -> list[SearchHit]:
     """Passages by cosine similarity of their vectors; exact up to `EXACT_SEARCH_ROWS` rows."""
-    rows = (
-        cast("LanceVectorQueryBuilder", table.search(vector, vector_column_name="vector", query_type="vector"))
-        .distance_type("cosine")
-        .select([*_COLUMNS, "_distance"])
-        .limit(k)
-        .to_arrow()
-    )
+    rows = _nearest(table, vector, k, _COLUMNS)
     return _hits(rows, [1.0 - distance for distance in rows["_distance"].to_pylist()])
+
+
+def dense_with_sentences(table: Table, vector: np.ndarray, k: int, fusion: RetrievalSettings) -> list[SearchHit]:
+    """The same, with the first `fusion.candidates` scored and ordered by their best sentences too.
+
+    A table without sentence vectors (of an earlier version, or of settings that weigh them with 0) gives cosines alone.
+    """
+    if not fusion.sentence_weight or vectors.SENTENCES_COLUMN not in table.schema.names:
+        return dense(table, vector, k)
+    rows = _nearest(table, vector, k, [*_COLUMNS, vectors.SENTENCES_COLUMN])
+    cosines = [1.0 - distance for distance in rows["_distance"].to_pylist()]
+    near = min(len(cosines), fusion.candidates)
+    packs = rows[vectors.SENTENCES_COLUMN].slice(0, near).to_pylist()
+    scores = [
+        with_best_sentence(cosine, best_sentence(vector, pack), fusion.sentence_weight)
+        for cosine, pack in zip(cosines, packs, strict=False)
+    ]
+    hits = _hits(rows.select([*_COLUMNS, "_distance"]), scores + cosines[near:])
+    return sorted(hits[:near], key=lambda hit: -hit.score) + hits[near:]
+
+
+def _nearest(table: Table, vector: np.ndarray, k: int, columns: list[str]) -> pa.Table:
+    query = cast("LanceVectorQueryBuilder", table.search(vector, vector_column_name="vector", query_type="vector"))
+    return query.distance_type("cosine").select([*columns, "_distance"]).limit(k).to_arrow()
 
 
 def lexical(table: Table, query: str, k: int) -> list[SearchHit]:

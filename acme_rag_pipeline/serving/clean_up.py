@@ -11,6 +11,7 @@ from typing import Any, get_args
 
 from acme_rag_pipeline.embedding.cache import KEEP_UNUSED
 from acme_rag_pipeline.retrieval import index
+from acme_rag_pipeline.retrieval.sentences import sentences
 from acme_rag_pipeline.serving import decisions
 from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store import models, vectors
@@ -114,6 +115,7 @@ def clean_up(store: Store, settings: Settings) -> None:
         with store.warehouse.read() as connection:
             queries = connection.execute("SELECT query FROM pairs UNION SELECT query FROM golden_queries").fetchall()
         rendered = {p.rendered(prefix) for p in passages for prefix in get_args(PassagePrefix)}
+        rendered |= {sentence for passage in passages for sentence in sentences(passage.text)}
         cache.forget_unused({sha256_text(text) for text in rendered}, {sha256_text(row[0]) for row in queries})
     _forget_versions(store, stays.expired)
 

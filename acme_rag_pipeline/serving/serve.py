@@ -55,7 +55,9 @@ def _serve(
     decision: decisions.Decision,
     model_files: dict[str, int],
 ) -> StageResult:
-    made_from = fingerprint(STAGE, versioned(CODE_VERSION), upstream, decision.decision)
+    with_sentences = index.sentences_wanted(store, settings, decision.fusion or {})
+    sentences = index.sentences_key(with_sentences)
+    made_from = fingerprint(STAGE, versioned(CODE_VERSION), upstream, decision.decision, sentences)
     unchanged = recorded(store.warehouse, STAGE, made_from)
     if unchanged is not None and index.holds(store, unchanged.details) and _serves(store, decision, unchanged.details):
         # A grace time ends without any work; another run that writes just now will see to it.
@@ -67,9 +69,8 @@ def _serve(
     with store.writer(STAGE):
         if overtaken(store.warehouse, upstream) or decisions.champion(store, settings) != decision:
             return serve(store, settings)
-        done = index.reconciled_by_a_stage(store, decision.encoder) or index.reconcile_index(
-            store, settings, decision.encoder
-        )
+        known = index.reconciled_by_a_stage(store, decision.encoder, with_sentences=with_sentences)
+        done = known or index.reconcile_index(store, settings, decision.encoder, with_sentences=with_sentences)
         pointer = _pointer(decision, done.version)
         write_pointer(store.pointer, pointer)
         details = index.index_details(store, decision.encoder, done) | {

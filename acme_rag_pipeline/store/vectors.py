@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 # Up to here an exact scan answers in milliseconds; above it IVF_FLAT trades no measurable recall (0.999) for speed.
 EXACT_SEARCH_ROWS = 50_000
 SEARCH_COLUMN = "search_text"
+SENTENCES_COLUMN = "sentence_vectors"
 KEEP_ALL_VERSIONS = timedelta(days=36_500)
 logger = logging.getLogger(__name__)
 _STRUCT = pa.struct(
@@ -44,6 +45,7 @@ class Reconciled:
 
     Attributes:
         lost: files of the table that were missing or cut off, so that it was built again.
+        sentences_embedded: of the sentences, how many had to be encoded.
     """
 
     counts: Counts
@@ -52,6 +54,7 @@ class Reconciled:
     rows: int
     content: str
     lost: tuple[str, ...] = ()
+    sentences_embedded: int = 0
 
 
 def table_name(encoder_digest: str, prefix: PassagePrefix) -> str:
@@ -114,6 +117,7 @@ def reconcile_table(
     *,
     model_name: str,
     input_hash: Callable[[str], str] = sha256_text,
+    sentences_of: Callable[[Sequence[str]], tuple[Sequence[bytes], int]] | None = None,
 ) -> Reconciled:
     """Make a table hold exactly one row per passage, writing and encoding only the difference.
 
@@ -126,6 +130,8 @@ def reconcile_table(
         vectors_of: rendered inputs to (unit vectors, how many had to be encoded).
         model_name: recorded in the schema metadata as the default of the embedding function's model, no machine path.
         input_hash: of a rendered input; a row whose hash is another one is encoded again.
+        sentences_of: passages' texts to the packed vectors of their sentences, and how many had to be encoded; None: rows
+            hold none. A change needs another `input_hash`.
 
     Raises:
         RuntimeError: the written table does not hold the wanted rows (never promoted then).
@@ -133,11 +139,14 @@ def reconcile_table(
     wanted = {passage.chunk_id: _row(passage, prefix, input_hash) for passage in passages}
     lost = lost_files(Path(db.uri), name)
     table = None if lost else open_table(db, name)
+    if table is not None and SENTENCES_COLUMN not in table.schema.names:
+        # Of an earlier version. Readers keep theirs: the new table is its next version.
+        table = None
     held = _held_rows(table) if table is not None else {}
     added = [i for i in wanted if i not in held]
     changed = [i for i in wanted if i in held and held[i] != wanted[i]]
     removed = [i for i in held if i not in wanted]
-    embedded = 0
+    embedded = sentences_embedded = 0
     if table is None:
         table = _created(db, name, _schema(dimension(), model_name), lost)
     if not any(b"primary-key" in key for key in table.schema.field("id").metadata or ()):
@@ -147,8 +156,14 @@ def reconcile_table(
         by_id = {passage.chunk_id: passage for passage in passages}
         writes = [by_id[i] for i in (*changed, *added)]
         vectors, embedded = vectors_of([passage.rendered(prefix) for passage in writes])
+        packs: Sequence[bytes | None] = [None] * len(writes)
+        if sentences_of is not None:
+            packs, sentences_embedded = sentences_of([passage.text for passage in writes])
         rows = pa.Table.from_pylist(
-            [wanted[p.chunk_id] | {"vector": v} for p, v in zip(writes, vectors.tolist(), strict=True)],
+            [
+                wanted[passage.chunk_id] | {"vector": vector, SENTENCES_COLUMN: pack}
+                for passage, vector, pack in zip(writes, vectors.tolist(), packs, strict=True)
+            ],
             schema=table.schema,
         )
         table.merge_insert("id").when_matched_update_all().when_not_matched_insert_all().execute(rows)
@@ -163,7 +178,7 @@ def reconcile_table(
             )
     counts = Counts(len(added), len(changed), len(removed), len(wanted) - len(added) - len(changed))
     content = content_hash((i, *(str(v) for v in row.values())) for i, row in wanted.items())
-    return Reconciled(counts, embedded, int(table.version), len(wanted), content, tuple(lost))
+    return Reconciled(counts, embedded, int(table.version), len(wanted), content, tuple(lost), sentences_embedded)
 
 
 def _created(db: DBConnection, name: str, schema: pa.Schema, lost: Sequence[str]) -> LanceTable:
@@ -222,6 +237,7 @@ def _schema(dimension: int, model_name: str) -> pa.Schema:
         pa.field("metadata", _STRUCT),
         pa.field(SEARCH_COLUMN, pa.string()),
         pa.field("input_hash", pa.string()),
+        pa.field(SENTENCES_COLUMN, pa.binary()),
     ]
     function = (
         get_registry()

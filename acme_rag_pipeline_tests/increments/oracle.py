@@ -19,6 +19,7 @@ from acme_rag_pipeline.embedding import encoder
 from acme_rag_pipeline.evaluation import golden
 from acme_rag_pipeline.pairs import curated, offline, synthetic, training_set
 from acme_rag_pipeline.retrieval import index
+from acme_rag_pipeline.retrieval.sentences import sentences
 from acme_rag_pipeline.serving import serve
 from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store import vectors
@@ -182,6 +183,10 @@ def assert_tables_hold_the_chunks(store: Store, plain: PlainModel) -> None:
         expected = plain.vectors([passages[row["id"]].rendered(which.prefix) for row in held])
         found = np.array([row["vector"] for row in held])
         assert (np.sum(found * expected, axis=1) >= 0.9999).all(), which.table
+        for row in held:
+            expected = plain.vectors(sentences(row["text"]))
+            found = np.frombuffer(row["sentence_vectors"], dtype="<f2").reshape(expected.shape)
+            assert (np.sum(found * expected, axis=1) >= 0.999).all(), "half precision"
 
 
 def _assert_row(row: dict[str, Any], passage: LivePassage) -> None:

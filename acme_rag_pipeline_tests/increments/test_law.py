@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
 from acme_rag_pipeline.embedding.base_model import resolve_base_model
+from acme_rag_pipeline.retrieval.sentences import sentences
 from acme_rag_pipeline.settings import EMBEDDED_BASE_MODEL, Settings
 from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.passages import live_passages
@@ -183,7 +184,7 @@ class Histories(RuleBasedStateMachine):
         oracle.assert_tables_hold_the_chunks(self.store, SHARED["plain"])
         self._nothing_of_gone_chunks_is_left()
         for passage in live_passages(self.store.warehouse):
-            self.passages_ever |= {passage.rendered("none"), passage.rendered("heading_path")}
+            self.passages_ever |= {passage.rendered("none"), passage.rendered("heading_path"), *sentences(passage.text)}
         if stages == oracle.EVERYTHING:
             asked = oracle.rows(self.store, "SELECT query FROM pairs UNION SELECT query FROM golden_queries")
             self.queries_ever |= {row["query"] for row in asked}

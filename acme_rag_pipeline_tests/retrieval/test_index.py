@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
@@ -12,12 +13,13 @@ from acme_rag_pipeline.chunking.chunks import split_documents
 from acme_rag_pipeline.documents.ingest import ingest_documents
 from acme_rag_pipeline.embedding import encoder
 from acme_rag_pipeline.retrieval import Retriever, index
+from acme_rag_pipeline.retrieval.sentences import sentences
 from acme_rag_pipeline.serving import decisions
 from acme_rag_pipeline.serving.serve import serve
 from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store import models, vectors
 from acme_rag_pipeline.store.layout import Store
-from acme_rag_pipeline.store.passages import live_passages
+from acme_rag_pipeline.store.passages import PassagePrefix, live_passages
 from acme_rag_pipeline.store.stages import StageResult, record
 from acme_rag_pipeline_tests.increments import oracle
 
@@ -87,10 +89,13 @@ def test_another_version_of_the_encoding_code_writes_every_live_vector_anew(
     headed = index.PassageEncoder(base, "heading_path")
     decisions.append(store, encoder=headed, recipe="dense", verdict=decisions.PROMOTED, reason="by hand")
     oracle.run(store, settings, oracle.REFRESH)
-    chunks = len(live_passages(store.warehouse))
+    passages = live_passages(store.warehouse)
+    # Passages with and without headings, and sentences.
+    inputs = {p.rendered(prefix) for p in passages for prefix in get_args(PassagePrefix)}
+    inputs |= {sentence for passage in passages for sentence in sentences(passage.text)}
     monkeypatch.setattr(encoder, "ENCODER_VERSION", "of tomorrow")
     with oracle.watched() as work:
         results = oracle.run(store, settings, oracle.REFRESH)
     assert {name for name, result in results.items() if not result.unchanged} == {"base_index", "served_index"}
-    assert len(work.passages) == 2 * chunks
+    assert sorted(work.passages) == sorted(inputs)
     assert all(result.unchanged for result in oracle.run(store, settings, oracle.REFRESH).values())
