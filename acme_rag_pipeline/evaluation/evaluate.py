@@ -39,7 +39,14 @@ def evaluate(store: Store, settings: Settings) -> StageResult:
     )
     who = contest(store, settings)
     made_from = fingerprint(
-        STAGE, CODE_VERSION, upstream, who.candidate_key, who.champion.decision, settings.gate, settings.retrieval
+        STAGE,
+        CODE_VERSION,
+        upstream,
+        who.candidate_key,
+        who.champion.decision,
+        who.golden_decides,
+        settings.gate,
+        settings.retrieval,
     )
     if (unchanged := recorded(store.warehouse, STAGE, made_from)) is not None and _report_there(store, unchanged):
         return unchanged
