@@ -2,12 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
-import signal
-import subprocess
-import sys
-import textwrap
 import time
 from pathlib import Path
 
@@ -17,102 +11,54 @@ from acme_rag_pipeline.embedding.base_model import resolve_base_model
 from acme_rag_pipeline.embedding.encoder import load_model
 from acme_rag_pipeline.settings import TrainingSettings
 from acme_rag_pipeline.training import finetune
+from acme_rag_pipeline_tests.training.killable import KILLED_ITSELF, STEPS_AN_EPOCH, Training, train
 
 pytestmark = pytest.mark.slow
-PROGRAM = textwrap.dedent(
-    """
-    import hashlib, os, sys
-    from pathlib import Path
-    from acme_rag_pipeline.embedding.base_model import resolve_base_model
-    from acme_rag_pipeline.settings import TrainingSettings
-    from acme_rag_pipeline.training import finetune
-    finetune.CHECKPOINT_SECONDS = 0.0
-    base = resolve_base_model("all-MiniLM-L6-v2", Path.cwd())
-    passages = [f"Rule {i}: a colleague in team {i % 7} asks for form {i * 13} in week {i % 50}." for i in range(24)]
-    queries = [f"which form for team {i % 7} in week {i % 50}" for i in range(24)]
-    rows = finetune.TrainingRows(
-        queries, range(24), passages, [str(i) for i in range(24)], [[] for _ in queries],
-    )
-    epochs, end_after, *scores = [float(number) for number in sys.argv[2:]] or [3, 0]
-    settings = TrainingSettings(
-        epochs=int(epochs), batch_size=4, precision="fp32", frozen_layers=int(os.environ["FROZEN_LAYERS"]),
-        whitening=float(os.environ["WHITENING"]),
-    )
-    left = int(os.environ["VALIDATIONS"])
-
-    def validate(model):
-        global left
-        left -= 1
-        if left < 0:
-            os._exit(9)
-        return scores.pop(0) if scores else None
-
-    model, curve = finetune.finetune(
-        base.folder, rows, settings, Path(sys.argv[1]), validate, "cpu",
-        int(end_after) or None,
-    )
-    digest = hashlib.sha256()
-    for name, weight in sorted(finetune.weights_of(model).items()):
-        digest.update(weight.contiguous().numpy().tobytes())
-    print(digest.hexdigest(), len(curve.steps), curve.best_epoch)
-    """
-)
-
-
-def start(
-    checkpoint: Path, *arguments: object, frozen: int = 0, whitening: float = 0.0, validations: int = 99
-) -> subprocess.Popen[str]:
-    """Arguments: epochs, epoch to end with (0: the last), and what validation says after each epoch.
-
-    The process dies in the validation after so many.
-    """
-    command = [sys.executable, "-c", PROGRAM, str(checkpoint), *map(str, arguments)]
-    environment = os.environ | {"FROZEN_LAYERS": str(frozen), "WHITENING": str(whitening)}
-    environment["VALIDATIONS"] = str(validations)
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment)
 
 
 @pytest.mark.parametrize(("frozen", "whitening"), [(0, 0.0), (3, 0.2)])
 def test_a_killed_run_ends_with_the_same_weights(tmp_path: Path, frozen: int, whitening: float) -> None:
-    unbroken, _ = start(tmp_path / "a.pt", frozen=frozen, whitening=whitening).communicate(timeout=200)
-    broken = start(tmp_path / "b.pt", frozen=frozen, whitening=whitening)
+    # In this process: its hash seed is not that of the two others, which the fork server's children share.
+    unbroken = train(tmp_path / "a.pt", frozen=frozen, whitening=whitening)
+    checkpoint = tmp_path / "b.pt"
+    broken = Training(checkpoint, frozen=frozen, whitening=whitening)
     deadline = time.monotonic() + 100
-    seen: set[str] = set()
-    while len(seen) < 4 and broken.poll() is None and time.monotonic() < deadline:
-        if (tmp_path / "b.pt").exists():
-            seen.add(hashlib.sha256((tmp_path / "b.pt").read_bytes()).hexdigest())
+    seen: set[int] = set()
+    while len(seen) < 4 and broken.process.is_alive() and time.monotonic() < deadline:
+        if checkpoint.exists():
+            seen.add(checkpoint.stat().st_mtime_ns)
         time.sleep(0.02)
-    assert broken.poll() is None, "it ended before it could be killed"
-    os.kill(broken.pid, signal.SIGKILL)
-    broken.wait()
-    resumed, _ = start(tmp_path / "b.pt", frozen=frozen, whitening=whitening).communicate(timeout=200)
-    assert unbroken.split()[1] == "18"
+    assert broken.process.is_alive(), "it ended before it could be killed"
+    broken.process.kill()
+    broken.process.join()
+    assert checkpoint.exists()
+    resumed = Training(checkpoint, frozen=frozen, whitening=whitening).end()
+    assert unbroken.steps == 3 * STEPS_AN_EPOCH
     assert resumed == unbroken
 
 
 def test_a_damaged_checkpoint_means_starting_again(tmp_path: Path) -> None:
     (tmp_path / "c.pt").write_bytes(b"not a checkpoint")
-    done, _ = start(tmp_path / "c.pt").communicate(timeout=200)
-    assert done.split()[1] == "18"
+    assert train(tmp_path / "c.pt", epochs=1).steps == STEPS_AN_EPOCH
 
 
 def test_validation_decides_which_epoch_is_kept_and_when_to_stop(tmp_path: Path) -> None:
-    # Six steps an epoch. The second epoch is the best, two more without a better one are enough; the fifth never runs.
-    chosen, _ = start(tmp_path / "d.pt", 5, 0, 0.3, 0.5, 0.4, 0.45, 0.9).communicate(timeout=200)
-    refit, _ = start(tmp_path / "e.pt", 5, 2).communicate(timeout=200)
-    assert chosen.split()[1:] == ["24", "2"]
-    assert refit.split()[1:] == ["12", "None"]
-    assert chosen.split()[0] == refit.split()[0], "a refit that ends with the twin's epoch follows the same recipe"
+    # The second epoch is the best, two more without a better one are enough; the fifth never runs.
+    chosen = train(tmp_path / "d.pt", epochs=5, scores=(0.3, 0.5, 0.4, 0.45, 0.9))
+    refit = train(tmp_path / "e.pt", epochs=5, end_after=2)
+    assert (chosen.steps, chosen.best_epoch) == (4 * STEPS_AN_EPOCH, 2)
+    assert (refit.steps, refit.best_epoch) == (2 * STEPS_AN_EPOCH, None)
+    assert chosen.digest == refit.digest, "a refit that ends with the twin's epoch follows the same recipe"
 
 
 def test_a_run_killed_while_it_validates_judges_that_epoch_when_it_goes_on(tmp_path: Path) -> None:
     scores = (0.4, 0.6, 0.5)
-    unbroken, _ = start(tmp_path / "a.pt", 3, 0, *scores).communicate(timeout=200)
-    broken = start(tmp_path / "b.pt", 3, 0, *scores, validations=1)
-    broken.communicate(timeout=200)
-    assert broken.returncode == 9
-    resumed, _ = start(tmp_path / "b.pt", 3, 0, *scores[1:]).communicate(timeout=200)
-    assert unbroken.split()[2] == "2"
+    unbroken = train(tmp_path / "a.pt", scores=scores)
+    broken = Training(tmp_path / "b.pt", scores=scores, validations=1)
+    broken.process.join(200)
+    assert broken.process.exitcode == KILLED_ITSELF
+    resumed = Training(tmp_path / "b.pt", scores=scores[1:]).end()
+    assert unbroken.best_epoch == 2
     assert resumed == unbroken
 
 
