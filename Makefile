@@ -11,6 +11,10 @@ export PYTHONWARNINGS ?= ignore
 # Dagster lets a `.env` in the working directory overwrite the environment. Run elsewhere, it cannot; the settings read
 # the project's `.env` themselves, and there the environment wins.
 IN_HOME := cd "$(DAGSTER_HOME)" &&
+# Processes that share the tests: many tests wait for a process or the disk. A file stays with one of them, because what
+# its tests share is built once; conftest.py says which files begin.
+WORKERS ?= 2
+SHARED_OUT := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 .PHONY: help install materialize refresh retrain gate ui test test-fast lint format clean
 
@@ -46,10 +50,10 @@ ui: install  ## Webserver and daemon on http://localhost:3000
 	@$(IN_HOME) "$(BIN)/dagster" dev -w "$(CURDIR)/workspace.yaml" -p $${PORT:-3000}
 
 test: install lint  ## The whole suite, slow tests too
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q $(SHARED_OUT)
 
 test-fast: install  ## Without the slow tests
-	$(BIN)/python -m pytest -q -m 'not slow'
+	$(BIN)/python -m pytest -q $(SHARED_OUT) -m 'not slow'
 
 lint: install  ## ruff and mypy
 	$(BIN)/ruff check .

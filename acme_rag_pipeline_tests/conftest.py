@@ -84,6 +84,31 @@ Hub days are counted from the badge, not from a list. Who cares for somebody at 
 instead, for half a year at a time, and Workplace Services only needs to know the number and not the reason for it.
 """
 
+# Files that take longest. They begin first, so that no worker is left with one of them when the others are done.
+LONGEST = (
+    "increments/test_daemon.py",
+    "training/test_finetune.py",
+    "increments/test_kills.py",
+    "evaluation/test_gate.py",
+    "evaluation/test_contest_end_to_end.py",
+    "training/test_candidate.py",
+    "increments/test_readers.py",
+    "test_pipeline.py",
+)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """One thread for each of several workers: threads that wait for a core that another worker uses wait by spinning."""
+    if hasattr(config, "workerinput"):
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Workers take the files in this order; a single process keeps the order of the folders."""
+    if hasattr(config, "workerinput"):
+        rank = {Path(__file__).parent / name: number for number, name in enumerate(LONGEST)}
+        items.sort(key=lambda item: rank.get(item.path, len(rank)))
+
 
 @pytest.fixture(autouse=True)
 def _no_outside_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
