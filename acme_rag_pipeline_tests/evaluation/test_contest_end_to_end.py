@@ -52,31 +52,50 @@ def noisy(folder: Path, target: Path, noise: float) -> Path:
     return target
 
 
-class Collection:
-    """Three folders of the shipped documents with their judged queries, and a base that could be better."""
+GOOD = resolve_base_model(EMBEDDED_BASE_MODEL, PROJECT).folder
 
-    def __init__(self, root: Path, golden_decides: bool) -> None:
-        for folder in FOLDERS:
-            shutil.copytree(PROJECT / "data/documents" / folder, root / "documents" / folder)
-        qrels = [json.loads(line) for line in (PROJECT / "data/golden/qrels.jsonl").read_text("utf-8").splitlines()]
-        qrels = [row for row in qrels if row["doc_path"].startswith(FOLDERS)]
-        asked = {row["query_id"] for row in qrels}
-        queries = [json.loads(line) for line in (PROJECT / "data/golden/queries.jsonl").read_text("utf-8").splitlines()]
-        (root / "golden").mkdir()
-        for name, rows in (("queries", [q for q in queries if q["query_id"] in asked]), ("qrels", qrels)):
-            (root / f"golden/{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
-        self.good = resolve_base_model(EMBEDDED_BASE_MODEL, root).folder
-        self.root = root
+
+def settings_over(shared: Path, root: Path, golden_decides: bool) -> Settings:
+    """Settings over the shared documents and base, and over judged queries and a store of one's own."""
+    return Settings.load(
+        root=root,
+        documents=str(shared / "documents"),
+        store=str(root / "store"),
+        golden=str(root / "golden"),
+        base_model=str(shared / "base"),
+        generator="offline",
+        evaluation={"golden_minimum_queries": 50 if golden_decides else 10_000, "test_share": 0.45},
+        pairs={"queries_per_chunk": 1},
+    )
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three folders of the shipped documents with their judged queries, a base that could be better, and their store."""
+    root = tmp_path_factory.mktemp("shared")
+    for folder in FOLDERS:
+        shutil.copytree(PROJECT / "data/documents" / folder, root / "documents" / folder)
+    qrels = [json.loads(line) for line in (PROJECT / "data/golden/qrels.jsonl").read_text("utf-8").splitlines()]
+    qrels = [row for row in qrels if row["doc_path"].startswith(FOLDERS)]
+    asked = {row["query_id"] for row in qrels}
+    queries = [json.loads(line) for line in (PROJECT / "data/golden/queries.jsonl").read_text("utf-8").splitlines()]
+    (root / "golden").mkdir()
+    for name, rows in (("queries", [q for q in queries if q["query_id"] in asked]), ("qrels", qrels)):
+        (root / f"golden/{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    noisy(GOOD, root / "base", 0.25)
+    noisy(GOOD, root / "worse", 1.5)
+    build_up_to_training_set(Store(root / "store"), settings_over(root, root, golden_decides=True))
+    return root
+
+
+class Collection:
+    """A copy of the shared store and its judged queries that a test may change."""
+
+    def __init__(self, shared: Path, root: Path, golden_decides: bool) -> None:
+        for folder in ("golden", "store"):
+            shutil.copytree(shared / folder, root / folder)
         self.store = Store(root / "store", wait_seconds=10)
-        self.settings = Settings.load(
-            root=root,
-            documents=str(root / "documents"),
-            store=str(root / "store"),
-            golden=str(root / "golden"),
-            base_model=str(noisy(self.good, root / "base", 0.25)),
-            evaluation={"golden_minimum_queries": 50 if golden_decides else 10_000, "test_share": 0.45},
-            pairs={"queries_per_chunk": 1},
-        )
+        self.settings = settings_over(shared, root, golden_decides)
         build_up_to_training_set(self.store, self.settings)
 
     def candidate(self, folder: Path, twin: Path | None = None) -> str:
@@ -106,11 +125,11 @@ class Collection:
         return (self.store.root / "reports/latest.html").read_text(encoding="utf-8")
 
 
-def test_people_decide_which_candidate_readers_get(tmp_path: Path) -> None:
-    made = Collection(tmp_path, golden_decides=True)
+def test_people_decide_which_candidate_readers_get(shared: Path, tmp_path: Path) -> None:
+    made = Collection(shared, tmp_path, golden_decides=True)
     base = index.install_base(made.store, made.settings).digest
 
-    worse = made.candidate(noisy(made.good, tmp_path / "worse", 1.5))
+    worse = made.candidate(shared / "worse")
     decided = made.decide()
     # Fusion may help the base; the candidate's own model must not get to readers.
     assert decided.details["model_digest"] == base
@@ -119,7 +138,7 @@ def test_people_decide_which_candidate_readers_get(tmp_path: Path) -> None:
     gains = json.loads(made.rows("SELECT details FROM verdicts")[0]["details"])["comparisons"]
     assert next(row for row in gains if row["arm"] == FINE_TUNED)["high"] < 0
 
-    better = made.candidate(made.good)
+    better = made.candidate(GOOD)
     decided = made.decide()
     assert decided.details["verdict"] == "promoted", decided.details["reason"]
     assert decided.details["model_digest"] == better
@@ -148,12 +167,14 @@ def test_people_decide_which_candidate_readers_get(tmp_path: Path) -> None:
     assert "Kept as it is: a person rolled back from the winner" in made.page()
 
 
-def test_on_held_out_units_twins_are_measured_and_machine_written_questions_count_less(tmp_path: Path) -> None:
-    made = Collection(tmp_path, golden_decides=False)
-    worse = noisy(made.good, tmp_path / "worse", 1.5)
+def test_on_held_out_units_twins_are_measured_and_machine_written_questions_count_less(
+    shared: Path, tmp_path: Path
+) -> None:
+    made = Collection(shared, tmp_path, golden_decides=False)
+    worse = shared / "worse"
 
     # What would be served is good, its twin is not: the verdict is the twin's.
-    served = made.candidate(made.good, twin=worse)
+    served = made.candidate(GOOD, twin=worse)
     decided = made.decide()
     assert read_pointer(made.store.pointer).model_digest != served
     said = decided.details["bm25_ahead"]
@@ -167,9 +188,9 @@ def test_on_held_out_units_twins_are_measured_and_machine_written_questions_coun
     assert by_set[HELD_OUT]["value"] < by_set[GOLDEN]["value"]
 
     # A twin that is good too, under its own name: people would have to gain more than the questions flatter.
-    made.candidate(noisy(made.good, tmp_path / "refit", 0.05), twin=made.good)
+    made.candidate(noisy(GOOD, tmp_path / "refit", 0.05), twin=GOOD)
     who = contest(made.store, made.settings)
-    assert measured_candidate(who, held_out=True) == replace(who.candidate, model_digest=model_digest(made.good))
+    assert measured_candidate(who, held_out=True) == replace(who.candidate, model_digest=model_digest(GOOD))
     assert measured_candidate(who, held_out=False) == who.candidate
     # Against the base alone, which was the champion first.
     who = replace(who, champion=decisions.decisions(made.store)[0])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.training import candidate, finetune
 from acme_rag_pipeline.training.candidate import train_candidate
 from acme_rag_pipeline.training.finetune import weights_of
-from acme_rag_pipeline_tests.training.test_strategies import trained
+from acme_rag_pipeline_tests.training.test_strategies import build_up_to_training_set, trained
 
 pytestmark = pytest.mark.slow
 
@@ -42,11 +44,29 @@ def write_documents(folder: Path) -> None:
 def tuned(settings_for: Callable[..., Settings], folder: Path, **training: Any) -> Settings:
     return settings_for(
         documents=str(folder),
+        generator="offline",
         curated_pairs="none",
         golden="none",
         training={"minimum_pairs": 5, "batch_size": 8, "interpolation": (0.5,)} | training,
         evaluation={"validation_share": 0.4, "test_share": 0.3},
     )
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a larger company and a store over it in which all but the training has run."""
+    root = tmp_path_factory.mktemp("built")
+    write_documents(root / "company")
+    settings_for = functools.partial(Settings.load, root=root, store=str(root / "store"))
+    build_up_to_training_set(Store(root / "store"), tuned(settings_for, root / "company"))
+    return root
+
+
+@pytest.fixture
+def company(built: Path, store: Store) -> Path:
+    """The larger company's documents; the store of the test is a copy over them that it may change."""
+    shutil.copytree(built / "store", store.root)
+    return built / "company"
 
 
 def test_without_enough_validation_the_largest_share_is_taken(
@@ -73,12 +93,11 @@ def test_a_base_that_only_whitening_helps_is_a_candidate_and_its_refit_is_not_tu
     of_plain_base: float,
     store: Store,
     settings_for: Callable[..., Settings],
-    tmp_path: Path,
+    company: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    write_documents(tmp_path / "company")
     monkeypatch.setattr(candidate.Validation, "score_cached", lambda *_, **__: of_plain_base)
-    settings = tuned(settings_for, tmp_path / "company", whitening=0.2, interpolation=(0.0,), epochs=1)
+    settings = tuned(settings_for, company, whitening=0.2, interpolation=(0.0,), epochs=1)
     done = trained(store, settings)
     tried = {(row["share"], row["whitening"]): row["ndcg@10"] for row in done.details["interpolation"]}
     assert tried.keys() == {(0.0, 0.0), (0.0, 0.2)}
@@ -99,9 +118,8 @@ def test_a_base_that_only_whitening_helps_is_a_candidate_and_its_refit_is_not_tu
 
 
 def test_a_refit_takes_its_share_from_the_twin_and_its_card_shows_the_choice(
-    store: Store, settings_for: Callable[..., Settings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: Store, settings_for: Callable[..., Settings], company: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_documents(tmp_path / "company")
     monkeypatch.setattr(finetune, "PASSAGES_SHOWN", 120)
     planned: list[tuple[int, int | None]] = []
     original = candidate.finetune
@@ -111,7 +129,7 @@ def test_a_refit_takes_its_share_from_the_twin_and_its_card_shows_the_choice(
         return original(start, rows, training, *rest, **named)
 
     monkeypatch.setattr(candidate, "finetune", watched)
-    settings = tuned(settings_for, tmp_path / "company", whitening=0.2, learning_rate=3e-4, interpolation=(0.75,))
+    settings = tuned(settings_for, company, whitening=0.2, learning_rate=3e-4, interpolation=(0.75,))
     done = trained(store, settings)
     assert done.details["twin_digest"]
     tried = done.details["interpolation"]
