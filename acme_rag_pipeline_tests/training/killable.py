@@ -73,18 +73,26 @@ def train(
 
 
 class Training:
-    """A training in a process of its own, with a checkpoint after every step; it kills itself in a validation.
+    """A training in a process of its own that may kill itself in a validation.
 
     Args:
         checkpoint: see `finetune`.
+        checkpoint_seconds: least time between two checkpoints inside an epoch; with 0 there is one after every step.
         validations: how many it survives.
         given: of `train`.
     """
 
-    def __init__(self, checkpoint: Path, *, validations: int = 99, **given: Any) -> None:
+    def __init__(
+        self,
+        checkpoint: Path,
+        *,
+        checkpoint_seconds: float = finetune.CHECKPOINT_SECONDS,
+        validations: int = 99,
+        **given: Any,
+    ) -> None:
         context = fork_server()
         self._incoming, outgoing = context.Pipe(duplex=False)
-        arguments = (checkpoint, _threads(), validations, given, outgoing)
+        arguments = (checkpoint, checkpoint_seconds, _threads(), validations, given, outgoing)
         self.process = context.Process(target=_train_and_tell, args=arguments, daemon=True)
         self.process.start()
         outgoing.close()
@@ -103,7 +111,12 @@ def _threads() -> tuple[int, int]:
 
 
 def _train_and_tell(
-    checkpoint: Path, threads: tuple[int, int], validations: int, given: dict[str, Any], out: Connection
+    checkpoint: Path,
+    checkpoint_seconds: float,
+    threads: tuple[int, int],
+    validations: int,
+    given: dict[str, Any],
+    out: Connection,
 ) -> None:
     left = validations
 
@@ -113,7 +126,7 @@ def _train_and_tell(
         if left < 0:
             os._exit(KILLED_ITSELF)
 
-    finetune.CHECKPOINT_SECONDS = 0.0
+    finetune.CHECKPOINT_SECONDS = checkpoint_seconds
     torch.set_num_threads(threads[0])
     with threadpool_limits(threads[1], user_api="blas"):
         out.send(train(checkpoint, before_validation=one_less, **given))

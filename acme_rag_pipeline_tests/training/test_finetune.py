@@ -21,7 +21,7 @@ def test_a_killed_run_ends_with_the_same_weights(tmp_path: Path, frozen: int, wh
     # In this process: its hash seed is not that of the two others, which the fork server's children share.
     unbroken = train(tmp_path / "a.pt", frozen=frozen, whitening=whitening)
     checkpoint = tmp_path / "b.pt"
-    broken = Training(checkpoint, frozen=frozen, whitening=whitening)
+    broken = Training(checkpoint, checkpoint_seconds=0, frozen=frozen, whitening=whitening)
     deadline = time.monotonic() + 100
     seen: set[int] = set()
     while len(seen) < 4 and broken.process.is_alive() and time.monotonic() < deadline:
@@ -54,7 +54,7 @@ def test_validation_decides_which_epoch_is_kept_and_when_to_stop(tmp_path: Path)
 def test_a_run_killed_while_it_validates_judges_that_epoch_when_it_goes_on(tmp_path: Path) -> None:
     scores = (0.4, 0.6, 0.5)
     unbroken = train(tmp_path / "a.pt", scores=scores)
-    broken = Training(tmp_path / "b.pt", scores=scores, validations=1)
+    broken = Training(tmp_path / "b.pt", checkpoint_seconds=0, scores=scores, validations=1)
     broken.process.join(200)
     assert broken.process.exitcode == KILLED_ITSELF
     resumed = Training(tmp_path / "b.pt", scores=scores[1:]).end()
