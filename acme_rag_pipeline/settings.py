@@ -115,6 +115,13 @@ class TrainingSettings(Group):
         le=1,
         description="Share of the loss that asks for agreement with the base and shared words, not for the pair alone.",
     )
+    written_share: float = Field(
+        default=0.5,
+        ge=0,
+        lt=1,
+        description="Least share of the loss for queries of people and of an LLM beside the embedded generator's; such a "
+        "query weighs 10 of the generator's at most.",
+    )
     train_hard_negatives: int | None = Field(
         default=None,
         ge=0,

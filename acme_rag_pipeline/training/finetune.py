@@ -26,6 +26,7 @@ from acme_rag_pipeline.training.frozen_layers import MOST_BYTES, frozen_layers
 from acme_rag_pipeline.training.losses import distillation_loss, guided_softmax_loss
 from acme_rag_pipeline.training.teacher import SharedWords, teacher_logits
 from acme_rag_pipeline.training.tokens import Tokens, forward, tokenised
+from acme_rag_pipeline.training.weights import query_weights
 from acme_rag_pipeline.training.whitening import add_whitening, soft_whitening, whitened
 
 if TYPE_CHECKING:
@@ -215,6 +216,8 @@ class _Work:
         self.guide_passages = held if plain else self._read(tokenised(model, rows.guide_texts or ()))
         if settings.whitening:
             self._whiten(held, settings.whitening)
+        counts = query_weights(rows.templates or [False] * len(rows.queries), settings.written_share)
+        self.weights = None if counts is None else torch.from_numpy(counts).to(model.device)
         self.words = SharedWords(rows.queries, rows.guide_texts or rows.passages) if settings.distilled_share else None
         self.queries_of: dict[int, list[int]] = {}
         for query, passage in enumerate(rows.positives):
@@ -287,17 +290,19 @@ class _Work:
         guide = self.guide_queries[batch] @ self.guide_passages[shown].T
         same = self._answers(batch, own, shown).to(guide.device)
         scores = queries.float() @ passages.float().T * self.settings.scale
+        weights = None if self.weights is None else self.weights[batch]
         loss = guided_softmax_loss(
             scores,
             guide.masked_fill(same, float("inf")).scatter(1, positive[:, None], guide.gather(1, positive[:, None])),
             positive,
             margin=self.settings.guide_margin,
             symmetric=self.frozen is None,
+            weights=weights,
         )
         if self.words is None:
             return loss
         words = torch.from_numpy(self.words.cosines(batch, shown)).to(guide.device)
-        taught = distillation_loss(scores, teacher_logits(guide, words, same))
+        taught = distillation_loss(scores, teacher_logits(guide, words, same), weights)
         return torch.lerp(loss, taught, self.settings.distilled_share)
 
 

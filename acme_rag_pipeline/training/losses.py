@@ -15,6 +15,7 @@ def guided_softmax_loss(
     *,
     margin: float,
     symmetric: bool = True,
+    weights: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Multiple-negatives ranking without the negatives that the guide takes for positives.
 
@@ -30,9 +31,10 @@ def guided_softmax_loss(
         positive: column of each query's passage, shape (queries,).
         margin: share of the positive's guide score above which a negative is masked.
         symmetric: also ask for the query, given the passage.
+        weights: how much each query counts, shape (queries,); None: all the same.
 
     Returns:
-        The mean loss, a scalar.
+        The weighted mean loss, a scalar.
     """
     import torch
 
@@ -41,28 +43,35 @@ def guided_softmax_loss(
         limit = margin * guide[rows, positive]
         masked = guide > limit[:, None]
         masked[rows, positive] = False
-    forward = torch.nn.functional.cross_entropy(scores.masked_fill(masked, float("-inf")), positive)
+    forward = torch.nn.functional.cross_entropy(scores.masked_fill(masked, float("-inf")), positive, reduction="none")
     if not symmetric:
-        return forward
+        return _mean(forward, weights)
     with torch.no_grad():
         masked_back = (limit[:, None] < guide[:, positive].T) | (positive[:, None] == positive[None, :])
         masked_back[rows, rows] = False
-    backward = torch.nn.functional.cross_entropy(scores[:, positive].T.masked_fill(masked_back, float("-inf")), rows)
-    return (forward + backward) / 2
+    back = scores[:, positive].T.masked_fill(masked_back, float("-inf"))
+    backward = torch.nn.functional.cross_entropy(back, rows, reduction="none")
+    return _mean((forward + backward) / 2, weights)
 
 
-def distillation_loss(scores: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+def distillation_loss(scores: torch.Tensor, teacher: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
     """Kullback-Leibler divergence of the model's softmax from the teacher's (Hinton et al. 2015, arXiv:1503.02531).
 
     Args:
         scores: scaled cosines of the model in training, shape (queries, passages).
         teacher: logits, same shape.
+        weights: how much each query counts, shape (queries,); None: all the same.
 
     Returns:
-        The mean over the queries, a scalar.
+        The weighted mean over the queries, a scalar.
     """
     import torch
 
-    return torch.nn.functional.kl_div(
-        torch.log_softmax(scores, dim=1), torch.log_softmax(teacher, dim=1), reduction="batchmean", log_target=True
+    of_column = torch.nn.functional.kl_div(
+        torch.log_softmax(scores, dim=1), torch.log_softmax(teacher, dim=1), reduction="none", log_target=True
     )
+    return _mean(of_column.sum(dim=1), weights)
+
+
+def _mean(of_query: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
+    return of_query.mean() if weights is None else (of_query * weights).sum() / weights.sum()

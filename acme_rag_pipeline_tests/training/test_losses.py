@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from acme_rag_pipeline.training.losses import guided_softmax_loss
+from acme_rag_pipeline.training.losses import distillation_loss, guided_softmax_loss
 
 
 def unit(*shape: int) -> torch.Tensor:
@@ -50,3 +50,23 @@ def test_queries_of_one_passage_are_not_each_others_negatives() -> None:
         torch.logsumexp(scores[:, 1], 0) - scores[2, 1],
     ]
     assert together.item() == pytest.approx(((forward + sum(back) / 3) / 2).item(), rel=1e-5)
+
+
+def test_a_query_of_weight_two_counts_like_two() -> None:
+    queries, passages = unit(3, 8), unit(4, 8)[:3]
+    scores, guide, weights = queries @ passages.T * 20, torch.eye(3), torch.tensor([2.0, 1.0, 1.0])
+    single = [
+        guided_softmax_loss(scores, guide, torch.arange(3), margin=0.95, weights=torch.eye(3)[i]) for i in range(3)
+    ]
+    weighed = guided_softmax_loss(scores, guide, torch.arange(3), margin=0.95, weights=weights)
+    assert weighed.item() == pytest.approx((2 * single[0] + single[1] + single[2]).item() / 4, rel=1e-5)
+    same = guided_softmax_loss(scores, guide, torch.arange(3), margin=0.95, weights=torch.full((3,), 7.0))
+    assert same.item() == pytest.approx(loss_of(queries, passages, guide, [0, 1, 2]).item(), rel=1e-5)
+
+
+def test_agreement_with_the_teacher_is_weighed_alike() -> None:
+    scores, teacher = unit(3, 8), unit(4, 8)[:3]
+    single = [distillation_loss(scores[[i]], teacher[[i]]) for i in range(3)]
+    weighed = distillation_loss(scores, teacher, torch.tensor([2.0, 1.0, 1.0]))
+    assert weighed.item() == pytest.approx((2 * single[0] + single[1] + single[2]).item() / 4, rel=1e-5)
+    assert distillation_loss(scores, teacher).item() == pytest.approx((sum(single) / 3).item(), rel=1e-5)
