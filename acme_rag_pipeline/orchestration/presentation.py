@@ -57,6 +57,8 @@ def metadata_of(store: Store, result: StageResult) -> dict[str, Any]:
         shown["report"] = dg.MetadataValue.path(str(store.root / report))
     rows = counts.added + counts.changed + counts.reused
     shown |= {name: details.pop(name) for name in _SENTENCES if details.get(name)}
+    if shown.get("outcome") == shown.get("reason"):
+        shown.pop("outcome", None)
     shown |= {
         "status": "unchanged: nothing to do" if result.unchanged else "done",
         "added": counts.added,
