@@ -195,7 +195,7 @@ class RetrievalSettings(Group):
         ge=0,
         le=1,
         description="Share of a passage's best sentence in the dense score of hybrid retrieval, its own vector has the "
-        "rest. 0: sentences are neither encoded nor stored, which halves the encoding and the index.",
+        "rest. 0: sentences are neither encoded nor stored, which saves over half of the encoding and of the index.",
     )
 
 

@@ -226,8 +226,8 @@ def reconciled_by_a_stage(store: Store, which: PassageEncoder, *, with_sentences
         stages = records(connection, "SELECT summary FROM stages WHERE stage IN (?, ?)", [BASE_STAGE, FINE_TUNED_STAGE])
     for row in stages:
         known = json.loads(row["summary"])["details"]
-        of_today = known.get("chunks_version") == upstream["chunks"]
-        of_today = of_today and known.get("sentences_key", "") == sentences_key(with_sentences)
+        made_from = known.get("chunks_version"), known.get("sentences_key", "")
+        of_today = made_from == (upstream["chunks"], sentences_key(with_sentences))
         if of_today and known["table"] == which.table and holds(store, known):
             counts = Counts(reused=known["rows"])
             return vectors.Reconciled(counts, 0, known["lance_version"], known["rows"], known["content"])
