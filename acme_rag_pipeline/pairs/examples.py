@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from acme_rag_pipeline.llm.text import clean_line
 from acme_rag_pipeline.pairs.prompt import MAX_EXAMPLES, MAX_QUERY_CHARS
+from acme_rag_pipeline.pairs.wording import query_key
 from acme_rag_pipeline.settings import Settings, SettingsError
 
 VARIABLE = "ACME_RAG_PAIRS__EXAMPLES"
@@ -69,7 +69,7 @@ def _golden_queries(settings: Settings, path: Path, text: str) -> list[str]:
     judged = _read(golden)
     if judged.strip() and judged.strip() == text.strip():
         raise SettingsError(refusal)
-    return [folded for line in judged.split("\n") if (query := _query(line)) and (folded := _folded(query))]
+    return [folded for line in judged.split("\n") if (query := _query(line)) and (folded := query_key(query))]
 
 
 def _query(line: str) -> str | None:
@@ -89,9 +89,5 @@ def _near(query: str, golden: Sequence[str]) -> bool:
     from rapidfuzz import fuzz, process
 
     return (
-        process.extractOne(_folded(query), golden, scorer=fuzz.token_sort_ratio, score_cutoff=_SAME_QUERY) is not None
+        process.extractOne(query_key(query), golden, scorer=fuzz.token_sort_ratio, score_cutoff=_SAME_QUERY) is not None
     )
-
-
-def _folded(query: str) -> str:
-    return " ".join(re.sub(r"[^\w\s]", " ", query.casefold()).split())

@@ -212,6 +212,16 @@ def test_examples_are_never_golden_queries(settings_for: Make, tmp_path: Path, d
         example_queries(settings_for(pairs={"examples": "missing.txt"}))
 
 
+def test_examples_that_differ_in_vowel_signs_are_not_near(settings_for: Make, tmp_path: Path, documents: Path) -> None:
+    golden = tmp_path / "golden"
+    golden.mkdir()
+    (golden / "queries.jsonl").write_text('{"query_id": "1", "query": "दिन"}\n', encoding="utf-8")  # day
+    (golden / "qrels.jsonl").write_text('{"query_id": "1", "doc_path": "hr/leave.md", "relevance": 1}\n')
+    (tmp_path / "mine.txt").write_text("दान\nदिन?\n", encoding="utf-8")  # donation, day
+    kept, _ = example_queries(settings_for(golden=str(golden), pairs={"examples": "mine.txt"}))
+    assert kept == ("दान",)
+
+
 def test_the_examples_redo_the_stage(chunked: Store, with_llm: Any, tmp_path: Path) -> None:
     mine = tmp_path / "mine.txt"
     mine.write_text("payslip not there\n")
