@@ -8,6 +8,8 @@ from the passage is made coarse here: an edited document must not rewrite the qu
   (dithered quantisation). A frequent term that gains one passage then moves to the next level for a handful of
   readers, not for all of them on the same day.
 * Associations need support in several passages and are ranked on a coarse scale.
+* A passage that does not tell its own language takes the one of most passages of its document, and only where none of
+  those tells it the one of most documents.
 """
 
 from __future__ import annotations
@@ -16,11 +18,13 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import blake2b
 
+from acme_rag_pipeline.pairs.analyzer import ENGLISH_ANALYZER, Analyzer, analyzer_of
+from acme_rag_pipeline.pairs.languages import ENGLISH, language_of, most_common_language
 from acme_rag_pipeline.pairs.passage import Passage
-from acme_rag_pipeline.pairs.plain_text import blocks, content_words, is_content, strip_markup, words
+from acme_rag_pipeline.pairs.plain_text import blocks, sentences, strip_markup, words
 
 MAX_CHARACTERS = 20_000
 """Longer passages are read up to here: a question about one passage needs no more."""
@@ -29,7 +33,12 @@ _GENERIC_HEADINGS = frozenset(
     """about;additional information;additional resources;appendix;background;conclusion;contact;contact us;contents;
     details;example;examples;faq;faqs;frequently asked questions;further reading;general;getting started;help;
     introduction;links;more;more information;notes;other;overview;purpose;questions;references;related;resources;rules;
-    scope;steps;summary;table of contents;tips;what to do""".replace("\n    ", "").split(";")
+    scope;steps;summary;table of contents;tips;what to do;
+    allgemein;allgemeines;anhang;ansprechpartner;einleitung;fragen;geltungsbereich;hinweise;häufige fragen;inhalt;
+    inhaltsverzeichnis;kontakt;sonstiges;überblick;übersicht;weitere informationen;zusammenfassung;zweck;
+    annexe;champ d'application;généralités;objet;questions fréquentes;sommaire;voir aussi;
+    alcance;contacto;contatti;contenido;domande frequenti;generalidades;introducción;introduzione;inleiding;objeto;
+    oggetto;overzicht;preguntas frecuentes;resumen;samenvatting;veelgestelde vragen""".replace("\n    ", "").split(";")
 )
 _GENERIC_DOCUMENTS = 3
 _ACRONYM = r"[A-Z][A-Z0-9&]{1,7}"
@@ -47,13 +56,15 @@ _MAX_TERMS_PER_PASSAGE = 200
 
 @dataclass(frozen=True)
 class CorpusStatistics:
-    """Term frequencies, acronyms, associated terms and headings of a collection of passages."""
+    """Term frequencies, acronyms, associated terms, headings and languages of a collection of passages."""
 
     passages_with_term: Mapping[str, int]
     expansions: Mapping[str, str]
     associates: Mapping[str, str]
     documents_with_heading: Mapping[str, int]
     passages_in_section: Mapping[tuple[str, tuple[str, ...]], int]
+    language_of_document: Mapping[str, str] = field(default_factory=dict)
+    language: str = ENGLISH
 
     @classmethod
     def from_passages(cls, passages: Iterable[Passage], *, with_associates: bool = False) -> CorpusStatistics:
@@ -68,21 +79,48 @@ class CorpusStatistics:
         headings: set[tuple[str, str]] = set()
         sections: Counter[tuple[str, tuple[str, ...]]] = Counter()
         term_sets: list[frozenset[str]] = []
-        for passage in passages:
-            text = passage.text[:MAX_CHARACTERS]
-            terms = frozenset(passage_terms(passage))
+        spoken: dict[str, list[str]] = {}
+        undecided: list[Passage] = []
+
+        def read(passage: Passage, language: str) -> None:
+            analyzer = _analyzer(passage, language)
+            terms = frozenset(passage_terms(passage, analyzer))
             term_sets.append(terms)
             frequency.update(terms)
-            long_forms.update(set(find_acronyms(text)))
+            long_forms.update(set(find_acronyms(passage.text[:MAX_CHARACTERS], analyzer)))
+
+        for passage in passages:
+            language = language_of(passage_words(passage))
+            languages = spoken.setdefault(passage.doc_path, [])
+            if language is None:
+                undecided.append(passage)
+            else:
+                languages.append(language)
+                read(passage, language)
             headings.update((heading_form(heading), passage.doc_path) for heading in passage.heading_path)
             sections[(passage.doc_path, passage.heading_path)] += 1
+        of_document = _languages_of_documents(spoken, undecided)
+        of_most = most_common_language(of_document.values()) or ENGLISH
+        for passage in undecided:
+            read(passage, of_document.get(passage.doc_path, of_most))
         return cls(
             passages_with_term=dict(frequency),
             expansions=_one_expansion_each(long_forms),
             associates=_associated_terms(term_sets, frequency) if with_associates else {},
             documents_with_heading=dict(Counter(heading for heading, _ in headings)),
             passages_in_section=dict(sections),
+            language_of_document=of_document,
+            language=of_most,
         )
+
+    def analyzer(self, passage: Passage, beside: Sequence[str] = ()) -> Analyzer:
+        """The analyzer of a passage's language: its own where it tells one, else its document's, else the commonest.
+
+        Args:
+            beside: Texts from elsewhere that queries about the passage may hold.
+        """
+        own = language_of(passage_words(passage))
+        return _analyzer(passage, own or self.language_of_document.get(passage.doc_path, self.language), beside)
 
     def rarity_level(self, term: str, reader: bytes) -> int:
         """Level of rarity as seen by one reader: 0 for the rarest, one more for each eightfold frequency.
@@ -105,14 +143,48 @@ class CorpusStatistics:
         return self.passages_in_section.get((passage.doc_path, passage.heading_path), 1) > 1
 
 
-def passage_terms(passage: Passage) -> list[str]:
+def passage_terms(passage: Passage, analyzer: Analyzer = ENGLISH_ANALYZER) -> list[str]:
     """Content words of a passage, its code left out, and of its headings."""
-    found: list[str] = []
-    for block in blocks(passage.text[:MAX_CHARACTERS]):
-        if block.kind != "code":
-            found.extend(content_words(block.text))
-    for heading in passage.heading_path:
-        found.extend(content_words(strip_markup(heading)))
+    return [word for text in _texts(passage) for word in analyzer.content_words(text)]
+
+
+def passage_words(passage: Passage) -> list[str]:
+    """Lower-case words of a passage, its code left out, and of its headings: what tells its language."""
+    return [word.lower() for text in _texts(passage) for word in words(text)]
+
+
+def _analyzer(passage: Passage, language: str, beside: Sequence[str] = ()) -> Analyzer:
+    if language == ENGLISH:
+        return ENGLISH_ANALYZER
+    read = [block.text for block in blocks(passage.text[:MAX_CHARACTERS])]
+    return analyzer_of(
+        language, "\n".join((*read, *map(strip_markup, (*passage.heading_path, passage.title)), *beside))
+    )
+
+
+def _texts(passage: Passage) -> list[str]:
+    found = [block.text for block in blocks(passage.text[:MAX_CHARACTERS]) if block.kind != "code"]
+    return [*found, *map(strip_markup, passage.heading_path)]
+
+
+def _languages_of_documents(spoken: Mapping[str, Sequence[str]], undecided: Sequence[Passage]) -> dict[str, str]:
+    """The commonest language of each document's passages; where none tells one, what they tell together, if anything."""
+    found = {path: most for path, languages in spoken.items() if (most := most_common_language(languages))}
+    together: dict[str, list[Passage]] = {}
+    for passage in undecided:
+        if passage.doc_path not in found:
+            together.setdefault(passage.doc_path, []).append(passage)
+    for path, passages in together.items():
+        prose = [
+            word.lower()
+            for passage in passages
+            for block in blocks(passage.text[:MAX_CHARACTERS])
+            for sentence in sentences(block)
+            for word in words(sentence)
+        ]
+        everything = [word for passage in passages for word in passage_words(passage)]
+        if language := language_of(everything) or language_of(prose, of_prose=True):
+            found[path] = language
     return found
 
 
@@ -121,7 +193,7 @@ def heading_form(heading: str) -> str:
     return " ".join(word.lower() for word in words(strip_markup(heading)) if not word.isnumeric())
 
 
-def find_acronyms(text: str) -> list[tuple[str, str]]:
+def find_acronyms(text: str, analyzer: Analyzer = ENGLISH_ANALYZER) -> list[tuple[str, str]]:
     """(acronym, expansion) pairs that a text spells out, in either order, with matching initials.
 
     After Schwartz and Hearst, "A simple algorithm for identifying abbreviation definitions" (2003), reduced to
@@ -130,32 +202,32 @@ def find_acronyms(text: str) -> list[tuple[str, str]]:
     plain = strip_markup(" ".join(text.split()))
     found = []
     for match in _LONG_THEN_SHORT.finditer(plain):
-        if expansion := _matching_suffix(match[1].split(), match[2]):
+        if expansion := _matching_suffix(match[1].split(), match[2], analyzer):
             found.append((match[2], expansion))
     for match in _SHORT_THEN_LONG.finditer(plain):
-        if expansion := _matching_prefix(match[2].split(), match[1]):
+        if expansion := _matching_prefix(match[2].split(), match[1], analyzer):
             found.append((match[1], expansion))
     return found
 
 
-def _initials_match(expansion: Sequence[str], acronym: str) -> bool:
+def _initials_match(expansion: Sequence[str], acronym: str, analyzer: Analyzer) -> bool:
     letters = [letter for letter in acronym.lower() if letter.isalpha()]
     pieces = [piece for word in expansion for piece in re.split(r"[-/]", word.lower()) if piece]
-    every = [piece[0] for piece in pieces]
-    content = [piece[0] for piece in pieces if piece == pieces[0] or is_content(piece)]
-    return len(letters) >= 2 and is_content(expansion[0].lower()) and letters in (every, content)
+    every = [analyzer.initial(piece) for piece in pieces]
+    content = [analyzer.initial(piece) for piece in pieces if piece == pieces[0] or analyzer.is_content(piece)]
+    return len(letters) >= 2 and analyzer.is_content(expansion[0].lower()) and letters in (every, content)
 
 
-def _matching_suffix(long: Sequence[str], acronym: str) -> str | None:
+def _matching_suffix(long: Sequence[str], acronym: str, analyzer: Analyzer) -> str | None:
     for start in range(len(long) - 1, -1, -1):
-        if _initials_match(long[start:], acronym):
+        if _initials_match(long[start:], acronym, analyzer):
             return " ".join(long[start:])
     return None
 
 
-def _matching_prefix(long: Sequence[str], acronym: str) -> str | None:
+def _matching_prefix(long: Sequence[str], acronym: str, analyzer: Analyzer) -> str | None:
     for end in range(2, len(long) + 1):
-        if _initials_match(long[:end], acronym) and is_content(long[end - 1].lower()):
+        if _initials_match(long[:end], acronym, analyzer) and analyzer.is_content(long[end - 1].lower()):
             return " ".join(long[:end])
     return None
 

@@ -14,17 +14,23 @@ from collections import Counter
 from dataclasses import dataclass
 from hashlib import sha256
 
+from acme_rag_pipeline.pairs.analyzer import Analyzer
 from acme_rag_pipeline.pairs.corpus_statistics import MAX_CHARACTERS, CorpusStatistics, acronyms_in, passage_terms
-from acme_rag_pipeline.pairs.offline_methods import METHODS
+from acme_rag_pipeline.pairs.offline_methods import METHODS, ONLY_ENGLISH
 from acme_rag_pipeline.pairs.offline_source import Source
 from acme_rag_pipeline.pairs.passage import Passage, WrittenQuery
-from acme_rag_pipeline.pairs.plain_text import content_words, normal_form, sentences, strip_markup
+from acme_rag_pipeline.pairs.plain_text import normal_form, strip_markup
 
 GENERATOR_VERSION = "offline-1"
 """Part of every rendered prompt: raise it when `write` changes, so that cached queries are written anew."""
 
+OTHER_LANGUAGES_VERSION = "1"
+"""Part of the prompts in other languages only: raise this one when `write` changes for no English passage."""
+
 DEFAULT_METHODS = tuple(METHODS)
 MIN_WORDS, MAX_WORDS, MAX_QUERY_CHARACTERS = 3, 25, 240
+# German and Dutch write in one word what English writes in two or three.
+MIN_WORDS_ELSEWHERE = 2
 _BRACKETS = re.compile(r"[()]")
 _TERMS = 12
 _SWAPS = 3
@@ -58,13 +64,16 @@ def render(passage: Passage, statistics: CorpusStatistics, parameters: OfflinePa
     """Everything that `write` reads, as canonical JSON.
 
     Of the collection it holds decisions, not counts: which terms of the passage are important, which headings
-    are generic, the acronyms and associated terms in question. Most edits elsewhere change none of them.
+    are generic, the acronyms and associated terms in question. Most edits elsewhere change none of them. Where the
+    passage is not in English, `function_words` are those of its words, sorted, that carry no topic in its language.
     """
     text = _clean(passage.text[:MAX_CHARACTERS])
     reader = sha256(text.encode("utf-8")).digest()
-    counts = Counter(passage_terms(passage))
-    terms = _important_terms(counts, statistics, reader)
     headings = [_clean(heading) for heading in passage.heading_path]
+    acronyms = _relevant_acronyms(" \n ".join((passage.title, *headings, text)), statistics, reader)
+    analyzer = statistics.analyzer(passage, list(acronyms.values()))
+    counts = Counter(passage_terms(passage, analyzer))
+    terms = _important_terms(counts, statistics, reader)
     content = {
         "generator": GENERATOR_VERSION,
         "queries_per_chunk": parameters.queries_per_chunk,
@@ -75,15 +84,19 @@ def render(passage: Passage, statistics: CorpusStatistics, parameters: OfflinePa
         "generic": [statistics.is_generic_heading(heading) for heading in passage.heading_path],
         "shares_section": statistics.shares_section(passage),
         "terms": terms,
-        "acronyms": _relevant_acronyms(" \n ".join((passage.title, *headings, text)), statistics, reader),
+        "acronyms": acronyms,
         "associates": _swaps(terms, counts, statistics) if parameters.swap_associates else {},
     }
+    if analyzer.function_words is not None:
+        content["other_languages"] = OTHER_LANGUAGES_VERSION
+        content["function_words"] = sorted(map(_clean, analyzer.function_words))
     return json.dumps(content, sort_keys=True, separators=(",", ":"))
 
 
 def write(rendered: str) -> list[WrittenQuery]:
     """Queries for one rendered passage: the best of each method first, then second bests, up to the quota."""
     content = json.loads(rendered)
+    function_words = content.get("function_words")
     source = Source(
         seed=sha256(rendered.encode("ascii")).digest(),
         text=content["text"],
@@ -94,6 +107,7 @@ def write(rendered: str) -> list[WrittenQuery]:
         terms=tuple(content["terms"]),
         acronyms=content["acronyms"],
         associates=content["associates"],
+        analyzer=Analyzer(None if function_words is None else frozenset(function_words)),
     )
     if not source.body_words:
         return []
@@ -101,8 +115,9 @@ def write(rendered: str) -> list[WrittenQuery]:
 
 
 def _mixed(source: Source, methods: list[str], quota: int) -> list[WrittenQuery]:
-    forbidden = {normal_form(text) for block in source.blocks for text in (block.text, *sentences(block))}
-    offered = {name: METHODS[name](source) for name in methods}
+    analyzer = source.analyzer
+    forbidden = {normal_form(text) for block in source.blocks for text in (block.text, *analyzer.sentences(block))}
+    offered = {name: METHODS[name](source) for name in methods if analyzer.is_english or name not in ONLY_ENGLISH}
     chosen: list[WrittenQuery] = []
     word_sets: list[frozenset[str]] = []
     copies = 0
@@ -112,9 +127,10 @@ def _mixed(source: Source, methods: list[str], quota: int) -> list[WrittenQuery]
                 break
             for form in offered[name]:
                 query = bounded(form.text)
-                kept = frozenset(content_words(query))
+                kept = frozenset(analyzer.content_words(query))
                 is_copy = kept <= source.body_words
-                if not _acceptable(query, name, kept, forbidden, word_sets) or (is_copy and 2 * copies > quota):
+                allowed = _has_length(query, name, analyzer) and normal_form(query) not in forbidden
+                if not allowed or not _is_new(kept, word_sets) or (is_copy and 2 * copies > quota):
                     continue
                 chosen.append(WrittenQuery(query, form.style, name))
                 word_sets.append(kept)
@@ -125,14 +141,16 @@ def _mixed(source: Source, methods: list[str], quota: int) -> list[WrittenQuery]
     return chosen
 
 
-def _acceptable(
-    query: str, method: str, kept: frozenset[str], forbidden: set[str], word_sets: list[frozenset[str]]
-) -> bool:
-    count = len(query.split())
-    minimum = 1 if method == "identifier" else MIN_WORDS
-    if not minimum <= count <= MAX_WORDS or not kept or normal_form(query) in forbidden:
-        return False
-    return all(len(kept & other) < 0.75 * len(kept | other) for other in word_sets)
+def _has_length(query: str, method: str, analyzer: Analyzer) -> bool:
+    if analyzer.is_english:
+        count, minimum = len(query.split()), MIN_WORDS
+    else:
+        count, minimum = len(analyzer.words(query)), MIN_WORDS_ELSEWHERE
+    return (1 if method == "identifier" else minimum) <= count <= MAX_WORDS
+
+
+def _is_new(kept: frozenset[str], word_sets: list[frozenset[str]]) -> bool:
+    return bool(kept) and all(len(kept & other) < 0.75 * len(kept | other) for other in word_sets)
 
 
 def bounded(text: str) -> str:

@@ -7,12 +7,13 @@ from collections.abc import Callable, Iterator
 
 from acme_rag_pipeline.pairs.corpus_statistics import find_acronyms
 from acme_rag_pipeline.pairs.offline_source import Source
-from acme_rag_pipeline.pairs.plain_text import content_words, normal_form, sentences, strip_markup, words
+from acme_rag_pipeline.pairs.plain_text import normal_form, strip_markup
 from acme_rag_pipeline.pairs.question_forms import (
     Form,
     answer_form,
     defined_term,
     first_person,
+    has_question_mark,
     heading_forms,
     is_question,
     lower_first,
@@ -37,12 +38,15 @@ Method = Callable[[Source], Iterator[Form]]
 
 def faq(source: Source) -> Iterator[Form]:
     """Questions the authors wrote themselves: headings and bold or short lines that end in a question mark."""
-    asked = [heading for heading in reversed(source.specific_headings[1:]) if is_question(heading)][:1]
-    asked += [block.text for block in source.blocks if block.kind == "heading" and is_question(block.text)]
-    asked += [s for s in source.sentences if s.endswith("?") and 4 <= len(words(s)) <= 16]
+    content_words, words = source.analyzer.content_words, source.analyzer.words
+    english = source.analyzer.is_english
+    asks = is_question if english else has_question_mark
+    asked = [heading for heading in reversed(source.specific_headings[1:]) if asks(heading)][:1]
+    asked += [block.text for block in source.blocks if block.kind == "heading" and asks(block.text)]
+    asked += [s for s in source.sentences if (s.endswith("?") if english else asks(s)) and 4 <= len(words(s)) <= 16]
     context = source.specific_headings[0] if source.specific_headings else ""
     for question in asked:
-        plain = first_person(question.rstrip("? ")) + "?"
+        plain = first_person(question.rstrip("? ")) + "?" if english else question
         missing = [word for word in content_words(context) if word not in content_words(question)]
         # A question like "Who should do this?" names its topic only through the page it stands on.
         vague = len(content_words(question)) < 3 and missing
@@ -53,10 +57,15 @@ def heading(source: Source) -> Iterator[Form]:
     """Section heading as question (AugTriever's title -> body), sharpened where a section has many passages."""
     if not source.topic:
         return
+    known = set(source.analyzer.content_words(source.topic))
+    fresh = [phrase for phrase in source.keyphrases if not known & set(phrase.split())]
+    if not source.analyzer.is_english:
+        asks = has_question_mark(source.topic)
+        sharpen = (source.shares_section or len(known) < 2) and fresh and not asks
+        yield Form(f"{source.topic} {fresh[0]}" if sharpen else source.topic, "question" if asks else "keywords")
+        return
     forms = heading_forms(source.topic)
     form = forms[source.draw("heading form", len(forms))]
-    known = set(content_words(source.topic))
-    fresh = [phrase for phrase in source.keyphrases if not known & set(phrase.split())]
     if (source.shares_section or len(known) < 2) and fresh:
         yield Form(f"{form.text.rstrip('?')} {fresh[0]}{'?' if form.text.endswith('?') else ''}", form.style)
     else:
@@ -68,22 +77,32 @@ def heading_pair(source: Source) -> Iterator[Form]:
     path = source.specific_headings
     if len(path) >= 2:
         outer = path[-2] if source.draw("heading pair", 2) else path[0]
-        yield Form(" ".join(dict.fromkeys(f"{outer} {path[-1]}".lower().split())), "keywords")
-    if path and source.keyphrases:
-        yield Form(f"{path[-1]} {source.swapped(source.keyphrases[0], 'heading pair')}".lower(), "keywords")
+        both = f"{outer} {path[-1]}".lower().split()
+        # "viajes de empresa reserva de hoteles": elsewhere a second preposition cannot go.
+        yield Form(" ".join(dict.fromkeys(both) if source.analyzer.is_english else both), "keywords")
+    phrases = source.keyphrases
+    if path and not source.analyzer.is_english:
+        named = set(source.analyzer.content_words(path[-1]))
+        phrases = [phrase for phrase in phrases if not named & set(phrase.split())]
+    if path and phrases:
+        yield Form(f"{path[-1]} {source.swapped(phrases[0], 'heading pair')}".lower(), "keywords")
 
 
 def definition(source: Source) -> Iterator[Form]:
-    """ "What is X?" for each term that the passage defines, and a reverse query that describes X without naming it."""
+    """ "What is X?" for each term that the passage defines, and a reverse query that describes X without naming it.
+
+    In other languages than English only the reverse query, and only for terms that a colon or a dash sets off.
+    """
+    words, english = source.analyzer.words, source.analyzer.is_english
     found: dict[str, tuple[str, str]] = {}
     for block in source.blocks:
         if block.kind == "item" and (match := _TERM_LINE.match(block.text)) and len(words(match["term"])) <= 6:
             found.setdefault(normal_form(match["term"]), (match["term"], match["rest"]))
-        for sentence in sentences(block)[:60]:
-            if defined := defined_term(sentence):
+        for sentence in source.analyzer.sentences(block)[:60]:
+            if english and (defined := defined_term(sentence)):
                 found.setdefault(normal_form(defined[0]), defined)
     for position, (term, rest) in enumerate(found.values()):
-        if position % 2 == 0:
+        if english and position % 2 == 0:
             yield Form(f"What {'are' if term.endswith('s') and not term.isupper() else 'is'} {term}?", "question")
         else:
             described = " ".join(rest.split()[:18])
@@ -92,8 +111,9 @@ def definition(source: Source) -> Iterator[Form]:
 
 def acronym(source: Source) -> Iterator[Form]:
     """Acronyms both ways: the form that the passage does not spell, with what the passage says about it."""
-    present = set(words(source.text))
-    spelled_out = dict(find_acronyms(source.text))
+    content_words = source.analyzer.content_words
+    present = set(source.analyzer.words(source.text))
+    spelled_out = dict(find_acronyms(source.text, source.analyzer))
     lowered = f" {normal_form(source.text)} "
     for short, expansion in source.acronyms.items():
         own = {short.lower(), *content_words(expansion)}
@@ -102,11 +122,15 @@ def acronym(source: Source) -> Iterator[Form]:
         if short in present and short not in spelled_out and not has_long:
             yield Form(f"{expansion} {about}".strip(), "keywords")
         elif has_long or short in spelled_out:
-            yield Form(f"{short} {about}", "keywords") if about else Form(f"What does {short} stand for?", "question")
+            if about:
+                yield Form(f"{short} {about}", "keywords")
+            elif source.analyzer.is_english:
+                yield Form(f"What does {short} stand for?", "question")
 
 
 def table_row(source: Source) -> Iterator[Form]:
     """One cell asked for by its row and column."""
+    words = source.analyzer.words
     rows = [block for block in source.blocks if block.kind == "row" and len(block.cells) >= 2 and words(block.cells[0])]
     for index in range(min(3, len(rows))):
         row = rows[(source.draw("table row", len(rows)) + index * max(1, len(rows) // 3)) % len(rows)]
@@ -114,13 +138,17 @@ def table_row(source: Source) -> Iterator[Form]:
         columns = [name for name in row.header[1:] if words(name)]
         if columns:
             column = columns[source.draw(f"column {index}", len(columns))]
-            yield Form(f"What is the {lower_first(column)} for {label}?", "question")
+            if source.analyzer.is_english:
+                yield Form(f"What is the {lower_first(column)} for {label}?", "question")
+            else:
+                yield Form(f"{label} {column}", "keywords")
         else:
             yield Form(f"{source.topic} {label}".strip(), "keywords")
 
 
 def identifier(source: Source) -> Iterator[Form]:
     """Form numbers, error codes, options, file names and commands, with a word on what they are about."""
+    content_words, words = source.analyzer.content_words, source.analyzer.words
     found = [match[1].strip() for match in _INLINE_CODE.finditer(source.text)]
     plain = " ".join(block.text for block in source.blocks if block.kind != "code")
     found += [match[0] for match in _IDENTIFIER.finditer(plain)]
@@ -149,7 +177,7 @@ def answer_type(source: Source) -> Iterator[Form]:
         inside = normal_form(sentence)
         topic = next((phrase for phrase in source.keyphrases if phrase in inside), "")
         context = source.topic.lower()
-        shared = set(content_words(context)) & set(topic.split())
+        shared = set(source.analyzer.content_words(context)) & set(topic.split())
         form = answer_form(sentence, f"{context} {topic}".strip() if context and not shared else topic or context)
         if form and (topic or context):
             yield form
@@ -171,11 +199,13 @@ def sentence(source: Source) -> Iterator[Form]:
     scored = [
         (-source.importance(text), position, text)
         for position, text in enumerate(source.sentences)
-        if 6 <= len(words(text)) <= 60
+        if 6 <= len(source.analyzer.words(text)) <= 60
     ]
     for _, position, text in sorted(scored)[:2]:
-        kept = source.without_some_words(" ".join(text.rstrip(".!").split()[:28]), f"sentence {position}")
-        yield Form(source.swapped(first_person(kept), f"sentence {position}"), "situation")
+        beginning = "".join(source.analyzer.pieces(text.rstrip(".!。！"))[:28])
+        kept = source.without_some_words(beginning, f"sentence {position}")
+        plain = first_person(kept) if source.analyzer.is_english else source.analyzer.up_to_content(kept)
+        yield Form(source.swapped(plain, f"sentence {position}"), "situation")
 
 
 METHODS: dict[str, Method] = {
@@ -192,3 +222,6 @@ METHODS: dict[str, Method] = {
     "acronym": acronym,
 }
 """All methods by name, in the order in which they fill a passage's quota."""
+
+ONLY_ENGLISH = frozenset({"instruction", "answer_type"})
+"""Methods that nothing is left of without English words; the others write in any language."""

@@ -9,16 +9,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
 
-from acme_rag_pipeline.pairs.plain_text import (
-    Block,
-    blocks,
-    content_words,
-    is_content,
-    normal_form,
-    sentences,
-    strip_markup,
-    words,
-)
+from acme_rag_pipeline.pairs.analyzer import ENGLISH_ANALYZER, Analyzer
+from acme_rag_pipeline.pairs.plain_text import Block, blocks, normal_form, strip_markup
 
 _NUMBERING = re.compile(r"^\d{1,2}(?:\.\d{1,2})*[.)]?\s+(?=[^\W\d])")
 
@@ -36,6 +28,7 @@ class Source:
     terms: tuple[str, ...]
     acronyms: Mapping[str, str]
     associates: Mapping[str, str]
+    analyzer: Analyzer = ENGLISH_ANALYZER
 
     def draw(self, label: str, options: int) -> int:
         """A number below `options`, fixed by the passage and the label: independent of what else was drawn."""
@@ -48,23 +41,25 @@ class Source:
 
     @cached_property
     def sentences(self) -> list[str]:
-        return [sentence for block in self.blocks for sentence in sentences(block)][:400]
+        return [sentence for block in self.blocks for sentence in self.analyzer.sentences(block)][:400]
 
     @cached_property
     def body_words(self) -> frozenset[str]:
+        content_words = self.analyzer.content_words
         return frozenset(word for block in self.blocks if block.kind != "heading" for word in content_words(block.text))
 
     @cached_property
     def rank(self) -> dict[str, int]:
         """Important words by how often the passage and its headings say them, then by appearance."""
         texts = [block.text for block in self.blocks if block.kind != "code"]
-        counts = Counter(word for text in (*texts, *map(strip_markup, self.headings)) for word in content_words(text))
+        texts += map(strip_markup, self.headings)
+        counts = Counter(word for text in texts for word in self.analyzer.content_words(text))
         ranked = sorted(self.terms, key=lambda term: (-counts[term], self.terms.index(term)))
         return {term: position for position, term in enumerate(ranked)}
 
     def importance(self, text: str) -> int:
         """How many of the passage's important words `text` has."""
-        return len(self.rank.keys() & content_words(text))
+        return len(self.rank.keys() & self.analyzer.content_words(text))
 
     @cached_property
     def specific_headings(self) -> list[str]:
@@ -89,7 +84,7 @@ class Source:
             if block.kind == "code":
                 continue
             run: list[str] = []
-            for word in (*words(block.text), ""):
+            for word in (*self.analyzer.words(block.text), ""):
                 if word.lower() in self.rank and len(run) < 3:
                     run.append(word)
                     continue
@@ -124,15 +119,15 @@ class Source:
 
     def without_some_words(self, text: str, label: str) -> str:
         """`text` without 30 to 50 % of its content words, the least important rather than the most."""
-        parts = text.split()
-        removable = [index for index, part in enumerate(parts) if any(is_content(word.lower()) for word in words(part))]
+        parts = self.analyzer.pieces(text)
+        removable = [index for index, part in enumerate(parts) if self.analyzer.content_words(part)]
         share = 30 + self.draw(f"{label} share", 21)
         unranked = len(self.rank) + 1
 
         def importance(index: int) -> tuple[int, int]:
-            best = min(self.rank.get(word.lower(), unranked) for word in words(parts[index]))
+            best = min(self.rank.get(word.lower(), unranked) for word in self.analyzer.words(parts[index]))
             return -best, self.draw(f"{label} {index}", 97)
 
         order = sorted(removable, key=importance)
         dropped = set(order[: round(len(removable) * share / 100)])
-        return " ".join(part for index, part in enumerate(parts) if index not in dropped)
+        return "".join(part for index, part in enumerate(parts) if index not in dropped).strip()

@@ -149,14 +149,19 @@ def blocks(text: str) -> list[Block]:
     return [block for block in found if block.text]
 
 
-def sentences(block: Block) -> list[str]:
-    """Sentences of a prose block or list item; other kinds have none."""
+def sentences(block: Block, end: re.Pattern[str] = _SENTENCE_END, no_end: re.Pattern[str] = _ABBREVIATION) -> list[str]:
+    """Sentences of a prose block or list item; other kinds have none.
+
+    Args:
+        end: What stands between two sentences.
+        no_end: What before it says that the sentence goes on.
+    """
     if block.kind not in ("prose", "item"):
         return []
     found: list[str] = []
-    for piece in _SENTENCE_END.split(block.text):
+    for piece in end.split(block.text):
         piece = piece.strip()
-        if found and _ABBREVIATION.search(found[-1][-12:]):
+        if found and no_end.search(found[-1][-12:]):
             found[-1] = f"{found[-1]} {piece}"
         elif piece:
             found.append(piece)

@@ -103,6 +103,14 @@ def is_question(text: str) -> bool:
     return text.rstrip().endswith("?") or (bool(_QUESTION_START.match(text)) and len(words(text)) >= 4)
 
 
+def has_question_mark(text: str) -> bool:
+    """Whether a line ends as a question does in Latin, Cyrillic, Arabic or East Asian scripts.
+
+    Not the Greek one, which is our semicolon.
+    """
+    return text.rstrip().endswith(("?", "？", "؟"))
+
+
 def first_person(text: str) -> str:
     """The words of a handbook ("your manager") as its reader would say them ("my manager")."""
     return _SECOND_PERSON.sub(lambda match: _FIRST_PERSON.get(match[0].lower(), match[0]), text)

@@ -32,7 +32,7 @@ from acme_rag_pipeline.store.stages import StageResult, data_versions, overtaken
 from acme_rag_pipeline.store.warehouse import append, insert, reconcile
 
 STAGE = "synthetic_pairs"
-CODE_VERSION = "2"
+CODE_VERSION = "3"
 COMMIT_EVERY = 500
 # The quick one first: its questions are there whatever becomes of the LLM.
 _NAMES: dict[str, tuple[GeneratorName, ...]] = {
