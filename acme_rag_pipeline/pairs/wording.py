@@ -5,6 +5,10 @@ from __future__ import annotations
 import re
 import unicodedata
 
+from acme_rag_pipeline.pairs.analyzer import analyzer_of
+from acme_rag_pipeline.pairs.languages import ENGLISH, language_of
+from acme_rag_pipeline.pairs.plain_text import words
+
 # "C", "C++" and "C#" are three things, as are 5 €, 5 % and ±5; sentence punctuation says nothing.
 _TELLING = frozenset("#%+<=>±×÷−")
 # A hyphen before a number, after neither a letter nor a digit, is its sign.
@@ -22,9 +26,18 @@ def query_key(query: str) -> str:
 
 
 def word_overlap(query: str, passage: str) -> float:
-    """Share of the query's distinct words of four characters or more that stand in the passage, 0 to 1."""
-    words, there = _long_words(query), _long_words(passage)
-    return round(len(words & there) / len(words), 4) if words else 0.0
+    """Share of the query's distinct words of four characters or more that stand in the passage, 0 to 1.
+
+    Where the passage is in another language than English, of the query's words that carry a topic in that language:
+    the length of a word says as much of it only in English.
+    """
+    language = language_of([word.lower() for word in words(passage)]) or ENGLISH
+    if language == ENGLISH:
+        asked, there = _long_words(query), _long_words(passage)
+    else:
+        analyzer = analyzer_of(language, f"{query}\n{passage}")
+        asked, there = set(analyzer.content_words(query)), set(analyzer.content_words(passage))
+    return round(len(asked & there) / len(asked), 4) if asked else 0.0
 
 
 class _Fold(dict[int, str]):

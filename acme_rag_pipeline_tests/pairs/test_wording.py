@@ -46,3 +46,11 @@ def test_overlap_counts_whole_words_in_any_script() -> None:
     # Without their vowel signs these would be no words of four characters at all.
     assert word_overlap("कार्यालय किताबें", "कार्यालय कहाँ है") == 0.5
     assert word_overlap("a b?", "a b") == 0.0
+
+
+def test_overlap_leaves_out_the_function_words_of_the_passages_language() -> None:
+    german = "Die Belege werden nach der Reise hochgeladen, eine Kopie bleibt im Ordner."
+    assert word_overlap("Welche Belege werden für eine Fortbildung verlangt?", german) == pytest.approx(1 / 3, abs=1e-4)
+    french = "Le remboursement de l'hôtel est dans le portail, avec les autres frais."
+    assert word_overlap("dans quel hôtel", french) == 1.0
+    assert word_overlap("年假申请", "员工应当提前两周在人事系统提交年假申请。") == 1.0
