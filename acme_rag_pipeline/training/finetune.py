@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from acme_rag_pipeline.embedding.encoder import autocast, load_model
+from acme_rag_pipeline.embedding.encoder import autocast
 from acme_rag_pipeline.settings import TrainingSettings
 from acme_rag_pipeline.training import lora
 from acme_rag_pipeline.training.batches import epoch_batches
 from acme_rag_pipeline.training.checkpoint import Best, Curve, resume, save_checkpoint, trained_weights
 from acme_rag_pipeline.training.frozen_layers import MOST_BYTES, frozen_layers
 from acme_rag_pipeline.training.losses import distillation_loss, guided_softmax_loss
+from acme_rag_pipeline.training.start_model import opened, trained_share
 from acme_rag_pipeline.training.teacher import SharedWords, teacher_logits
 from acme_rag_pipeline.training.tokens import Tokens, forward, tokenised
 from acme_rag_pipeline.training.weights import query_weights
@@ -104,7 +105,7 @@ def finetune(
         start: directory of the start weights.
         rows: queries of at least two passages.
         settings: strategy, epochs, whitening (None: none), learning rate and so on; the seed decides the order and the
-            dropout.
+            dropout, if any.
         checkpoint: file for the state of an unfinished run; removed at the end by the caller that keeps the result.
         validate: nDCG@10 of the model on the validation queries, or None without any; called after every epoch.
         device: where to train; default CUDA when there is one, else CPU.
@@ -119,16 +120,13 @@ def finetune(
     import torch
 
     torch.manual_seed(settings.seed)
-    model = load_model(start, device)
-    _freeze_word_embeddings(model)
-    if settings.strategy == "lora":
-        lora.add(model, settings)
+    model = opened(start, settings, device)
     work = _Work(model, rows, settings)
     trained = len(set(rows.positives))
     epochs = epochs_for(trained, settings)
     logger.info(
         "training on %d queries of %d passages, %d epoch(s), on %s, strategy %s, %s",
-        len(rows.queries), trained, epochs, model.device, settings.strategy, _trained_weights(model),
+        len(rows.queries), trained, epochs, model.device, settings.strategy, trained_share(model),
     )  # fmt: skip
     plan = [work.batches(settings.seed + epoch) for epoch in range(epochs)]
     steps = sum(len(batches) for batches in plan)
@@ -140,7 +138,7 @@ def finetune(
     if checkpoint.exists():
         done, curve, best = resume(checkpoint, model, optimizer, scheduler)
         logger.info("resumed after %d of %d steps", done, steps)
-    curve.trained = _trained_weights(model)
+    curve.trained = trained_share(model)
     started = last_log = last_save = time.monotonic()
     pairs_seen, step = 0, 0
     for epoch, batches in enumerate(plan[:end_after]):
@@ -324,20 +322,6 @@ def interpolate(
 def weights_of(model: SentenceTransformer) -> dict[str, torch.Tensor]:
     """A copy of all weights on the CPU."""
     return {name: weight.detach().cpu().clone() for name, weight in model.state_dict().items()}
-
-
-def _freeze_word_embeddings(model: SentenceTransformer) -> None:
-    from torch import nn
-
-    for module in model.modules():
-        if isinstance(module, nn.Embedding):
-            module.requires_grad_(False)
-
-
-def _trained_weights(model: SentenceTransformer) -> str:
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    everything = sum(p.numel() for p in model.parameters())
-    return f"{trained / 1e6:.1f} of {everything / 1e6:.1f} million weights"
 
 
 def _linear_with_warmup(steps: int, warmup_share: float) -> Callable[[int], float]:

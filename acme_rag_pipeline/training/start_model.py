@@ -1,0 +1,50 @@
+"""The model that a training begins with: which of its weights move, and what a step leaves out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from acme_rag_pipeline.embedding.encoder import load_model
+from acme_rag_pipeline.settings import TrainingSettings
+from acme_rag_pipeline.training import lora
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+
+def opened(start: Path, settings: TrainingSettings, device: str | None = None) -> SentenceTransformer:
+    """The start weights, ready to train: word embeddings fixed, dropout and adapters as the settings say.
+
+    Args:
+        start: directory of the start weights.
+        settings: strategy and dropout.
+        device: where to train; default CUDA when there is one, else CPU.
+
+    Raises:
+        SettingsError: strategy `lora` without the package that it needs.
+    """
+    from torch import nn
+    from transformers import PreTrainedModel
+
+    model = load_model(start, device)
+    transformer = getattr(model[0], "auto_model", None)
+    if model.device.type == "cpu" and isinstance(transformer, PreTrainedModel):
+        # Torch's fused attention has a slow backward pass on a CPU: a step without AMX takes 1.3 times as long with it.
+        transformer.set_attn_implementation("eager")
+    for module in model.modules():
+        if isinstance(module, nn.Embedding):
+            module.requires_grad_(False)
+        if isinstance(module, nn.Dropout):
+            # Of the modules alone: the configuration is saved with the model and stays the base's.
+            module.p = settings.dropout
+    if settings.strategy == "lora":
+        lora.add(model, settings)
+    return model
+
+
+def trained_share(model: SentenceTransformer) -> str:
+    """How many of the weights are trained, in words."""
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    everything = sum(p.numel() for p in model.parameters())
+    return f"{trained / 1e6:.1f} of {everything / 1e6:.1f} million weights"

@@ -1,0 +1,45 @@
+"""The start of a training: what moves, and what a step leaves out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from sentence_transformers import SentenceTransformer
+
+from acme_rag_pipeline.embedding.base_model import resolve_base_model
+from acme_rag_pipeline.settings import TrainingSettings
+from acme_rag_pipeline.training.start_model import opened, trained_share
+from acme_rag_pipeline.training.tokens import forward, tokenised
+
+TEXTS = ["Colleagues abroad ask their manager first.", "A day of leave is entered in form 12."]
+
+
+@pytest.fixture(scope="module")
+def base() -> Path:
+    return resolve_base_model("all-MiniLM-L6-v2", Path.cwd()).folder
+
+
+def vectors(model: SentenceTransformer) -> torch.Tensor:
+    with torch.no_grad():
+        return forward(model, tokenised(model, TEXTS), None)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1])
+def test_a_step_leaves_out_what_the_settings_say_and_the_saved_model_knows_nothing_of_it(
+    base: Path, share: float, tmp_path: Path
+) -> None:
+    model = opened(base, TrainingSettings(dropout=share), "cpu").train()
+    assert torch.equal(vectors(model), vectors(model)) == (share == 0)
+    model.save_pretrained(str(tmp_path), create_model_card=False)
+    config = SentenceTransformer(str(tmp_path), device="cpu")[0].auto_model.config
+    assert config.hidden_dropout_prob == config.attention_probs_dropout_prob == 0.1
+
+
+def test_word_embeddings_stay(base: Path) -> None:
+    model = opened(base, TrainingSettings(), "cpu")
+    assert not [
+        n for n, p in model.named_parameters() if "embeddings." in n and "LayerNorm" not in n and p.requires_grad
+    ]
+    assert trained_share(model) == "10.6 of 22.7 million weights"
