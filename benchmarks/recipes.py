@@ -22,7 +22,8 @@ from acme_rag_pipeline.embedding.encoder import Encoder
 from acme_rag_pipeline.evaluation.golden import golden_queries
 from acme_rag_pipeline.evaluation.intervals import mean_interval, paired_interval
 from acme_rag_pipeline.retrieval import index
-from acme_rag_pipeline.settings import Settings, TrainingSettings
+from acme_rag_pipeline.setting_groups import TrainingSettings
+from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.passages import live_passages
 from acme_rag_pipeline.training.finetune import finetune

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from typing import Literal
 
-from acme_rag_pipeline.settings import EvaluationSettings
+from acme_rag_pipeline.setting_groups import EvaluationSettings
 
 Side = Literal["train", "validation", "test"]
 

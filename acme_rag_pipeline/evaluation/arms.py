@@ -16,7 +16,8 @@ from acme_rag_pipeline.retrieval import index
 from acme_rag_pipeline.retrieval.fusion import Scored, fuse
 from acme_rag_pipeline.retrieval.retriever import lexical
 from acme_rag_pipeline.retrieval.sentences import best_sentence, packed_sentences, with_best_sentence
-from acme_rag_pipeline.settings import RetrievalSettings, Settings
+from acme_rag_pipeline.setting_groups import RetrievalSettings
+from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store import vectors
 from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.passages import LivePassage, live_passages

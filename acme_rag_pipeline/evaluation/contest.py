@@ -29,7 +29,8 @@ from acme_rag_pipeline.evaluation.words_alone import bm25_ahead
 from acme_rag_pipeline.retrieval import index
 from acme_rag_pipeline.retrieval.fusion import judged_fusion
 from acme_rag_pipeline.serving import decisions
-from acme_rag_pipeline.settings import RetrievalSettings, Settings
+from acme_rag_pipeline.setting_groups import RetrievalSettings
+from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store import models
 from acme_rag_pipeline.store.fingerprints import fingerprint
 from acme_rag_pipeline.store.layout import Store

@@ -10,7 +10,8 @@ from typing import Any, TypeGuard
 
 from acme_rag_pipeline.documents.doc_paths import known_doc_path
 from acme_rag_pipeline.evaluation.metrics import Evidence
-from acme_rag_pipeline.settings import EvaluationSettings, Settings, SettingsError
+from acme_rag_pipeline.setting_groups import EvaluationSettings
+from acme_rag_pipeline.settings import Settings, SettingsError
 from acme_rag_pipeline.store.fingerprints import content_hash, fingerprint
 from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.passages import LivePassage, live_passages

@@ -12,7 +12,8 @@ from acme_rag_pipeline.pairs.llm import LLMConnection, estimate
 from acme_rag_pipeline.pairs.llm_cost import cost
 from acme_rag_pipeline.pairs.llm_outcome import estimate_prompt
 from acme_rag_pipeline.pairs.passage import Passage
-from acme_rag_pipeline.settings import PairSettings, Settings
+from acme_rag_pipeline.setting_groups import PairSettings
+from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.passages import live_passages
 from acme_rag_pipeline.store.stages import UpstreamMissing, data_versions

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from acme_rag_pipeline.settings import PairSettings, Settings
+from acme_rag_pipeline.setting_groups import PairSettings
+from acme_rag_pipeline.settings import Settings
 
 if TYPE_CHECKING:
     import duckdb

@@ -24,7 +24,8 @@ from acme_rag_pipeline.pairs.generators import (
 )
 from acme_rag_pipeline.pairs.llm_cost import cost, spent
 from acme_rag_pipeline.pairs.passage import Passage, WrittenQuery
-from acme_rag_pipeline.settings import PairSettings, Settings
+from acme_rag_pipeline.setting_groups import PairSettings
+from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store.fingerprints import content_hash, fingerprint
 from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.passages import live_passages

@@ -19,7 +19,8 @@ from acme_rag_pipeline.pairs.hard_negatives import mine
 from acme_rag_pipeline.pairs.wording import query_key, word_overlap
 from acme_rag_pipeline.retrieval import index
 from acme_rag_pipeline.retrieval.retriever import lexical
-from acme_rag_pipeline.settings import PairSettings, Settings
+from acme_rag_pipeline.setting_groups import PairSettings
+from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store import vectors
 from acme_rag_pipeline.store.fingerprints import content_hash, fingerprint
 from acme_rag_pipeline.store.layout import Store

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from acme_rag_pipeline.settings import RetrievalSettings
+from acme_rag_pipeline.setting_groups import RetrievalSettings
 
 Scored = tuple[str, float]
 

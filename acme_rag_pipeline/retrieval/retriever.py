@@ -14,7 +14,7 @@ from acme_rag_pipeline.embedding.encoder import Encoder
 from acme_rag_pipeline.retrieval.fusion import fuse, judged_fusion
 from acme_rag_pipeline.retrieval.index import known_arms
 from acme_rag_pipeline.retrieval.sentences import best_sentence, with_best_sentence
-from acme_rag_pipeline.settings import RetrievalSettings
+from acme_rag_pipeline.setting_groups import RetrievalSettings
 from acme_rag_pipeline.store import vectors
 from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.promotion import NothingPromoted, PointerDamaged, Promoted, read_pointer

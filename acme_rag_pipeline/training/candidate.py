@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from acme_rag_pipeline.embedding.base_model import BaseModelFiles, functional_files, model_digest
 from acme_rag_pipeline.retrieval import index
-from acme_rag_pipeline.settings import Settings, TrainingSettings
+from acme_rag_pipeline.setting_groups import TrainingSettings
+from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store import models
 from acme_rag_pipeline.store.fingerprints import fingerprint
 from acme_rag_pipeline.store.layout import Store

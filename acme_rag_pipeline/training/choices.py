@@ -10,7 +10,7 @@ from acme_rag_pipeline.embedding.base_model import BaseModelFiles
 from acme_rag_pipeline.embedding.cache import EmbeddingCache
 from acme_rag_pipeline.embedding.encoder import Encoder
 from acme_rag_pipeline.retrieval import index
-from acme_rag_pipeline.settings import TrainingSettings
+from acme_rag_pipeline.setting_groups import TrainingSettings
 from acme_rag_pipeline.store.passages import PassagePrefix
 from acme_rag_pipeline.training.checkpoint import Curve
 from acme_rag_pipeline.training.finetune import interpolate, weights_of

@@ -7,7 +7,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
-from acme_rag_pipeline.settings import AutomationSettings
+from acme_rag_pipeline.setting_groups import AutomationSettings
 from acme_rag_pipeline.store import models
 from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.warehouse import records

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from acme_rag_pipeline.embedding.encoder import autocast
-from acme_rag_pipeline.settings import TrainingSettings
+from acme_rag_pipeline.setting_groups import TrainingSettings
 from acme_rag_pipeline.training import lora
 from acme_rag_pipeline.training.batches import epoch_batches
 from acme_rag_pipeline.training.checkpoint import Best, Curve, resume, save_checkpoint, trained_weights

@@ -9,7 +9,8 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from acme_rag_pipeline.settings import SettingsError, TrainingSettings
+from acme_rag_pipeline.setting_groups import TrainingSettings
+from acme_rag_pipeline.settings import SettingsError
 
 if TYPE_CHECKING:
     import torch

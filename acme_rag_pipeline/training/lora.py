@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from acme_rag_pipeline.settings import SettingsError, TrainingSettings
+from acme_rag_pipeline.setting_groups import TrainingSettings
+from acme_rag_pipeline.settings import SettingsError
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

@@ -9,7 +9,7 @@ from typing import Any
 from acme_rag_pipeline.embedding.cache import EmbeddingCache
 from acme_rag_pipeline.embedding.encoder import Encoder
 from acme_rag_pipeline.pairs.wording import query_key
-from acme_rag_pipeline.settings import TrainingSettings
+from acme_rag_pipeline.setting_groups import TrainingSettings
 from acme_rag_pipeline.store.fingerprints import fingerprint, sha256_text
 from acme_rag_pipeline.store.passages import LivePassage, PassagePrefix, live_passages
 from acme_rag_pipeline.store.warehouse import Warehouse, records

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from acme_rag_pipeline.retrieval.fusion import convex_combination, fuse, reciprocal_rank_fusion
-from acme_rag_pipeline.settings import RetrievalSettings
+from acme_rag_pipeline.setting_groups import RetrievalSettings
 
 scores = st.lists(st.floats(-1, 1, allow_nan=False, width=32), max_size=20, unique=True)
 

@@ -17,7 +17,8 @@ from acme_rag_pipeline.evaluation.metrics import Evidence
 from acme_rag_pipeline.retrieval import Retriever, index
 from acme_rag_pipeline.retrieval.sentences import MOST, best_sentence, pack, sentences, with_best_sentence
 from acme_rag_pipeline.serving import decisions, serve
-from acme_rag_pipeline.settings import RetrievalSettings, Settings
+from acme_rag_pipeline.setting_groups import RetrievalSettings
+from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store import vectors
 from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.passages import live_passages

@@ -15,7 +15,8 @@ from acme_rag_pipeline.evaluation.arms import BASE_HYBRID, CHAMPION
 from acme_rag_pipeline.evaluation.contest import arms_for, champion_arm, contest
 from acme_rag_pipeline.retrieval import Retriever, index
 from acme_rag_pipeline.serving import decisions, serve
-from acme_rag_pipeline.settings import RetrievalSettings, Settings
+from acme_rag_pipeline.setting_groups import RetrievalSettings
+from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.promotion import PointerDamaged, read_pointer
 

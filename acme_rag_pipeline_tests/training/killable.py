@@ -13,7 +13,7 @@ import torch
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from acme_rag_pipeline.embedding.base_model import resolve_base_model
-from acme_rag_pipeline.settings import TrainingSettings
+from acme_rag_pipeline.setting_groups import TrainingSettings
 from acme_rag_pipeline.training import finetune
 from acme_rag_pipeline_tests.increments.worker import fork_server
 

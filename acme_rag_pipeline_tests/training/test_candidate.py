@@ -13,7 +13,8 @@ import pytest
 
 from acme_rag_pipeline.embedding.encoder import load_model
 from acme_rag_pipeline.retrieval import index
-from acme_rag_pipeline.settings import Settings, TrainingSettings
+from acme_rag_pipeline.setting_groups import TrainingSettings
+from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store import models
 from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.training import candidate, finetune

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from acme_rag_pipeline.settings import AutomationSettings
+from acme_rag_pipeline.setting_groups import AutomationSettings
 from acme_rag_pipeline.store import models
 from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.stages import StageResult, record

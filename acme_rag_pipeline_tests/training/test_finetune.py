@@ -9,7 +9,7 @@ import pytest
 
 from acme_rag_pipeline.embedding.base_model import resolve_base_model
 from acme_rag_pipeline.embedding.encoder import load_model
-from acme_rag_pipeline.settings import TrainingSettings
+from acme_rag_pipeline.setting_groups import TrainingSettings
 from acme_rag_pipeline.training import finetune
 from acme_rag_pipeline_tests.training.killable import KILLED_ITSELF, STEPS_AN_EPOCH, Training, train
 

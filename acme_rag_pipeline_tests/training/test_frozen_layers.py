@@ -13,7 +13,8 @@ from transformers import RobertaConfig, RobertaModel
 
 from acme_rag_pipeline.embedding.base_model import resolve_base_model
 from acme_rag_pipeline.embedding.encoder import load_model
-from acme_rag_pipeline.settings import SettingsError, TrainingSettings
+from acme_rag_pipeline.setting_groups import TrainingSettings
+from acme_rag_pipeline.settings import SettingsError
 from acme_rag_pipeline.training import finetune
 from acme_rag_pipeline.training.finetune import TrainingRows
 from acme_rag_pipeline.training.frozen_layers import frozen_layers

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from acme_rag_pipeline.settings import TrainingSettings
+from acme_rag_pipeline.setting_groups import TrainingSettings
 from acme_rag_pipeline.store.passages import LivePassage
 from acme_rag_pipeline.training.rows import KeptPair, answers_of, mined_negatives, negatives_used
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from acme_rag_pipeline.embedding.base_model import resolve_base_model
 from acme_rag_pipeline.embedding.encoder import load_model
-from acme_rag_pipeline.settings import TrainingSettings
+from acme_rag_pipeline.setting_groups import TrainingSettings
 from acme_rag_pipeline.store.fingerprints import sha256_text
 from acme_rag_pipeline.store.passages import LivePassage
 from acme_rag_pipeline.training.finetune import TrainingRows, finetune
