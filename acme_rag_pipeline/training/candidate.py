@@ -24,7 +24,7 @@ from acme_rag_pipeline.store.stages import StageResult, data_versions, record, r
 from acme_rag_pipeline.store.warehouse import insert, records
 from acme_rag_pipeline.training.checkpoint import Curve
 from acme_rag_pipeline.training.choices import UNCHANGED, Choice, Choices, base_weights
-from acme_rag_pipeline.training.due import change_since_training, retrain_due
+from acme_rag_pipeline.training.due import change_since_training, forget_trained_pairs, remember_chunks, retrain_due
 from acme_rag_pipeline.training.finetune import epochs_for, finetune, interpolate, weights_of
 from acme_rag_pipeline.training.model_card import model_files
 from acme_rag_pipeline.training.rows import (
@@ -39,7 +39,6 @@ from acme_rag_pipeline.training.rows import (
 from acme_rag_pipeline.training.validation import Validation
 
 if TYPE_CHECKING:
-    import duckdb
     from sentence_transformers import SentenceTransformer
 
 STAGE = "fine_tuned_model"
@@ -83,7 +82,7 @@ def train_candidate(store: Store, settings: Settings) -> StageResult:
         if change_since_training(store).changed_share:
             # Chunks without a pair came or went.
             with store.writer(STAGE), store.warehouse.write() as connection:
-                _remember_chunks(connection)
+                remember_chunks(connection)
         if _checkpoints(store) and store.idle("training"):
             with store.writer(STAGE, lock="training"):
                 _drop_checkpoints(store)
@@ -109,8 +108,8 @@ def train_candidate(store: Store, settings: Settings) -> StageResult:
         with store.writer(STAGE), store.warehouse.write() as connection:
             trained = [{"training_key": training_key, "pair_id": pair.pair_id} for pair in trainable]
             insert(connection, "trained_pairs", trained if details["trained"] else [])
-            _forget_trained_pairs(store, connection, {training_key, details.get("training_key")})
-            _remember_chunks(connection)
+            forget_trained_pairs(store, connection, {training_key, details.get("training_key")})
+            remember_chunks(connection)
             identity = [details.get(n) for n in ("model_digest", "passage_prefix", "passage_digest", "twin_digest")]
             result = StageResult(
                 STAGE, fingerprint(identity), details=details | {"training_set": upstream["training_set"]}
@@ -331,22 +330,6 @@ def _checkpoints(store: Store) -> list[Path]:
 def _drop_checkpoints(store: Store) -> None:
     for checkpoint in _checkpoints(store):
         checkpoint.unlink(missing_ok=True)
-
-
-def _remember_chunks(connection: duckdb.DuckDBPyConnection) -> None:
-    connection.execute("DELETE FROM trained_chunks WHERE chunk_id NOT IN (SELECT chunk_id FROM chunks)")
-    connection.execute(
-        "INSERT OR IGNORE INTO trained_chunks (chunk_id, since) SELECT chunk_id, ? FROM chunks", [index.now()]
-    )
-
-
-def _forget_trained_pairs(store: Store, connection: duckdb.DuckDBPyConnection, keep: set[str | None]) -> None:
-    """Delete the pairs of models that are gone from the store; nobody will ask how far they are behind."""
-    known = connection.execute("SELECT training_key, model_digest FROM models").fetchall()
-    keep |= {key for key, digest in known if models.model_folder(store, digest).exists()}
-    connection.execute(
-        "DELETE FROM trained_pairs WHERE NOT list_contains(?, training_key)", [sorted(filter(None, keep))]
-    )
 
 
 def _still_there(store: Store, result: StageResult) -> bool:

@@ -1,16 +1,20 @@
-"""Whether a retrain is due: how much changed since the newest candidate, and what to do about it."""
+"""Whether a retrain is due: what the newest candidate was trained on, and how much has changed since."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from acme_rag_pipeline.retrieval import index
 from acme_rag_pipeline.setting_groups import AutomationSettings
 from acme_rag_pipeline.store import models
 from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.warehouse import records
+
+if TYPE_CHECKING:
+    import duckdb
 
 
 @dataclass(frozen=True)
@@ -95,3 +99,26 @@ def retrain_due(store: Store, pair_ids: Collection[str], config_key: str, automa
         return RetrainDue(None, f"trained because {change}")
     limit = f"{automation.retrain_changed_share:.1%} (ACME_RAG_AUTOMATION__RETRAIN_CHANGED_SHARE)"
     return RetrainDue(newest, f"the newest candidate stays: {change}, fewer than {limit}")
+
+
+def remember_chunks(connection: duckdb.DuckDBPyConnection) -> None:
+    """Note that the chunks of today are dealt with: changes count from here."""
+    connection.execute("DELETE FROM trained_chunks WHERE chunk_id NOT IN (SELECT chunk_id FROM chunks)")
+    connection.execute(
+        "INSERT OR IGNORE INTO trained_chunks (chunk_id, since) SELECT chunk_id, ? FROM chunks", [index.now()]
+    )
+
+
+def forget_trained_pairs(store: Store, connection: duckdb.DuckDBPyConnection, keep: set[str | None]) -> None:
+    """Delete the pairs of models that are gone from the store; nobody will ask how far they are behind.
+
+    Args:
+        store: whose models are looked for.
+        connection: to write with.
+        keep: training keys whose pairs stay in any case.
+    """
+    known = connection.execute("SELECT training_key, model_digest FROM models").fetchall()
+    kept = keep | {key for key, digest in known if models.model_folder(store, digest).exists()}
+    connection.execute(
+        "DELETE FROM trained_pairs WHERE NOT list_contains(?, training_key)", [sorted(filter(None, kept))]
+    )
