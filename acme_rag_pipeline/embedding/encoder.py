@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import sys
 import threading
 from collections.abc import Sequence
@@ -25,6 +26,7 @@ CUDA_BATCH = 512
 CPU_BATCH, CPU_LONGEST_BATCH, CPU_BATCH_CHARACTERS = 32, 128, 10_000
 # Of all texts of a call: about 2,500 tokens, half a second or two in numpy; loading the libraries costs 8.
 LIGHT_CHARACTERS = 10_000
+PLAIN_ATTENTION_TOKENS = 512
 _UNOPENED = object()
 # Threads that import the libraries at the same time find them half initialised.
 _LOADING = threading.Lock()
@@ -150,6 +152,19 @@ def load_model(folder: Path, device: str | None = None) -> SentenceTransformer:
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
     return SentenceTransformer(str(folder), device=device, local_files_only=True, trust_remote_code=False)
+
+
+def use_plain_attention(model: SentenceTransformer) -> None:
+    """Compute attention as plain matrix products instead of torch's fused kernel, which is slow on some processors.
+
+    Only for models of texts of up to `PLAIN_ATTENTION_TOKENS`: without the kernel memory grows with the square of the length.
+    """
+    from transformers import PreTrainedModel
+
+    transformer = getattr(model[0], "auto_model", None)
+    longest = model.max_seq_length or math.inf
+    if isinstance(transformer, PreTrainedModel) and longest <= PLAIN_ATTENTION_TOKENS:
+        transformer.set_attn_implementation("eager")
 
 
 def autocast(device: torch.device, precision: Precision) -> contextlib.AbstractContextManager:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from acme_rag_pipeline.embedding.encoder import load_model
+from acme_rag_pipeline.embedding.encoder import load_model, use_plain_attention
 from acme_rag_pipeline.setting_groups import TrainingSettings
 from acme_rag_pipeline.training import lora
 
@@ -25,13 +25,11 @@ def opened(start: Path, settings: TrainingSettings, device: str | None = None) -
         SettingsError: strategy `lora` without the package that it needs.
     """
     from torch import nn
-    from transformers import PreTrainedModel
 
     model = load_model(start, device)
-    transformer = getattr(model[0], "auto_model", None)
-    if model.device.type == "cpu" and isinstance(transformer, PreTrainedModel):
-        # Torch's fused attention has a slow backward pass on a CPU: a step without AMX takes 1.3 times as long with it.
-        transformer.set_attn_implementation("eager")
+    if model.device.type == "cpu":
+        # The fused kernel's backward pass is slow there: a step without AMX takes 1.3 times as long with it.
+        use_plain_attention(model)
     for module in model.modules():
         if isinstance(module, nn.Embedding):
             module.requires_grad_(False)

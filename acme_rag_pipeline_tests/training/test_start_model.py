@@ -9,7 +9,9 @@ import torch
 from sentence_transformers import SentenceTransformer
 
 from acme_rag_pipeline.embedding.base_model import resolve_base_model
+from acme_rag_pipeline.embedding.encoder import load_model
 from acme_rag_pipeline.setting_groups import TrainingSettings
+from acme_rag_pipeline.training import start_model
 from acme_rag_pipeline.training.start_model import opened, trained_share
 from acme_rag_pipeline.training.tokens import forward, tokenised
 
@@ -35,6 +37,25 @@ def test_a_step_leaves_out_what_the_settings_say_and_the_saved_model_knows_nothi
     model.save_pretrained(str(tmp_path), create_model_card=False)
     config = SentenceTransformer(str(tmp_path), device="cpu")[0].auto_model.config
     assert config.hidden_dropout_prob == config.attention_probs_dropout_prob == 0.1
+
+
+@pytest.mark.parametrize(("longest", "expected"), [(256, "eager"), (8192, "sdpa")])
+def test_attention_is_plain_on_a_cpu_unless_texts_may_be_long(
+    base: Path, longest: int, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def long_reader(folder: Path, device: str | None) -> SentenceTransformer:
+        model = load_model(folder, device)
+        model.max_seq_length = longest
+        return model
+
+    monkeypatch.setattr(start_model, "load_model", long_reader)
+    model = opened(base, TrainingSettings(), "cpu")
+    assert model[0].auto_model.config._attn_implementation == expected
+
+
+def test_plain_attention_gives_the_same_vectors(base: Path) -> None:
+    plain = opened(base, TrainingSettings(), "cpu").eval()
+    assert torch.allclose(vectors(plain), vectors(load_model(base, "cpu").eval()), atol=1e-5)
 
 
 def test_word_embeddings_stay(base: Path) -> None:
