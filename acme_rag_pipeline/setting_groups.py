@@ -92,7 +92,7 @@ class TrainingSettings(Group):
         default=0.0,
         ge=0,
         lt=1,
-        description="Share of the activations that a step leaves out; any makes a step on a CPU take 1.3 to 1.5 times as long.",
+        description="Share of the activations that a step leaves out; with any a training on a CPU takes 1.5 times as long.",
     )
     frozen_layers: int | None = Field(
         default=None,
