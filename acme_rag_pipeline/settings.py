@@ -3,11 +3,14 @@
 Nothing here touches the store or a model; `Settings.load()` is cheap enough for every process.
 """
 
+import difflib
+import logging
 import os
 import re
 from pathlib import Path
 from typing import Any, Literal
 
+from dotenv import dotenv_values
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 from pydantic_settings import SettingsError as UnreadableValue
@@ -19,6 +22,7 @@ from acme_rag_pipeline.setting_groups import (
     DocumentSettings,
     EvaluationSettings,
     GateChoices,
+    Group,
     PairSettings,
     RetrievalSettings,
     ServingSettings,
@@ -29,6 +33,8 @@ SHIPPED_DOCUMENTS = Path("data/documents")
 SHIPPED_CURATED_PAIRS = Path("data/curated_pairs.jsonl")
 SHIPPED_GOLDEN = Path("data/golden")
 EMBEDDED_BASE_MODEL = "all-MiniLM-L6-v2"
+_WARNED_OF: set[str] = set()
+_log = logging.getLogger(__name__)
 
 
 class SettingsError(ValueError):
@@ -110,6 +116,7 @@ class Settings(BaseSettings):
                 name = re.search(r'field "(\w+)"', str(error))
                 variable = f"ACME_RAG_{name.group(1).upper()}" if name else "a list or group among ACME_RAG_*"
                 raise SettingsError(f"{variable}: lists and groups are JSON, such as [0.5, 1.0]") from None
+            _warn_of_unknown_variables(root / ".env")
         return loaded.model_copy(update=loaded._resolved()).checked()
 
     def _resolved(self) -> dict[str, Any]:
@@ -168,8 +175,34 @@ def _in_words(error: ValidationError) -> str:
     for problem in error.errors():
         name = "__".join(str(part) for part in problem["loc"]).upper()
         variable = name if name.startswith("OPENAI_") else f"ACME_RAG_{name}"
-        lines.append(f"{variable}: {problem['msg']}")
+        if problem["type"] == "extra_forbidden":
+            lines.append(f"{variable} is no setting; did you mean {_nearest(variable)}?")
+        else:
+            lines.append(f"{variable}: {problem['msg']}")
     return "; ".join(lines)
+
+
+def _warn_of_unknown_variables(dotenv: Path) -> None:
+    """Log each variable that looks like a setting and is none, once: a budget with a typing error bounds nothing."""
+    names = {*os.environ, *(dotenv_values(dotenv) if dotenv.is_file() else ())}
+    for name in sorted(name for name in names if name.upper().startswith("ACME_RAG_")):
+        if name.upper() not in _variables() and name not in _WARNED_OF:
+            _WARNED_OF.add(name)
+            _log.warning("%s is no setting and changes nothing; did you mean %s?", name, _nearest(name))
+
+
+def _variables() -> set[str]:
+    """Every variable that is read; a whole group may be given as JSON."""
+    variables = {"ACME_RAG_ROOT"}
+    for name, field in Settings.model_fields.items():
+        variables.add(f"ACME_RAG_{name.upper()}")
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Group):
+            variables |= {f"ACME_RAG_{name}__{knob}".upper() for knob in field.annotation.model_fields}
+    return variables
+
+
+def _nearest(variable: str) -> str:
+    return difflib.get_close_matches(variable.upper(), sorted(_variables()), n=1, cutoff=0.0)[0]
 
 
 class _undo_dotenv_override:  # noqa: N801
@@ -186,7 +219,6 @@ class _undo_dotenv_override:  # noqa: N801
         if not dotenv_path.is_file():
             return
         import psutil
-        from dotenv import dotenv_values
 
         started_with: dict[str, str] = {}
         try:

@@ -95,3 +95,28 @@ def test_the_environment_beats_dotenv_even_where_dagster_overwrote_it(tmp_path: 
     environment = os.environ | {"ACME_RAG_LLM": "from-environment", "ACME_RAG_ROOT": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "from-environment"
+
+
+def test_a_variable_that_only_looks_like_a_setting_is_warned_of_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("ACME_RAG_LLM__MAX_CALLS", "360")
+    monkeypatch.setenv("ACME_RAG_PAIRS__MAX_TOKENS", "1000")
+    (tmp_path / ".env").write_text("ACME_RAG_STROE=elsewhere\n")
+    for _ in range(2):
+        Settings.load(root=tmp_path)
+    said = [record.getMessage() for record in caplog.records if "is no setting" in record.getMessage()]
+    assert said == [
+        "ACME_RAG_LLM__MAX_CALLS is no setting and changes nothing; did you mean ACME_RAG_PAIRS__MAX_CALLS?",
+        "ACME_RAG_STROE is no setting and changes nothing; did you mean ACME_RAG_STORE?",
+    ]
+
+
+def test_an_unknown_field_of_a_group_is_an_error_that_names_the_nearest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACME_RAG_TRAINING__EPOCH", "2")
+    with pytest.raises(
+        SettingsError, match="ACME_RAG_TRAINING__EPOCH is no setting; did you mean ACME_RAG_TRAINING__EPOCHS"
+    ):
+        Settings.load(root=tmp_path)
