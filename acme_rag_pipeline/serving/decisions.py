@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import operator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, cast
@@ -186,6 +187,18 @@ def retriever_of(model_digest: str, recipe: Recipe, fusion: dict[str, Any] | Non
 
 def _winner(verdict: dict[str, Any]) -> Retriever:
     return retriever_of(verdict["winner_digest"], verdict["winner_recipe"], _fusion(verdict["winner_fusion"]))
+
+
+def line_of_promotions(past: Sequence[Decision]) -> list[Decision]:
+    """What readers used one after the other up to today, without what was gone back from; the last is today's."""
+    line: list[Decision] = []
+    for decision in past:
+        if decision.verdict == ROLLED_BACK and any(known.retriever == decision.retriever for known in line):
+            while line[-1].retriever != decision.retriever:
+                line.pop()
+        elif not line or line[-1].retriever != decision.retriever:
+            line.append(decision)
+    return line
 
 
 def is_left_behind(store: Store, retriever: Retriever) -> bool:

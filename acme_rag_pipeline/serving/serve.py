@@ -6,7 +6,7 @@ import json
 from datetime import UTC, datetime
 from typing import Any
 
-from acme_rag_pipeline.embedding.base_model import functional_files
+from acme_rag_pipeline.embedding.base_model import functional_files, model_digest
 from acme_rag_pipeline.embedding.encoder import versioned
 from acme_rag_pipeline.retrieval import index
 from acme_rag_pipeline.serving import clean_up, decisions
@@ -94,25 +94,31 @@ def rollback(store: Store, settings: Settings, to: str | None = None) -> decisio
 
     Args:
         store, settings: as everywhere.
-        to: digest (or its beginning) of the model; default the one before today's.
+        to: digest (or its beginning) of the model; default the one before today's. Of a model that was gone back from
+            that way, the default never goes forward to it again.
 
     Raises:
-        NoSuchPromotion: the message names what there is.
+        NoSuchPromotion: there is none, or its model is damaged or deleted; the message names what there is.
     """
     with store.writer("rollback"):
         past = decisions.decisions(store)
         if not past:
             raise NoSuchPromotion("nothing has been promoted from this store yet")
+        index.install_base(store, settings)  # a damaged base is copied anew
         current = past[-1]
-        named = [d for d in past if d.model_digest.startswith(to)] if to is not None else past
-        serving = [d for d in named if d.retriever != current.retriever]
-        if to is not None and not serving:
-            serving = named
-        serving = [d for d in serving if models.model_folder(store, d.model_digest).exists()]
+        if to is None:
+            serving = decisions.line_of_promotions(past)[:-1]
+        else:
+            named = [d for d in past if to and d.model_digest.startswith(to)]
+            serving = [d for d in named if d.retriever != current.retriever] or named
+        serving = [d for d in serving if _is_whole(store, d.model_digest)]
         if not serving:
-            kept = sorted({d.model_digest[:16] for d in past if models.model_folder(store, d.model_digest).exists()})
-            wanted = f"no promotion of {to}" if to else "no earlier promotion"
-            raise NoSuchPromotion(f"{wanted} can be gone back to; the store keeps {', '.join(kept)}")
+            kept = sorted({d.model_digest[:16] for d in past if _is_whole(store, d.model_digest)})
+            wanted = "no earlier promotion" if to is None else f"no promotion of {to or 'a model without a name'}"
+            raise NoSuchPromotion(
+                f"{wanted} can be gone back to. Whole models that were promoted before: {', '.join(kept) or 'none'}; "
+                "name one with --to"
+            )
         target = serving[-1]
         if target.retriever == current.retriever:
             raise NoSuchPromotion(f"{target.model_digest[:16]} with recipe {target.recipe} is what is promoted now")
@@ -128,6 +134,12 @@ def rollback(store: Store, settings: Settings, to: str | None = None) -> decisio
         )
         serve(store, settings)
     return decision
+
+
+def _is_whole(store: Store, digest: str) -> bool:
+    """Whether the model's files are those that its name was computed from."""
+    folder = models.model_folder(store, digest)
+    return folder.is_dir() and model_digest(folder) == digest
 
 
 def _model_files(store: Store, settings: Settings, decision: decisions.Decision) -> dict[str, int]:

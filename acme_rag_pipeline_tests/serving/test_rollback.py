@@ -1,0 +1,88 @@
+"""Rollback: one step back along what was promoted each time, never to a model whose files are not whole."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from safetensors.numpy import load_file, save_file
+
+from acme_rag_pipeline.cli import main
+from acme_rag_pipeline.embedding.base_model import functional_files, model_digest
+from acme_rag_pipeline.retrieval import index
+from acme_rag_pipeline.serving import decisions, serve
+from acme_rag_pipeline.settings import Settings
+from acme_rag_pipeline.store import models
+from acme_rag_pipeline.store.layout import Store
+from acme_rag_pipeline.store.promotion import read_pointer
+from acme_rag_pipeline_tests.increments import oracle
+
+
+@pytest.fixture
+def settings(documents: Path, settings_for: Callable[..., Settings]) -> Settings:
+    return settings_for()
+
+
+@pytest.fixture
+def promoted(store: Store, settings: Settings, tmp_path: Path) -> list[str]:
+    """Digests of the base and of two models that were promoted after it, one after the other."""
+    oracle.run(store, settings, oracle.REFRESH)
+    base = index.install_base(store, settings)
+    digests = [base.digest]
+    for number in (1, 2):
+        made = shutil.copytree(base.folder, tmp_path / f"model-{number}")
+        weights = load_file(made / "model.safetensors")
+        weights["embeddings.LayerNorm.weight"] = weights["embeddings.LayerNorm.weight"] * (1 + number / 10)
+        save_file(weights, made / "model.safetensors", metadata={"format": "pt"})
+        digest = model_digest(made)
+        models.install(store, digest, made, functional_files(made), {})
+        decisions.append(
+            store,
+            encoder=index.PassageEncoder(digest, "none"),
+            recipe="dense",
+            verdict=decisions.PROMOTED,
+            reason="by hand",
+        )
+        serve.serve(store, settings)
+        digests.append(digest)
+    return digests
+
+
+def test_each_rollback_goes_one_step_further_back(store: Store, settings: Settings, promoted: list[str]) -> None:
+    base, first, second = promoted
+    assert serve.rollback(store, settings).model_digest == first
+    assert serve.rollback(store, settings).model_digest == base
+    with pytest.raises(serve.NoSuchPromotion, match=f"{second[:16]}.*--to"):
+        serve.rollback(store, settings)
+    assert serve.rollback(store, settings, second[:8]).model_digest == second
+    assert serve.rollback(store, settings).model_digest == base, "the first was gone back from, too"
+
+
+def test_an_empty_name_means_no_model(store: Store, settings: Settings, promoted: list[str]) -> None:
+    with pytest.raises(serve.NoSuchPromotion, match="a model without a name"):
+        serve.rollback(store, settings, "")
+    assert read_pointer(store.pointer).model_digest == promoted[-1]
+
+
+@pytest.mark.parametrize("damage", ["lost", "cut off"])
+def test_a_model_that_is_not_whole_is_passed_over(
+    store: Store, settings: Settings, promoted: list[str], damage: str
+) -> None:
+    base, first, second = promoted
+    weights = models.model_folder(store, first) / "model.safetensors"
+    weights.unlink() if damage == "lost" else weights.write_bytes(weights.read_bytes()[:-4])
+    with pytest.raises(serve.NoSuchPromotion, match="can be gone back to"):
+        serve.rollback(store, settings, first[:16])
+    assert read_pointer(store.pointer).model_digest == second
+    assert serve.rollback(store, settings).model_digest == base
+
+
+def test_a_search_with_a_damaged_model_says_what_to_do(store: Store, settings: Settings, promoted: list[str]) -> None:
+    (models.model_folder(store, promoted[-1]) / "model.safetensors").unlink()
+    called = CliRunner().invoke(main, ["--store", str(store.root), "search", "hotel limit in Rotterdam"])
+    assert (called.exit_code, called.exception.__class__) == (1, SystemExit)
+    assert "cannot be opened" in called.output
+    assert "acme-rag rollback" in called.output
