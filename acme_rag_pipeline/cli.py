@@ -261,8 +261,12 @@ def evaluate(context: click.Context, golden: Path | None, html: Path | None, as_
     store, settings = store_of(context), settings_of(context)
     done = compare_arms(store, settings, golden)
     if html is not None:
-        html.parent.mkdir(parents=True, exist_ok=True)
-        html.write_text(comparison_page(store, settings, done), encoding="utf-8")
+        page = comparison_page(store, settings, done)
+        try:
+            html.parent.mkdir(parents=True, exist_ok=True)
+            html.write_text(page, encoding="utf-8")
+        except OSError as error:
+            raise click.ClickException(f"--html: cannot write {html}: {error.strerror}") from None
         click.echo(f"page: {html}", err=True)
     rows = done.table()
     if as_json:

@@ -148,8 +148,9 @@ def compare(
             champion_mean=mean,
             challenger_mean=sum(after) / len(ids),
             difference=interval.mean,
-            low=interval.low if math.isfinite(interval.low) else -1.0,
-            high=interval.high if math.isfinite(interval.high) else 1.0,
+            # A mean over queries has no such limits; a difference of two nDCG has.
+            low=max(-1.0, interval.low),
+            high=min(1.0, interval.high),
             level=1 - 2 * tail,
             p_value=p_values[arm.arm],
             significant=rejecting and interval.low > 0,

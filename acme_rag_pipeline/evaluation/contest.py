@@ -51,6 +51,8 @@ class Contest:
         champion_twin: what is measured in the champion's place on held-out units.
         golden_decides: golden queries decide; else held-out units do.
         candidate_key: identity of this candidate for the rule of one decision each.
+        decided_before: decisions on this candidate by other golden queries, or with another fusion: each was a chance to be
+            promoted by chance, so this one asks for more.
         base: the base model as it is indexed.
         fusion: how the fused challengers join their rankings; the champion keeps what it was promoted with.
     """
@@ -63,6 +65,7 @@ class Contest:
     candidate_key: str
     base: index.PassageEncoder
     fusion: RetrievalSettings
+    decided_before: int = 0
 
     @property
     def champion_fusion(self) -> RetrievalSettings:
@@ -127,6 +130,7 @@ def contest(store: Store, settings: Settings) -> Contest:
         candidate_key=key,
         base=base,
         fusion=settings.retrieval,
+        decided_before=decisions.decided_with_other_evidence(store, candidate, key),
     )
 
 
@@ -187,7 +191,7 @@ def run(store: Store, settings: Settings, who: Contest, evaluation_id: str) -> E
         winner=winner,
         seconds=time.monotonic() - started,
         forgetting=forgetting,
-        bm25_ahead=bm25_ahead(sets, results, decision.winner or champion_arm(who)),
+        bm25_ahead=bm25_ahead(sets, results, _arm_of_readers(store, settings, who, decision)),
     )
 
 
@@ -218,6 +222,20 @@ def champion_arm(who: Contest) -> str:
     if who.champion.encoder == who.candidate:
         return FINE_TUNED_HYBRID if hybrid else FINE_TUNED
     return CHAMPION
+
+
+def decision_that_stands(store: Store, who: Contest) -> decisions.Decision | None:
+    """The decision on this candidate by the evidence of today, if it was made before: no later numbers change it."""
+    return next((d for d in reversed(decisions.decisions(store)) if d.candidate_key == who.candidate_key), None)
+
+
+def _arm_of_readers(store: Store, settings: Settings, who: Contest, decision: Decision) -> str:
+    """The arm that readers get after this evaluation; empty where none of the arms is it."""
+    if decision_that_stands(store, who) is None:
+        return decision.winner or champion_arm(who)
+    current = decisions.champion(store, settings)
+    arm = champion_arm(replace(who, champion=current))
+    return "" if arm == CHAMPION and current.retriever != who.champion.retriever else arm
 
 
 def with_document_age(store: Store, queries: Sequence[JudgedQuery], decided_at: datetime) -> list[JudgedQuery]:
@@ -271,15 +289,26 @@ def _verdict(
         for name in (BASE, BASE_HYBRID, FINE_TUNED, FINE_TUNED_HYBRID)
         if name in scores and name != incumbent and not (name.startswith(FINE_TUNED) and who.candidate == who.base)
     ]
-    return decide(
+    # Bonferroni over the decisions on one candidate: new evidence may promote it, many tries may not.
+    allowed = (1 - settings.gate.level) / 2
+    tail = allowed / (1 + who.decided_before)
+    found = decide(
         scores.get(incumbent, ArmScores(incumbent, {})),
         challengers,
         {query.query_id: query.unit for query in queries},
         segments_of(queries),
-        GateSettings(**settings.gate.model_dump()),
+        GateSettings(**settings.gate.model_dump() | {"level": 1 - 2 * tail}),
         "golden" if who.golden_decides else "held_out",
         "documents" if all(" # " not in query.unit for query in queries) else "document sections",
     )
+    if not who.decided_before or not found.comparisons:
+        return found
+    times = "once" if who.decided_before == 1 else f"{who.decided_before} times"
+    again = (
+        f"This candidate was decided on {times} before by other evidence, so this time it may be promoted by chance in "
+        f"{100 * tail:.2g} % of such decisions instead of {100 * allowed:.2g} %."
+    )
+    return replace(found, reason=f"{found.reason} {again}")
 
 
 def _winner(decision: Decision, who: Contest) -> tuple[index.PassageEncoder, Recipe] | None:

@@ -60,7 +60,7 @@ class Forgetting:
         if self.outcome == "improves":
             return f"{scores}. The candidate does not forget; it is even better there."
         excluded = max(0.0, -self.difference.low)
-        return f"{scores}. The candidate does not forget: a loss above {excluded:.3f} can be ruled out."
+        return f"{scores}. No forgetting is shown; a loss above {excluded:.3f} can be ruled out."
 
     def floats(self) -> dict[str, float]:
         """What the stage reports, so that Dagster plots it over time."""

@@ -152,7 +152,8 @@ def decide(
 
 
 def _not_better(row: Comparison, settings: GateSettings) -> bool:
-    return row.difference <= 0 or row.high < settings.minimum_effect
+    """Whether a gain that is worth a change can be ruled out, not merely was not seen."""
+    return row.high < settings.minimum_effect
 
 
 def _worst(rows: Sequence[SegmentRow]) -> SegmentRow:
@@ -204,7 +205,9 @@ def _finding(
     if subject.difference == 0 == subject.low == subject.high:
         return f"{stays}: {subject.arm} answers every question exactly as well."
     if subject.difference <= 0:
-        return f"{stays}: no candidate scores higher. With the best, {subject.arm}, {goes}."
+        ruled_out = _not_better(subject, settings)
+        rest = "" if ruled_out else f" The true difference may lie anywhere {between}: it may be better all the same."
+        return f"{stays}: no candidate scores higher. With the best, {subject.arm}, {goes}.{rest}"
     if _not_better(subject, settings):
         return (
             f"{stays}: with {subject.arm} {goes}; the true gain lies {between}, "

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from acme_rag_pipeline.evaluation.arms import BASE, BM25, ArmResult, ArmRunner, metric_rows
-from acme_rag_pipeline.evaluation.comparison import ArmScores, Comparison, GateSettings, compare, compare_segments
+from acme_rag_pipeline.evaluation.comparison import (
+    ArmScores,
+    Comparison,
+    GateSettings,
+    compare,
+    compare_segments,
+    units_needed,
+)
 from acme_rag_pipeline.evaluation.contest import Contest, arms_for, champion_arm, contest, segments_of
 from acme_rag_pipeline.evaluation.golden import JudgedQuery, golden_queries, judged_queries
 from acme_rag_pipeline.evaluation.metrics import PRIMARY
 from acme_rag_pipeline.evaluation.query_sets import GOLDEN
 from acme_rag_pipeline.evaluation.report import QuerySetReport, Report, render_report
 from acme_rag_pipeline.evaluation.report_parts import arm_rows, query_changes, similarity_histograms, unit_noun
+from acme_rag_pipeline.pairs.wording import query_key
 from acme_rag_pipeline.retrieval.index import now
 from acme_rag_pipeline.serving import decisions
 from acme_rag_pipeline.settings import Settings, SettingsError
@@ -31,7 +39,7 @@ class JudgedComparison:
 
     Attributes:
         folder: of the judged set; None: the golden set of the store.
-        note: about queries that cannot be used.
+        note: about queries that cannot be used, that were trained on, or that are too few to tell anything.
         who: base, newest candidate, and what readers use today.
         results: the best arm first.
         gains: of each arm but the base, with its own 95 % interval, not adjusted for the number of arms.
@@ -89,8 +97,29 @@ def compare_arms(store: Store, settings: Settings, folder: Path | None) -> Judge
     units = {query.query_id: query.unit for query in queries}
     base = next(_scores(result) for result in results if result.arm == BASE)
     gate = _gate(settings)
+    note = "; ".join(filter(None, [note, _trained_on(store, queries), _too_few(set(units.values()), gate)]))
     gains = [compare(base, [_scores(r)], units, gate)[0] for r in results if r.arm != BASE]
     return JudgedComparison(folder, queries, note, who, results, gains)
+
+
+def _trained_on(store: Store, queries: Sequence[JudgedQuery]) -> str:
+    with store.warehouse.read() as connection:
+        rows = connection.execute("SELECT query FROM training_pairs WHERE dropped_because IS NULL").fetchall()
+    known = {query_key(row[0]) for row in rows}
+    shared = sum(query_key(query.query) in known for query in queries)
+    if not shared:
+        return ""
+    return (
+        f"{shared} of {len(queries)} queries stand in the training set too: a tuned model learned them, so its gain here says "
+        "little about others"
+    )
+
+
+def _too_few(units: Collection[str], gate: GateSettings) -> str:
+    needed = units_needed(1, gate)
+    if len(units) >= needed:
+        return ""
+    return f"with {len(units)} {unit_noun(units)} no difference can be told from chance; at least {needed} are needed"
 
 
 def comparison_page(store: Store, settings: Settings, done: JudgedComparison) -> str:
@@ -121,7 +150,7 @@ def comparison_page(store: Store, settings: Settings, done: JudgedComparison) ->
     models = {BASE: done.who.base, "promoted model" if of_readers else "other model": shown}
     return render_report(
         Report(
-            headline=f"{subject} {_outcome(gain)} base on these questions",
+            headline=f"{subject} {_outcome(gain, _gate(settings))} base on these questions",
             verdict="comparison",
             reason=(
                 f"nDCG@10 is {gain.champion_mean:.3f} with base and {gain.challenger_mean:.3f} with {subject} "
@@ -149,10 +178,11 @@ def comparison_page(store: Store, settings: Settings, done: JudgedComparison) ->
     )
 
 
-def _outcome(gain: Comparison) -> str:
-    if gain.low > 0:
+def _outcome(gain: Comparison, gate: GateSettings) -> str:
+    if gain.significant:
         return "does better than"
-    return "does worse than" if gain.high < 0 else "is not clearly different from"
+    worse = gain.high < 0 and gain.units >= units_needed(1, gate)
+    return "does worse than" if worse else "is not clearly different from"
 
 
 def _scores(result: ArmResult) -> ArmScores:

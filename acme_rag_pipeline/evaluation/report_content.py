@@ -7,7 +7,13 @@ from typing import Any
 
 from acme_rag_pipeline.evaluation.arms import BASE, FINE_TUNED
 from acme_rag_pipeline.evaluation.comparison import ArmScores, GateSettings, compare, compare_segments
-from acme_rag_pipeline.evaluation.contest import Evaluation, champion_arm, measured_candidate, segments_of
+from acme_rag_pipeline.evaluation.contest import (
+    Evaluation,
+    champion_arm,
+    decision_that_stands,
+    measured_candidate,
+    segments_of,
+)
 from acme_rag_pipeline.evaluation.gate import CANNOT_TELL, NOT_BETTER, Decision
 from acme_rag_pipeline.evaluation.metrics import PRIMARY
 from acme_rag_pipeline.evaluation.picture import report_picture
@@ -56,13 +62,13 @@ def report_of(store: Store, settings: Settings, done: Evaluation) -> Report:
     who = done.contest
     incumbent = champion_arm(who)
     subject = done.decision.winner or _closest(done)
-    standing = _standing(store, done)
+    standing, of_today = _standing(store, done)
     reason = done.decision.reason
-    if standing != done.decision.verdict:
+    if not of_today:
         reason = f"With the numbers of today the gate would say: {reason}"
     trained = details.get("fine_tuned_model", {})
     return Report(
-        headline=_headline(done.decision, standing),
+        headline=_headline(done.decision, standing, of_today),
         verdict=standing,
         reason=reason,
         champion=incumbent,
@@ -97,25 +103,31 @@ def report_of(store: Store, settings: Settings, done: Evaluation) -> Report:
     )
 
 
-def _standing(store: Store, done: Evaluation) -> str:
-    """The verdict that holds: that of an earlier decision on this candidate, or of the person who left the winner behind."""
-    key = done.contest.candidate_key
-    earlier = next((d for d in reversed(decisions.decisions(store)) if d.candidate_key == key), None)
-    if earlier is not None:
-        return earlier.verdict
+def _standing(store: Store, done: Evaluation) -> tuple[str, bool]:
+    """The verdict that holds, and whether it is what the gate says with the numbers of today.
+
+    Otherwise it is that of an earlier decision on this candidate, or of the person who left the winner behind.
+    """
+    winner = None
     if done.winner is not None:
         encoder, recipe = done.winner
         fusion = done.contest.fusion.model_dump() if recipe == "hybrid" else None
-        if decisions.is_left_behind(store, decisions.retriever_of(encoder.model_digest, recipe, fusion)):
-            return decisions.KEPT_BY_A_PERSON
-    return done.decision.verdict
+        winner = decisions.retriever_of(encoder.model_digest, recipe, fusion)
+    earlier = decision_that_stands(store, done.contest)
+    if earlier is not None:
+        # Of two promotions of one candidate the recipes may differ.
+        alike = earlier.verdict == done.decision.verdict and winner in (None, earlier.retriever)
+        return earlier.verdict, alike
+    if winner is not None and decisions.is_left_behind(store, winner):
+        return decisions.KEPT_BY_A_PERSON, False
+    return done.decision.verdict, True
 
 
-def _headline(found: Decision, standing: str) -> str:
+def _headline(found: Decision, standing: str, of_today: bool) -> str:
     """What readers get, for a person who reads nothing else."""
     if standing == decisions.KEPT_BY_A_PERSON:
         return "Kept as it is: a person rolled back from the winner"
-    if standing != found.verdict:
+    if not of_today:
         return f"Decided before, and that stands: {standing}"
     if found.winner is not None:
         return f"Promoted: readers now get {DESCRIPTIONS[found.winner]}"

@@ -109,6 +109,20 @@ def candidate_key(candidate: index.PassageEncoder | None) -> str:
     return f"{candidate.model_digest}/{candidate.prefix}" if candidate else "no candidate"
 
 
+def decided_with_other_evidence(store: Store, candidate: index.PassageEncoder | None, key: str) -> int:
+    """How often this candidate was decided on before the decision with this key, by other evidence.
+
+    Args:
+        store, candidate: as everywhere; without a candidate nothing is decided on it.
+        key: of the candidate with the evidence of today; begins with `candidate_key`.
+    """
+    if candidate is None:
+        return 0
+    keys = dict.fromkeys(d.candidate_key for d in decisions(store) if d.candidate_key)
+    before = list(itertools.takewhile(lambda known: known != key, keys))
+    return sum(known.startswith(f"{candidate_key(candidate)}/") for known in before)
+
+
 def decide_promotion(store: Store, settings: Settings) -> StageResult:
     """Act on the stored verdict of the newest evaluation.
 

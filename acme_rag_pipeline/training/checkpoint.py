@@ -60,7 +60,7 @@ def save_checkpoint(
             "scheduler": scheduler.state_dict(),
             "rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state_all() if model.device.type == "cuda" else [],
-            "curve": {"steps": curve.steps, "epochs": curve.epochs},
+            "curve": {"steps": curve.steps, "epochs": curve.epochs, "seconds": curve.seconds},
             "best": vars(best) if best else None,
         },
         temporary,
@@ -88,4 +88,4 @@ def resume(checkpoint: Path, model: Any, optimizer: Any, scheduler: Any) -> tupl
     torch.set_rng_state(saved["rng"])
     if model.device.type == "cuda" and len(saved["cuda_rng"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(saved["cuda_rng"])
-    return int(saved["step"]), Curve(saved["curve"]["steps"], saved["curve"]["epochs"]), best
+    return int(saved["step"]), Curve(**saved["curve"]), best

@@ -139,6 +139,7 @@ def finetune(
         done, curve, best = resume(checkpoint, model, optimizer, scheduler)
         logger.info("resumed after %d of %d steps", done, steps)
     curve.trained = trained_share(model)
+    spent_before = curve.seconds
     started = last_log = last_save = time.monotonic()
     pairs_seen, step = 0, 0
     for epoch, batches in enumerate(plan[:end_after]):
@@ -166,6 +167,7 @@ def finetune(
                 left = (steps - step) * (now - started) / (step - done)
                 logger.info("step %d of %d, loss %.3f, %.1f pairs/s, about %.0f s left", step, steps, value, rate, left)
             if now - last_save > CHECKPOINT_SECONDS:
+                curve.seconds = spent_before + now - started
                 save_checkpoint(checkpoint, step, model, optimizer, scheduler, curve, best)
                 last_save = time.monotonic()
         # A run that was killed while it validated has trained the epoch and not judged it.
@@ -178,6 +180,7 @@ def finetune(
                 logger.info("epoch %d of %d: validation nDCG@10 %.4f", epoch + 1, epochs, ndcg)
                 if best is None or ndcg > best.ndcg:
                     best = Best(epoch + 1, ndcg, trained_weights(model))
+            curve.seconds = spent_before + time.monotonic() - started
             save_checkpoint(checkpoint, step, model, optimizer, scheduler, curve, best)
             last_save = time.monotonic()
     model.eval()
@@ -187,7 +190,7 @@ def finetune(
     if settings.strategy == "lora":
         lora.merge(model)
     seconds = time.monotonic() - started
-    curve.seconds += seconds
+    curve.seconds = spent_before + seconds
     curve.pairs_per_second = pairs_seen / seconds if pairs_seen else curve.pairs_per_second
     return model, curve
 

@@ -21,6 +21,7 @@ from acme_rag_pipeline.evaluation.contest import contest, measured_candidate, ru
 from acme_rag_pipeline.evaluation.evaluate import evaluate
 from acme_rag_pipeline.evaluation.golden import resolve_golden_queries
 from acme_rag_pipeline.evaluation.query_sets import GOLDEN, HELD_OUT
+from acme_rag_pipeline.evaluation.report_content import report_of
 from acme_rag_pipeline.evaluation.words_alone import bm25_ahead
 from acme_rag_pipeline.pairs.training_set import build_training_set
 from acme_rag_pipeline.retrieval import Retriever, index
@@ -158,6 +159,19 @@ def test_people_decide_which_candidate_readers_get(shared: Path, tmp_path: Path)
     assert {r["measured_digest"] for r in rows if r["arm"] in (FINE_TUNED, FINE_TUNED_HYBRID)} == {better}
     assert {r["measured_digest"] for r in rows if r["arm"] == "bm25"} == {None}
 
+    # Documents that changed a little may let another recipe of the same candidate win; readers keep what was decided.
+    who = contest(made.store, made.settings)
+    again = run(made.store, made.settings, who, "the same numbers again")
+    assert report_of(made.store, made.settings, again).headline.startswith("Promoted: readers now get")
+    other = "dense" if pointer.recipe == "hybrid" else "hybrid"
+    with made.store.warehouse.write() as connection:
+        connection.execute("UPDATE promotions SET recipe = ? WHERE verdict = 'promoted'", [other])
+    report = report_of(made.store, made.settings, again)
+    assert report.headline == "Decided before, and that stands: promoted"
+    assert report.reason.startswith("With the numbers of today the gate would say: ")
+    with made.store.warehouse.write() as connection:
+        connection.execute("UPDATE promotions SET recipe = ? WHERE verdict = 'promoted'", [pointer.recipe])
+
     # A person goes back: neither this candidate nor its other recipe returns by itself.
     serve.rollback(made.store, made.settings)
     assert read_pointer(made.store.pointer).model_digest == base
@@ -169,6 +183,11 @@ def test_people_decide_which_candidate_readers_get(shared: Path, tmp_path: Path)
     assert decided.details["verdict"] == decisions.KEPT_BY_A_PERSON
     assert read_pointer(made.store.pointer).model_digest == base
     assert "Kept as it is: a person rolled back from the winner" in made.page()
+    # Another set of questions is another chance to be promoted by chance.
+    assert contest(made.store, made.settings).decided_before == 1
+    assert "decided on once before" in decided.details["reason"]
+    last = made.rows("SELECT details FROM verdicts ORDER BY evaluated_at DESC")[0]
+    assert all(row["level"] >= 0.975 for row in json.loads(last["details"])["comparisons"])
 
 
 def test_on_held_out_units_twins_are_measured_and_machine_written_questions_count_less(

@@ -192,6 +192,21 @@ def test_where_some_may_be_better_the_verdict_is_about_the_best_of_those() -> No
     assert "it may be chance" in decision.reason
 
 
+def test_a_lower_score_on_few_units_is_not_yet_not_better() -> None:
+    few = Judged(8, 8)
+    decision = few.decide(few.arm("tuned", -0.001, spread=0.3))
+    assert decision.verdict == CANNOT_TELL
+    assert "no candidate scores higher" in decision.reason
+    assert "it may be better all the same" in decision.reason
+
+
+def test_limits_are_differences_that_there_can_be() -> None:
+    lone = Judged(3, 2)
+    scores = ArmScores("tuned", dict(zip(lone.ids, [1.0, 0.0, 1.0], strict=True)))
+    row = compare(lone.base, [scores], lone.units, SETTINGS)[0]
+    assert (row.low, row.high) == (-1.0, 1.0)
+
+
 def test_verdict_and_reason_say_the_same() -> None:
     """Every way to keep the champion: "not better" says what is too little, "cannot tell" says what is not known."""
     wide, many = Judged(), Judged(queries=600, units=300)

@@ -19,6 +19,7 @@ from acme_rag_pipeline.retrieval import index
 from acme_rag_pipeline.serving import decisions
 from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store.layout import Store
+from acme_rag_pipeline.store.warehouse import insert
 from acme_rag_pipeline_tests.evaluation.test_report import assert_harmless
 
 JUDGED = [
@@ -79,6 +80,7 @@ def test_the_page_of_a_judged_set_shows_what_the_table_says(
     assert answer.exit_code == 0, answer.output
     rows = {row["arm"]: row for row in json.loads(answer.stdout)["arms"]}
     assert rows.keys() == {"bm25", "base", "base_hybrid"}
+    assert "training set" not in json.loads(answer.stdout)["note"]
 
     text = " ".join(" ".join(assert_harmless(page.read_text(encoding="utf-8")).text).split())
     for arm, row in rows.items():
@@ -91,3 +93,35 @@ def test_the_page_of_a_judged_set_shows_what_the_table_says(
         assert part in text
     assert "Training data" not in text
     assert decisions.decisions(store) == before
+
+
+def test_a_judged_set_that_was_trained_on_or_is_tiny_says_so_and_claims_nothing(
+    settings: Settings, store: Store, judged: Path, tmp_path: Path
+) -> None:
+    for name in ("queries", "qrels"):
+        rows = (judged / f"{name}.jsonl").read_text().splitlines()
+        (judged / f"{name}.jsonl").write_text("\n".join(rows[:2]) + "\n")
+    with store.warehouse.write() as connection:
+        row = {
+            "pair_id": "p", "side": "train", "query": JUDGED[0][0].upper() + "?", "chunk_id": "c", "origin": "curated",
+            "style": "question", "method": "people", "unit": "u", "overlap": 0.1, "negatives": [],
+        }  # fmt: skip
+        insert(connection, "training_pairs", [row])
+    page = tmp_path / "page.html"
+    options = ["--store", str(store.root), "--documents", str(settings.documents), "evaluate", "--golden", str(judged)]
+    answer = CliRunner().invoke(cli.main, [*options, "--html", str(page), "--json"])
+    assert answer.exit_code == 0, answer.output
+    note = json.loads(answer.stdout)["note"]
+    assert "1 of 2 queries stand in the training set too" in note
+    assert "with 2 document sections no difference can be told from chance; at least 6 are needed" in note
+    assert "base_hybrid is not clearly different from base on these questions" in page.read_text(encoding="utf-8")
+
+
+def test_a_page_that_cannot_be_written_is_one_sentence(
+    settings: Settings, store: Store, judged: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    options = ["--store", str(store.root), "--documents", str(settings.documents), "evaluate", "--golden", str(judged)]
+    answer = CliRunner().invoke(cli.main, [*options, "--html", str(tmp_path / "file/page.html")])
+    assert answer.exit_code == 1
+    assert "--html: cannot write" in answer.output
