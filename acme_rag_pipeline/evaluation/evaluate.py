@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from acme_rag_pipeline.evaluation.arms import CHAMPION, FINE_TUNED, FINE_TUNED_HYBRID, metric_rows
+from acme_rag_pipeline.evaluation.card import write_on_card
 from acme_rag_pipeline.evaluation.contest import Evaluation, arms_for, contest, run
 from acme_rag_pipeline.evaluation.metrics import PRIMARY
 from acme_rag_pipeline.evaluation.query_sets import HELD_OUT
@@ -55,6 +56,7 @@ def evaluate(store: Store, settings: Settings) -> StageResult:
             return evaluate(store, settings)
         done = run(store, settings, who, made_from)
         report, picture = write_report(store, settings, done)
+        write_on_card(store, done)
         rows = _evaluation_rows(done)
         details: dict[str, Any] = {
             "evaluation_id": done.evaluation_id,

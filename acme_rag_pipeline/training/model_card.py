@@ -8,6 +8,9 @@ from typing import Any
 
 from acme_rag_pipeline.embedding.base_model import BASE_CARD, NOT_STATED, base_card
 
+# Between them the evaluation writes what it found.
+EVALUATION_BEGINS, EVALUATION_ENDS = "<!-- evaluation -->", "<!-- end of evaluation -->"
+
 
 def model_files(about: dict[str, Any], base: Path) -> dict[str, str]:
     """The manifest, the card, and the card of the base that the model was tuned from, by file name."""
@@ -65,6 +68,11 @@ from sentence_transformers import SentenceTransformer
 model = SentenceTransformer("path/to/this/folder")
 ```
 
-It knows one collection and is judged on it; on other texts expect the base model's quality at best. Whether it is
-better than the base there is the evaluation report's business, not this card's.
+It knows one collection and is judged on it; on other texts expect the base model's quality at best.
+
+## Evaluation
+
+{EVALUATION_BEGINS}
+Not evaluated yet.
+{EVALUATION_ENDS}
 """

@@ -32,10 +32,12 @@ from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.promotion import read_pointer
 from acme_rag_pipeline.store.stages import StageResult, record
 from acme_rag_pipeline.store.warehouse import records
+from acme_rag_pipeline.training.model_card import EVALUATION_BEGINS, EVALUATION_ENDS
 from acme_rag_pipeline_tests.conftest import PROJECT
 from acme_rag_pipeline_tests.training.test_strategies import build_up_to_training_set
 
 pytestmark = pytest.mark.slow
+CARD = f"Ours.\n\n## Evaluation\n\n{EVALUATION_BEGINS}\nNot evaluated yet.\n{EVALUATION_ENDS}\n\nBy us.\n"
 FOLDERS = ("leave", "travel", "remote-work")
 
 
@@ -108,7 +110,7 @@ class Collection:
         digests = []
         for source in filter(None, (folder, twin)):
             digests.append(model_digest(source))
-            models.install(self.store, digests[-1], source, functional_files(source), {})
+            models.install(self.store, digests[-1], source, functional_files(source), {"README.md": CARD})
         details = {"model_digest": digests[0], "passage_prefix": "none", "twin_digest": digests[1] if twin else None}
         with self.store.warehouse.write() as connection:
             result = StageResult("fine_tuned_model", "/".join(digests), details=details)
@@ -153,6 +155,16 @@ def test_people_decide_which_candidate_readers_get(shared: Path, tmp_path: Path)
     assert "Promoted: readers now get the candidate" in made.page()
     found = Retriever.open(made.store.root).search("may I work from another country for some weeks", k=3)
     assert any(hit.doc_path.startswith("remote-work/") for hit in found)
+
+    # The model's card says what was found, and keeps what people wrote on it.
+    card = (models.model_folder(made.store, better) / "README.md").read_text("utf-8")
+    assert card.startswith("Ours.")
+    assert card.endswith("By us.\n")
+    assert "Not evaluated yet" not in card
+    assert "Decision: promoted." in card
+    means = "SELECT value FROM evaluations WHERE arm = '{}' AND query_set = 'golden' AND metric = 'ndcg@10' ORDER BY evaluated_at DESC"
+    before, after = (made.rows(means.format(arm))[0]["value"] for arm in (BASE, FINE_TUNED))
+    assert f"| ndcg@10 | {before:.3f} | {after:.3f} | {after - before:+.3f} (" in card
 
     # The numbers of the table are those that the search behind the pointer gives, and of the model it names.
     rows = made.rows("SELECT * FROM evaluations WHERE evaluated_at = (SELECT max(evaluated_at) FROM evaluations)")
