@@ -208,6 +208,30 @@ def test_a_pair_follows_an_edit_and_says_when_its_passage_is_gone(
     assert rows(chunked, "SELECT * FROM pairs") == []
 
 
+@pytest.mark.parametrize("deleted", [False, True])
+def test_a_passage_that_moved_to_another_document_is_shown_there(
+    chunked: Store, documents: Path, settings_for: Callable[..., Settings], tmp_path: Path, deleted: bool
+) -> None:
+    written(tmp_path / "pairs.jsonl", {"query": "hotel limit", "doc_path": "travel.md", "quote": HOTELS})
+    settings = settings_for(curated_pairs="pairs.jsonl")
+    path = documents / "travel.md"
+    before = path.read_text(encoding="utf-8")
+    assert HOTELS in before
+    if deleted:
+        path.unlink()
+    else:
+        path.write_text(before.replace(HOTELS, "Hotels are in the table of London and Rotterdam."), encoding="utf-8")
+    (documents / "costs.md").write_text(f"# Costs\n\n{HOTELS}\n", encoding="utf-8")
+    for stage in (ingest_documents, split_documents, resolve_curated_pairs):
+        stage(chunked, settings)
+    (moved,) = rows(chunked, "SELECT * FROM curated_pairs")
+    assert (moved["status"], moved["chunk_id"]) == ("unresolved", None)
+    assert moved["reason"].endswith("; costs.md has it")
+    (shown,) = rows(chunked, f"SELECT doc_path, text FROM chunks WHERE chunk_id = '{moved['nearest_chunk_id']}'")
+    assert shown["doc_path"] == "costs.md"
+    assert HOTELS in shown["text"]
+
+
 def test_a_rejected_line_is_no_pair_and_an_unknown_verdict_is_named(
     chunked: Store, settings_for: Any, tmp_path: Path
 ) -> None:
