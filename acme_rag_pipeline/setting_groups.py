@@ -41,7 +41,10 @@ class PairSettings(Group):
         default=0.95, gt=0, le=1, description="Two queries of one passage above it are one."
     )
     golden_similarity: float = Field(
-        default=0.9, gt=0, le=1, description="A training query nearer to a golden query than this is dropped."
+        default=0.9,
+        gt=0,
+        le=1,
+        description="A training query nearer to a golden or a held-out query than this is dropped.",
     )
     hard_negatives: int = Field(default=4, ge=0, le=32, description="Mined per training pair.")
     negative_margin: float = Field(

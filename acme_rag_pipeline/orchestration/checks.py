@@ -107,7 +107,7 @@ def every_chunk_was_asked(store: Store, settings: Settings) -> dg.AssetCheckResu
     description="No training query, passage or negative is one of what is held out, or nearly repeats it.",
 )
 def nothing_leaks(store: Store, settings: Settings) -> dg.AssetCheckResult:
-    """ERROR on any leak of a held-out query, passage or negative, or of what is near a golden one, into training."""
+    """ERROR on any leak of a held-out query, passage or negative, or of what is near one that judges, into training."""
     golden = _details(store, "training_set").get("judged_by") == "golden queries"
     leaks = find_leaks(store, golden_decides=golden, golden_similarity=settings.pairs.golden_similarity)
     return dg.AssetCheckResult(passed=leaks.total == 0, severity=ERROR, metadata=asdict(leaks))

@@ -15,7 +15,7 @@ from acme_rag_pipeline.store.stages import StageResult, data_versions, overtaken
 from acme_rag_pipeline.store.warehouse import insert, reconcile
 
 STAGE = "curated_pairs"
-CODE_VERSION = "3"
+CODE_VERSION = "4"
 REJECTED = "rejected in review"
 REPLACED = "replaced in review"
 
@@ -92,21 +92,30 @@ def _resolved(pair: CuratedPair, places: Places) -> dict[str, Any]:
         "nearest_chunk_id": None,
     }
     doc_path, span, reason = _span(pair, places)
-    if doc_path is None or span is None:
-        return row | {"reason": reason, "nearest_chunk_id": _nearest(pair, places)}
-    place = places.at(doc_path, *span, pair.query)
-    if place is None:
-        reason = f"no chunk at characters {span[0]} to {span[1]}"
-        return row | {"reason": reason, "nearest_chunk_id": _nearest(pair, places)}
+    place = places.at(doc_path, *span, pair.query) if doc_path is not None and span is not None else None
+    if doc_path is None or span is None or place is None:
+        if span is not None:
+            reason = f"no chunk at characters {span[0]} to {span[1]}"
+        elsewhere, nearest = _nearest(pair, places)
+        return row | {"reason": f"{reason}; {elsewhere} has it" if elsewhere else reason, "nearest_chunk_id": nearest}
     found = {"doc_path": doc_path, "start_char": span[0], "end_char": span[1], "chunk_id": place.chunk.chunk_id}
     return row | found | {"status": "resolved"}
 
 
-def _nearest(pair: CuratedPair, places: Places) -> str | None:
-    """The chunk to show for a pair that does not resolve: like its quote; without one, about its query."""
+def _nearest(pair: CuratedPair, places: Places) -> tuple[str | None, str | None]:
+    """The other document that has the quote of a pair that does not resolve, if one has, and the chunk to show.
+
+    That is the quote's chunk there, else the one most like the quote; without a quote the one about the query.
+    """
     doc_path = places.document(pair.doc_path or "")
-    found = places.nearest(pair.quote, doc_path) if pair.quote else places.about(pair.query, doc_path or "")
-    return found.chunk_id if found else None
+    if pair.quote is None:
+        found = places.about(pair.query, doc_path or "")
+        return None, found.chunk_id if found else None
+    moved = places.anywhere(pair.quote) if pair.doc_path is not None else None
+    if moved is not None and moved[0] != doc_path and (place := places.at(*moved, pair.query)) is not None:
+        return moved[0], place.chunk.chunk_id
+    found = places.nearest(pair.quote, doc_path)
+    return None, found.chunk_id if found else None
 
 
 def _span(pair: CuratedPair, places: Places) -> tuple[str | None, tuple[int, int] | None, str]:

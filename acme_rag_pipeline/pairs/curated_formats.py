@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import codecs
 import csv
-import io
 import json
 import re
 from collections.abc import Iterator
@@ -121,16 +120,57 @@ def _csv_rows(text: str) -> Iterator[tuple[str, Any]]:
     told = re.match(r'\s*"?sep=([,;\t])"?[ \t]*\n', text, re.IGNORECASE)
     body = text[told.end() :] if told else text.lstrip("\n")
     header = body.partition("\n")[0]
-    # A quoted cell may hold line breaks.
-    lines = io.StringIO(body, newline="")
-    reader = csv.DictReader(lines, delimiter=told[1] if told else max(",;\t", key=header.count))
-    names = [name.strip().casefold() for name in reader.fieldnames or ()]
-    if names and "query" not in names:
-        raise _NotTheFormat(f"its first line names the columns, and none of them is `query`: {', '.join(names)[:200]}")
-    reader.fieldnames = names
-    above = text[: len(text) - len(body)].count("\n")
-    for row in reader:
-        yield f"line {above + reader.line_num}", {name: _cell(name, value) for name, value in row.items()}
+    above = text[: len(text) - len(body)].count("\n") + 1
+    names: list[str] = []
+    for first, cells in _csv_records(body, told[1] if told else max(",;\t", key=header.count)):
+        if isinstance(cells, str):
+            yield f"line {above + first}", cells
+        elif names:
+            yield f"line {above + first}", {name: _cell(name, value) for name, value in zip(names, cells, strict=False)}
+        else:
+            names = [name.strip().casefold() for name in cells]
+            if "query" not in names:
+                columns = ", ".join(names)[:200]
+                raise _NotTheFormat(f"its first line names the columns, and none of them is `query`: {columns}")
+
+
+def _csv_records(body: str, delimiter: str) -> Iterator[tuple[int, list[str] | str]]:
+    """The cells of each record that is not empty, with the index of its first line; a sentence in place of broken ones.
+
+    A quoted cell may hold line breaks, so a quotation mark that nothing closes would take the rest of the file into one
+    cell. Where that happens the line is given up and reading goes on with the next one.
+    """
+    # Not splitlines: a cell may hold what that takes for the end of a line.
+    lines = [f"{line}\n" for line in body.split("\n")]
+    position = 0
+
+    def following() -> Iterator[str]:
+        nonlocal position
+        while position < len(lines):
+            position += 1
+            yield lines[position - 1]
+
+    reader = csv.reader(following(), delimiter=delimiter, strict=True)
+    while position < len(lines):
+        first = position
+        try:
+            cells = next(reader, [])
+        except csv.Error:
+            one_line = position == first + 1
+            position = first + 1
+            reader = csv.reader(following(), delimiter=delimiter, strict=True)
+            try:
+                # Text after a closing mark ('"Who" asks') is no harm within a line.
+                cells = next(csv.reader(lines[first : first + 1], delimiter=delimiter))
+            except csv.Error as error:
+                yield first, f"not CSV ({error})"
+                continue
+            # Only a cell that is still open holds the end of the line.
+            if not one_line or any(cell.endswith("\n") for cell in cells):
+                yield first, 'a cell begins with a quotation mark (") and does not end with one'
+                continue
+        if cells:
+            yield first, cells
 
 
 def _cell(name: str | None, value: Any) -> Any:

@@ -13,7 +13,7 @@ from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.stages import stored_detail
 from acme_rag_pipeline.store.warehouse import records
 
-# The filter computes in single precision: what it let pass at the very edge is no leak.
+# Both compute in single precision: what the filter let pass at the very edge is no leak.
 _ROUNDING = 1e-4
 
 
@@ -26,23 +26,28 @@ class Leaks:
         passages: those whose passage is held out, or nearly repeats one that is.
         negatives: negatives of which that is true.
         held_out_queries: those with the wording of a query that judges.
+        near_held_out_queries: those nearer to a query that judges than the setting allows (cosine, base model).
         golden_queries: those with the wording of a golden query.
-        near_golden_queries: those nearer to a golden query than the setting allows (cosine, base model).
-        golden_compared: those whose nearness could be looked up.
+        near_golden_queries: those nearer to a golden query than the setting allows.
+        held_out_compared: those whose nearness to the queries that judge could be looked up.
+        golden_compared: those whose nearness to the golden queries could be.
     """
 
     training_pairs: int
     passages: int
     negatives: int
     held_out_queries: int
+    near_held_out_queries: int
     golden_queries: int
     near_golden_queries: int
+    held_out_compared: int
     golden_compared: int
 
     @property
     def total(self) -> int:
         """All leaks together; 0 is the only good number."""
-        return self.passages + self.negatives + self.held_out_queries + self.golden_queries + self.near_golden_queries
+        near = self.near_held_out_queries + self.near_golden_queries
+        return self.passages + self.negatives + self.held_out_queries + self.golden_queries + near
 
 
 def find_leaks(store: Store, *, golden_decides: bool, golden_similarity: float) -> Leaks:
@@ -51,7 +56,7 @@ def find_leaks(store: Store, *, golden_decides: bool, golden_similarity: float) 
     Args:
         store: with `training_pairs`, `chunks` and `golden_queries` of today.
         golden_decides: golden queries judge the candidate, so that the test side is trained on.
-        golden_similarity: cosine from which on a training query is too near to a golden one.
+        golden_similarity: cosine from which on a training query is too near to a golden or a held-out one.
     """
     held_out = {"validation"} if golden_decides else {"validation", "test"}
     with store.warehouse.read() as connection:
@@ -63,32 +68,46 @@ def find_leaks(store: Store, *, golden_decides: bool, golden_similarity: float) 
     group = {row["chunk_id"]: row["near_duplicate_group"] for row in chunks}
     groups = {row["near_duplicate_group"] for row in chunks if row["side"] in held_out}
     secret = {row["chunk_id"] for row in chunks if group[row["chunk_id"]] in groups}
-    judging = {query_key(row["query"]) for row in kept if row["side"] in held_out}
+    asked = [row["query"] for row in kept if row["side"] in held_out]
+    judging = {query_key(query) for query in asked}
     trained = [row for row in kept if row["side"] not in held_out]
     wordings = [query_key(row["query"]) for row in trained]
     golden_wordings = {query_key(query) for query in golden}
-    nearness = _nearness(store, [row["query"] for row in trained], golden)
+    to_held_out, to_golden = _nearness(store, [row["query"] for row in trained], asked, golden)
     return Leaks(
         training_pairs=len(trained),
         passages=sum(row["chunk_id"] in secret for row in trained),
         negatives=sum(negative in secret for row in trained for negative in row["negatives"]),
         held_out_queries=sum(wording in judging for wording in wordings),
+        near_held_out_queries=int((to_held_out >= golden_similarity + _ROUNDING).sum()),
         golden_queries=sum(wording in golden_wordings for wording in wordings),
-        near_golden_queries=int((nearness >= golden_similarity + _ROUNDING).sum()),
-        golden_compared=len(nearness),
+        near_golden_queries=int((to_golden >= golden_similarity + _ROUNDING).sum()),
+        held_out_compared=len(to_held_out),
+        golden_compared=len(to_golden),
     )
 
 
-def _nearness(store: Store, queries: Sequence[str], golden: Sequence[str]) -> np.ndarray:
-    """Cosine of each query with the nearest golden query, shape (queries,); those without a stored vector are left out."""
+def _nearness(store: Store, queries: Sequence[str], *judges: Sequence[str]) -> list[np.ndarray]:
+    """For each group of judging queries the cosine of each query with the nearest of them, shape (queries,).
+
+    Queries without a stored vector are left out.
+    """
     digest = stored_detail(store.warehouse, "base_index", "model_digest")
-    known = index.embedding_cache(store).known_queries(str(digest), [*queries, *golden]) if golden else {}
-    asked, judging = [known[q] for q in queries if q in known], [known[q] for q in golden if q in known]
-    if not asked or not judging:
-        return np.zeros(0)
-    return (_unit(asked) @ _unit(judging).T).max(axis=1)
+    known = index.embedding_cache(store).known_queries(str(digest), [*queries, *(q for group in judges for q in group)])
+    asked = [known[query] for query in queries if query in known]
+    found = []
+    for group in judges:
+        judging = [known[query] for query in group if query in known]
+        if not asked or not judging:
+            found.append(np.zeros(0))
+            continue
+        rows, columns = _unit(asked), _unit(judging).T
+        # In blocks: a large collection has tens of thousands of held-out queries.
+        blocks = [(rows[first : first + 512] @ columns).max(axis=1) for first in range(0, len(rows), 512)]
+        found.append(np.concatenate(blocks))
+    return found
 
 
 def _unit(vectors: Sequence[np.ndarray]) -> np.ndarray:
-    rows = np.stack(vectors).astype(np.float64)
+    rows = np.stack(vectors).astype(np.float32)
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)

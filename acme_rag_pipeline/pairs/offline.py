@@ -21,7 +21,7 @@ from acme_rag_pipeline.pairs.offline_source import Source
 from acme_rag_pipeline.pairs.passage import Passage, WrittenQuery
 from acme_rag_pipeline.pairs.plain_text import normal_form, strip_markup
 
-GENERATOR_VERSION = "offline-1"
+GENERATOR_VERSION = "offline-2"
 """Part of every rendered prompt: raise it when `write` changes, so that cached queries are written anew."""
 
 OTHER_LANGUAGES_VERSION = "1"
@@ -32,6 +32,8 @@ MIN_WORDS, MAX_WORDS, MAX_QUERY_CHARACTERS = 3, 25, 240
 # German and Dutch write in one word what English writes in two or three.
 MIN_WORDS_ELSEWHERE = 2
 _BRACKETS = re.compile(r"[()]")
+# "(CHI-16)?" leaves no space before the question mark.
+_BRACKET_AT_END = re.compile(r"\)(?=[?!.,;:])")
 _TERMS = 12
 _SWAPS = 3
 _IDF_TOP = 5
@@ -155,7 +157,7 @@ def _is_new(kept: frozenset[str], word_sets: list[frozenset[str]]) -> bool:
 
 def bounded(text: str) -> str:
     """One line of plain words within the bounds of a query."""
-    query = " ".join(_BRACKETS.sub(" ", strip_markup(text)).split()[:MAX_WORDS])
+    query = " ".join(_BRACKETS.sub(" ", _BRACKET_AT_END.sub("", strip_markup(text))).split()[:MAX_WORDS])
     if len(query) > MAX_QUERY_CHARACTERS:
         query = query[:MAX_QUERY_CHARACTERS].rsplit(" ", 1)[0]
     return query.strip(' ,;:-–—/"“”')

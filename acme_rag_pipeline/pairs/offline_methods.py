@@ -7,17 +7,22 @@ from collections.abc import Callable, Iterator
 
 from acme_rag_pipeline.pairs.corpus_statistics import find_acronyms
 from acme_rag_pipeline.pairs.offline_source import Source
-from acme_rag_pipeline.pairs.plain_text import normal_form, strip_markup
+from acme_rag_pipeline.pairs.passage import Style
+from acme_rag_pipeline.pairs.plain_text import STOP_WORDS, content_words, normal_form, strip_markup
+from acme_rag_pipeline.pairs.plain_text import words as plain_words
 from acme_rag_pipeline.pairs.question_forms import (
     Form,
     answer_form,
+    begins_like_question,
     defined_term,
     first_person,
     has_question_mark,
     heading_forms,
     is_question,
+    is_term,
     lower_first,
     sentence_forms,
+    without_gaps,
 )
 
 _MAX_KEYWORDS = 7
@@ -33,6 +38,9 @@ _IDENTIFIER = re.compile(
 )
 _INLINE_CODE = re.compile(r"`([^`\n]{2,60})`")
 
+# "Would you like to donate?", "You get the idea?": the reader does not ask that.
+_ASKS_THE_READER = re.compile(r"(?:would you like|you|we)\b", re.IGNORECASE)
+
 Method = Callable[[Source], Iterator[Form]]
 
 
@@ -40,17 +48,23 @@ def faq(source: Source) -> Iterator[Form]:
     """Questions the authors wrote themselves: headings and bold or short lines that end in a question mark."""
     content_words, words = source.analyzer.content_words, source.analyzer.words
     english = source.analyzer.is_english
-    asks = is_question if english else has_question_mark
+    asks = begins_like_question if english else has_question_mark
     asked = [heading for heading in reversed(source.specific_headings[1:]) if asks(heading)][:1]
     asked += [block.text for block in source.blocks if block.kind == "heading" and asks(block.text)]
-    asked += [s for s in source.sentences if (s.endswith("?") if english else asks(s)) and 4 <= len(words(s)) <= 16]
+    asked += [
+        s
+        for s in source.sentences
+        if (s.endswith("?") and not _ASKS_THE_READER.match(s) if english else asks(s)) and 4 <= len(words(s)) <= 16
+    ]
     context = source.specific_headings[0] if source.specific_headings else ""
     for question in asked:
-        plain = first_person(question.rstrip("? ")) + "?" if english else question
+        mark = "?" if is_question(question) else ""
+        plain = first_person(question.rstrip("? ")) + mark if english else question
         missing = [word for word in content_words(context) if word not in content_words(question)]
         # A question like "Who should do this?" names its topic only through the page it stands on.
         vague = len(content_words(question)) < 3 and missing
-        yield Form(f"{context}: {lower_first(plain)}" if vague else plain, "question")
+        style: Style = "question" if mark or not english else "keywords"
+        yield Form(f"{context}: {lower_first(plain)}" if vague else plain, style)
 
 
 def heading(source: Source) -> Iterator[Form]:
@@ -64,12 +78,9 @@ def heading(source: Source) -> Iterator[Form]:
         sharpen = (source.shares_section or len(known) < 2) and fresh and not asks
         yield Form(f"{source.topic} {fresh[0]}" if sharpen else source.topic, "question" if asks else "keywords")
         return
-    forms = heading_forms(source.topic)
-    form = forms[source.draw("heading form", len(forms))]
-    if (source.shares_section or len(known) < 2) and fresh:
-        yield Form(f"{form.text.rstrip('?')} {fresh[0]}{'?' if form.text.endswith('?') else ''}", form.style)
-    else:
-        yield form
+    sharpen = (source.shares_section or len(known) < 2) and fresh and not begins_like_question(source.topic)
+    forms = heading_forms(f"{source.topic} {fresh[0]}" if sharpen else source.topic)
+    yield forms[source.draw("heading form", len(forms))]
 
 
 def heading_pair(source: Source) -> Iterator[Form]:
@@ -77,15 +88,36 @@ def heading_pair(source: Source) -> Iterator[Form]:
     path = source.specific_headings
     if len(path) >= 2:
         outer = path[-2] if source.draw("heading pair", 2) else path[0]
-        both = f"{outer} {path[-1]}".lower().split()
+        both = f"{outer} {path[-1]}".lower()
         # "viajes de empresa reserva de hoteles": elsewhere a second preposition cannot go.
-        yield Form(" ".join(dict.fromkeys(both) if source.analyzer.is_english else both), "keywords")
-    phrases = source.keyphrases
-    if path and not source.analyzer.is_english:
-        named = set(source.analyzer.content_words(path[-1]))
-        phrases = [phrase for phrase in phrases if not named & set(phrase.split())]
-    if path and phrases:
-        yield Form(f"{path[-1]} {source.swapped(phrases[0], 'heading pair')}".lower(), "keywords")
+        yield Form(_once(both) if source.analyzer.is_english else both, "keywords")
+    if not path:
+        return
+    named = set(map(_stem, source.analyzer.content_words(path[-1])))
+    for phrase in (source.swapped(phrase, "heading pair") for phrase in source.keyphrases):
+        if not named & set(map(_stem, source.analyzer.content_words(phrase))):
+            yield Form(f"{path[-1]} {phrase}".lower(), "keywords")
+            return
+
+
+def _once(headings: str) -> str:
+    """Two English headings without what they say a second time: "agreements" after "agreement" adds nothing."""
+    seen: set[str] = set()
+    kept: list[str] = []
+    parts = headings.split()
+    for part in parts:
+        said = set(map(_stem, content_words(part)))
+        if not said or said - seen:
+            kept.append(part)
+        seen |= said
+    return headings if len(kept) == len(parts) else without_gaps(" ".join(kept))
+
+
+def _stem(word: str) -> str:
+    """A word without the ending of its plural, to tell whether two are the same thing."""
+    if len(word) <= 3 or not word.endswith("s") or word.endswith("ss"):
+        return word
+    return f"{word[:-3]}y" if word.endswith("ies") else word[:-1]
 
 
 def definition(source: Source) -> Iterator[Form]:
@@ -96,7 +128,8 @@ def definition(source: Source) -> Iterator[Form]:
     words, english = source.analyzer.words, source.analyzer.is_english
     found: dict[str, tuple[str, str]] = {}
     for block in source.blocks:
-        if block.kind == "item" and (match := _TERM_LINE.match(block.text)) and len(words(match["term"])) <= 6:
+        match = _TERM_LINE.match(block.text) if block.kind == "item" else None
+        if match and len(words(match["term"])) <= 6 and (is_term(match["term"]) or not english):
             found.setdefault(normal_form(match["term"]), (match["term"], match["rest"]))
         for sentence in source.analyzer.sentences(block)[:60]:
             if english and (defined := defined_term(sentence)):
@@ -138,12 +171,24 @@ def table_row(source: Source) -> Iterator[Form]:
         columns = [name for name in row.header[1:] if words(name)]
         if columns:
             column = columns[source.draw(f"column {index}", len(columns))]
-            if source.analyzer.is_english:
+            if not any(map(str.isalpha, label)):
+                # A number names its row only together with what its table is about.
+                yield Form(f"{source.topic} {column} {label}".strip(), "keywords")
+            elif source.analyzer.is_english and _is_noun(column) and words(label)[0].lower() not in STOP_WORDS:
                 yield Form(f"What is the {lower_first(column)} for {label}?", "question")
             else:
                 yield Form(f"{label} {column}", "keywords")
-        else:
+        elif any(map(str.isalpha, label)):
             yield Form(f"{source.topic} {label}".strip(), "keywords")
+
+
+def _is_noun(column: str) -> bool:
+    """Whether "What is the" can precede a table's header, as far as its ends tell: not "For whom", "Starts", "Paid days"."""
+    found = [word.lower() for word in plain_words(column)]
+    first, last = found[0], found[-1]
+    verb_or_plural = last.endswith(("ed", "s")) and not last.endswith(("eed", "ss", "us", "is"))
+    number = not first[0].isalpha()
+    return not ({first, last} & STOP_WORDS or verb_or_plural or number or column.endswith("?"))
 
 
 def identifier(source: Source) -> Iterator[Form]:
@@ -173,13 +218,15 @@ def instruction(source: Source) -> Iterator[Form]:
 
 def answer_type(source: Source) -> Iterator[Form]:
     """How much, how long, who, where: asked about the phrase that the answering sentence is about."""
+    context = "" if begins_like_question(source.topic) else source.topic.lower()
     for sentence in source.sentences:
         inside = normal_form(sentence)
         topic = next((phrase for phrase in source.keyphrases if phrase in inside), "")
-        context = source.topic.lower()
         shared = set(source.analyzer.content_words(context)) & set(topic.split())
-        form = answer_form(sentence, f"{context} {topic}".strip() if context and not shared else topic or context)
-        if form and (topic or context):
+        about = f"{context} {topic}".strip() if context and not shared else context or topic
+        form = answer_form(sentence, about)
+        # One word fits every passage: "What is not allowed with days?"
+        if form and len(source.analyzer.content_words(about)) >= 2:
             yield form
 
 
@@ -202,10 +249,11 @@ def sentence(source: Source) -> Iterator[Form]:
         if 6 <= len(source.analyzer.words(text)) <= 60
     ]
     for _, position, text in sorted(scored)[:2]:
-        beginning = "".join(source.analyzer.pieces(text.rstrip(".!。！"))[:28])
+        # Before words are left out: whether "you" is "I" or "me" its neighbours tell.
+        said = first_person(text) if source.analyzer.is_english else text
+        beginning = "".join(source.analyzer.pieces(said.rstrip(".!。！"))[:28])
         kept = source.without_some_words(beginning, f"sentence {position}")
-        plain = first_person(kept) if source.analyzer.is_english else source.analyzer.up_to_content(kept)
-        yield Form(source.swapped(plain, f"sentence {position}"), "situation")
+        yield Form(source.swapped(source.analyzer.up_to_content(kept), f"sentence {position}"), "situation")
 
 
 METHODS: dict[str, Method] = {

@@ -11,6 +11,7 @@ from hashlib import blake2b
 
 from acme_rag_pipeline.pairs.analyzer import ENGLISH_ANALYZER, Analyzer
 from acme_rag_pipeline.pairs.plain_text import Block, blocks, normal_form, strip_markup
+from acme_rag_pipeline.pairs.question_forms import without_gaps
 
 _NUMBERING = re.compile(r"^\d{1,2}(?:\.\d{1,2})*[.)]?\s+(?=[^\W\d])")
 
@@ -85,14 +86,16 @@ class Source:
                 continue
             run: list[str] = []
             for word in (*self.analyzer.words(block.text), ""):
-                if word.lower() in self.rank and len(run) < 3:
+                # "8.2" alone says nothing.
+                telling = word.lower() in self.rank and any(map(str.isalpha, word))
+                if telling and len(run) < 3:
                     run.append(word)
                     continue
                 if run:
-                    phrase = " ".join(run)
+                    phrase = " ".join({part.lower(): part for part in run}.values())
                     best = min(self.rank[part.lower()] for part in run)
                     scored.setdefault(phrase.lower(), (best, -len(run)))
-                run = [word] if word.lower() in self.rank else []
+                run = [word] if telling else []
         chosen: list[str] = []
         seen: set[str] = set()
         for phrase, _ in sorted(scored.items(), key=lambda item: (item[1], item[0])):
@@ -130,4 +133,5 @@ class Source:
 
         order = sorted(removable, key=importance)
         dropped = set(order[: round(len(removable) * share / 100)])
-        return "".join(part for index, part in enumerate(parts) if index not in dropped).strip()
+        left = "".join(part for index, part in enumerate(parts) if index not in dropped).strip()
+        return without_gaps(left) if self.analyzer.is_english else left

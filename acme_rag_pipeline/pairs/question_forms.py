@@ -10,7 +10,12 @@ import re
 from dataclasses import dataclass
 
 from acme_rag_pipeline.pairs.passage import Style
-from acme_rag_pipeline.pairs.plain_text import words
+from acme_rag_pipeline.pairs.plain_text import STOP_WORDS, words
+
+
+def _set(words_of_it: str) -> frozenset[str]:
+    return frozenset(words_of_it.split())
+
 
 _ACTION_WORDS = """
 accept access activate add adjust apply approve archive ask assign attend book build buy calculate call cancel
@@ -32,25 +37,52 @@ _FIRST_PERSON = {
 _SECOND_PERSON = re.compile(
     r"\b(?:you are|you were|you|your|yours|yourself|you['’](?:re|ve|ll|d))\b(?!['’])", re.IGNORECASE
 )
+# After these "you" is an object, and so it is before words that no predicate begins with ("gives you the").
+_BEFORE_ME = _set(
+    "about against allow allows around ask asked asks at between by for from gave give gives helps let lets near of "
+    "reminds send sends sent tell tells to told towards with without"
+)
+_AFTER_ME = re.compile(
+    r"\s*(?:[.,;:!?)]|$)|\s+(?:a|about|an|any|as|at|back|by|for|from|how|if|in|into|of|on|that|the|to|what|when"
+    r"|where|whether|which|who|why|with|your)\b",
+    re.IGNORECASE,
+)
 _QUESTION_START = re.compile(
     r"^(?:who|whom|whose|what|when|where|which|why|how|can|could|do|does|did|is|are|am|should|will|would|may|must|has|have)\b",
     re.IGNORECASE,
 )
+_AUXILIARIES = _set(
+    "am are be can cannot could did do does had has have is may might must need should was were will would"
+)
+_DETERMINERS = _set("a an the my your our their its his her")
+_SUBJECTS = _DETERMINERS | _set("i it she they this these those that to we you")
+_PREPOSITIONS = _set("at by for from in of on to under with within")
+_CONJUNCTIONS = _set("and but or that which who")
+_SUBORDINATE = _set("how if that what when where whether which who") | _SUBJECTS
+_NUMBER_WORDS = _set("one two three four five six seven eight nine ten first second third")
+# "Per diem", "own car", "sign up".
+_BEGIN_TERMS, _END_TERMS = _set("down last new off own per"), _set("down off out up use")
+_MONTHS = _set("january february march april may june july august september october november december")
 _CLAUSE_END = re.compile(r"\s*(?:[,;:(–—]|\s-\s|\b(?:and then|so that|because|which|unless)\b)")
-_CONDITION = re.compile(r"^(?P<lead>if|when|once|before|after|unless)\s+(?P<clause>[^,;:]{6,160}),\s", re.IGNORECASE)
+_CONDITION = re.compile(
+    r"^(?P<lead>if|when|once|before|after|unless)\s+(?!(?:that|this|then|which)\b)(?P<clause>[^,;:]{6,160}),\s",
+    re.IGNORECASE,
+)
 _PURPOSE = re.compile(r"^(?:in order )?to\s+(?P<verb>[a-z]+)\s+(?P<rest>[^,;:]{3,140}),\s", re.IGNORECASE)
 _MODAL = re.compile(
-    r"\byou\s+(?P<modal>can|may|cannot|can['’]t|must|should|need to|have to|will need to|are required to|must not)\s+"
-    r"(?P<rest>[^.;:!?]{6,200})",
+    r"\byou\s+(?P<modal>(?:can|may|must|should) not|can|may|cannot|can['’]t|must|should|need to|have to|will need to|are required to)\s+"
+    # "You may wish to" and "you can see" permit nothing.
+    r"(?!(?:find|imagine|need|see|think|want|wish)\b)(?P<rest>[^.;:!?]{6,200})",
     re.IGNORECASE,
 )
 _MODAL_QUESTIONS = {
-    "can": "Can I", "may": "Can I", "cannot": "Can I", "can't": "Can I", "must not": "Am I allowed to",
+    "can": "Can I", "may": "Can I", "cannot": "Can I", "can't": "Can I", "can not": "Can I",
+    "may not": "Am I allowed to", "must not": "Am I allowed to", "should not": "Am I allowed to",
     "must": "Do I have to", "should": "Should I", "need to": "Do I need to", "have to": "Do I have to",
     "will need to": "Will I need to", "are required to": "Am I required to",
 }  # fmt: skip
 _DEFINITION = re.compile(
-    r"^(?:(?:the|an?)\s+)?(?P<term>[^\W\d_][\w&'’/ -]{1,60}?)\s+(?:is|are|means|refers to|stands for)\s+"
+    r"^(?:(?P<article>the|an?)\s+)?(?P<term>[^\W\d_][\w&'’/ -]{1,60}?)\s+(?:is|are|means|refers to|stands for)\s+"
     r"(?P<rest>(?:an?|the|when|any|how|our|one)\b.{12,})",
     re.IGNORECASE,
 )
@@ -67,7 +99,7 @@ _ANSWERS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (
             r"\b(?:within|at least|up to|after|in advance|takes?)\b.{0,30}"
             r"\b(?:minutes?|hours?|days?|weeks?|months?|years?)\b",
-            "How long does {} take?",
+            "What is the time limit for {}?",
         ),
         (
             r"\b(?:every (?:day|week|month|quarter|year)|deadline|due (?:by|on|date)|no later than|by the end of)\b",
@@ -84,8 +116,10 @@ _ANSWERS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"\b(?:eligible|eligibility|qualif(?:y|ies|ied)|entitled)\b", "Who is eligible for {}?"),
         (r"\b(?:responsible|in charge|accountable)\b", "Who is responsible for {}?"),
         (r"\b(?:located|available at|found (?:in|on|at)|portal|spreadsheet|folder)\b", "Where do I find {}?"),
-        (r"\b(?:because|the reason|in order to|so that)\b", "Why does {} matter?"),
-        (r"\b(?:not allowed|prohibited|must not|never|do not|don['’]t|cannot)\b", "What is not allowed with {}?"),
+        (
+            r"\b(?:not allowed|not permitted|prohibited|forbidden|must not|never|do not)\b",
+            "What is not allowed with {}?",
+        ),
     )
 )
 
@@ -99,7 +133,22 @@ class Form:
 
 
 def is_question(text: str) -> bool:
-    """Whether a heading or line is itself a question."""
+    """Whether a heading or line is itself a question.
+
+    Without a question mark it needs the order of words of one: "When do I get it", not "When you get it".
+    """
+    if text.rstrip().endswith("?") or not begins_like_question(text):
+        return text.rstrip().endswith("?")
+    found = [word.lower() for word in words(text)]
+    if found[0] in _AUXILIARIES:
+        return True
+    if found[1] in _SUBJECTS:
+        return False
+    return found[0] not in ("how", "when", "where", "why") or not _AUXILIARIES.isdisjoint(found)
+
+
+def begins_like_question(text: str) -> bool:
+    """Whether a line is a question or the beginning of what answers one: "When you get it"."""
     return text.rstrip().endswith("?") or (bool(_QUESTION_START.match(text)) and len(words(text)) >= 4)
 
 
@@ -113,13 +162,47 @@ def has_question_mark(text: str) -> bool:
 
 def first_person(text: str) -> str:
     """The words of a handbook ("your manager") as its reader would say them ("my manager")."""
-    return _SECOND_PERSON.sub(lambda match: _FIRST_PERSON.get(match[0].lower(), match[0]), text)
+
+    def said(match: re.Match[str]) -> str:
+        further, before = ["", "", *text[max(0, match.start() - 60) : match.start()].lower().split()][-2:]
+        # "It helps and will help you find", but "the help you need".
+        helped = before == "help" and further not in ("any", "more", "that", "the", "this")
+        is_object = helped or before in _BEFORE_ME or _AFTER_ME.match(text, match.end())
+        return "me" if match[0].lower() == "you" and is_object else _FIRST_PERSON.get(match[0].lower(), match[0])
+
+    return _SECOND_PERSON.sub(said, text)
+
+
+def without_gaps(text: str) -> str:
+    """`text`, of which words were left out, without the articles and prepositions that nothing follows any more."""
+    kept: list[str] = []
+    following = ""
+    for part in reversed(text.split()):
+        word = part.lower()
+        # "To be" and "to have" are whole; before "and", "is" or "I" stands no article and hardly a preposition.
+        orphan = following in _CONJUNCTIONS | {"i"} | _AUXILIARIES - {"be", "have"}
+        if word in _DETERMINERS:
+            orphan = orphan or following in _DETERMINERS or following in _PREPOSITIONS
+        elif word not in _PREPOSITIONS:
+            orphan = False
+        if orphan:
+            continue
+        kept.append(part)
+        following = word.strip(",;:")
+    while kept and not any(map(str.isdigit, kept[0])) and all(w.lower() in STOP_WORDS for w in words(kept[0])):
+        kept.pop(0)
+    while kept and kept[-1].lower() in ("and", "are", "but", "is", "or", "was", "were"):
+        kept.pop()
+    return " ".join(reversed(kept)).rstrip(",;: ")
 
 
 def starts_with_action(text: str) -> bool:
     """Whether a heading names something to do ("Create a group"), so that "How do I" can precede it."""
-    first = words(text)[:1]
-    return bool(first) and first[0].lower() in _ACTIONS
+    found = words(text)[:3]
+    # "Leave of absence", "Pay and pension" and "FILE SELECTION" name things.
+    joined = found[1:2] == ["and"] and found[-1].lower() not in _ACTIONS
+    is_name = joined or found[1:2] == ["of"] or (bool(found) and len(found[0]) > 1 and found[0].isupper())
+    return bool(found) and found[0].lower() in _ACTIONS and not is_name
 
 
 def heading_forms(heading: str) -> list[Form]:
@@ -127,8 +210,11 @@ def heading_forms(heading: str) -> list[Form]:
     plain = first_person(heading.strip(" .:;"))
     if is_question(plain):
         return [Form(plain if plain.endswith("?") else f"{plain}?", "question")]
-    lowered = lower_first(plain)
+    lowered = plain if any(word.istitle() for word in words(plain)[1:]) else lower_first(plain)
+    if _QUESTION_START.match(plain):
+        return [Form(lowered, "keywords")]
     if starts_with_action(plain):
+        lowered = lower_first(plain)
         return [
             Form(f"How do I {lowered}?", "question"),
             Form(f"I need to {lowered}, where do I start?", "situation"),
@@ -168,20 +254,46 @@ def sentence_forms(sentence: str) -> list[Form]:
             forms.append(Form(f"{opening} {rest}?", "question"))
     elif not forms and starts_with_action(sentence):
         task = first_person(lower_first(_CLAUSE_END.split(sentence.rstrip(".!"), maxsplit=1)[0]))
-        if 4 <= len(words(task)) <= 14:
+        if 4 <= len(words(task)) <= 14 and not _is_statement(task):
             forms.append(Form(f"How do I {task}?", "question"))
     return forms
 
 
+def _is_statement(task: str) -> bool:
+    """Whether a sentence only seems to tell what to do: "Work from another country needs a request"."""
+    for word in map(str.lower, words(task)[1:]):
+        if word in _SUBORDINATE:
+            return False
+        if word in _AUXILIARIES or word == "needs":
+            return True
+    return False
+
+
+def is_term(text: str) -> bool:
+    """Whether "What is" can precede a text: a name of a thing, not the beginning of a sentence or an order."""
+    found = [word.lower() for word in words(text)]
+    if not 1 <= len(found) <= 4 or not text[:1].isalpha() or re.search(r"[,;\"“”]", text):
+        return False
+    if found[0] in _NUMBER_WORDS | _MONTHS or (len(found) > 1 and starts_with_action(text)):
+        return False
+    if found[0] in STOP_WORDS - _BEGIN_TERMS or found[-1] in STOP_WORDS - _END_TERMS:
+        return False
+    return STOP_WORDS.isdisjoint(set(found[1:-1]) - _PREPOSITIONS - {"and", "or"})
+
+
 def defined_term(sentence: str) -> tuple[str, str] | None:
-    """(term, what is said about it) when a sentence defines a term: "X is a ...", "X means ..."."""
+    """(term with its article, what is said about it) when a sentence defines a term: "X is a ...", "X means ..."."""
     match = _DEFINITION.match(sentence)
     if not match or not 1 <= len(words(match["term"])) <= 6:
         return None
     openings = {sentence.split()[0].strip(",").lower(), match["term"].split()[0].lower()}
     if openings & _NOT_A_TERM or _QUESTION_START.match(sentence):
         return None
-    return match["term"].strip(), match["rest"]
+    term, article = match["term"].strip(), (match["article"] or "").lower()
+    # "The rule is the ...": which rule, only its page says.
+    if not is_term(term) or (article == "the" and term.islower() and len(words(term)) == 1):
+        return None
+    return f"{article} {term}".strip(), match["rest"]
 
 
 def answer_form(sentence: str, topic: str) -> Form | None:

@@ -201,7 +201,10 @@ class _CuratedFile:
             for line in text.removesuffix("\n").split("\n") if text else []:
                 file._append(line, _pair(line))
         elif seed is not None:
-            for _, row in raw_rows(seed):
+            for where, row in raw_rows(seed):
+                # LlamaIndex's queries without a passage are no pairs; a broken line of a CSV is one that would be lost.
+                if isinstance(row, str) and seed.suffix.lower() == ".csv":
+                    raise ReviewUnusable(f"{seed.name} {where}: {row}; mend it first, so that it can be carried over")
                 if isinstance(row, dict):
                     known = {name: value for name, value in row.items() if name is not None and value not in (None, "")}
                     file._append(_json(known), known)

@@ -29,7 +29,7 @@ from acme_rag_pipeline.store.stages import StageResult, data_versions, overtaken
 from acme_rag_pipeline.store.warehouse import reconcile, records
 
 STAGE = "training_set"
-CODE_VERSION = "6"
+CODE_VERSION = "7"
 # What the answers cost is no business of the training set.
 _FILTER_SETTINGS = {
     "round_trip_top_k",
@@ -174,12 +174,21 @@ class _Filters:
         if not self.golden:
             return []
         wordings = {query_key(query) for query in self.golden}
-        nearest = (self.query_vectors @ self.golden_vectors.T).max(axis=1) if self.pairs else []
+        nearest = self._nearness(range(len(self.pairs)), self.golden_vectors)
         return [
             (i, "near a golden query")
             for i, pair in enumerate(self.pairs)
             if query_key(pair["query"]) in wordings or nearest[i] >= self.settings.golden_similarity
         ]
+
+    def _nearness(self, rows: Sequence[int], judging: np.ndarray) -> np.ndarray:
+        """Cosine of each row's query and the nearest judging one, base model, shape (rows,); -1 without any."""
+        nearest = np.full(len(rows), -1.0)
+        # In blocks: a large collection has tens of thousands of held-out queries.
+        for first in range(0, len(rows) if len(judging) else 0, 1024):
+            block = self.query_vectors[list(rows[first : first + 1024])]
+            nearest[first : first + 1024] = (block @ judging.T).max(axis=1)
+        return nearest
 
     def _ambiguous(self) -> list[tuple[int, str]]:
         """A wording that belongs to several different passages cannot judge: one of them would count as the only answer.
@@ -230,21 +239,25 @@ class _Filters:
         return dropped
 
     def _near_other_sides(self) -> list[tuple[int, str]]:
-        """A training pair whose passage nearly repeats one that is held out, or whose query asks there too, would leak it."""
+        """A training pair whose passage nearly repeats one that is held out, or whose query asks nearly the same as one there, leaks it."""
         held_out = self.held_out
         sides: dict[str, set[str]] = {}
         for passage in self.passages:
             sides.setdefault(passage.near_duplicate_group, set()).add(passage.side)
         kept = self._kept()
-        asked = {query_key(self.pairs[i]["query"]) for i in kept if self._passage(i).side in held_out}
+        judging = [i for i in kept if self._passage(i).side in held_out]
+        trained = [i for i in kept if self._passage(i).side not in held_out]
+        asked = {query_key(self.pairs[i]["query"]) for i in judging}
+        nearest = self._nearness(trained, self.query_vectors[judging])
         dropped = []
-        for i in kept:
-            passage = self._passage(i)
-            leaks = (sides[passage.near_duplicate_group] & held_out) - {passage.side}
-            if passage.side not in held_out and leaks:
+        for i, nearness in zip(trained, nearest, strict=True):
+            leaks = sides[self._passage(i).near_duplicate_group] & held_out
+            if leaks:
                 dropped.append((i, f"passage nearly repeats one of the {min(leaks)} side"))
-            elif passage.side not in held_out and query_key(self.pairs[i]["query"]) in asked:
+            elif query_key(self.pairs[i]["query"]) in asked:
                 dropped.append((i, "same wording as a held-out query"))
+            elif nearness >= self.settings.golden_similarity:
+                dropped.append((i, "near a held-out query"))
         return dropped
 
     def _not_found_back(self) -> list[tuple[int, str]]:

@@ -80,6 +80,39 @@ def test_a_csv_that_cannot_be_read_says_what_to_do(tmp_path: Path, content: byte
         read_curated_pairs(tmp_path / "pairs.csv")
 
 
+OPEN = 'a cell begins with a quotation mark (") and does not end with one'
+
+
+@pytest.mark.parametrize(
+    ("lines", "queries", "problems"),
+    [
+        (['"Who pays?,a.md,x', "Who asks?,b.md,y", "Who answers?,c.md,z"], ["Who asks?", "Who answers?"], {2: OPEN}),
+        # The mark that opens the next row closes the open one.
+        (['"Who pays?,a.md,x', '"Who asks?","b.md","y"'], ["Who asks?"], {2: OPEN}),
+        (
+            ["Who asks?,b.md,y", 'Who pays?,a.md,"x', *["Who sings?,c.md,z"] * 20_000],
+            ["Who asks?", "Who sings?"],
+            {3: OPEN},
+        ),
+        (["Who pays?,a.md," + "x" * 140_000, "Who asks?,b.md,y"], ["Who asks?"], {2: "not CSV (field larger"}),
+        (['"Who" pays?,a.md,"x', "Who asks?,b.md,y"], ["Who asks?"], {2: OPEN}),
+        (['"Who" pays?,a.md,x', '"Who ""asks""?",b.md,"two', 'lines"'], ["Who pays?", 'Who "asks"?'], {}),
+        (["", "Who asks?,b.md,y", "", "Who pays?,c.md"], ["Who asks?"], {5: "neither a quote nor a span"}),
+    ],
+)
+def test_a_csv_row_with_an_open_quotation_mark_costs_no_other_row(
+    tmp_path: Path, lines: list[str], queries: list[str], problems: dict[int, str]
+) -> None:
+    path = tmp_path / "pairs.csv"
+    path.write_text("\n".join(["query,doc_path,quote", *lines]))
+    pairs, found = read_curated_pairs(path)
+    assert [pair.query for pair in pairs] == queries
+    assert all(pair.quote in ("x", "y", "z", "two\nlines") for pair in pairs)
+    assert [problem.partition(": ")[0] for problem in found] == [f"line {line}" for line in problems]
+    for problem, says in zip(found, problems.values(), strict=True):
+        assert says in problem
+
+
 def test_a_path_may_be_written_as_on_another_system(
     chunked: Store, settings_for: Callable[..., Settings], tmp_path: Path
 ) -> None:
@@ -173,6 +206,30 @@ def test_a_pair_follows_an_edit_and_says_when_its_passage_is_gone(
     assert (gone["status"], gone["chunk_id"]) == ("unresolved", None)
     assert rows(chunked, f"SELECT text FROM chunks WHERE chunk_id = '{gone['nearest_chunk_id']}'")[0]["text"]
     assert rows(chunked, "SELECT * FROM pairs") == []
+
+
+@pytest.mark.parametrize("deleted", [False, True])
+def test_a_passage_that_moved_to_another_document_is_shown_there(
+    chunked: Store, documents: Path, settings_for: Callable[..., Settings], tmp_path: Path, deleted: bool
+) -> None:
+    written(tmp_path / "pairs.jsonl", {"query": "hotel limit", "doc_path": "travel.md", "quote": HOTELS})
+    settings = settings_for(curated_pairs="pairs.jsonl")
+    path = documents / "travel.md"
+    before = path.read_text(encoding="utf-8")
+    assert HOTELS in before
+    if deleted:
+        path.unlink()
+    else:
+        path.write_text(before.replace(HOTELS, "Hotels are in the table of London and Rotterdam."), encoding="utf-8")
+    (documents / "costs.md").write_text(f"# Costs\n\n{HOTELS}\n", encoding="utf-8")
+    for stage in (ingest_documents, split_documents, resolve_curated_pairs):
+        stage(chunked, settings)
+    (moved,) = rows(chunked, "SELECT * FROM curated_pairs")
+    assert (moved["status"], moved["chunk_id"]) == ("unresolved", None)
+    assert moved["reason"].endswith("; costs.md has it")
+    (shown,) = rows(chunked, f"SELECT doc_path, text FROM chunks WHERE chunk_id = '{moved['nearest_chunk_id']}'")
+    assert shown["doc_path"] == "costs.md"
+    assert HOTELS in shown["text"]
 
 
 def test_a_rejected_line_is_no_pair_and_an_unknown_verdict_is_named(

@@ -201,6 +201,14 @@ def test_a_csv_is_carried_over_into_a_new_file(tmp_path: Path, settings_for: Any
     assert [row["query"] for row in lines_of(done.file)] == ["mine", "old wording"]
 
 
+def test_a_broken_line_of_a_csv_is_not_lost_on_the_way_into_a_new_file(tmp_path: Path, settings_for: Any) -> None:
+    (tmp_path / "mine.csv").write_text('query,doc_path,quote\n"mine,a.md,The passage\nyours,a.md,The passage\n')
+    reviewed = write(tmp_path / "r.jsonl", ROW | {"verdict": "accepted"})
+    with pytest.raises(ReviewUnusable, match=r"mine\.csv line 2: a cell begins with a quotation mark"):
+        import_review(reviewed, settings_for(curated_pairs="mine.csv"), tmp_path / "new.jsonl")
+    assert not (tmp_path / "new.jsonl").exists()
+
+
 def test_a_span_of_a_csv_can_be_rejected(tmp_path: Path, settings_for: Any) -> None:
     (tmp_path / "mine.csv").write_text("query,doc_path,start,end\nhow do I get paid,a.md,10,80\n")
     row = ROW | {"query": "how do I get paid", "doc_path": "a.md", "quote": None, "start": 10, "end": 80}

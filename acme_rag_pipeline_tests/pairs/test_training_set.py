@@ -219,6 +219,8 @@ def test_each_filter_drops_what_it_names_and_a_person_s_question_that_judges_sta
         "first again": {"query": "How do I complain about a slow answer from the desk?", "chunk_id": first},
         "train": lunch | {"chunk_id": canteen["train"]},
         "judges": lunch | {"chunk_id": canteen[judging]},
+        "asked there": {"query": "May I bring a guest to the canteen?", "chunk_id": canteen[judging]},
+        "asked nearly so": {"query": "Can I bring a guest to the canteen?", "chunk_id": first},
         "copy": {"query": "Where is food to be had?", "chunk_id": canteen["train"]},
     }
     others = {"origin": "openai", "style": "question", "method": "llm", "generator": "openai"}
@@ -231,14 +233,24 @@ def test_each_filter_drops_what_it_names_and_a_person_s_question_that_judges_sta
     passed = nothing_leaks(store, settings)
     assert passed.passed
     assert passed.metadata["golden_compared"].value == passed.metadata["training_pairs"].value > 0
+    assert passed.metadata["held_out_compared"].value == passed.metadata["training_pairs"].value
     with store.warehouse.write() as connection:
         connection.execute("UPDATE training_pairs SET dropped_because = NULL WHERE pair_id = 'meaning'")
     leaks = nothing_leaks(store, settings).metadata
     # Another wording, so that only the vectors show it.
     assert (leaks["golden_queries"].value, leaks["near_golden_queries"].value) == (0, 1)
+    assert leaks["near_held_out_queries"].value == 0
     with store.warehouse.write() as connection:
         connection.execute(
             "UPDATE training_pairs SET dropped_because = 'near a golden query' WHERE pair_id = 'meaning'"
+        )
+        connection.execute("UPDATE training_pairs SET dropped_because = NULL WHERE pair_id = 'asked nearly so'")
+    leaks = nothing_leaks(store, settings).metadata
+    assert (leaks["held_out_queries"].value, leaks["near_held_out_queries"].value) == (0, 1)
+    assert not nothing_leaks(store, settings).passed
+    with store.warehouse.write() as connection:
+        connection.execute(
+            "UPDATE training_pairs SET dropped_because = 'near a held-out query' WHERE pair_id = 'asked nearly so'"
         )
     found = {
         row["pair_id"]: row["dropped_because"]
@@ -257,6 +269,8 @@ def test_each_filter_drops_what_it_names_and_a_person_s_question_that_judges_sta
         "first": None,
         "first again": "repeats another query of the passage",
         "judges": None,
+        "asked there": None,
+        "asked nearly so": "near a held-out query",
     }
 
 
