@@ -153,7 +153,11 @@ class Run:
         return self._next_fresh
 
     def _start_ready(self, now: float) -> None:
+        # A store that does not keep up must not let paid answers pile up in memory, where a kill would lose them.
+        most_waiting = 2 * self._connection.concurrency
         while not self._stopped and len(self._in_flight) < self._pace.allowed(now):
+            if self._commits.answers_waiting > most_waiting:
+                return
             fresh = self._peek()
             spent = self._budget.max_calls is not None and self._calls >= self._budget.max_calls
             if spent and (fresh or self._retries):

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
 from typing import Any
 
 from acme_rag_pipeline.pairs import llm, offline
+from acme_rag_pipeline.pairs.answer_store import AnswerStore, commit_waiting
 from acme_rag_pipeline.pairs.examples import example_queries
 from acme_rag_pipeline.pairs.figures import coverage, histogram, pairs_picture
 from acme_rag_pipeline.pairs.generators import (
@@ -23,14 +22,14 @@ from acme_rag_pipeline.pairs.generators import (
     parameters_of,
 )
 from acme_rag_pipeline.pairs.llm_cost import cost, spent
-from acme_rag_pipeline.pairs.passage import Passage, WrittenQuery
+from acme_rag_pipeline.pairs.passage import Passage
 from acme_rag_pipeline.setting_groups import PairSettings
 from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store.fingerprints import content_hash, fingerprint
 from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.passages import live_passages
 from acme_rag_pipeline.store.stages import StageResult, data_versions, overtaken, record, recorded
-from acme_rag_pipeline.store.warehouse import append, insert, reconcile
+from acme_rag_pipeline.store.warehouse import reconcile
 
 STAGE = "synthetic_pairs"
 CODE_VERSION = "3"
@@ -53,6 +52,7 @@ def write_pairs(store: Store, settings: Settings) -> StageResult:
     Raises:
         UpstreamMissing: `chunks` has never run.
         SettingsError: the file of example queries cannot be used.
+        WarehouseBusy: another process held the warehouse too long; the next run commits what was answered meanwhile.
     """
     upstream = data_versions(store.warehouse, "chunks")
     names = _NAMES[settings.generator_in_use]
@@ -73,6 +73,7 @@ def write_pairs(store: Store, settings: Settings) -> StageResult:
         rows: list[dict[str, Any]] = []
         details: dict[str, Any] = {"generator": settings.generator_in_use, "outcome": "done"}
         figures = Counter()
+        commit_waiting(store)
         for name in names:
             one = generator(settings, name, passages, examples)
             missing = one.prompts.keys() - answered(store, one)
@@ -80,6 +81,7 @@ def write_pairs(store: Store, settings: Settings) -> StageResult:
             spoilt = _answered_badly(store) if missing else set()
             hashes = sorted((h for h in one.prompts if h in missing), key=lambda h: h in spoilt)
             details |= _ask(store, settings, one, {h: one.prompts[h] for h in hashes})
+            commit_waiting(store)
             found = answers(store, one)
             rows += pair_rows(one, found)
             figures.update(
@@ -135,7 +137,7 @@ def _look(rows: Sequence[dict[str, Any]], passages: Sequence[Passage]) -> dict[s
 
 
 def _ask(store: Store, settings: Settings, generator: Generator, missing: dict[str, Any]) -> dict[str, Any]:
-    sink = _Sink(store, generator)
+    sink = AnswerStore(store, generator)
     if generator.name == "offline":
         hashes = list(missing)
         for first in range(0, len(hashes), COMMIT_EVERY):
@@ -180,46 +182,3 @@ def _log_progress(progress: llm.Progress, settings: PairSettings) -> None:
         "" if money is None else f", cost {money:.4f}",
         eta,
     )
-
-
-class _Sink:
-    """Commits answers as they arrive."""
-
-    def __init__(self, store: Store, generator: Generator) -> None:
-        self._store = store
-        self._generator = generator
-
-    def commit(self, calls: Sequence[llm.LLMCall], answers: Sequence[llm.LLMAnswer]) -> None:
-        now = datetime.now(UTC)
-        rows = [
-            {
-                "generator": self._generator.name,
-                "parameters_hash": self._generator.parameters_hash,
-                "prompt_hash": answer.prompt_hash,
-                "queries": _json(answer.queries),
-                "prompt_tokens": answer.prompt_tokens,
-                "completion_tokens": answer.completion_tokens,
-                "answered_at": now,
-            }
-            for answer in answers
-        ]
-        with self._store.warehouse.write() as connection:
-            insert(connection, "answers", rows)
-            append(connection, "llm_calls", [_call_row(call) for call in calls])
-
-
-def _call_row(call: llm.LLMCall) -> dict[str, Any]:
-    return {
-        "called_at": call.called_at,
-        "model": call.model,
-        "prompt_hash": call.prompt_hash,
-        "status": call.status,
-        "prompt_tokens": call.prompt_tokens,
-        "completion_tokens": call.completion_tokens,
-        "seconds": call.seconds,
-        "detail": call.detail,
-    }
-
-
-def _json(queries: Sequence[WrittenQuery]) -> str:
-    return json.dumps([{"query": q.query, "style": q.style, "method": q.method} for q in queries], ensure_ascii=False)

@@ -503,6 +503,27 @@ def test_commits_are_groups_in_one_other_thread() -> None:
     assert threading.get_ident() not in sink.threads
 
 
+def test_no_more_is_asked_than_the_store_keeps_up_with() -> None:
+    class Stuck(Sink):
+        """Stores nothing until it may, and says how many were asked by then."""
+
+        def commit(self, calls: list[LLMCall], answers: list[LLMAnswer]) -> None:
+            if not self.commits:
+                # Long enough for hundreds of requests; what is waited for is that none comes any more.
+                before = -1
+                while before != len(server.requests):
+                    before = len(server.requests)
+                    time.sleep(0.3)
+                self.asked = before
+            super().commit(calls, answers)
+
+    sink = Stuck()
+    with ScriptedLLM(always(ok())) as server:
+        outcome = ask(server, 200, sink, concurrency=4)
+    assert sink.asked <= 2 * 4 + 4 + 1
+    assert outcome.answered == len(sink.answers) == 200
+
+
 def _hang_from(number: int) -> Script:
     return lambda n, body: ok() if n < number else hang()
 
