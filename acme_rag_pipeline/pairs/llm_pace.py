@@ -16,7 +16,8 @@ class Pacing:
         fault_attempts: Attempts of one prompt that may end in a server fault, timeout or broken connection.
         rate_limited_attempts: Attempts of one prompt that may be rate limited.
         bad_answers: Unusable answers of one prompt; every second one is a repair of the one before.
-        patience_seconds: A server that only limits for so long, or asks for a longer wait, ends the run.
+        patience_seconds: A server that only limits for so long, or asks for a longer wait, ends the run; a prompt whose
+            waits after faults add up to more is given up.
         cut_seconds: After a rate limit halved the concurrency, others do not halve it again for so long: they
             answer requests that were sent before.
         probe_seconds: The first request goes alone for so long: a wrong key or model costs one request, not all.
@@ -109,13 +110,22 @@ class Pace:
             self._hold(now + wait)
         return max(wait, now - self._limited_since) > self._pacing.patience_seconds
 
-    def failed(self, sent_at: float, now: float, *, timed_out: bool) -> bool:
-        """A server fault, a timeout or no connection; True: the server is down."""
+    def failed(self, sent_at: float, now: float, *, timed_out: bool, for_long: bool = False) -> bool:
+        """A server fault, a timeout or no connection; True: the server is down.
+
+        Args:
+            sent_at: When the request left.
+            now: When it failed.
+            timed_out: It counts as three rounds.
+            for_long: The server itself says that it will not be back in time: no more rounds are needed to believe it.
+        """
         self._failed_in_a_row += 1
         self._sent_at = None
         if timed_out:
             self._halve(now)
-        if sent_at >= self._round_ended:
+        if for_long:
+            self._rounds = max(self._rounds, self._pacing.down_rounds)
+        elif sent_at >= self._round_ended:
             self._rounds += 3 if timed_out else 1
             self._round_ended = now
         if self._failed_in_a_row >= 2:

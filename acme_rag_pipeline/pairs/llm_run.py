@@ -33,6 +33,7 @@ class _Job:
     messages: Messages
     estimate: TokenEstimate
     faults: int = 0
+    waited: float = 0.0
     limited: int = 0
     bad_answers: int = 0
     complaint: str | None = None
@@ -256,10 +257,14 @@ class Run:
             self._again(job, now + wait, give_up=job.limited >= self._pacing.rate_limited_attempts, detail=reply.detail)
         elif reply.status in ("server_error", "timeout", "connection_error"):
             job.faults += 1
-            if self._pace.failed(sent_at, now, timed_out=reply.status == "timeout"):
-                self._stop("unreachable", reply.detail)
             wait = self._pacing.wait(job.faults, reply.retry_after)
-            self._again(job, now + wait, give_up=job.faults >= self._pacing.fault_attempts, detail=reply.detail)
+            job.waited += wait
+            # One broken machine behind an address may ask for an hour where the others answer.
+            too_long = job.waited > self._pacing.patience_seconds
+            if self._pace.failed(sent_at, now, timed_out=reply.status == "timeout", for_long=too_long):
+                self._stop("unreachable", reply.detail)
+            give_up = too_long or job.faults >= self._pacing.fault_attempts
+            self._again(job, now + wait, give_up=give_up, detail=reply.detail)
         else:
             if about_all or self._answered:
                 self._pace.answered()

@@ -377,6 +377,25 @@ def test_a_server_that_only_hangs_or_fails_is_an_outcome(act: Act) -> None:
     assert outcome.calls < 60
 
 
+@pytest.mark.parametrize("status", [408, 503])
+@pytest.mark.parametrize("wait", ["3600", "Fri, 31 Dec 2049 23:59:59 GMT"])
+def test_a_server_fault_that_asks_for_an_hour_costs_its_chunk_and_not_an_hour(status: int, wait: str) -> None:
+    with ScriptedLLM(first(error(status, retry_after=wait))) as server:
+        outcome = ask(server, 12, Sink())
+    assert (outcome.answered, outcome.failed, outcome.calls, outcome.stopped) == (11, 1, 12, None)
+    with ScriptedLLM(always(error(status, retry_after=wait))) as server:
+        outcome = ask(server, 40, Sink())
+    assert outcome.stopped == "unreachable"
+    assert outcome.calls < 20
+    assert str(status) in outcome.sentence
+
+
+def test_waits_that_add_up_beyond_patience_give_a_chunk_up() -> None:
+    with ScriptedLLM(always(error(503, retry_after_ms="150"))) as server:
+        outcome = ask(server, 1, Sink(), pacing=replace(QUICK, patience_seconds=0.4))
+    assert (outcome.failed, outcome.calls) == (1, 3)
+
+
 def test_a_server_that_restarts_is_waited_for() -> None:
     down = {"until": 0.0}
 
