@@ -19,7 +19,7 @@ class Budget:
 
     Attributes:
         max_calls: HTTP requests, failed ones too; never exceeded.
-        max_tokens: Prompt and completion tokens; a request starts only if its estimate fits.
+        max_tokens: Prompt and completion tokens; a request starts only if its estimate fits, beside others four times.
     """
 
     max_calls: int | None = None

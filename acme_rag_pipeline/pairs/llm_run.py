@@ -24,6 +24,9 @@ from acme_rag_pipeline.pairs.llm_pace import Pace, Pacing
 from acme_rag_pipeline.pairs.passage import WrittenQuery
 from acme_rag_pipeline.pairs.prompt import ANSWER_SCHEMA, BadAnswer, parse_answer
 
+# How many times what the longest answer took a request may take without going beyond the budget.
+_ROOM = 4
+
 
 @dataclass(slots=True)
 class _Job:
@@ -86,7 +89,7 @@ class Run:
         self._answered = self._failed = self._calls = self._prompt_tokens = self._completion_tokens = 0
         self._failed_in_a_row = self._forbidden = 0
         self._reserved: dict[str, int] = {}
-        self._longest_answer = 0
+        self._longest_answer = self._counted = 0
         self._stopped: StopReason | None = None
         self._stopped_at = 0.0
         self._stop_detail = ""
@@ -169,11 +172,13 @@ class Run:
             if job is None:
                 return
             if self._budget.max_tokens is not None:
-                if self._in_flight and not self._longest_answer:
-                    return  # what an answer takes is not known yet: the first one is waited for
+                if self._in_flight and len(self._in_flight) >= self._counted:
+                    return  # a slow start: what answers take is known from answers alone
                 wanted = self._tokens_of(job)
-                tokens = self._prompt_tokens + self._completion_tokens + sum(self._reserved.values()) + wanted
-                if tokens > self._budget.max_tokens:
+                reserved = sum(self._reserved.values()) + wanted
+                # Beside others a request needs room for answers that are much longer than any before; alone it does not.
+                reserved *= _ROOM if self._in_flight else 1
+                if self._prompt_tokens + self._completion_tokens + reserved > self._budget.max_tokens:
                     if not self._in_flight:
                         self._stop("budget")
                     return  # else: what is in flight may take less than was reserved for it
@@ -222,6 +227,7 @@ class Run:
             used = (job.estimate.prompt_tokens, len(reply.content) // 4)  # a server that does not count
         if reply.content:
             self._longest_answer = max(self._longest_answer, used[1], 1)
+            self._counted += 1
         self._prompt_tokens += used[0]
         self._completion_tokens += used[1]
         model, prompt_hash = self._connection.model, job.prompt_hash

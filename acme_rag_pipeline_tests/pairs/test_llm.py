@@ -316,16 +316,57 @@ def test_budget_of_tokens_is_not_exceeded_by_what_is_in_flight() -> None:
     assert outcome.answered == len(sink.answers) == len(server.requests) == used // 120
 
 
+def answer_of(tokens: int) -> Act:
+    """A good answer that the server counts as so many tokens, prompt aside."""
+    act = ok("How long is it?")
+    usage = {"prompt_tokens": 100, "completion_tokens": tokens}
+    return replace(act, body=json.dumps(json.loads(act.body) | {"usage": usage}).encode())
+
+
 def test_a_budget_of_tokens_holds_for_a_model_that_answers_at_length() -> None:
     # A thinking model: 1,500 tokens an answer, and eight requests may be under way.
-    long = ok("How long is it?")
-    body = json.loads(long.body)
-    body["usage"] = {"prompt_tokens": 100, "completion_tokens": 1500}
-    with ScriptedLLM(always(replace(long, body=json.dumps(body).encode())), latency=0.02) as server:
+    with ScriptedLLM(always(answer_of(1500)), latency=0.02) as server:
         outcome = ask(server, 30, Sink(), budget=Budget(max_tokens=10_000))
     used = outcome.prompt_tokens + outcome.completion_tokens
     assert 6_000 < used <= 10_000
     assert outcome.stopped == "budget"
+
+
+@pytest.mark.parametrize("budget", [5_000, 10_000, 40_000])
+def test_a_budget_of_tokens_holds_for_answers_that_get_longer(budget: int) -> None:
+    def growing(number: int, body: Body) -> Act:
+        return answer_of(round(50 * 1.25 ** min(number, 20)))
+
+    with ScriptedLLM(growing, latency=0.02) as server:
+        outcome = ask(server, 200, Sink(), concurrency=16, budget=Budget(max_tokens=budget))
+        assert server.most_in_flight > 1
+    used = outcome.prompt_tokens + outcome.completion_tokens
+    assert outcome.stopped == "budget"
+    # Alone at the end, an answer may be a quarter longer than the longest before.
+    assert 0.5 * budget < used <= budget + 0.25 * 50 * 1.25**20
+
+
+def test_with_a_budget_of_tokens_no_more_is_in_flight_than_was_answered() -> None:
+    with ScriptedLLM(_hang_from(3)) as server:
+        outcome = ask(server, 40, Sink(), concurrency=16, timeout=0.5, budget=Budget(max_tokens=10**7))
+        # Three that timed out, which the server still holds, and three after them.
+        assert server.most_in_flight <= 6
+    assert outcome.answered == 3
+
+
+@pytest.mark.parametrize(("budget", "short"), [(5_000, 1), (20_000, 1), (20_000, 8)])
+def test_answers_that_are_suddenly_long_exceed_a_budget_of_tokens_by_no_more_than_is_promised(
+    budget: int, short: int
+) -> None:
+    long, expected = 4_000, estimate(prompts_for(1).values()).prompt_tokens + 50
+    with ScriptedLLM(lambda n, body: answer_of(50 if n < short else long), latency=0.02) as server:
+        outcome = ask(server, 200, Sink(), concurrency=16, budget=Budget(max_tokens=budget))
+    used = outcome.prompt_tokens + outcome.completion_tokens
+    left = budget - short * 150
+    assert outcome.stopped == "budget"
+    assert used <= budget + max(((long + 100) / expected / 4 - 1) * left, long + 100)
+    # Sixteen in flight would have taken all of these.
+    assert used < short * 150 + 16 * (long + 100)
 
 
 def test_a_403_for_one_passage_is_that_passage_s_and_the_others_are_answered() -> None:
