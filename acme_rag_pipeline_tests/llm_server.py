@@ -27,7 +27,7 @@ class Act:
 Script = Callable[[int, Body], Act]
 
 
-def completion(content: str | None, **message: Any) -> Act:
+def completion(content: str | list[Any] | None, finish_reason: str = "stop", **message: Any) -> Act:
     """A chat completion with this content."""
     return Act(
         body=json.dumps(
@@ -36,7 +36,7 @@ def completion(content: str | None, **message: Any) -> Act:
                 "choices": [
                     {
                         "index": 0,
-                        "finish_reason": "stop",
+                        "finish_reason": finish_reason,
                         "message": {"role": "assistant", "content": content, **message},
                     }
                 ],

@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 CallStatus = Literal[
     "ok", "empty", "rate_limited", "server_error", "timeout", "bad_answer", "connection_error", "refused"
 ]
-StopReason = Literal["unreachable", "unauthorised", "model_not_found", "quota", "rate_limited", "failing", "budget"]
+StopReason = Literal[
+    "unreachable", "unauthorised", "model_not_found", "quota", "rate_limited", "unusable", "failing", "budget"
+]
 Messages = Sequence[Mapping[str, str]]
 
 OPENAI_URL = "https://api.openai.com/v1"
@@ -36,6 +38,7 @@ _ABOUT_FORMAT = re.compile(
     re.IGNORECASE,
 )
 _SAFE_CODE = re.compile(r"[a-z][a-z0-9_.]{0,47}")
+_CUT_OFF = "cut off at the server's length limit"
 _T = TypeVar("_T")
 
 
@@ -82,7 +85,7 @@ class Reply:
     Attributes:
         status: `ok` says that the server sent content, not that the content is any good.
         content: What the model wrote.
-        detail: For the log: free of secrets and of document text.
+        detail: For the log: free of secrets and of document text. Content may come with one, too: it was cut off.
         prompt_tokens: As the server counts; None where it does not say.
         completion_tokens: Likewise.
         retry_after: Seconds that the server asks to wait.
@@ -288,8 +291,13 @@ def _content_reply(body: bytes) -> Reply:
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return Reply("bad_answer", detail="the body is not a chat completion")
     prompt_tokens, completion_tokens = (n if type(n) is int and 0 <= n < 2**31 else None for n in counted)
+    cut_off = _CUT_OFF if choice.get("finish_reason") == "length" else ""
+    if isinstance(content, list):
+        # Parts, as some servers send them; what a model thinks is a part of another type.
+        parts = [part for part in content if isinstance(part, dict) and part.get("type", "text") == "text"]
+        content = "".join(part["text"] for part in parts if isinstance(part.get("text"), str))
     if not isinstance(content, str) or not content.strip():
         refused = bool(refusal) or choice.get("finish_reason") == "content_filter"
-        detail = "the model declines to answer" if refused else "no content"
+        detail = "the model declines to answer" if refused else ": ".join(filter(None, ("no content", cut_off)))
         return Reply("refused" if refused else "bad_answer", "", detail, prompt_tokens, completion_tokens)
-    return Reply("ok", content, "", prompt_tokens, completion_tokens)
+    return Reply("ok", content, cut_off, prompt_tokens, completion_tokens)

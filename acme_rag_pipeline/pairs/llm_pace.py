@@ -24,6 +24,7 @@ class Pacing:
         down_requests: Requests in a row without any answer that make a server unreachable ...
         down_rounds: ... if they stem from so many rounds: requests that fail together are one (a timeout: three).
         forbidden_prompts: 403s without any answer that are the key's and not a prompt's.
+        unusable_answers: Unusable answers, without any other, that end the run.
         failed_prompts: Prompts in a row that failed for good and end the run.
         grace_seconds: How long a run that was ended early waits for the answers that are under way.
         progress_seconds: Least time between two reports of progress.
@@ -40,6 +41,7 @@ class Pacing:
     down_requests: int = 5
     down_rounds: int = 5
     forbidden_prompts: int = 3
+    unusable_answers: int = 8
     failed_prompts: int = 20
     grace_seconds: float = 5.0
     progress_seconds: float = 1.0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -87,7 +88,8 @@ class Run:
         self._client = LLMClient(connection)
         self._pace = Pace(connection.concurrency, pacing)
         self._answered = self._failed = self._calls = self._prompt_tokens = self._completion_tokens = 0
-        self._failed_in_a_row = self._forbidden = 0
+        self._failed_in_a_row = self._forbidden = self._bad_answers = 0
+        self._failures: Counter[str] = Counter()
         self._reserved: dict[str, int] = {}
         self._longest_answer = self._counted = 0
         self._stopped: StopReason | None = None
@@ -162,6 +164,8 @@ class Run:
         while not self._stopped and len(self._in_flight) < self._pace.allowed(now):
             if self._commits.answers_waiting > most_waiting:
                 return
+            if not self._answered and self._bad_answers + len(self._in_flight) >= self._pacing.unusable_answers:
+                return  # as many as may be paid before one of them can be used
             fresh = self._peek()
             spent = self._budget.max_calls is not None and self._calls >= self._budget.max_calls
             if spent and (fresh or self._retries):
@@ -213,7 +217,8 @@ class Run:
                 queries = parse_answer(reply.content, self._limit)
                 reply = reply if queries else replace(reply, status="empty")
         except BadAnswer as error:
-            reply = replace(reply, status="bad_answer", detail=error.reason)
+            reason = ": ".join(filter(None, (reply.detail, error.reason)))
+            reply = replace(reply, status="bad_answer", detail=reason)
         finally:
             # In `finally`: an attempt that is cancelled was an attempt, too.
             self._record(job, reply, queries, called_at, time.monotonic() - sent_at)
@@ -279,6 +284,9 @@ class Run:
             job.complaint = reply.detail if reply.content and job.bad_answers % 2 else None
             give_up = reply.status == "refused" or job.bad_answers >= self._pacing.bad_answers
             self._again(job, now, give_up=give_up, detail=reply.detail)
+            self._bad_answers += reply.status == "bad_answer"
+            if not self._answered and self._bad_answers >= self._pacing.unusable_answers:
+                self._stop("unusable", reply.detail)
 
     def _refuses_one_prompt(self) -> bool:
         """Whether a refusal of access may be about the text: other prompts were answered, or too few were sent to know."""
@@ -290,6 +298,7 @@ class Run:
             heapq.heappush(self._retries, _Retry(ready_at, self._calls, job))
             return
         self._failed += 1
+        self._failures[detail] += 1
         self._failed_in_a_row += 1
         if self._failed_in_a_row >= self._pacing.failed_prompts:
             self._stop("failing", detail)
@@ -321,4 +330,6 @@ class Run:
             stopped=self._stopped,
             sentence="",
         )
-        return replace(outcome, sentence=sentence(outcome, self._stop_detail, self._connection, self._budget))
+        failure = max(self._failures, key=self._failures.__getitem__, default="")
+        told = sentence(outcome, self._stop_detail, failure, self._connection, self._budget)
+        return replace(outcome, sentence=told)

@@ -202,15 +202,47 @@ def test_a_bad_answer_is_repaired_once_then_asked_afresh() -> None:
 
 def test_a_prompt_that_gets_only_bad_answers_fails_and_many_of_them_end_the_run() -> None:
     sink = Sink()
-    with ScriptedLLM(always(garbage())) as server:
-        outcome = ask(server, 2, sink)
-        assert (outcome.failed, outcome.calls, outcome.stopped) == (2, 8, None)
+    with ScriptedLLM(first(ok(), *[garbage()] * 400)) as server:
         outcome = ask(server, 50, sink, pacing=replace(QUICK, failed_prompts=3), concurrency=2)
-    assert outcome.stopped == "failing"
+    assert (outcome.answered, outcome.stopped) == (1, "failing")
     assert outcome.failed <= 4
+    assert outcome.answered + outcome.failed + outcome.left == 50
+    assert outcome.calls <= 1 + 4 * 4
+    assert "failed (most often: not JSON: Expecting value at character 0)" in outcome.sentence
+
+
+@pytest.mark.parametrize("concurrency", [1, 16])
+def test_a_model_whose_answers_cannot_be_used_costs_eight_calls_and_the_outcome_says_why(concurrency: int) -> None:
+    sink = Sink()
+    with ScriptedLLM(always(completion('{"queries": [{"query": "how', finish_reason="length"))) as server:
+        outcome = ask(server, 50, sink, concurrency)
+    assert (outcome.stopped, outcome.answered, len(server.requests)) == ("unusable", 0, 8)
     assert outcome.failed + outcome.left == 50
-    assert outcome.calls <= 4 * 4
+    assert "no answer of the model 'test-model'" in outcome.sentence
+    assert "cut off at the server's length limit: not JSON" in outcome.sentence
     assert not sink.answers
+
+
+def test_thinking_that_leaves_no_room_for_an_answer_is_told() -> None:
+    sink = Sink()
+    with ScriptedLLM(first(completion(None, finish_reason="length"))) as server:
+        ask(server, 1, sink)
+    assert sink.calls[0].detail == "no content: cut off at the server's length limit"
+
+
+def test_content_in_parts_is_an_answer() -> None:
+    whole = json.loads(ok("how long?").body)["choices"][0]["message"]["content"]
+    parts = [
+        {"type": "thinking", "thinking": [{"type": "text", "text": "{hm"}]},
+        {"type": "text", "text": whole[:9]},
+        {"type": "text", "text": whole[9:]},
+        {"type": "text"},
+        7,
+    ]
+    sink = Sink()
+    with ScriptedLLM(always(completion(parts))) as server:
+        assert ask(server, 1, sink).calls == 1
+    assert [written.query for written in sink.answers[0].queries] == ["how long?"]
 
 
 @pytest.mark.parametrize(
