@@ -21,6 +21,8 @@ from acme_rag_pipeline.pairs.passage import WrittenQuery
 from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.warehouse import WarehouseBusy, append, insert
 
+# Paid answers to one prompt that could not be used; more are not asked for.
+MOST_BAD_ANSWERS = 8
 _Rows = dict[str, list[dict[str, Any]]]
 logger = logging.getLogger(__name__)
 
@@ -74,6 +76,29 @@ def commit_waiting(store: Store) -> None:
     """
     if _waiting_file(store).exists():
         _commit(store, {"answers": [], "llm_calls": []})
+
+
+def answered_badly(store: Store, model: str) -> set[str]:
+    """Hashes of prompts that once got an answer that could not be used, or none on principle."""
+    with store.warehouse.read() as connection:
+        rows = connection.execute(
+            "SELECT DISTINCT prompt_hash FROM llm_calls WHERE model = ? AND status IN ('bad_answer', 'refused')",
+            [model],
+        ).fetchall()
+    return {row[0] for row in rows}
+
+
+def given_up(store: Store, model: str) -> dict[str, str]:
+    """Prompt hash to the last reason, of prompts that got `MOST_BAD_ANSWERS` from this model over all runs."""
+    # A refusal of the server's own, such as that of a key, has no tokens and says nothing about the prompt.
+    with store.warehouse.read() as connection:
+        rows = connection.execute(
+            "SELECT prompt_hash, arg_max(detail, called_at) FROM llm_calls WHERE model = ? "
+            "AND status IN ('bad_answer', 'refused') AND prompt_tokens + completion_tokens > 0 "
+            "GROUP BY prompt_hash HAVING count(*) >= ?",
+            [model, MOST_BAD_ANSWERS],
+        ).fetchall()
+    return dict(rows)
 
 
 def _commit(store: Store, rows: _Rows) -> None:

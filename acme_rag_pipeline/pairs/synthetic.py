@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from acme_rag_pipeline.pairs import llm, offline
-from acme_rag_pipeline.pairs.answer_store import AnswerStore, commit_waiting
+from acme_rag_pipeline.pairs.answer_store import MOST_BAD_ANSWERS, AnswerStore, answered_badly, commit_waiting, given_up
 from acme_rag_pipeline.pairs.examples import example_queries
 from acme_rag_pipeline.pairs.figures import coverage, histogram, pairs_picture
 from acme_rag_pipeline.pairs.generators import (
@@ -40,6 +40,14 @@ _NAMES: dict[str, tuple[GeneratorName, ...]] = {
     "offline": ("offline",),
     "both": ("offline", "openai"),
 }
+# Figures of a run, which are plotted run by run: a run that asked nothing must not repeat those of the last that did.
+_NOTHING_ASKED: dict[str, Any] = {
+    "outcome": "Nothing to ask the LLM.",
+    "llm_calls": 0,
+    "prompt_tokens": 0,
+    "completion_tokens": 0,
+    "seconds_asking": 0.0,
+}
 logger = logging.getLogger(__name__)
 
 
@@ -61,8 +69,12 @@ def write_pairs(store: Store, settings: Settings) -> StageResult:
         logger.warning(warning)
     made_from = fingerprint(STAGE, CODE_VERSION, upstream, [parameters_of(settings, name, examples) for name in names])
     if (unchanged := recorded(store.warehouse, STAGE, made_from)) is not None:
-        figures = {"asked": 0, "reused": unchanged.details["prompts"], "removed": 0}
-        return replace(unchanged, details=unchanged.details | figures)
+        before = unchanged.details
+        figures = {"asked": 0, "reused": before["prompts"] - before["unanswered"], "removed": 0}
+        if "openai" in names:
+            said = (_NOTHING_ASKED["outcome"], before.get("not_asked_again"))
+            figures |= _NOTHING_ASKED | {"outcome": " ".join(filter(None, said))}
+        return replace(unchanged, details=before | figures)
     # A refresh may go on while an LLM answers; only a second asking has to wait.
     with store.writer(STAGE, lock="asking"):
         if overtaken(store.warehouse, upstream):
@@ -77,12 +89,19 @@ def write_pairs(store: Store, settings: Settings) -> StageResult:
         for name in names:
             one = generator(settings, name, passages, examples)
             missing = one.prompts.keys() - answered(store, one)
-            # A budget must not be spent on the same bad answers in every run, so those passages come last.
-            spoilt = _answered_badly(store) if missing else set()
-            hashes = sorted((h for h in one.prompts if h in missing), key=lambda h: h in spoilt)
+            # A budget must not be spent on the same bad answers in every run: those passages come last, and in the end never.
+            lost, spoilt = given_up(store, settings.llm), answered_badly(store, settings.llm)
+            hashes = sorted((h for h in one.prompts if h in missing and h not in lost), key=lambda h: h in spoilt)
             details |= _ask(store, settings, one, {h: one.prompts[h] for h in hashes})
             commit_waiting(store)
             found = answers(store, one)
+            if name == "openai":
+                lost = given_up(store, settings.llm)
+                reasons = [lost[h] for h in one.prompts if h in lost and h not in found]
+                figures["given_up"] = len(reasons)
+                if reasons:
+                    details["not_asked_again"] = _not_asked_again(reasons)
+                    details["outcome"] += f" {details['not_asked_again']}"
             rows += pair_rows(one, found)
             figures.update(
                 prompts=len(one.prompts),
@@ -105,17 +124,18 @@ def write_pairs(store: Store, settings: Settings) -> StageResult:
                 details["warnings"] = warnings
             result = StageResult(STAGE, data_version, counts, details=details)
             # An unfinished stage is not recorded as done, so the next run goes on where this one stopped.
-            unfinished = figures["unanswered"] or retracted
+            unfinished = figures["unanswered"] > figures["given_up"] or retracted
             return record(connection, result, f"unfinished {made_from}" if unfinished else made_from)
 
 
-def _answered_badly(store: Store) -> set[str]:
-    """Prompts that once got an answer that could not be used, or none on principle."""
-    with store.warehouse.read() as connection:
-        rows = connection.execute(
-            "SELECT DISTINCT prompt_hash FROM llm_calls WHERE status IN ('bad_answer', 'refused')"
-        ).fetchall()
-    return {row[0] for row in rows}
+def _not_asked_again(reasons: Sequence[str]) -> str:
+    """What is said of the passages that were given up for good, by the reason of each."""
+    ((most, _),) = Counter(reasons).most_common(1)
+    passages = "1 passage" if len(reasons) == 1 else f"{len(reasons)} passages"
+    return (
+        f"{passages} got {MOST_BAD_ANSWERS} answers each that cannot be used (most often: {most}) and will not be asked "
+        "about again, unless the model, the prompt's settings or the passage change."
+    )
 
 
 def _look(rows: Sequence[dict[str, Any]], passages: Sequence[Passage]) -> dict[str, Any]:
@@ -144,6 +164,8 @@ def _ask(store: Store, settings: Settings, generator: Generator, missing: dict[s
             batch = hashes[first : first + COMMIT_EVERY]
             sink.commit([], [llm.LLMAnswer(h, offline.write(missing[h]), None, None) for h in batch])
         return {}
+    if not missing:
+        return _NOTHING_ASKED
     key = settings.openai_api_key.get_secret_value() if settings.openai_api_key else None
     connection = llm.LLMConnection(
         model=settings.llm,
