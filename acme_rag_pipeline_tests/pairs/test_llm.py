@@ -734,16 +734,30 @@ def test_no_secret_and_no_document_text_leaves(caplog: pytest.LogCaptureFixture)
     assert KEY not in caplog.text
 
 
-def test_user_and_password_of_an_address_are_sent_but_never_shown(caplog: pytest.LogCaptureFixture) -> None:
+def test_user_password_and_query_of_an_address_are_sent_but_never_shown(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     with ScriptedLLM(always(ok())) as server:
-        address = server.url.replace("http://", f"http://me:{KEY}%21@") + f"?key={KEY}"
+        address = server.url.replace("http://", f"http://me:{KEY}%21@") + f"?key={KEY}&api-version=2024-10-21 \u00e9"
         connection = LLMConnection("m", address)
         outcome = ask_all_blocking(prompts_for(1), connection, Sink(), pacing=QUICK)
     assert outcome.answered == 1
     assert server.keys == ["Basic " + b64encode(f"me:{KEY}!".encode()).decode()]
+    assert server.paths == [f"/v1/chat/completions?key={KEY}&api-version=2024-10-21%20%C3%A9"]
     assert connection.shown_url == server.url
-    assert KEY not in caplog.text + repr(connection)
+    assert "HTTP Request: POST" in caplog.text
+    assert KEY not in caplog.text + repr(connection) + outcome.sentence
+
+
+def test_the_query_of_an_address_is_not_sent_to_where_its_server_redirects() -> None:
+    with ScriptedLLM(always(ok())) as other:
+        moved = Act(307, headers={"Location": f"{other.url}/chat/completions"})
+        with ScriptedLLM(always(moved)) as server:
+            outcome = ask_all_blocking(
+                prompts_for(1), LLMConnection("m", f"{server.url}?key={KEY}"), Sink(), pacing=QUICK
+            )
+    assert outcome.answered == 1
+    assert server.paths == [f"/v1/chat/completions?key={KEY}"]
+    assert other.paths == ["/v1/chat/completions"]
 
 
 @pytest.mark.parametrize("key", [f"{KEY}\nX-Other: 1", f"{KEY}\u00e9"])
