@@ -90,7 +90,9 @@ def dry_run(store: Store, settings: Settings) -> DryRun:
     if settings.pairs.price_input is None or settings.pairs.price_output is None:
         notes.append("no cost: set ACME_RAG_PAIRS__PRICE_INPUT and ACME_RAG_PAIRS__PRICE_OUTPUT (per million tokens)")
     if lost:
-        notes.append(f"{len(lost)} prompts got {MOST_BAD_ANSWERS} answers each that cannot be used: not asked again")
+        notes.append(
+            f"{len(lost)} of the prompts got {MOST_BAD_ANSWERS} answers each that cannot be used and are not asked again"
+        )
     if missing and measured["seconds"] is None:
         notes.append("no time: no answer of this model is stored yet")
     return DryRun(

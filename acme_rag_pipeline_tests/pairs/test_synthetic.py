@@ -286,7 +286,7 @@ def test_a_passage_that_is_always_answered_badly_is_not_paid_for_for_ever(chunke
             assert figures == [0, chunks - 1, 1, 0]
         estimated = dry_run(chunked, settings)
         assert (estimated.answered, estimated.to_send) == (chunks - 1, 0)
-        assert any("1 prompts got 8 answers" in note for note in estimated.notes)
+        assert any("1 of the prompts got 8 answers" in note for note in estimated.notes)
         # Another model may do better.
         write_pairs(chunked, with_llm(server, generator="openai", llm="another"))
         assert len(server.requests) > chunks - 1 + 8
