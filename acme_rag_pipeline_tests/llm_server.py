@@ -27,7 +27,7 @@ class Act:
 Script = Callable[[int, Body], Act]
 
 
-def completion(content: str | None, **message: Any) -> Act:
+def completion(content: str | list[Any] | None, finish_reason: str = "stop", **message: Any) -> Act:
     """A chat completion with this content."""
     return Act(
         body=json.dumps(
@@ -36,7 +36,7 @@ def completion(content: str | None, **message: Any) -> Act:
                 "choices": [
                     {
                         "index": 0,
-                        "finish_reason": "stop",
+                        "finish_reason": finish_reason,
                         "message": {"role": "assistant", "content": content, **message},
                     }
                 ],
@@ -79,6 +79,7 @@ class ScriptedLLM:
     Attributes:
         requests: Bodies in order of arrival.
         keys: Their Authorization headers.
+        paths: What they asked for, query string included.
         times: When they arrived.
         most_in_flight: Most requests that were open together.
     """
@@ -86,6 +87,7 @@ class ScriptedLLM:
     def __init__(self, script: Script, latency: float = 0.0) -> None:
         self.requests: list[Body] = []
         self.keys: list[str | None] = []
+        self.paths: list[str] = []
         self.times: list[float] = []
         self.most_in_flight = 0
         self._script, self._latency = script, latency
@@ -109,12 +111,13 @@ class ScriptedLLM:
         self._server.shutdown()
         self._server.server_close()
 
-    def act(self, body: Body, key: str | None) -> Act:
+    def act(self, body: Body, key: str | None, path: str) -> Act:
         """Note the request, and what to do with it once its time has come."""
         with self._lock:
             number = len(self.requests)
             self.requests.append(body)
             self.keys.append(key)
+            self.paths.append(path)
             self.times.append(time.monotonic())
             self._in_flight += 1
             self.most_in_flight = max(self.most_in_flight, self._in_flight)
@@ -141,7 +144,7 @@ def _handler(llm: ScriptedLLM) -> type[BaseHTTPRequestHandler]:
 
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            act = llm.act(body, self.headers.get("Authorization"))
+            act = llm.act(body, self.headers.get("Authorization"), self.path)
             length = len(act.body) + (1000 if act.cut_off else 0)
             head = {"Content-Type": "application/json", "Content-Length": str(length), **act.headers}
             lines = [f"HTTP/1.1 {act.status} -", *(f"{name}: {value}" for name, value in head.items())]

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import json
 import re
+import string
 from base64 import b64encode
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 if TYPE_CHECKING:
     from openai import APIStatusError, AsyncOpenAI
@@ -25,7 +26,9 @@ if TYPE_CHECKING:
 CallStatus = Literal[
     "ok", "empty", "rate_limited", "server_error", "timeout", "bad_answer", "connection_error", "refused"
 ]
-StopReason = Literal["unreachable", "unauthorised", "model_not_found", "quota", "rate_limited", "failing", "budget"]
+StopReason = Literal[
+    "unreachable", "unauthorised", "model_not_found", "quota", "rate_limited", "unusable", "failing", "budget"
+]
 Messages = Sequence[Mapping[str, str]]
 
 OPENAI_URL = "https://api.openai.com/v1"
@@ -36,6 +39,7 @@ _ABOUT_FORMAT = re.compile(
     re.IGNORECASE,
 )
 _SAFE_CODE = re.compile(r"[a-z][a-z0-9_.]{0,47}")
+_CUT_OFF = "cut off at the server's length limit"
 _T = TypeVar("_T")
 
 
@@ -82,7 +86,7 @@ class Reply:
     Attributes:
         status: `ok` says that the server sent content, not that the content is any good.
         content: What the model wrote.
-        detail: For the log: free of secrets and of document text.
+        detail: For the log: free of secrets and of document text. Content may come with one, too: it was cut off.
         prompt_tokens: As the server counts; None where it does not say.
         completion_tokens: Likewise.
         retry_after: Seconds that the server asks to wait.
@@ -109,6 +113,7 @@ class LLMClient:
         self._connection = connection
         self._client: AsyncOpenAI | None = None
         self._key = (connection.api_key or "").strip()  # a secret from a file ends with a newline
+        self._query = b""
         self._format = _JSON_SCHEMA
         self._format_accepted = False
 
@@ -162,7 +167,7 @@ class LLMClient:
         import openai
 
         if self._client is None:
-            address, user = _without_secrets(self._connection.base_url or OPENAI_URL)
+            address, user, self._query = _without_secrets(self._connection.base_url or OPENAI_URL)
             self._client = openai.AsyncOpenAI(
                 # Never None: the client would look for key and address in the environment.
                 api_key=self._key or "none",
@@ -170,8 +175,18 @@ class LLMClient:
                 default_headers={"Authorization": f"Basic {b64encode(user.encode()).decode()}"} if user else None,
                 timeout=self._connection.timeout_seconds,
                 max_retries=0,
+                http_client=openai.DefaultAsyncHttpxClient(event_hooks={"request": [self._add_query]})
+                if self._query
+                else None,
             )
         return self._client
+
+    async def _add_query(self, request: Any) -> None:
+        """Send the query string of the address, past the URL: the HTTP library logs URLs, and this may hold a secret."""
+        assert self._client is not None
+        request.extensions.pop("target", None)  # that of the request before a redirect
+        if request.url.netloc == self._client.base_url.netloc and not request.url.query:
+            request.extensions["target"] = request.url.raw_path + b"?" + self._query
 
     def _status_reply(self, error: APIStatusError, used: int, schema: Mapping[str, Any] | None) -> Reply:
         status, code = error.status_code, self._safe_code(error)
@@ -261,11 +276,12 @@ def _loop_is_running() -> bool:
     return True
 
 
-def _without_secrets(address: str) -> tuple[str, str]:
-    """The address without what the HTTP library would log with it, and its `user:password` to be sent as a header."""
+def _without_secrets(address: str) -> tuple[str, str, bytes]:
+    """The address without what the HTTP library would log with it; its `user:password`, sent as a header; its query string."""
     parts = urlsplit(address)
     user, at, host = parts.netloc.rpartition("@")
-    return parts._replace(netloc=host, query="", fragment="").geturl(), unquote(user) if at else ""
+    plain = parts._replace(netloc=host, query="", fragment="").geturl()
+    return plain, unquote(user) if at else "", quote(parts.query, safe=string.punctuation).encode()
 
 
 def _format_arguments(used: int, schema: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -288,8 +304,13 @@ def _content_reply(body: bytes) -> Reply:
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return Reply("bad_answer", detail="the body is not a chat completion")
     prompt_tokens, completion_tokens = (n if type(n) is int and 0 <= n < 2**31 else None for n in counted)
+    cut_off = _CUT_OFF if choice.get("finish_reason") == "length" else ""
+    if isinstance(content, list):
+        # Parts, as some servers send them; what a model thinks is a part of another type.
+        parts = [part for part in content if isinstance(part, dict) and part.get("type", "text") == "text"]
+        content = "".join(part["text"] for part in parts if isinstance(part.get("text"), str))
     if not isinstance(content, str) or not content.strip():
         refused = bool(refusal) or choice.get("finish_reason") == "content_filter"
-        detail = "the model declines to answer" if refused else "no content"
+        detail = "the model declines to answer" if refused else ": ".join(filter(None, ("no content", cut_off)))
         return Reply("refused" if refused else "bad_answer", "", detail, prompt_tokens, completion_tokens)
-    return Reply("ok", content, "", prompt_tokens, completion_tokens)
+    return Reply("ok", content, cut_off, prompt_tokens, completion_tokens)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
+from acme_rag_pipeline.pairs.answer_store import MOST_BAD_ANSWERS, given_up
 from acme_rag_pipeline.pairs.examples import example_queries
 from acme_rag_pipeline.pairs.generators import Generator, answered, generator
 from acme_rag_pipeline.pairs.llm import LLMConnection, estimate
@@ -33,7 +34,7 @@ class DryRun:
         chunks: Of the store, as they were when it was last brought up to date.
         prompts: Different ones; equal passages with equal headings are asked about once.
         answered: Of them, stored already.
-        to_send: The rest.
+        to_send: The rest, without those that never got an answer that can be used and are not asked again.
         within_budget: Of the rest, what one run may send by `MAX_CALLS` and `MAX_TOKENS`, if each is answered at once.
         prompt_tokens: Of what is to send.
         completion_tokens: Of the answers to it.
@@ -75,7 +76,9 @@ def dry_run(store: Store, settings: Settings) -> DryRun:
     ]
     asked = generator(settings, "openai", passages, examples)
     known = answered(store, asked)
-    missing = {h: messages for h, messages in asked.prompts.items() if h not in known}
+    unanswered = asked.prompts.keys() - known
+    lost = unanswered & given_up(store, settings.llm).keys()
+    missing = {h: messages for h, messages in asked.prompts.items() if h in unanswered - lost}
     measured = _measured(store, settings, asked)
     # The guess of `estimate` is for three queries.
     each = measured["completion"] or estimate_prompt([]).completion_tokens * settings.pairs.queries_per_chunk / 3
@@ -86,6 +89,10 @@ def dry_run(store: Store, settings: Settings) -> DryRun:
     notes = [*warnings]
     if settings.pairs.price_input is None or settings.pairs.price_output is None:
         notes.append("no cost: set ACME_RAG_PAIRS__PRICE_INPUT and ACME_RAG_PAIRS__PRICE_OUTPUT (per million tokens)")
+    if lost:
+        notes.append(
+            f"{len(lost)} of the prompts got {MOST_BAD_ANSWERS} answers each that cannot be used and are not asked again"
+        )
     if missing and measured["seconds"] is None:
         notes.append("no time: no answer of this model is stored yet")
     return DryRun(
@@ -94,7 +101,7 @@ def dry_run(store: Store, settings: Settings) -> DryRun:
         generator=settings.generator_in_use,
         chunks=len(passages),
         prompts=len(asked.prompts),
-        answered=len(asked.prompts) - len(missing),
+        answered=len(asked.prompts) - len(unanswered),
         to_send=len(missing),
         within_budget=_within_budget(sizes, settings.pairs),
         prompt_tokens=prompt_tokens,

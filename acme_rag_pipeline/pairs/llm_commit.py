@@ -70,6 +70,11 @@ class GroupCommit:
         """Whether everything that arrived is stored."""
         return self._running is None and not self._arrived[0]
 
+    @property
+    def answers_waiting(self) -> int:
+        """Answers that arrived and are not stored yet."""
+        return len(self._arrived[1]) + (len(self._batch[1]) if self._running is not None else 0)
+
     def add(self, call: LLMCall, answer: LLMAnswer | None) -> None:
         """Take what arrived; the commit starts at once if none is running."""
         self._arrived[0].append(call)

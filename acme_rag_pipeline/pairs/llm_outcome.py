@@ -19,7 +19,7 @@ class Budget:
 
     Attributes:
         max_calls: HTTP requests, failed ones too; never exceeded.
-        max_tokens: Prompt and completion tokens; a request starts only if its estimate fits.
+        max_tokens: Prompt and completion tokens; a request starts only if its estimate fits, beside others four times.
     """
 
     max_calls: int | None = None
@@ -104,12 +104,20 @@ def estimate_prompt(messages: Messages) -> TokenEstimate:
     return TokenEstimate(round(tokens), _COMPLETION_TOKENS)
 
 
-def sentence(outcome: GenerationOutcome, detail: str, connection: LLMConnection, budget: Budget) -> str:
-    """The outcome for a person; `detail` is that of the reply that ended the run."""
+def sentence(outcome: GenerationOutcome, detail: str, failure: str, connection: LLMConnection, budget: Budget) -> str:
+    """The outcome for a person.
+
+    Args:
+        outcome: Its `sentence` is not looked at.
+        detail: That of the reply that ended the run.
+        failure: Why prompts failed, most often.
+        connection: The server.
+        budget: Of the run.
+    """
     total = outcome.answered + outcome.failed + outcome.left
     counts = f"{outcome.answered} of {total} prompts answered with {outcome.calls} calls"
     if outcome.failed:
-        counts += f", {outcome.failed} failed"
+        counts += f", {outcome.failed} failed" + (f" (most often: {failure})" if failure else "")
     if outcome.stopped is None:
         return f"{counts}."
     because = f" ({detail})" if detail else ""
@@ -123,6 +131,7 @@ def sentence(outcome: GenerationOutcome, detail: str, connection: LLMConnection,
         "model_not_found": f"{server} does not know the model {connection.model!r}, or the address is wrong{because}",
         "quota": f"the quota of the account at {server} is used up{because}",
         "rate_limited": f"{server} allows no more requests for now{because}",
+        "unusable": f"no answer of the model {connection.model!r} at {server} can be used{because}",
         "failing": f"too many prompts in a row failed at {server}{because}",
         "budget": f"the budget of {' and '.join(limits)} does not reach further",
     }[outcome.stopped]

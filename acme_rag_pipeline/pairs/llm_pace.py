@@ -16,13 +16,15 @@ class Pacing:
         fault_attempts: Attempts of one prompt that may end in a server fault, timeout or broken connection.
         rate_limited_attempts: Attempts of one prompt that may be rate limited.
         bad_answers: Unusable answers of one prompt; every second one is a repair of the one before.
-        patience_seconds: A server that only limits for so long, or asks for a longer wait, ends the run.
+        patience_seconds: A server that only limits for so long, or asks for a longer wait, ends the run; a prompt whose
+            waits after faults add up to more is given up.
         cut_seconds: After a rate limit halved the concurrency, others do not halve it again for so long: they
             answer requests that were sent before.
         probe_seconds: The first request goes alone for so long: a wrong key or model costs one request, not all.
         down_requests: Requests in a row without any answer that make a server unreachable ...
         down_rounds: ... if they stem from so many rounds: requests that fail together are one (a timeout: three).
         forbidden_prompts: 403s without any answer that are the key's and not a prompt's.
+        unusable_answers: Unusable answers, without any other, that end the run.
         failed_prompts: Prompts in a row that failed for good and end the run.
         grace_seconds: How long a run that was ended early waits for the answers that are under way.
         progress_seconds: Least time between two reports of progress.
@@ -39,6 +41,7 @@ class Pacing:
     down_requests: int = 5
     down_rounds: int = 5
     forbidden_prompts: int = 3
+    unusable_answers: int = 8
     failed_prompts: int = 20
     grace_seconds: float = 5.0
     progress_seconds: float = 1.0
@@ -109,13 +112,22 @@ class Pace:
             self._hold(now + wait)
         return max(wait, now - self._limited_since) > self._pacing.patience_seconds
 
-    def failed(self, sent_at: float, now: float, *, timed_out: bool) -> bool:
-        """A server fault, a timeout or no connection; True: the server is down."""
+    def failed(self, sent_at: float, now: float, *, timed_out: bool, for_long: bool = False) -> bool:
+        """A server fault, a timeout or no connection; True: the server is down.
+
+        Args:
+            sent_at: When the request left.
+            now: When it failed.
+            timed_out: It counts as three rounds.
+            for_long: The server itself says that it will not be back in time: no more rounds are needed to believe it.
+        """
         self._failed_in_a_row += 1
         self._sent_at = None
         if timed_out:
             self._halve(now)
-        if sent_at >= self._round_ended:
+        if for_long:
+            self._rounds = max(self._rounds, self._pacing.down_rounds)
+        elif sent_at >= self._round_ended:
             self._rounds += 3 if timed_out else 1
             self._round_ended = now
         if self._failed_in_a_row >= 2:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -24,6 +25,9 @@ from acme_rag_pipeline.pairs.llm_pace import Pace, Pacing
 from acme_rag_pipeline.pairs.passage import WrittenQuery
 from acme_rag_pipeline.pairs.prompt import ANSWER_SCHEMA, BadAnswer, parse_answer
 
+# How many times what the longest answer took a request may take without going beyond the budget.
+_ROOM = 4
+
 
 @dataclass(slots=True)
 class _Job:
@@ -33,6 +37,7 @@ class _Job:
     messages: Messages
     estimate: TokenEstimate
     faults: int = 0
+    waited: float = 0.0
     limited: int = 0
     bad_answers: int = 0
     complaint: str | None = None
@@ -83,9 +88,10 @@ class Run:
         self._client = LLMClient(connection)
         self._pace = Pace(connection.concurrency, pacing)
         self._answered = self._failed = self._calls = self._prompt_tokens = self._completion_tokens = 0
-        self._failed_in_a_row = self._forbidden = 0
+        self._failed_in_a_row = self._forbidden = self._bad_answers = 0
+        self._failures: Counter[str] = Counter()
         self._reserved: dict[str, int] = {}
-        self._longest_answer = 0
+        self._longest_answer = self._counted = 0
         self._stopped: StopReason | None = None
         self._stopped_at = 0.0
         self._stop_detail = ""
@@ -153,7 +159,13 @@ class Run:
         return self._next_fresh
 
     def _start_ready(self, now: float) -> None:
+        # A store that does not keep up must not let paid answers pile up in memory, where a kill would lose them.
+        most_waiting = 2 * self._connection.concurrency
         while not self._stopped and len(self._in_flight) < self._pace.allowed(now):
+            if self._commits.answers_waiting > most_waiting:
+                return
+            if not self._answered and self._bad_answers + len(self._in_flight) >= self._pacing.unusable_answers:
+                return  # as many as may be paid before one of them can be used
             fresh = self._peek()
             spent = self._budget.max_calls is not None and self._calls >= self._budget.max_calls
             if spent and (fresh or self._retries):
@@ -164,11 +176,13 @@ class Run:
             if job is None:
                 return
             if self._budget.max_tokens is not None:
-                if self._in_flight and not self._longest_answer:
-                    return  # what an answer takes is not known yet: the first one is waited for
+                if self._in_flight and len(self._in_flight) >= self._counted:
+                    return  # a slow start: what answers take is known from answers alone
                 wanted = self._tokens_of(job)
-                tokens = self._prompt_tokens + self._completion_tokens + sum(self._reserved.values()) + wanted
-                if tokens > self._budget.max_tokens:
+                reserved = sum(self._reserved.values()) + wanted
+                # Beside others a request needs room for answers that are much longer than any before; alone it does not.
+                reserved *= _ROOM if self._in_flight else 1
+                if self._prompt_tokens + self._completion_tokens + reserved > self._budget.max_tokens:
                     if not self._in_flight:
                         self._stop("budget")
                     return  # else: what is in flight may take less than was reserved for it
@@ -203,7 +217,8 @@ class Run:
                 queries = parse_answer(reply.content, self._limit)
                 reply = reply if queries else replace(reply, status="empty")
         except BadAnswer as error:
-            reply = replace(reply, status="bad_answer", detail=error.reason)
+            reason = ": ".join(filter(None, (reply.detail, error.reason)))
+            reply = replace(reply, status="bad_answer", detail=reason)
         finally:
             # In `finally`: an attempt that is cancelled was an attempt, too.
             self._record(job, reply, queries, called_at, time.monotonic() - sent_at)
@@ -217,6 +232,7 @@ class Run:
             used = (job.estimate.prompt_tokens, len(reply.content) // 4)  # a server that does not count
         if reply.content:
             self._longest_answer = max(self._longest_answer, used[1], 1)
+            self._counted += 1
         self._prompt_tokens += used[0]
         self._completion_tokens += used[1]
         model, prompt_hash = self._connection.model, job.prompt_hash
@@ -252,10 +268,14 @@ class Run:
             self._again(job, now + wait, give_up=job.limited >= self._pacing.rate_limited_attempts, detail=reply.detail)
         elif reply.status in ("server_error", "timeout", "connection_error"):
             job.faults += 1
-            if self._pace.failed(sent_at, now, timed_out=reply.status == "timeout"):
-                self._stop("unreachable", reply.detail)
             wait = self._pacing.wait(job.faults, reply.retry_after)
-            self._again(job, now + wait, give_up=job.faults >= self._pacing.fault_attempts, detail=reply.detail)
+            job.waited += wait
+            # One broken machine behind an address may ask for an hour where the others answer.
+            too_long = job.waited > self._pacing.patience_seconds
+            if self._pace.failed(sent_at, now, timed_out=reply.status == "timeout", for_long=too_long):
+                self._stop("unreachable", reply.detail)
+            give_up = too_long or job.faults >= self._pacing.fault_attempts
+            self._again(job, now + wait, give_up=give_up, detail=reply.detail)
         else:
             if about_all or self._answered:
                 self._pace.answered()
@@ -264,6 +284,9 @@ class Run:
             job.complaint = reply.detail if reply.content and job.bad_answers % 2 else None
             give_up = reply.status == "refused" or job.bad_answers >= self._pacing.bad_answers
             self._again(job, now, give_up=give_up, detail=reply.detail)
+            self._bad_answers += reply.status == "bad_answer"
+            if not self._answered and self._bad_answers >= self._pacing.unusable_answers:
+                self._stop("unusable", reply.detail)
 
     def _refuses_one_prompt(self) -> bool:
         """Whether a refusal of access may be about the text: other prompts were answered, or too few were sent to know."""
@@ -275,6 +298,7 @@ class Run:
             heapq.heappush(self._retries, _Retry(ready_at, self._calls, job))
             return
         self._failed += 1
+        self._failures[detail] += 1
         self._failed_in_a_row += 1
         if self._failed_in_a_row >= self._pacing.failed_prompts:
             self._stop("failing", detail)
@@ -306,4 +330,6 @@ class Run:
             stopped=self._stopped,
             sentence="",
         )
-        return replace(outcome, sentence=sentence(outcome, self._stop_detail, self._connection, self._budget))
+        failure = max(self._failures, key=self._failures.__getitem__, default="")
+        told = sentence(outcome, self._stop_detail, failure, self._connection, self._budget)
+        return replace(outcome, sentence=told)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
 from typing import Any
 
 from acme_rag_pipeline.pairs import llm, offline
+from acme_rag_pipeline.pairs.answer_store import MOST_BAD_ANSWERS, AnswerStore, answered_badly, commit_waiting, given_up
 from acme_rag_pipeline.pairs.examples import example_queries
 from acme_rag_pipeline.pairs.figures import coverage, histogram, pairs_picture
 from acme_rag_pipeline.pairs.generators import (
@@ -23,14 +22,14 @@ from acme_rag_pipeline.pairs.generators import (
     parameters_of,
 )
 from acme_rag_pipeline.pairs.llm_cost import cost, spent
-from acme_rag_pipeline.pairs.passage import Passage, WrittenQuery
+from acme_rag_pipeline.pairs.passage import Passage
 from acme_rag_pipeline.setting_groups import PairSettings
 from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store.fingerprints import content_hash, fingerprint
 from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.passages import live_passages
 from acme_rag_pipeline.store.stages import StageResult, data_versions, overtaken, record, recorded
-from acme_rag_pipeline.store.warehouse import append, insert, reconcile
+from acme_rag_pipeline.store.warehouse import reconcile
 
 STAGE = "synthetic_pairs"
 CODE_VERSION = "3"
@@ -40,6 +39,14 @@ _NAMES: dict[str, tuple[GeneratorName, ...]] = {
     "openai": ("openai",),
     "offline": ("offline",),
     "both": ("offline", "openai"),
+}
+# Figures of a run, which are plotted run by run: a run that asked nothing must not repeat those of the last that did.
+_NOTHING_ASKED: dict[str, Any] = {
+    "outcome": "Nothing to ask the LLM.",
+    "llm_calls": 0,
+    "prompt_tokens": 0,
+    "completion_tokens": 0,
+    "seconds_asking": 0.0,
 }
 logger = logging.getLogger(__name__)
 
@@ -53,6 +60,7 @@ def write_pairs(store: Store, settings: Settings) -> StageResult:
     Raises:
         UpstreamMissing: `chunks` has never run.
         SettingsError: the file of example queries cannot be used.
+        WarehouseBusy: another process held the warehouse too long; the next run commits what was answered meanwhile.
     """
     upstream = data_versions(store.warehouse, "chunks")
     names = _NAMES[settings.generator_in_use]
@@ -61,8 +69,12 @@ def write_pairs(store: Store, settings: Settings) -> StageResult:
         logger.warning(warning)
     made_from = fingerprint(STAGE, CODE_VERSION, upstream, [parameters_of(settings, name, examples) for name in names])
     if (unchanged := recorded(store.warehouse, STAGE, made_from)) is not None:
-        figures = {"asked": 0, "reused": unchanged.details["prompts"], "removed": 0}
-        return replace(unchanged, details=unchanged.details | figures)
+        before = unchanged.details
+        figures = {"asked": 0, "reused": before["prompts"] - before["unanswered"], "removed": 0}
+        if "openai" in names:
+            said = (_NOTHING_ASKED["outcome"], before.get("not_asked_again"))
+            figures |= _NOTHING_ASKED | {"outcome": " ".join(filter(None, said))}
+        return replace(unchanged, details=before | figures)
     # A refresh may go on while an LLM answers; only a second asking has to wait.
     with store.writer(STAGE, lock="asking"):
         if overtaken(store.warehouse, upstream):
@@ -73,14 +85,23 @@ def write_pairs(store: Store, settings: Settings) -> StageResult:
         rows: list[dict[str, Any]] = []
         details: dict[str, Any] = {"generator": settings.generator_in_use, "outcome": "done"}
         figures = Counter()
+        commit_waiting(store)
         for name in names:
             one = generator(settings, name, passages, examples)
             missing = one.prompts.keys() - answered(store, one)
-            # A budget must not be spent on the same bad answers in every run, so those passages come last.
-            spoilt = _answered_badly(store) if missing else set()
-            hashes = sorted((h for h in one.prompts if h in missing), key=lambda h: h in spoilt)
+            # A budget must not be spent on the same bad answers in every run: those passages come last, and in the end never.
+            lost, spoilt = given_up(store, settings.llm), answered_badly(store, settings.llm)
+            hashes = sorted((h for h in one.prompts if h in missing and h not in lost), key=lambda h: h in spoilt)
             details |= _ask(store, settings, one, {h: one.prompts[h] for h in hashes})
+            commit_waiting(store)
             found = answers(store, one)
+            if name == "openai":
+                lost = given_up(store, settings.llm)
+                reasons = [lost[h] for h in one.prompts if h in lost and h not in found]
+                figures["given_up"] = len(reasons)
+                if reasons:
+                    details["not_asked_again"] = _not_asked_again(reasons)
+                    details["outcome"] += f" {details['not_asked_again']}"
             rows += pair_rows(one, found)
             figures.update(
                 prompts=len(one.prompts),
@@ -103,17 +124,18 @@ def write_pairs(store: Store, settings: Settings) -> StageResult:
                 details["warnings"] = warnings
             result = StageResult(STAGE, data_version, counts, details=details)
             # An unfinished stage is not recorded as done, so the next run goes on where this one stopped.
-            unfinished = figures["unanswered"] or retracted
+            unfinished = figures["unanswered"] > figures["given_up"] or retracted
             return record(connection, result, f"unfinished {made_from}" if unfinished else made_from)
 
 
-def _answered_badly(store: Store) -> set[str]:
-    """Prompts that once got an answer that could not be used, or none on principle."""
-    with store.warehouse.read() as connection:
-        rows = connection.execute(
-            "SELECT DISTINCT prompt_hash FROM llm_calls WHERE status IN ('bad_answer', 'refused')"
-        ).fetchall()
-    return {row[0] for row in rows}
+def _not_asked_again(reasons: Sequence[str]) -> str:
+    """What is said of the passages that were given up for good, by the reason of each."""
+    ((most, _),) = Counter(reasons).most_common(1)
+    passages = "1 passage" if len(reasons) == 1 else f"{len(reasons)} passages"
+    return (
+        f"{passages} got {MOST_BAD_ANSWERS} answers each that cannot be used (most often: {most}) and will not be asked "
+        "about again, unless the model, the prompt's settings or the passage change."
+    )
 
 
 def _look(rows: Sequence[dict[str, Any]], passages: Sequence[Passage]) -> dict[str, Any]:
@@ -135,13 +157,15 @@ def _look(rows: Sequence[dict[str, Any]], passages: Sequence[Passage]) -> dict[s
 
 
 def _ask(store: Store, settings: Settings, generator: Generator, missing: dict[str, Any]) -> dict[str, Any]:
-    sink = _Sink(store, generator)
+    sink = AnswerStore(store, generator)
     if generator.name == "offline":
         hashes = list(missing)
         for first in range(0, len(hashes), COMMIT_EVERY):
             batch = hashes[first : first + COMMIT_EVERY]
             sink.commit([], [llm.LLMAnswer(h, offline.write(missing[h]), None, None) for h in batch])
         return {}
+    if not missing:
+        return _NOTHING_ASKED
     key = settings.openai_api_key.get_secret_value() if settings.openai_api_key else None
     connection = llm.LLMConnection(
         model=settings.llm,
@@ -180,46 +204,3 @@ def _log_progress(progress: llm.Progress, settings: PairSettings) -> None:
         "" if money is None else f", cost {money:.4f}",
         eta,
     )
-
-
-class _Sink:
-    """Commits answers as they arrive."""
-
-    def __init__(self, store: Store, generator: Generator) -> None:
-        self._store = store
-        self._generator = generator
-
-    def commit(self, calls: Sequence[llm.LLMCall], answers: Sequence[llm.LLMAnswer]) -> None:
-        now = datetime.now(UTC)
-        rows = [
-            {
-                "generator": self._generator.name,
-                "parameters_hash": self._generator.parameters_hash,
-                "prompt_hash": answer.prompt_hash,
-                "queries": _json(answer.queries),
-                "prompt_tokens": answer.prompt_tokens,
-                "completion_tokens": answer.completion_tokens,
-                "answered_at": now,
-            }
-            for answer in answers
-        ]
-        with self._store.warehouse.write() as connection:
-            insert(connection, "answers", rows)
-            append(connection, "llm_calls", [_call_row(call) for call in calls])
-
-
-def _call_row(call: llm.LLMCall) -> dict[str, Any]:
-    return {
-        "called_at": call.called_at,
-        "model": call.model,
-        "prompt_hash": call.prompt_hash,
-        "status": call.status,
-        "prompt_tokens": call.prompt_tokens,
-        "completion_tokens": call.completion_tokens,
-        "seconds": call.seconds,
-        "detail": call.detail,
-    }
-
-
-def _json(queries: Sequence[WrittenQuery]) -> str:
-    return json.dumps([{"query": q.query, "style": q.style, "method": q.method} for q in queries], ensure_ascii=False)

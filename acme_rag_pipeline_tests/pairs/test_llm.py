@@ -202,15 +202,47 @@ def test_a_bad_answer_is_repaired_once_then_asked_afresh() -> None:
 
 def test_a_prompt_that_gets_only_bad_answers_fails_and_many_of_them_end_the_run() -> None:
     sink = Sink()
-    with ScriptedLLM(always(garbage())) as server:
-        outcome = ask(server, 2, sink)
-        assert (outcome.failed, outcome.calls, outcome.stopped) == (2, 8, None)
+    with ScriptedLLM(first(ok(), *[garbage()] * 400)) as server:
         outcome = ask(server, 50, sink, pacing=replace(QUICK, failed_prompts=3), concurrency=2)
-    assert outcome.stopped == "failing"
+    assert (outcome.answered, outcome.stopped) == (1, "failing")
     assert outcome.failed <= 4
+    assert outcome.answered + outcome.failed + outcome.left == 50
+    assert outcome.calls <= 1 + 4 * 4
+    assert "failed (most often: not JSON: Expecting value at character 0)" in outcome.sentence
+
+
+@pytest.mark.parametrize("concurrency", [1, 16])
+def test_a_model_whose_answers_cannot_be_used_costs_eight_calls_and_the_outcome_says_why(concurrency: int) -> None:
+    sink = Sink()
+    with ScriptedLLM(always(completion('{"queries": [{"query": "how', finish_reason="length"))) as server:
+        outcome = ask(server, 50, sink, concurrency)
+    assert (outcome.stopped, outcome.answered, len(server.requests)) == ("unusable", 0, 8)
     assert outcome.failed + outcome.left == 50
-    assert outcome.calls <= 4 * 4
+    assert "no answer of the model 'test-model'" in outcome.sentence
+    assert "cut off at the server's length limit: not JSON" in outcome.sentence
     assert not sink.answers
+
+
+def test_thinking_that_leaves_no_room_for_an_answer_is_told() -> None:
+    sink = Sink()
+    with ScriptedLLM(first(completion(None, finish_reason="length"))) as server:
+        ask(server, 1, sink)
+    assert sink.calls[0].detail == "no content: cut off at the server's length limit"
+
+
+def test_content_in_parts_is_an_answer() -> None:
+    whole = json.loads(ok("how long?").body)["choices"][0]["message"]["content"]
+    parts = [
+        {"type": "thinking", "thinking": [{"type": "text", "text": "{hm"}]},
+        {"type": "text", "text": whole[:9]},
+        {"type": "text", "text": whole[9:]},
+        {"type": "text"},
+        7,
+    ]
+    sink = Sink()
+    with ScriptedLLM(always(completion(parts))) as server:
+        assert ask(server, 1, sink).calls == 1
+    assert [written.query for written in sink.answers[0].queries] == ["how long?"]
 
 
 @pytest.mark.parametrize(
@@ -316,16 +348,57 @@ def test_budget_of_tokens_is_not_exceeded_by_what_is_in_flight() -> None:
     assert outcome.answered == len(sink.answers) == len(server.requests) == used // 120
 
 
+def answer_of(tokens: int) -> Act:
+    """A good answer that the server counts as so many tokens, prompt aside."""
+    act = ok("How long is it?")
+    usage = {"prompt_tokens": 100, "completion_tokens": tokens}
+    return replace(act, body=json.dumps(json.loads(act.body) | {"usage": usage}).encode())
+
+
 def test_a_budget_of_tokens_holds_for_a_model_that_answers_at_length() -> None:
     # A thinking model: 1,500 tokens an answer, and eight requests may be under way.
-    long = ok("How long is it?")
-    body = json.loads(long.body)
-    body["usage"] = {"prompt_tokens": 100, "completion_tokens": 1500}
-    with ScriptedLLM(always(replace(long, body=json.dumps(body).encode())), latency=0.02) as server:
+    with ScriptedLLM(always(answer_of(1500)), latency=0.02) as server:
         outcome = ask(server, 30, Sink(), budget=Budget(max_tokens=10_000))
     used = outcome.prompt_tokens + outcome.completion_tokens
     assert 6_000 < used <= 10_000
     assert outcome.stopped == "budget"
+
+
+@pytest.mark.parametrize("budget", [5_000, 10_000, 40_000])
+def test_a_budget_of_tokens_holds_for_answers_that_get_longer(budget: int) -> None:
+    def growing(number: int, body: Body) -> Act:
+        return answer_of(round(50 * 1.25 ** min(number, 20)))
+
+    with ScriptedLLM(growing, latency=0.02) as server:
+        outcome = ask(server, 200, Sink(), concurrency=16, budget=Budget(max_tokens=budget))
+        assert server.most_in_flight > 1
+    used = outcome.prompt_tokens + outcome.completion_tokens
+    assert outcome.stopped == "budget"
+    # Alone at the end, an answer may be a quarter longer than the longest before.
+    assert 0.5 * budget < used <= budget + 0.25 * 50 * 1.25**20
+
+
+def test_with_a_budget_of_tokens_no_more_is_in_flight_than_was_answered() -> None:
+    with ScriptedLLM(_hang_from(3)) as server:
+        outcome = ask(server, 40, Sink(), concurrency=16, timeout=0.5, budget=Budget(max_tokens=10**7))
+        # Three that timed out, which the server still holds, and three after them.
+        assert server.most_in_flight <= 6
+    assert outcome.answered == 3
+
+
+@pytest.mark.parametrize(("budget", "short"), [(5_000, 1), (20_000, 1), (20_000, 8)])
+def test_answers_that_are_suddenly_long_exceed_a_budget_of_tokens_by_no_more_than_is_promised(
+    budget: int, short: int
+) -> None:
+    long, expected = 4_000, estimate(prompts_for(1).values()).prompt_tokens + 50
+    with ScriptedLLM(lambda n, body: answer_of(50 if n < short else long), latency=0.02) as server:
+        outcome = ask(server, 200, Sink(), concurrency=16, budget=Budget(max_tokens=budget))
+    used = outcome.prompt_tokens + outcome.completion_tokens
+    left = budget - short * 150
+    assert outcome.stopped == "budget"
+    assert used <= budget + max(((long + 100) / expected / 4 - 1) * left, long + 100)
+    # Sixteen in flight would have taken all of these.
+    assert used < short * 150 + 16 * (long + 100)
 
 
 def test_a_403_for_one_passage_is_that_passage_s_and_the_others_are_answered() -> None:
@@ -375,6 +448,25 @@ def test_a_server_that_only_hangs_or_fails_is_an_outcome(act: Act) -> None:
     assert outcome.stopped == "unreachable"
     assert outcome.left + outcome.failed == 100
     assert outcome.calls < 60
+
+
+@pytest.mark.parametrize("status", [408, 503])
+@pytest.mark.parametrize("wait", ["3600", "Fri, 31 Dec 2049 23:59:59 GMT"])
+def test_a_server_fault_that_asks_for_an_hour_costs_its_chunk_and_not_an_hour(status: int, wait: str) -> None:
+    with ScriptedLLM(first(error(status, retry_after=wait))) as server:
+        outcome = ask(server, 12, Sink())
+    assert (outcome.answered, outcome.failed, outcome.calls, outcome.stopped) == (11, 1, 12, None)
+    with ScriptedLLM(always(error(status, retry_after=wait))) as server:
+        outcome = ask(server, 40, Sink())
+    assert outcome.stopped == "unreachable"
+    assert outcome.calls < 20
+    assert str(status) in outcome.sentence
+
+
+def test_waits_that_add_up_beyond_patience_give_a_chunk_up() -> None:
+    with ScriptedLLM(always(error(503, retry_after_ms="150"))) as server:
+        outcome = ask(server, 1, Sink(), pacing=replace(QUICK, patience_seconds=0.4))
+    assert (outcome.failed, outcome.calls) == (1, 3)
 
 
 def test_a_server_that_restarts_is_waited_for() -> None:
@@ -503,6 +595,27 @@ def test_commits_are_groups_in_one_other_thread() -> None:
     assert threading.get_ident() not in sink.threads
 
 
+def test_no_more_is_asked_than_the_store_keeps_up_with() -> None:
+    class Stuck(Sink):
+        """Stores nothing until it may, and says how many were asked by then."""
+
+        def commit(self, calls: list[LLMCall], answers: list[LLMAnswer]) -> None:
+            if not self.commits:
+                # Long enough for hundreds of requests; what is waited for is that none comes any more.
+                before = -1
+                while before != len(server.requests):
+                    before = len(server.requests)
+                    time.sleep(0.3)
+                self.asked = before
+            super().commit(calls, answers)
+
+    sink = Stuck()
+    with ScriptedLLM(always(ok())) as server:
+        outcome = ask(server, 200, sink, concurrency=4)
+    assert sink.asked <= 2 * 4 + 4 + 1
+    assert outcome.answered == len(sink.answers) == 200
+
+
 def _hang_from(number: int) -> Script:
     return lambda n, body: ok() if n < number else hang()
 
@@ -621,16 +734,30 @@ def test_no_secret_and_no_document_text_leaves(caplog: pytest.LogCaptureFixture)
     assert KEY not in caplog.text
 
 
-def test_user_and_password_of_an_address_are_sent_but_never_shown(caplog: pytest.LogCaptureFixture) -> None:
+def test_user_password_and_query_of_an_address_are_sent_but_never_shown(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     with ScriptedLLM(always(ok())) as server:
-        address = server.url.replace("http://", f"http://me:{KEY}%21@") + f"?key={KEY}"
+        address = server.url.replace("http://", f"http://me:{KEY}%21@") + f"?key={KEY}&api-version=2024-10-21 \u00e9"
         connection = LLMConnection("m", address)
         outcome = ask_all_blocking(prompts_for(1), connection, Sink(), pacing=QUICK)
     assert outcome.answered == 1
     assert server.keys == ["Basic " + b64encode(f"me:{KEY}!".encode()).decode()]
+    assert server.paths == [f"/v1/chat/completions?key={KEY}&api-version=2024-10-21%20%C3%A9"]
     assert connection.shown_url == server.url
-    assert KEY not in caplog.text + repr(connection)
+    assert "HTTP Request: POST" in caplog.text
+    assert KEY not in caplog.text + repr(connection) + outcome.sentence
+
+
+def test_the_query_of_an_address_is_not_sent_to_where_its_server_redirects() -> None:
+    with ScriptedLLM(always(ok())) as other:
+        moved = Act(307, headers={"Location": f"{other.url}/chat/completions"})
+        with ScriptedLLM(always(moved)) as server:
+            outcome = ask_all_blocking(
+                prompts_for(1), LLMConnection("m", f"{server.url}?key={KEY}"), Sink(), pacing=QUICK
+            )
+    assert outcome.answered == 1
+    assert server.paths == [f"/v1/chat/completions?key={KEY}"]
+    assert other.paths == ["/v1/chat/completions"]
 
 
 @pytest.mark.parametrize("key", [f"{KEY}\nX-Other: 1", f"{KEY}\u00e9"])

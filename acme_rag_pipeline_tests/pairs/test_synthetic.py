@@ -256,6 +256,71 @@ def test_a_budget_is_not_spent_on_the_same_bad_answers_in_every_run(chunked: Sto
     assert origins(chunked)["openai"] == 2 * (chunks - 1)
 
 
+def test_a_passage_that_is_always_answered_badly_is_not_paid_for_for_ever(chunked: Store, with_llm: Any) -> None:
+    spoilt: list[str] = []
+
+    def act(number: int, body: dict[str, Any]) -> Act:
+        passage = body["messages"][1]["content"]
+        if number == 1:
+            spoilt.append(passage)
+        return garbage() if passage in spoilt else numbered(number, body)
+
+    with ScriptedLLM(act) as server:
+        settings = with_llm(server, generator="openai", pairs={"concurrency": 1})
+        first = write_pairs(chunked, settings)
+        chunks = first.details["chunks"]
+        assert "1 failed (most often: not JSON" in first.details["outcome"]
+        assert "not_asked_again" not in first.details
+        second = write_pairs(chunked, settings)
+        assert len(server.requests) == chunks - 1 + 8
+        told = "1 passage got 8 answers each that cannot be used (most often: not JSON: Expecting value at character 0)"
+        assert told in second.details["outcome"]
+        third = write_pairs(chunked, settings)
+        write_pairs(chunked, with_llm(server, generator="offline"))
+        fourth = write_pairs(chunked, settings)
+        assert len(server.requests) == chunks - 1 + 8
+        assert (third.unchanged, fourth.unchanged) == (True, False)
+        for result in (third, fourth):
+            assert result.details["outcome"].startswith(f"Nothing to ask the LLM. {told}")
+            figures = [result.details[name] for name in ("asked", "reused", "unanswered", "llm_calls")]
+            assert figures == [0, chunks - 1, 1, 0]
+        estimated = dry_run(chunked, settings)
+        assert (estimated.answered, estimated.to_send) == (chunks - 1, 0)
+        assert any("1 of the prompts got 8 answers" in note for note in estimated.notes)
+        # Another model may do better.
+        write_pairs(chunked, with_llm(server, generator="openai", llm="another"))
+        assert len(server.requests) > chunks - 1 + 8
+
+
+def test_a_wrong_key_gives_no_passage_up(chunked: Store, with_llm: Any) -> None:
+    with ScriptedLLM(lambda number, body: error(401)) as server:
+        settings = with_llm(server, generator="openai")
+        for _ in range(9):
+            result = write_pairs(chunked, settings)
+        assert len(server.requests) == 9
+    assert "not_asked_again" not in result.details
+    with ScriptedLLM(numbered) as server:
+        assert write_pairs(chunked, with_llm(server, generator="openai")).details["unanswered"] == 0
+
+
+def test_a_run_that_asks_nothing_does_not_repeat_what_the_last_one_cost(chunked: Store, with_llm: Any) -> None:
+    names = ("llm_calls", "prompt_tokens", "completion_tokens", "seconds_asking")
+    with ScriptedLLM(numbered) as server:
+        settings = with_llm(server, generator="openai")
+        asked = write_pairs(chunked, settings)
+        assert all(asked.details[name] for name in names)
+        unchanged = write_pairs(chunked, settings)
+        # With everything answered already, but not unchanged: another generator was used in between.
+        write_pairs(chunked, with_llm(server, generator="offline"))
+        answered_before = write_pairs(chunked, settings)
+    assert (unchanged.unchanged, answered_before.unchanged) == (True, False)
+    for result in (unchanged, answered_before):
+        shown = metadata_of(chunked, result)
+        assert [shown[name] for name in names] == [0, 0, 0, 0]
+        assert shown["outcome"] == "Nothing to ask the LLM."
+        assert shown["so_far/calls"] == asked.details["llm_calls"]
+
+
 def test_a_renamed_file_asks_no_question_again_unless_its_name_is_its_title(
     documents: Path, store: Store, with_llm: Any
 ) -> None:

@@ -1,0 +1,141 @@
+"""Where calls and answers are kept: the warehouse, or a file beside it for as long as another process holds the warehouse.
+
+An answer is paid for, so that it must not be lost because somebody looks into the warehouse.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from acme_rag_pipeline.pairs.generators import Generator
+from acme_rag_pipeline.pairs.llm_commit import LLMAnswer, LLMCall
+from acme_rag_pipeline.pairs.passage import WrittenQuery
+from acme_rag_pipeline.store.layout import Store
+from acme_rag_pipeline.store.warehouse import WarehouseBusy, append, insert
+
+# Paid answers to one prompt that could not be used; more are not asked for.
+MOST_BAD_ANSWERS = 8
+_Rows = dict[str, list[dict[str, Any]]]
+logger = logging.getLogger(__name__)
+
+
+class AnswerStore:
+    """Commits the answers of one generator as they arrive; for the holder of the lock `asking`."""
+
+    def __init__(self, store: Store, generator: Generator) -> None:
+        self._store = store
+        self._generator = generator
+
+    def commit(self, calls: Sequence[LLMCall], answers: Sequence[LLMAnswer]) -> None:
+        """Put them, and what was set aside before, into the warehouse; where another process holds it, set them aside.
+
+        Raises:
+            WarehouseUnusable: the disk is full or read-only, or the file is damaged; they are set aside if that works.
+            OSError: the warehouse is busy and they cannot be set aside either.
+        """
+        now = datetime.now(UTC).isoformat()
+        rows: _Rows = {
+            "answers": [
+                {
+                    "generator": self._generator.name,
+                    "parameters_hash": self._generator.parameters_hash,
+                    "prompt_hash": answer.prompt_hash,
+                    "queries": _json(answer.queries),
+                    "prompt_tokens": answer.prompt_tokens,
+                    "completion_tokens": answer.completion_tokens,
+                    "answered_at": now,
+                }
+                for answer in answers
+            ],
+            "llm_calls": [asdict(call) | {"called_at": call.called_at.isoformat()} for call in calls],
+        }
+        try:
+            _commit(self._store, rows)
+        except WarehouseBusy as error:
+            _set_aside(self._store, rows)
+            logger.warning("%s. %d answers wait in %s until then", error, len(answers), _waiting_file(self._store))
+        except Exception:
+            with contextlib.suppress(OSError):  # the disk may be full
+                _set_aside(self._store, rows)
+            raise
+
+
+def commit_waiting(store: Store) -> None:
+    """Commit what was set aside, also by a run that ended meanwhile; for the holder of the lock `asking`.
+
+    Raises:
+        WarehouseBusy: another process held the warehouse longer than a writer waits; nothing is lost.
+    """
+    if _waiting_file(store).exists():
+        _commit(store, {"answers": [], "llm_calls": []})
+
+
+def answered_badly(store: Store, model: str) -> set[str]:
+    """Hashes of prompts that once got an answer that could not be used, or none on principle."""
+    with store.warehouse.read() as connection:
+        rows = connection.execute(
+            "SELECT DISTINCT prompt_hash FROM llm_calls WHERE model = ? AND status IN ('bad_answer', 'refused')",
+            [model],
+        ).fetchall()
+    return {row[0] for row in rows}
+
+
+def given_up(store: Store, model: str) -> dict[str, str]:
+    """Prompt hash to the last reason, of prompts that got `MOST_BAD_ANSWERS` from this model over all runs."""
+    # A refusal of the server's own, such as that of a key, has no tokens and says nothing about the prompt.
+    with store.warehouse.read() as connection:
+        rows = connection.execute(
+            "SELECT prompt_hash, arg_max(detail, called_at) FROM llm_calls WHERE model = ? "
+            "AND status IN ('bad_answer', 'refused') AND prompt_tokens + completion_tokens > 0 "
+            "GROUP BY prompt_hash HAVING count(*) >= ?",
+            [model, MOST_BAD_ANSWERS],
+        ).fetchall()
+    return dict(rows)
+
+
+def _commit(store: Store, rows: _Rows) -> None:
+    waiting = _waiting(store)
+    # What was set aside may be offered again: a batch that failed is.
+    calls = {(row["called_at"], row["prompt_hash"]): row for row in waiting["llm_calls"] + rows["llm_calls"]}
+    with store.warehouse.write() as connection:
+        if waiting["llm_calls"]:
+            # A run that was killed between its commit and the removal of the file has them already.
+            connection.executemany("DELETE FROM llm_calls WHERE called_at = ? AND prompt_hash = ?", list(calls))
+        insert(connection, "answers", waiting["answers"] + rows["answers"])
+        append(connection, "llm_calls", list(calls.values()))
+    _waiting_file(store).unlink(missing_ok=True)
+
+
+def _waiting_file(store: Store) -> Path:
+    return store.work / "answers_to_commit.jsonl"
+
+
+def _waiting(store: Store) -> _Rows:
+    rows: _Rows = {"answers": [], "llm_calls": []}
+    with contextlib.suppress(FileNotFoundError):
+        for line in _waiting_file(store).read_text(encoding="utf-8").splitlines():
+            with contextlib.suppress(ValueError):  # a kill or a full disk cut it off
+                table, row = json.loads(line)
+                rows[table].append(row)
+    return rows
+
+
+def _set_aside(store: Store, rows: _Rows) -> None:
+    store.work.mkdir(parents=True, exist_ok=True)
+    with _waiting_file(store).open("a", encoding="utf-8") as file:
+        # A line that was cut off ends here.
+        file.write("\n" + "".join(json.dumps([table, row]) + "\n" for table in rows for row in rows[table]))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _json(queries: Sequence[WrittenQuery]) -> str:
+    return json.dumps([{"query": q.query, "style": q.style, "method": q.method} for q in queries], ensure_ascii=False)
