@@ -7,10 +7,11 @@ and `openvino.convert_model` reports its use over the network. The PyTorch front
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import platform
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,6 +26,22 @@ AGREEMENT = 0.999
 _OF_OTHER_LENGTHS = ("a", "a few words more than that")
 _INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
 _log = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def compiled(model: SentenceTransformer, texts: Sequence[str], *, bf16: bool) -> Iterator[None]:
+    """The same for a while: afterwards torch computes the model again, whose weights may change then."""
+    ours = compile_transformer(model, texts, bf16=bf16)
+    try:
+        yield
+    finally:
+        if ours:
+            _transformer(model).__dict__.pop("forward")
+
+
+def is_compiled(model: SentenceTransformer) -> bool:
+    """Whether OpenVINO computes the model's transformer now."""
+    return "forward" in getattr(_transformer(model), "__dict__", {})
 
 
 def compile_transformer(model: SentenceTransformer, texts: Sequence[str], *, bf16: bool) -> bool:
@@ -47,14 +64,13 @@ def compile_transformer(model: SentenceTransformer, texts: Sequence[str], *, bf1
     from sentence_transformers.sentence_transformer.modules import Transformer
     from transformers import PreTrainedModel
 
-    first = model[0]
-    transformer = getattr(first, "auto_model", None)
-    if not isinstance(first, Transformer) or not isinstance(transformer, PreTrainedModel):
+    transformer = _transformer(model)
+    if not isinstance(model[0], Transformer) or not isinstance(transformer, PreTrainedModel):
         return False
     if getattr(transformer.config, "is_decoder", False) or getattr(transformer.config, "is_encoder_decoder", False):
         return False
-    if "forward" in transformer.__dict__:
-        return False  # somebody else's, or compiled already
+    if is_compiled(model):
+        return False
     texts = [*_OF_OTHER_LENGTHS, *texts]
     expected = _vectors(model, texts)
     try:
@@ -70,6 +86,10 @@ def compile_transformer(model: SentenceTransformer, texts: Sequence[str], *, bf1
         _log.warning("OpenVINO does not encode with this model (%s); torch does, more slowly", reason)
         return False
     return True
+
+
+def _transformer(model: SentenceTransformer) -> Any:
+    return getattr(model[0], "auto_model", None)
 
 
 def _features(model: SentenceTransformer, texts: Sequence[str]) -> dict[str, torch.Tensor]:

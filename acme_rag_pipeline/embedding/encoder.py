@@ -6,13 +6,13 @@ import contextlib
 import math
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 
-from acme_rag_pipeline.embedding.compiled_transformer import compile_transformer
+from acme_rag_pipeline.embedding.compiled_transformer import compile_transformer, compiled, is_compiled
 from acme_rag_pipeline.embedding.light_bert import LightBert, open_light_bert
 from acme_rag_pipeline.store.models import ModelDamaged
 
@@ -89,8 +89,8 @@ class Encoder:
         self.precision = precision
         self._model = model
         self._light: object = _UNOPENED
-        # A model in training must stay torch's.
-        self._compiled: bool | None = None if model is None else False
+        # The weights of a model in training change: when it is compiled its owner says.
+        self._may_compile = model is None
         self._compiling = threading.Lock()
         self._characters = 0
 
@@ -120,6 +120,16 @@ class Encoder:
     def encode_queries(self, queries: Sequence[str]) -> np.ndarray:
         """L2-normalised float32 vectors, shape (texts, dimension)."""
         return self._encode(queries, "encode_query")
+
+    @contextlib.contextmanager
+    def compiled(self, texts: Sequence[str]) -> Iterator[None]:
+        """For a model in training whose weights stay meanwhile: OpenVINO computes it, if these texts are enough to pay for it."""
+        model = self.model
+        if model.device.type != "cpu" or sum(map(len, texts)) < COMPILED_CHARACTERS:
+            yield
+            return
+        with compiled(model, of_all_lengths(texts), bf16=computes_in_bf16(model.device, self.precision)):
+            yield
 
     def _encode(self, texts: Sequence[str], method: str) -> np.ndarray:
         light = self._light_model(texts)
@@ -151,14 +161,13 @@ class Encoder:
     def _is_compiled(self, texts: Sequence[str]) -> bool:
         """Whether OpenVINO computes this model, which is tried once, when there has been enough to encode."""
         with self._compiling:
-            if self._compiled is None and self.model.device.type == "cpu":
+            if self._may_compile and self.model.device.type == "cpu":
                 self._characters += sum(map(len, texts))
                 if self._characters >= COMPILED_CHARACTERS:
-                    by_length = sorted(texts, key=len)
-                    tried = [by_length[0], by_length[len(by_length) // 2], by_length[-1]]
+                    self._may_compile = False
                     bf16 = computes_in_bf16(self.model.device, self.precision)
-                    self._compiled = compile_transformer(self.model, tried, bf16=bf16)
-            return bool(self._compiled)
+                    compile_transformer(self.model, of_all_lengths(texts), bf16=bf16)
+            return is_compiled(self.model)
 
     def _light_model(self, texts: Sequence[str]) -> LightBert | None:
         """The numpy encoder, where it is the quicker way and the libraries are not there yet anyway."""
@@ -170,6 +179,12 @@ class Encoder:
             if self._light is _UNOPENED:
                 self._light = open_light_bert(self.folder)
             return cast("LightBert | None", self._light)
+
+
+def of_all_lengths(texts: Sequence[str]) -> list[str]:
+    """The shortest, the middle and the longest text: for trying a model."""
+    by_length = sorted(texts, key=len)
+    return [by_length[0], by_length[len(by_length) // 2], by_length[-1]]
 
 
 def cpu_batch_size(texts: Sequence[str], fewest: int = CPU_BATCH, batch_characters: int = CPU_BATCH_CHARACTERS) -> int:

@@ -132,7 +132,10 @@ class Choices:
         if self.query_only and self.validation.usable:
             rendered = [passage.rendered(prefix) for passage in self.validation.passages]
             held, _ = self.cache.passages(self.base_encoder, rendered)
-        return self.validation.score(Encoder(Path(), "in training", self.training.precision, model), prefix, held)
+        encoder = Encoder(Path(), "in training", self.training.precision, model)
+        to_encode = [] if held is not None else [passage.rendered(prefix) for passage in self.validation.passages]
+        with encoder.compiled(to_encode):
+            return self.validation.score(encoder, prefix, held)
 
 
 def whitening_that_helps(scores: dict[float, float]) -> float:

@@ -13,7 +13,7 @@ import pytest
 
 from acme_rag_pipeline.embedding import compiled_transformer, encoder
 from acme_rag_pipeline.embedding.base_model import resolve_base_model
-from acme_rag_pipeline.embedding.compiled_transformer import compile_transformer
+from acme_rag_pipeline.embedding.compiled_transformer import compile_transformer, is_compiled
 from acme_rag_pipeline.embedding.encoder import Encoder, load_model
 
 pytest.importorskip("openvino")
@@ -103,6 +103,27 @@ def test_a_model_in_training_stays_torchs(folder: Path, monkeypatch: pytest.Monk
     assert "forward" not in model[0].auto_model.__dict__
 
 
+def test_a_model_in_training_is_compiled_only_while_its_weights_stay(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    monkeypatch.setattr(encoder, "COMPILED_CHARACTERS", 1)
+    model = load_model(folder, "cpu")
+    in_training = Encoder(folder, "in training", "fp32", model)
+    for _ in range(2):
+        expected = in_training.encode_passages(TEXTS)
+        with in_training.compiled(TEXTS):
+            assert is_compiled(model)
+            assert cosines(in_training.encode_passages(TEXTS), expected).min() > 0.99999
+        assert not is_compiled(model)
+        with torch.no_grad():
+            model[0].auto_model.encoder.layer[0].output.dense.weight.mul_(1.5)
+    assert cosines(in_training.encode_passages(TEXTS), expected).min() < 0.9999
+    with in_training.compiled([]):
+        assert not is_compiled(model)
+
+
 def test_threads_encode_at_the_same_time(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(encoder, "COMPILED_CHARACTERS", 0)
     monkeypatch.setattr(encoder, "LIGHT_CHARACTERS", 0)
@@ -122,7 +143,7 @@ def test_nothing_is_sent_over_the_network(folder: Path) -> None:
 import sys, time
 asked = []
 sys.addaudithook(lambda event, args: asked.append(event) if event in ("socket.connect", "socket.getaddrinfo") else None)
-from acme_rag_pipeline.embedding.compiled_transformer import compile_transformer
+from acme_rag_pipeline.embedding.compiled_transformer import compile_transformer, is_compiled
 from acme_rag_pipeline.embedding.encoder import load_model
 assert compile_transformer(load_model(sys.argv[1], "cpu"), ["one", "two words"], bf16=False)
 time.sleep(1)
