@@ -56,7 +56,7 @@ class Choices:
         self.query_only = training.strategy == "query_only"
 
     def prefix(self) -> PassagePrefix:
-        """How passages are rendered: with headings where these help the base by `PREFIX_GAIN`."""
+        """How passages are rendered: with headings where these help the base by `PREFIX_GAIN`, by questions of who saw none."""
         chosen = self.training.passage_prefix
         if self.query_only:
             # The passages keep the vectors that the base's index holds.
@@ -64,7 +64,7 @@ class Choices:
         if chosen != "auto":
             return chosen
         plain, headed = (
-            self.validation.score_cached(self.base_encoder, prefix, self.cache, _of_no_heading)
+            self.validation.score_cached(self.base_encoder, prefix, self.cache, _without_headings)
             for prefix in ("none", "heading_path")
         )
         if plain is None or headed is None:
@@ -152,9 +152,12 @@ def _of_other_words(pair: KeptPair) -> bool:
     return not pair.is_template or pair.method in HEADING_METHODS
 
 
-def _of_no_heading(pair: KeptPair) -> bool:
-    """Whether a question is not made of headings, which would always vote for showing the headings to the encoder."""
-    return pair.method not in HEADING_METHODS
+def _without_headings(pair: KeptPair) -> bool:
+    """Whether who asked had no headings at hand: those made of them always vote for showing them to the encoder.
+
+    So do an LLM's, whose prompt holds title and headings, while people do not know them (docs/training.md).
+    """
+    return pair.origin != "openai" and pair.method not in HEADING_METHODS
 
 
 def base_weights(folder: Path) -> dict[str, Any]:
