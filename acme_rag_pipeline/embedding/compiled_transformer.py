@@ -30,7 +30,7 @@ _log = logging.getLogger(__name__)
 
 @contextlib.contextmanager
 def compiled(model: SentenceTransformer, texts: Sequence[str], *, bf16: bool) -> Iterator[None]:
-    """The same for a while: afterwards torch computes the model again, whose weights may change then."""
+    """Let OpenVINO compute the model's transformer for a while, as `compile_transformer` does; then torch does again."""
     ours = compile_transformer(model, texts, bf16=bf16)
     try:
         yield
