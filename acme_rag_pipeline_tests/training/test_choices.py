@@ -15,7 +15,33 @@ from acme_rag_pipeline.training.choices import WHITENING_GAIN, Choices, whitenin
 from acme_rag_pipeline.training.rows import KeptPair
 from acme_rag_pipeline.training.validation import MINIMUM_QUERIES, Validation
 
-TOPICS = ["apple", "bicycle", "candle", "desert", "elephant", "ferry", "guitar", "hammer", "island", "jacket", "kettle", "lemon", "mirror", "needle", "orchid", "pencil", "quarry", "rocket", "saddle", "tunnel", "umbrella", "violin", "window", "yogurt", "zebra"]
+TOPICS = [
+    "apple",
+    "bicycle",
+    "candle",
+    "desert",
+    "elephant",
+    "ferry",
+    "guitar",
+    "hammer",
+    "island",
+    "jacket",
+    "kettle",
+    "lemon",
+    "mirror",
+    "needle",
+    "orchid",
+    "pencil",
+    "quarry",
+    "rocket",
+    "saddle",
+    "tunnel",
+    "umbrella",
+    "violin",
+    "window",
+    "yogurt",
+    "zebra",
+]
 
 
 @pytest.mark.parametrize(
