@@ -185,8 +185,9 @@ def _in_words(error: ValidationError) -> str:
 def _warn_of_unknown_variables(dotenv: Path) -> None:
     """Log each variable that looks like a setting and is none, once: a budget with a typing error bounds nothing."""
     names = {*os.environ, *(dotenv_values(dotenv) if dotenv.is_file() else ())}
+    settings = _variables()
     for name in sorted(name for name in names if name.upper().startswith("ACME_RAG_")):
-        if name.upper() not in _variables() and name not in _WARNED_OF:
+        if name.upper() not in settings and name not in _WARNED_OF:
             _WARNED_OF.add(name)
             _log.warning("%s is no setting and changes nothing; did you mean %s?", name, _nearest(name))
 

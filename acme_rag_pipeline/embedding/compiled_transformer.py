@@ -143,7 +143,7 @@ def _compiled(transformer: Any, example: dict[str, torch.Tensor], *, bf16: bool)
         # Pinned threads of two processes would share one core and leave another idle.
         "ENABLE_CPU_PINNING": False,
     }
-    compiled = openvino.Core().compile_model(graph, "CPU", how)
+    executable = openvino.Core().compile_model(graph, "CPU", how)
     by_torch = transformer.forward
 
     def forward(**features: Any) -> Any:
@@ -153,7 +153,9 @@ def _compiled(transformer: Any, example: dict[str, torch.Tensor], *, bf16: bool)
         if further or features.get("output_hidden_states"):
             return by_torch(**features)
         # A request of each call: threads may encode at the same time.
-        output = compiled.create_infer_request().infer([features[name].numpy() for name in names], share_outputs=False)
+        output = executable.create_infer_request().infer(
+            [features[name].numpy() for name in names], share_outputs=False
+        )
         return BaseModelOutput(last_hidden_state=torch.from_numpy(output[0]))
 
     return forward

@@ -29,7 +29,7 @@ CPU_BATCH, CPU_LONGEST_BATCH, CPU_BATCH_CHARACTERS = 32, 128, 10_000
 # Of all texts of a call: about 2,500 tokens, half a second or two in numpy; loading the libraries costs 8.
 LIGHT_CHARACTERS = 10_000
 # From so many characters on a model is compiled, if they have come one by one or together: that takes a second, and
-# a text then seven tenths of the time (two cores with AVX-512 bf16).
+# a text then three quarters of the time (two cores with AVX-512 bf16).
 COMPILED_CHARACTERS = 150_000
 # Smaller batches than torch's: there is less to wait for between two of them, and less padding in them.
 COMPILED_BATCH, COMPILED_BATCH_CHARACTERS = 8, 4_000

@@ -224,14 +224,9 @@ def champion_arm(who: Contest) -> str:
     return CHAMPION
 
 
-def decision_that_stands(store: Store, who: Contest) -> decisions.Decision | None:
-    """The decision on this candidate by the evidence of today, if it was made before: no later numbers change it."""
-    return next((d for d in reversed(decisions.decisions(store)) if d.candidate_key == who.candidate_key), None)
-
-
 def _arm_of_readers(store: Store, settings: Settings, who: Contest, decision: Decision) -> str:
     """The arm that readers get after this evaluation; empty where none of the arms is it."""
-    if decision_that_stands(store, who) is None:
+    if decisions.decision_on(store, who.candidate_key) is None:
         return decision.winner or champion_arm(who)
     current = decisions.champion(store, settings)
     arm = champion_arm(replace(who, champion=current))

@@ -7,13 +7,7 @@ from typing import Any
 
 from acme_rag_pipeline.evaluation.arms import BASE, FINE_TUNED
 from acme_rag_pipeline.evaluation.comparison import ArmScores, GateSettings, compare, compare_segments
-from acme_rag_pipeline.evaluation.contest import (
-    Evaluation,
-    champion_arm,
-    decision_that_stands,
-    measured_candidate,
-    segments_of,
-)
+from acme_rag_pipeline.evaluation.contest import Evaluation, champion_arm, measured_candidate, segments_of
 from acme_rag_pipeline.evaluation.gate import CANNOT_TELL, NOT_BETTER, Decision
 from acme_rag_pipeline.evaluation.metrics import PRIMARY
 from acme_rag_pipeline.evaluation.picture import report_picture
@@ -113,7 +107,7 @@ def _standing(store: Store, done: Evaluation) -> tuple[str, bool]:
         encoder, recipe = done.winner
         fusion = done.contest.fusion.model_dump() if recipe == "hybrid" else None
         winner = decisions.retriever_of(encoder.model_digest, recipe, fusion)
-    earlier = decision_that_stands(store, done.contest)
+    earlier = decisions.decision_on(store, done.contest.candidate_key)
     if earlier is not None:
         # Of two promotions of one candidate the recipes may differ.
         alike = earlier.verdict == done.decision.verdict and winner in (None, earlier.retriever)

@@ -109,6 +109,11 @@ def candidate_key(candidate: index.PassageEncoder | None) -> str:
     return f"{candidate.model_digest}/{candidate.prefix}" if candidate else "no candidate"
 
 
+def decision_on(store: Store, key: str) -> Decision | None:
+    """The decision on a candidate by the evidence of its key, if it was made before: no later numbers change it."""
+    return next((d for d in reversed(decisions(store)) if d.candidate_key == key), None)
+
+
 def decided_with_other_evidence(store: Store, candidate: index.PassageEncoder | None, key: str) -> int:
     """How often this candidate was decided on before the decision with this key, by other evidence.
 
@@ -142,7 +147,7 @@ def decide_promotion(store: Store, settings: Settings) -> StageResult:
         with store.warehouse.read() as connection:
             rows = records(connection, "SELECT * FROM verdicts ORDER BY evaluated_at DESC LIMIT 1")
         key = rows[0]["candidate_key"]
-        decided = next((d for d in reversed(decisions(store)) if d.candidate_key == key), None)
+        decided = decision_on(store, key)
         if decided is not None:
             outcome = f"this candidate was decided on before ({decided.verdict}); {current.verdict} stands"
         elif rows[0]["verdict"] == PROMOTED and is_left_behind(store, _winner(rows[0])):
