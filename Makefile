@@ -12,9 +12,10 @@ export PYTHONWARNINGS ?= ignore
 # the project's `.env` themselves, and there the environment wins.
 IN_HOME := cd "$(DAGSTER_HOME)" &&
 # Processes that share the tests: many tests wait for a process or the disk. A file stays with one of them, because what
-# its tests share is built once; conftest.py says which files begin.
+# its tests share is built once; conftest.py says which files begin. A process that dies is not replaced: with a
+# replacement pytest-xdist 3.8 waits forever for the rest of the file, without one the run ends and names the test.
 WORKERS ?= 2
-SHARED_OUT := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+SHARED_OUT := -n $(WORKERS) --dist loadfile --no-loadscope-reorder --max-worker-restart=0
 
 .PHONY: help install materialize refresh retrain gate ui test test-fast lint format clean
 

@@ -3,15 +3,15 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import os
 import random
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from base64 import b64encode
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -47,6 +47,7 @@ from acme_rag_pipeline_tests.llm_server import (
     hang,
     ok,
 )
+from acme_rag_pipeline_tests.pairs import interrupted_asking
 
 KEY = "sk-very-secret-0123456789"
 QUICK = Pacing(
@@ -637,36 +638,20 @@ def test_what_arrived_is_committed_when_the_run_is_cancelled() -> None:
     assert sink.statuses == {"ok": 12, "timeout": 4}, "cancelled attempts were attempts, too"
 
 
-@pytest.fixture
-def _ctrl_c_interrupts() -> Iterator[None]:
-    """A shell that runs the tests in the background has SIGINT ignored."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-@pytest.mark.usefixtures("_ctrl_c_interrupts")
-@pytest.mark.parametrize("in_loop", [False, True])
-def test_what_arrived_is_committed_on_ctrl_c(in_loop: bool) -> None:
-    sink = Sink(seconds=0.2)
-
-    def interrupt() -> None:
-        while len(server.requests) < 16:
-            time.sleep(0.01)
-        time.sleep(0.05)
-        os.kill(os.getpid(), signal.SIGINT)
-
-    async def notebook() -> None:
-        # The interrupt is raised where the loop's thread waits, as in a notebook.
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        ask(server, 40, sink, concurrency=4)
-
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGINT for one process there")
+@pytest.mark.parametrize("how", ["plain", "notebook"])
+def test_what_arrived_is_committed_on_ctrl_c(how: str) -> None:
+    """In a process of its own: a signal to the tests' process that comes at the wrong moment ends all of them."""
     with ScriptedLLM(_hang_from(12)) as server:
-        threading.Thread(target=interrupt, daemon=True).start()
-        with pytest.raises(KeyboardInterrupt):
-            asyncio.run(notebook()) if in_loop else ask(server, 40, sink, concurrency=4)
-    assert len(sink.answers) == 12
-    assert sink.statuses == {"ok": 12, "timeout": 4}
+        command = [sys.executable, "-m", interrupted_asking.__name__, server.url, "40", "4", how]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as asking:
+            while len(server.requests) < 16 and asking.poll() is None:
+                time.sleep(0.01)
+            time.sleep(0.05)
+            asking.send_signal(signal.SIGINT)
+            printed, errors = asking.communicate(timeout=60)
+    assert asking.returncode == interrupted_asking.INTERRUPTED, errors
+    assert json.loads(printed) == {"answers": 12, "statuses": {"ok": 12, "timeout": 4}}
 
 
 def test_a_sink_that_fails_ends_the_run_and_is_offered_everything_once_more() -> None:
