@@ -8,6 +8,7 @@ and `openvino.convert_model` reports its use over the network. The PyTorch front
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import platform
 import warnings
@@ -112,7 +113,6 @@ def _vectors(model: SentenceTransformer, texts: Sequence[str]) -> np.ndarray:
 
 def _compiled(transformer: Any, example: dict[str, torch.Tensor], *, bf16: bool) -> Callable[..., Any]:
     """What takes the place of the transformer's `forward`."""
-    import openvino
     import torch
     from openvino.frontend import FrontEndManager
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
@@ -143,7 +143,7 @@ def _compiled(transformer: Any, example: dict[str, torch.Tensor], *, bf16: bool)
         # Pinned threads of two processes would share one core and leave another idle.
         "ENABLE_CPU_PINNING": False,
     }
-    executable = openvino.Core().compile_model(graph, "CPU", how)
+    executable = _core().compile_model(graph, "CPU", how)
     by_torch = transformer.forward
 
     def forward(**features: Any) -> Any:
@@ -159,3 +159,16 @@ def _compiled(transformer: Any, example: dict[str, torch.Tensor], *, bf16: bool)
         return BaseModelOutput(last_hidden_state=torch.from_numpy(output[0]))
 
     return forward
+
+
+@functools.cache
+def _core() -> Any:
+    """OpenVINO's entry, one for the whole process.
+
+    Each one replaces the stack on which this thread's signals are handled and puts back, when it goes, the one it found.
+    Of two that overlap, the later puts back one that the earlier has freed: the next Ctrl-C or SIGTERM is a segmentation
+    fault instead of a clean stop.
+    """
+    import openvino
+
+    return openvino.Core()

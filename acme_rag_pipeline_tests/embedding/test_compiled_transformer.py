@@ -150,3 +150,27 @@ time.sleep(1)
 assert not asked, asked
 """
     subprocess.run([sys.executable, "-c", script, str(folder)], check=True, timeout=300)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGINT for one process there")
+def test_a_process_that_compiled_several_models_can_be_interrupted(folder: Path) -> None:
+    """OpenVINO moves the stack of signal handlers; one that it had freed made Ctrl-C a segmentation fault."""
+    script = """
+import gc, os, signal, sys
+from acme_rag_pipeline.embedding.compiled_transformer import compile_transformer
+from acme_rag_pipeline.embedding.encoder import load_model
+signal.signal(signal.SIGINT, signal.default_int_handler)
+models = [load_model(sys.argv[1], "cpu") for _ in range(3)]
+for model in models:
+    assert compile_transformer(model, ["one", "two words"], bf16=False)
+while models:
+    models.pop(0)[0].auto_model.__dict__.pop("forward")
+    gc.collect()
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+    command = [sys.executable, "-X", "faulthandler", "-c", script, str(folder)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (ended.returncode, ended.stdout.strip()) == (0, "interrupted"), ended.stderr
