@@ -6,6 +6,7 @@ that occurs in none of them, so that no passage can close its fence, whatever it
 
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import dataclass
 from typing import Any, get_args
@@ -137,7 +138,7 @@ def parse_answer(content: str, limit: int) -> list[WrittenQuery]:
     if len(content) > _MAX_ANSWER_CHARS:
         raise BadAnswer(f"the answer is longer than {_MAX_ANSWER_CHARS} characters")
     try:
-        answer = json.loads(_unwrapped(content))
+        answer = _read(without_thinking(content))
     except json.JSONDecodeError as error:
         raise BadAnswer(f"not JSON: {error.msg} at character {error.pos}") from None
     except (ValueError, RecursionError):
@@ -158,10 +159,25 @@ def parse_answer(content: str, limit: int) -> list[WrittenQuery]:
     return list(kept.values())[:limit]
 
 
+def _read(content: str) -> Any:
+    """The JSON of an answer, also where words with braces stand around it."""
+    try:
+        return json.loads(_unwrapped(content))
+    except (ValueError, RecursionError):
+        # Where the chat template opens the thinking, the answer holds only its end.
+        answer = content.rpartition("</think>")[2]
+        with contextlib.suppress(ValueError, RecursionError):
+            return json.loads(_unwrapped(answer))
+        start = answer.rfind("{", 0, max(0, answer.rfind('"queries"')))
+        if start >= 0:
+            with contextlib.suppress(ValueError, RecursionError):
+                return json.JSONDecoder().raw_decode(answer, start)[0]
+        raise
+
+
 def _unwrapped(content: str) -> str:
-    """The JSON of an answer that thinks aloud first, stands in a Markdown fence, or has words around it."""
+    """The JSON of an answer that stands in a Markdown fence or has words around it."""
     # No regular expressions: with a lazy body they take quadratic time on a runaway answer.
-    content = without_thinking(content)
     first, last = content.find("{"), content.rfind("}")
     return content[first : last + 1] if 0 <= first < last else content
 
@@ -170,7 +186,7 @@ def _written_query(number: int, item: object) -> WrittenQuery:
     if not isinstance(item, dict):
         raise BadAnswer(f"query {number} is not an object")
     text, style = item.get("query"), item.get("style")
-    style = style.lower() if isinstance(style, str) else style
+    style = style.strip().lower() if isinstance(style, str) else style
     if not isinstance(text, str):
         raise BadAnswer(f'query {number} has no text "query"')
     if style not in STYLES:
