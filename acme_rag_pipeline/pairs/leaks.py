@@ -31,6 +31,8 @@ class Leaks:
         near_golden_queries: those nearer to a golden query than the setting allows.
         held_out_compared: those whose nearness to the queries that judge could be looked up.
         golden_compared: those whose nearness to the golden queries could be.
+        held_out_judges: held-out queries.
+        golden_judges: golden queries.
     """
 
     training_pairs: int
@@ -42,12 +44,32 @@ class Leaks:
     near_golden_queries: int
     held_out_compared: int
     golden_compared: int
+    held_out_judges: int
+    golden_judges: int
 
     @property
     def total(self) -> int:
         """All leaks together; 0 is the only good number."""
         near = self.near_held_out_queries + self.near_golden_queries
         return self.passages + self.negatives + self.held_out_queries + self.golden_queries + near
+
+    @property
+    def not_compared(self) -> str:
+        """A sentence when nearness could not be looked up everywhere, so that 0 leaks would promise too much."""
+        missing = [
+            f"{self.training_pairs - compared} of {self.training_pairs} with the {kind} ones"
+            for kind, judges, compared in (
+                ("held-out", self.held_out_judges, self.held_out_compared),
+                ("golden", self.golden_judges, self.golden_compared),
+            )
+            if judges and compared < self.training_pairs
+        ]
+        if not missing:
+            return ""
+        return (
+            "Vectors are missing from the store's cache, so that training queries were not compared for nearness: "
+            f"{', '.join(missing)}."
+        )
 
 
 def find_leaks(store: Store, *, golden_decides: bool, golden_similarity: float) -> Leaks:
@@ -84,6 +106,8 @@ def find_leaks(store: Store, *, golden_decides: bool, golden_similarity: float) 
         near_golden_queries=int((to_golden >= golden_similarity + _ROUNDING).sum()),
         held_out_compared=len(to_held_out),
         golden_compared=len(to_golden),
+        held_out_judges=len(asked),
+        golden_judges=len(golden),
     )
 
 

@@ -181,6 +181,24 @@ def test_every_kind_of_leak_is_counted(store: Store, run_all: Run, tmp_path: Pat
     assert find_leaks(store, golden_decides=True, golden_similarity=0.9).passages == 0
 
 
+def test_a_check_that_compared_nothing_does_not_pass(
+    store: Store, settings_for: Callable[..., Settings], run_all: Run, tmp_path: Path
+) -> None:
+    shares = {"validation_share": 0.3, "test_share": 0.3}
+    given = {"documents": str(company(tmp_path)), "curated_pairs": "none", "golden": "none", "evaluation": shares}
+    run_all(**given)
+    assert nothing_leaks(store, settings_for(**given)).passed
+    (store.root / "cache").rename(store.root / "cache moved away")
+    check = nothing_leaks(store, settings_for(**given))
+    assert (check.passed, check.severity.value) == (False, "WARN")
+    pairs = check.metadata["training_pairs"].value
+    assert f"{pairs} of {pairs} with the held-out ones" in str(check.description)
+    assert "golden" not in str(check.description)
+    with store.warehouse.write() as connection:
+        connection.execute("INSERT INTO golden_queries VALUES ('g', 'Who is it?', '', NULL, 'resolved', NULL)")
+    assert f"{pairs} of {pairs} with the golden ones" in str(nothing_leaks(store, settings_for(**given)).description)
+
+
 def test_each_filter_drops_what_it_names_and_a_person_s_question_that_judges_stays(
     store: Store, settings_for: Callable[..., Settings], run_all: Run, tmp_path: Path
 ) -> None:
