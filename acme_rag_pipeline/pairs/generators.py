@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from acme_rag_pipeline.llm.text import clean_line
 from acme_rag_pipeline.pairs import offline, prompt
 from acme_rag_pipeline.pairs.budget_order import diverse_order
 from acme_rag_pipeline.pairs.corpus_statistics import CorpusStatistics
@@ -28,17 +29,23 @@ class Generator:
         parameters: What its answers depend on besides the prompt.
         prompts: Prompt hash to what is sent, in the order to ask.
         prompt_of: Chunk id to prompt hash.
+        paid_under: The same parameters as an earlier version wrote them; its answers to the same prompts count.
     """
 
     name: GeneratorName
     parameters: tuple[Any, ...]
     prompts: dict[str, Any]
     prompt_of: dict[str, str]
+    paid_under: tuple[Any, ...] = ()
 
     @property
     def parameters_hash(self) -> str:
         """With the name and a prompt's hash the key of an answer."""
         return fingerprint(self.parameters)
+
+    @property
+    def _known_under(self) -> list[str]:
+        return [self.name, fingerprint(self.paid_under), self.parameters_hash]
 
 
 def parameters_of(settings: Settings, name: GeneratorName, examples: Sequence[str] = ()) -> tuple[Any, ...]:
@@ -49,8 +56,13 @@ def parameters_of(settings: Settings, name: GeneratorName, examples: Sequence[st
     """
     if name == "offline":
         return "offline", offline.GENERATOR_VERSION, settings.pairs.queries_per_chunk
+    # As the prompt says them: a space that it does not show pays for nothing twice.
+    shown = [line for example in examples if (line := clean_line(example))]
+    return _parameters_of_llm(settings, clean_line(settings.pairs.audience), clean_line(settings.pairs.language), shown)
+
+
+def _parameters_of_llm(settings: Settings, *said: str | list[str]) -> tuple[Any, ...]:
     fixed = ("openai", prompt.PROMPT_VERSION, settings.llm, settings.pairs.queries_per_chunk)
-    said = (settings.pairs.audience, settings.pairs.language, list(examples))
     # Nothing for what nobody chose: answers that were paid for before these settings existed stay valid.
     return (*fixed, *said) if any(said) else fixed
 
@@ -61,6 +73,7 @@ def generator(
     """A generator with its prompts for the passages; nothing is asked."""
     prompts: dict[str, Any] = {}
     prompt_of: dict[str, str] = {}
+    paid_under: tuple[Any, ...] = ()
     if name == "offline":
         statistics = CorpusStatistics.from_passages(passages)
         offline_parameters = offline.OfflineParameters(queries_per_chunk=settings.pairs.queries_per_chunk)
@@ -79,15 +92,16 @@ def generator(
             messages = prompt.render(passage, asked)
             prompt_of[passage.chunk_id] = fingerprint(messages)
             prompts[prompt_of[passage.chunk_id]] = messages
-    return Generator(name, parameters_of(settings, name, examples), prompts, prompt_of)
+        paid_under = _parameters_of_llm(settings, settings.pairs.audience, settings.pairs.language, list(examples))
+    return Generator(name, parameters_of(settings, name, examples), prompts, prompt_of, paid_under)
 
 
 def answered(store: Store, generator: Generator) -> set[str]:
     """Hashes of all prompts that have an answer, also of prompts that no chunk has today."""
     with store.warehouse.read() as connection:
         rows = connection.execute(
-            "SELECT prompt_hash FROM answers WHERE generator = ? AND parameters_hash = ?",
-            [generator.name, generator.parameters_hash],
+            "SELECT prompt_hash FROM answers WHERE generator = ? AND parameters_hash IN (?, ?)",
+            generator._known_under,
         ).fetchall()
     return {row[0] for row in rows}
 
@@ -97,8 +111,9 @@ def answers(store: Store, generator: Generator) -> dict[str, list[dict[str, str]
     with store.warehouse.read() as connection:
         rows = records(
             connection,
-            "SELECT prompt_hash, queries FROM answers WHERE generator = ? AND parameters_hash = ?",
-            [generator.name, generator.parameters_hash],
+            "SELECT prompt_hash, queries FROM answers WHERE generator = ? AND parameters_hash IN (?, ?) "
+            "ORDER BY parameters_hash = ?",
+            [*generator._known_under, generator.parameters_hash],
         )
     return {r["prompt_hash"]: json.loads(r["queries"]) for r in rows if r["prompt_hash"] in generator.prompts}
 
