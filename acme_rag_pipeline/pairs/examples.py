@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from acme_rag_pipeline.llm.text import clean_line
+from acme_rag_pipeline.pairs.plain_text import words
 from acme_rag_pipeline.pairs.prompt import MAX_EXAMPLES, MAX_QUERY_CHARS
 from acme_rag_pipeline.pairs.wording import query_key
 from acme_rag_pipeline.settings import Settings, SettingsError
@@ -14,12 +18,15 @@ from acme_rag_pipeline.settings import Settings, SettingsError
 VARIABLE = "ACME_RAG_PAIRS__EXAMPLES"
 # Wordings more alike than this (share of characters, words in any order) count as the golden query itself.
 _SAME_QUERY = 80.0
+# A query with as many words that stands in another one counts as it, too.
+_QUESTION_WORDS = 4
 
 
 def example_queries(settings: Settings) -> tuple[tuple[str, ...], list[str]]:
     """The first usable examples of the user's file, and a warning for what is left out.
 
-    A file of lines: each a query, or JSON with `query`. Examples whose wording is near a golden query are left out:
+    A file of lines: each a query, or JSON with `query`; or a CSV file with a column `query`. A line that begins with a
+    number sign and a space is a comment. Examples whose wording is near a golden query, or that hold one, are left out:
     the questions that the model is trained on must not be modelled on those that judge it.
 
     Raises:
@@ -32,7 +39,7 @@ def example_queries(settings: Settings) -> tuple[tuple[str, ...], list[str]]:
     golden = _golden_queries(settings, path, text)
     usable: list[str] = []
     near = unusable = 0
-    for line in text.split("\n"):
+    for line in _lines(text):
         query = _query(line)
         if query is None:
             unusable += bool(line.strip())
@@ -44,7 +51,9 @@ def example_queries(settings: Settings) -> tuple[tuple[str, ...], list[str]]:
     if near:
         warnings.append(f"{VARIABLE}: {near} examples are near golden queries and were left out")
     if unusable:
-        warnings.append(f"{VARIABLE}: {unusable} lines are no query of at most {MAX_QUERY_CHARS} characters")
+        warnings.append(
+            f"{VARIABLE}: {unusable} lines are neither a query of at most {MAX_QUERY_CHARS} characters nor JSON with one as `query`"
+        )
     if len(usable) > MAX_EXAMPLES:
         warnings.append(f"{VARIABLE}: the first {MAX_EXAMPLES} of {len(usable)} examples are used")
     return tuple(usable[:MAX_EXAMPLES]), warnings
@@ -57,6 +66,22 @@ def _read(path: Path) -> str:
         raise SettingsError(f"{VARIABLE}: {path} cannot be read: {error}") from error
 
 
+def _lines(text: str) -> list[str]:
+    """What may be queries: the lines without comments, or the cells of a CSV file's column `query`."""
+    lines = text.replace("\r\n", "\n").split("\n")
+    header = next((line for line in lines if line.strip()), "")
+    delimiter = max(",;\t", key=header.count)
+    columns = [cell.strip().strip('"').lower() for cell in header.split(delimiter)]
+    if "query" not in columns:
+        return [line for line in lines if not re.match(r"\s*#(?:\s|$)", line)]
+    column = columns.index("query")
+    try:
+        rows = [row for row in csv.reader(io.StringIO(text.lstrip()), delimiter=delimiter) if row]
+    except csv.Error as error:
+        raise SettingsError(f"{VARIABLE}: the CSV file cannot be read: {error}") from error
+    return [row[column] for row in rows[1:] if len(row) > column]
+
+
 def _golden_queries(settings: Settings, path: Path, text: str) -> list[str]:
     if settings.golden is None:
         return []
@@ -64,7 +89,7 @@ def _golden_queries(settings: Settings, path: Path, text: str) -> list[str]:
     refusal = (
         f"{VARIABLE}: {path} belongs to the golden set, which must not shape training; give examples of other queries"
     )
-    if path.resolve().parent == settings.golden.resolve():
+    if path.resolve().is_relative_to(settings.golden.resolve()):
         raise SettingsError(refusal)
     judged = _read(golden)
     if judged.strip() and judged.strip() == text.strip():
@@ -74,12 +99,17 @@ def _golden_queries(settings: Settings, path: Path, text: str) -> list[str]:
 
 def _query(line: str) -> str | None:
     line = line.strip()
-    if line.startswith("{"):
+    if line.startswith(("{", "[")):
         try:
             row = json.loads(line)
         except (ValueError, RecursionError):
+            # "[Outlook] no new mail" is a query.
+            row = line if line.startswith("[") else None
+        if isinstance(row, dict):
+            row = row.get("query")
+        if not isinstance(row, str):
             return None
-        line = row["query"] if isinstance(row.get("query"), str) else ""
+        line = row
     query = clean_line(line)
     fits = len(query) <= MAX_QUERY_CHARS and any(character.isalnum() for character in query)
     return query if fits else None
@@ -88,6 +118,12 @@ def _query(line: str) -> str | None:
 def _near(query: str, golden: Sequence[str]) -> bool:
     from rapidfuzz import fuzz, process
 
-    return (
-        process.extractOne(query_key(query), golden, scorer=fuzz.token_sort_ratio, score_cutoff=_SAME_QUERY) is not None
-    )
+    key = query_key(query)
+    if any(_holds(key, judging) or _holds(judging, key) for judging in golden):
+        return True
+    return process.extractOne(key, golden, scorer=fuzz.token_sort_ratio, score_cutoff=_SAME_QUERY) is not None
+
+
+def _holds(longer: str, shorter: str) -> bool:
+    # Fewer words ("travel card") are the same topic, not the same question.
+    return f" {shorter} " in f" {longer} " and len(words(shorter)) >= _QUESTION_WORDS

@@ -175,6 +175,31 @@ def test_the_default_asks_as_before_and_a_chosen_audience_asks_anew(settings_for
     assert parameters_of(chosen, "offline") == parameters_of(settings_for(), "offline")
 
 
+def test_a_space_in_a_setting_pays_for_nothing_again(chunked: Store, with_llm: Any) -> None:
+    chosen, spaced = {"audience": "nurses", "language": "Dutch"}, {"audience": " nurses ", "language": "Dutch\n"}
+    with ScriptedLLM(numbered) as server:
+
+        def llm(pairs: dict[str, Any]) -> Settings:
+            return with_llm(server, generator="openai", pairs=pairs)
+
+        # The key of answers that were paid for.
+        assert parameters_of(llm(chosen), "openai")[4:] == ("nurses", "Dutch", [])
+        assert parameters_of(llm(spaced), "openai") == parameters_of(llm(chosen), "openai")
+        assert parameters_of(llm({"audience": "  "}), "openai") == parameters_of(llm({}), "openai")
+        chunks = write_pairs(chunked, llm(chosen)).details["chunks"]
+        write_pairs(chunked, llm(spaced))
+        assert len(server.requests) == chunks
+        # As an earlier version kept the answers to settings with spaces.
+        raw = ("openai", "1", "gpt-4o-mini", 3, " nurses ", "Dutch\n", [])
+        with chunked.warehouse.write() as connection:
+            connection.execute("UPDATE answers SET parameters_hash = ?", [fingerprint(raw)])
+            connection.execute("DELETE FROM stages WHERE stage = 'synthetic_pairs'")
+        assert dry_run(chunked, llm(spaced)).to_send == 0
+        assert write_pairs(chunked, llm(spaced)).details["reused"] == chunks
+        assert len(server.requests) == chunks
+    assert origins(chunked)["openai"] == 2 * chunks
+
+
 def test_audience_language_and_examples_reach_the_instructions_as_data(
     chunked: Store, with_llm: Any, tmp_path: Path
 ) -> None:
@@ -210,6 +235,44 @@ def test_examples_are_never_golden_queries(settings_for: Make, tmp_path: Path, d
     assert ["near golden" in w for w in warnings] == [True, False, False]
     with pytest.raises(SettingsError, match="ACME_RAG_PAIRS__EXAMPLES"):
         example_queries(settings_for(pairs={"examples": "missing.txt"}))
+
+
+def test_a_golden_query_with_more_around_it_is_no_example(settings_for: Make, tmp_path: Path) -> None:
+    golden = tmp_path / "golden"
+    (golden / "mine").mkdir(parents=True)
+    asked = ("How many FLEX days do I get?", "What does a desk in the Leeds office cost a team per month?", "badge")
+    lines = "".join(json.dumps({"query_id": str(n), "query": query}) + "\n" for n, query in enumerate(asked))
+    (golden / "queries.jsonl").write_text(lines)
+    (golden / "qrels.jsonl").write_text("")
+    below = golden / "mine" / "queries.jsonl"
+    below.write_text(lines + '{"query": "lost charger"}\n')
+    with pytest.raises(SettingsError, match="belongs to the golden set"):
+        example_queries(settings_for(golden=str(golden), pairs={"examples": str(below)}))
+    mine = tmp_path / "mine.txt"
+    long = "How many flex days do I get? I work in Leeds, started in May and have two children at school"
+    mine.write_text(f"{long}\na desk in the Leeds office\nLeeds office\nmy badge is lost, where do I go\n")
+    kept, warnings = example_queries(settings_for(golden=str(golden), pairs={"examples": str(mine)}))
+    assert kept == ("Leeds office", "my badge is lost, where do I go")
+    assert [w for w in warnings if "2 examples are near golden queries" in w]
+
+
+@pytest.mark.parametrize(
+    ("content", "kept", "unusable"),
+    [
+        ('query,doc_path\nbadge lost,a.md\n"vpn, again",b.md\n', ("badge lost", "vpn, again"), 0),
+        ('"Query"; "n"\r\nbadge lost;1\r\n', ("badge lost",), 0),
+        ("query\nbadge lost\n", ("badge lost",), 0),
+        ("# ours\n#\nbadge lost\n#general how to join\n", ("badge lost", "#general how to join"), 0),
+        ('["a", "b"]\n[1]\n[Outlook] no mail\n{"text": "a"}\n', ("[Outlook] no mail",), 3),
+    ],
+)
+def test_the_structure_of_a_file_is_no_example(
+    content: str, kept: tuple[str, ...], unusable: int, settings_for: Make, tmp_path: Path
+) -> None:
+    (tmp_path / "mine.txt").write_bytes(content.encode())
+    found, warnings = example_queries(settings_for(golden="none", pairs={"examples": "mine.txt"}))
+    assert found == kept
+    assert [w for w in warnings if f"{unusable} lines are neither a query" in w] == warnings[: bool(unusable)]
 
 
 def test_examples_that_differ_in_vowel_signs_are_not_near(settings_for: Make, tmp_path: Path, documents: Path) -> None:
