@@ -21,7 +21,7 @@ from acme_rag_pipeline.pairs.offline_source import Source
 from acme_rag_pipeline.pairs.passage import Passage, WrittenQuery
 from acme_rag_pipeline.pairs.plain_text import normal_form, strip_markup
 
-GENERATOR_VERSION = "offline-2"
+GENERATOR_VERSION = "offline-3"
 """Part of every rendered prompt: raise it when `write` changes, so that cached queries are written anew."""
 
 OTHER_LANGUAGES_VERSION = "1"
@@ -157,7 +157,8 @@ def _is_new(kept: frozenset[str], word_sets: list[frozenset[str]]) -> bool:
 
 def bounded(text: str) -> str:
     """One line of plain words within the bounds of a query."""
-    query = " ".join(_BRACKETS.sub(" ", _BRACKET_AT_END.sub("", strip_markup(text))).split()[:MAX_WORDS])
+    plain = " ".join(_BRACKETS.sub(" ", _BRACKET_AT_END.sub("", strip_markup(text))).split())
+    query = " ".join(plain.replace(" ,", ",").split()[:MAX_WORDS])
     if len(query) > MAX_QUERY_CHARACTERS:
         query = query[:MAX_QUERY_CHARACTERS].rsplit(" ", 1)[0]
     return query.strip(' ,;:-–—/"“”')

@@ -63,16 +63,17 @@ _NUMBER_WORDS = _set("one two three four five six seven eight nine ten first sec
 # "Per diem", "own car", "sign up".
 _BEGIN_TERMS, _END_TERMS = _set("down last new off own per"), _set("down off out up use")
 _MONTHS = _set("january february march april may june july august september october november december")
-_CLAUSE_END = re.compile(r"\s*(?:[,;:(–—]|\s-\s|\b(?:and then|so that|because|which|unless)\b)")
+_CLAUSE_END = re.compile(r"\s*(?:[,;(–—]|:(?!\d)|\s-\s|\b(?:and then|so that|because|which|unless)\b)")
 _CONDITION = re.compile(
-    r"^(?P<lead>if|when|once|before|after|unless)\s+(?!(?:that|this|then|which)\b)(?P<clause>[^,;:]{6,160}),\s",
+    r"^(?P<lead>if|when|once|before|after)\s+(?!(?:that|this|then|which)\b)(?P<clause>[^,;:]{6,160}),\s",
     re.IGNORECASE,
 )
 _PURPOSE = re.compile(r"^(?:in order )?to\s+(?P<verb>[a-z]+)\s+(?P<rest>[^,;:]{3,140}),\s", re.IGNORECASE)
 _MODAL = re.compile(
     r"\byou\s+(?P<modal>(?:can|may|must|should) not|can|may|cannot|can['’]t|must|should|need to|have to|will need to|are required to)\s+"
+    r"(?:(?:also|always|first|just|now|of course|simply|still|then)\s+)*+"
     # "You may wish to" and "you can see" permit nothing.
-    r"(?!(?:find|imagine|need|see|think|want|wish)\b)(?P<rest>[^.;:!?]{6,200})",
+    r"(?!(?:find|imagine|need|not|see|think|to|want|wish)\b)(?P<rest>(?:[^.;:!?]|(?<=\d)[.:](?=\d)){6,200})",
     re.IGNORECASE,
 )
 _MODAL_QUESTIONS = {
@@ -117,7 +118,8 @@ _ANSWERS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"\b(?:responsible|in charge|accountable)\b", "Who is responsible for {}?"),
         (r"\b(?:located|available at|found (?:in|on|at)|portal|spreadsheet|folder)\b", "Where do I find {}?"),
         (
-            r"\b(?:not allowed|not permitted|prohibited|forbidden|must not|never|do not)\b",
+            # Not "never" and "do not", which also say what nobody needs to do.
+            r"\b(?:not allowed|not permitted|prohibited|forbidden|must not)\b",
             "What is not allowed with {}?",
         ),
     )
@@ -177,7 +179,7 @@ def without_gaps(text: str) -> str:
     """`text`, of which words were left out, without the articles and prepositions that nothing follows any more."""
     kept: list[str] = []
     following = ""
-    for part in reversed(text.split()):
+    for part in reversed(re.sub(r"(?:\s?,)+", ",", " ".join(text.split())).split()):
         word = part.lower()
         # "To be" and "to have" are whole; before "and", "is" or "I" stands no article and hardly a preposition.
         orphan = following in _CONJUNCTIONS | {"i"} | _AUXILIARIES - {"be", "have"}
@@ -185,10 +187,11 @@ def without_gaps(text: str) -> str:
             orphan = orphan or following in _DETERMINERS or following in _PREPOSITIONS
         elif word not in _PREPOSITIONS:
             orphan = False
-        if orphan:
+        # "Press and hold and" without what stood between.
+        if orphan or (word.strip("()") == following and following in STOP_WORDS):
             continue
         kept.append(part)
-        following = word.strip(",;:")
+        following = word.strip("(),;:")
     while kept and not any(map(str.isdigit, kept[0])) and all(w.lower() in STOP_WORDS for w in words(kept[0])):
         kept.pop(0)
     while kept and kept[-1].lower() in ("and", "are", "but", "is", "or", "was", "were"):

@@ -185,8 +185,8 @@ def test_what_names_nothing_is_not_asked_for(line: str) -> None:
 
 
 def test_a_topic_of_one_word_is_not_asked_about() -> None:
-    assert by_method("answer_type", passage("Days of cold weather are never paid.", ("Days",), title="")) == []
-    assert by_method("answer_type", passage("Cold days are never paid.", ("Mend days",), title="")) == [
+    assert by_method("answer_type", passage("Days of cold weather are forbidden.", ("Days",), title="")) == []
+    assert by_method("answer_type", passage("Cold days are forbidden.", ("Mend days",), title="")) == [
         "What is not allowed with mend days?"
     ]
 
@@ -246,10 +246,44 @@ def test_the_reader_says_i_and_me(written: str, said: str) -> None:
         ("A trip is a business under B of the and needs 20", "A trip is a business under B and needs 20"),
         ("or the Satchel app with my", "the Satchel app"),
         ("It needs to be signed by the manager", "It needs to be signed by the manager"),
+        ("names the people, and and the hold", "names the people, and the hold"),
+        ("Sessions are given by by phone", "Sessions are given by phone"),
+        ("Putty is there (and and OpenSSH", "Putty is there and OpenSSH"),
+        ("Set the options $Conf , $Conf , , and $Conf", "Set the options $Conf, $Conf, and $Conf"),
     ],
 )
 def test_what_lost_its_noun_goes_too(left: str, whole: str) -> None:
     assert without_gaps(left) == whole
+
+
+@pytest.mark.parametrize("text", ["You do not need to book flex days.", "Do not use flex days for sick leave."])
+def test_what_nobody_has_to_do_is_not_forbidden(text: str) -> None:
+    assert by_method("answer_type", passage(text, ("Flex days",), title="")) == []
+
+
+@pytest.mark.parametrize(
+    ("sentence", "asked"),
+    [
+        ("You may also want to increase the memory of the engine.", []),
+        ("You can also to set the mount option of the job.", []),
+        ("You may not want to filter the pages of your own.", []),
+        ("You can of course also set the option of the job.", ["Can I set the option of the job?"]),
+        ("You must first ensure that the tape is empty.", ["Do I have to ensure that the tape is empty?"]),
+        ("Unless the files change between two snapshots, the backup is complete.", []),
+        (
+            "You can run the job on Monday at 8:30 in the evening.",
+            ["Can I run the job on Monday at 8:30 in the evening?"],
+        ),
+        (
+            "To store backups in `/srv/repo`, call the desk.",
+            ["I want to store backups in /srv/repo, what do I have to do?"],
+        ),
+        ("Schedule the full job on Monday at 8:00pm.", ["How do I schedule the full job on Monday at 8:00pm?"]),
+        ("Schedule the full job on Monday: it takes long.", ["How do I schedule the full job on Monday?"]),
+    ],
+)
+def test_instructions_become_whole_questions(sentence: str, asked: list[str]) -> None:
+    assert by_method("instruction", passage(sentence)) == asked
 
 
 def test_an_order_is_told_from_a_statement() -> None:
