@@ -47,6 +47,7 @@ _LONG_THEN_SHORT = re.compile(rf"((?:{_EXPANSION_WORD}[ ]){{2,9}})\(({_ACRONYM})
 _SHORT_THEN_LONG = re.compile(
     rf"\b({_ACRONYM})s?[ ]?(?:\(|[-–—:][ ])[ ]?({_EXPANSION_WORD}(?:[ ]{_EXPANSION_WORD}){{1,8}})"
 )
+_LONG_SECTION = 8
 _LEVEL_FACTOR = 8
 _MIN_SUPPORT = 6
 _MAX_ASSOCIATE_FREQUENCY = 32
@@ -141,6 +142,10 @@ class CorpusStatistics:
     def shares_section(self, passage: Passage) -> bool:
         """Whether other passages stand under the same heading, so that the heading alone does not name this one."""
         return self.passages_in_section.get((passage.doc_path, passage.heading_path), 1) > 1
+
+    def has_long_section(self, passage: Passage) -> bool:
+        """Whether so many passages stand under the same heading that few of them answer what it asks."""
+        return self.passages_in_section.get((passage.doc_path, passage.heading_path), 1) > _LONG_SECTION
 
 
 def passage_terms(passage: Passage, analyzer: Analyzer = ENGLISH_ANALYZER) -> list[str]:

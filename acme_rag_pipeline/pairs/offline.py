@@ -20,6 +20,7 @@ from acme_rag_pipeline.pairs.offline_methods import METHODS, ONLY_ENGLISH
 from acme_rag_pipeline.pairs.offline_source import Source
 from acme_rag_pipeline.pairs.passage import Passage, WrittenQuery
 from acme_rag_pipeline.pairs.plain_text import normal_form, strip_markup
+from acme_rag_pipeline.pairs.question_forms import begins_like_question, has_question_mark
 
 GENERATOR_VERSION = "offline-3"
 """Part of every rendered prompt: raise it when `write` changes, so that cached queries are written anew."""
@@ -89,6 +90,9 @@ def render(passage: Passage, statistics: CorpusStatistics, parameters: OfflinePa
         "acronyms": acronyms,
         "associates": _swaps(terms, counts, statistics) if parameters.swap_associates else {},
     }
+    asks = any(begins_like_question(plain) or has_question_mark(plain) for plain in map(strip_markup, headings))
+    if asks and statistics.has_long_section(passage):
+        content["long_section"] = True
     if analyzer.function_words is not None:
         content["other_languages"] = OTHER_LANGUAGES_VERSION
         content["function_words"] = sorted(map(_clean, analyzer.function_words))
@@ -110,6 +114,7 @@ def write(rendered: str) -> list[WrittenQuery]:
         acronyms=content["acronyms"],
         associates=content["associates"],
         analyzer=Analyzer(None if function_words is None else frozenset(function_words)),
+        long_section=content.get("long_section", False),
     )
     if not source.body_words:
         return []

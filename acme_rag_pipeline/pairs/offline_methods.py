@@ -26,7 +26,9 @@ from acme_rag_pipeline.pairs.question_forms import (
 )
 
 _MAX_KEYWORDS = 7
+_MAX_LABEL = 10
 _TERM_LINE = re.compile(r"^(?P<term>[^:–—.?!]{2,60}?)\s*(?::|\s[-–—])\s+(?P<rest>.{15,})", re.DOTALL)
+_SAYS_WHAT_IT_IS = re.compile(r"(?:an?|the|any|how)\b", re.IGNORECASE)
 _IDENTIFIER = re.compile(
     r"(?<![\w/.])(?:"
     r"[A-Z]{1,8}-?\d{1,6}[A-Z]?(?:[-.]\d{1,6}){0,3}|[A-Z]{2,8} \d{2,6}"  # SF-50, ERR1042, OF 612
@@ -36,6 +38,7 @@ _IDENTIFIER = re.compile(
     r"|[A-Za-z][\w-]{1,40}\.(?:csv|docx?|gov|html?|ini|json|md|pdf|pptx?|py|sh|toml|txt|xlsx?|xml|ya?ml)"
     r")(?![\w/])"
 )
+_CODE = re.compile(r"[=$\\{}+&;]|://|^--?\w|/\w+/")
 _INLINE_CODE = re.compile(r"`([^`\n]{2,60})`")
 
 # "Would you like to donate?", "You get the idea?": the reader does not ask that.
@@ -48,14 +51,17 @@ def faq(source: Source) -> Iterator[Form]:
     """Questions the authors wrote themselves: headings and bold or short lines that end in a question mark."""
     content_words, words = source.analyzer.content_words, source.analyzer.words
     english = source.analyzer.is_english
-    asks = begins_like_question if english else has_question_mark
-    asked = [heading for heading in reversed(source.specific_headings[1:]) if asks(heading)][:1]
-    asked += [block.text for block in source.blocks if block.kind == "heading" and asks(block.text)]
+    asked = [heading for heading in reversed(source.specific_headings[1:]) if _asks(source, heading)][:1]
+    if asked and _is_answered_elsewhere(source, asked[0]):
+        asked = []
+    asked += [block.text for block in source.blocks if block.kind == "heading" and _asks(source, block.text)]
     asked += [
         s
         for s in source.sentences
-        if (s.endswith("?") and not _ASKS_THE_READER.match(s) if english else asks(s)) and 4 <= len(words(s)) <= 16
+        if (s.endswith("?") if english else has_question_mark(s)) and 4 <= len(words(s)) <= 16
     ]
+    if english:
+        asked = [text for text in asked if not _ASKS_THE_READER.match(text)]
     context = source.specific_headings[0] if source.specific_headings else ""
     for question in asked:
         mark = "?" if is_question(question) else ""
@@ -67,18 +73,29 @@ def faq(source: Source) -> Iterator[Form]:
         yield Form(f"{context}: {lower_first(plain)}" if vague else plain, style)
 
 
+def _asks(source: Source, heading: str) -> bool:
+    return begins_like_question(heading) if source.analyzer.is_english else has_question_mark(heading)
+
+
+def _is_answered_elsewhere(source: Source, heading: str) -> bool:
+    """Whether a passage is so far from the heading of its long section that it hardly answers what the heading asks."""
+    return source.long_section and normal_form(heading) not in source.own_headings
+
+
 def heading(source: Source) -> Iterator[Form]:
     """Section heading as question (AugTriever's title -> body), sharpened where a section has many passages."""
-    if not source.topic:
+    if not source.topic or (source.analyzer.is_english and _ASKS_THE_READER.match(source.topic)):
+        return
+    topic_asks = _asks(source, source.topic)
+    if topic_asks and _is_answered_elsewhere(source, source.topic):
         return
     known = set(source.analyzer.content_words(source.topic))
     fresh = [phrase for phrase in source.keyphrases if not known & set(phrase.split())]
     if not source.analyzer.is_english:
-        asks = has_question_mark(source.topic)
-        sharpen = (source.shares_section or len(known) < 2) and fresh and not asks
-        yield Form(f"{source.topic} {fresh[0]}" if sharpen else source.topic, "question" if asks else "keywords")
+        sharpen = (source.shares_section or len(known) < 2) and fresh and not topic_asks
+        yield Form(f"{source.topic} {fresh[0]}" if sharpen else source.topic, "question" if topic_asks else "keywords")
         return
-    sharpen = (source.shares_section or len(known) < 2) and fresh and not begins_like_question(source.topic)
+    sharpen = (source.shares_section or len(known) < 2) and fresh and not topic_asks
     forms = heading_forms(f"{source.topic} {fresh[0]}" if sharpen else source.topic)
     yield forms[source.draw("heading form", len(forms))]
 
@@ -86,7 +103,7 @@ def heading(source: Source) -> Iterator[Form]:
 def heading_pair(source: Source) -> Iterator[Form]:
     """Two headings of the path, or the topic with a swapped keyphrase: where in the documents a reader looks."""
     path = source.specific_headings
-    if len(path) >= 2:
+    if len(path) >= 2 and not (_asks(source, path[-1]) and _is_answered_elsewhere(source, path[-1])):
         outer = path[-2] if source.draw("heading pair", 2) else path[0]
         both = f"{outer} {path[-1]}".lower()
         # "viajes de empresa reserva de hoteles": elsewhere a second preposition cannot go.
@@ -123,19 +140,26 @@ def _stem(word: str) -> str:
 def definition(source: Source) -> Iterator[Form]:
     """ "What is X?" for each term that the passage defines, and a reverse query that describes X without naming it.
 
+    For labels of a list that the passage does not define the topic with X.
+
     In other languages than English only the reverse query, and only for terms that a colon or a dash sets off.
     """
     words, english = source.analyzer.words, source.analyzer.is_english
-    found: dict[str, tuple[str, str]] = {}
+    topic = "" if begins_like_question(source.topic) else source.topic
+    found: dict[str, tuple[str, str, bool]] = {}
     for block in source.blocks:
         match = _TERM_LINE.match(block.text) if block.kind == "item" else None
         if match and len(words(match["term"])) <= 6 and (is_term(match["term"]) or not english):
-            found.setdefault(normal_form(match["term"]), (match["term"], match["rest"]))
+            defines = bool(_SAYS_WHAT_IT_IS.match(match["rest"]))
+            found.setdefault(normal_form(match["term"]), (match["term"], match["rest"], defines))
         for sentence in source.analyzer.sentences(block)[:60]:
             if english and (defined := defined_term(sentence)):
-                found.setdefault(normal_form(defined[0]), defined)
-    for position, (term, rest) in enumerate(found.values()):
-        if english and position % 2 == 0:
+                found.setdefault(normal_form(defined[0]), (*defined, True))
+    for position, (term, rest, defines) in enumerate(found.values()):
+        if english and position % 2 == 0 and not defines:
+            # "India: 12 public holidays": a case of the topic, not a word to be explained.
+            yield Form(_once(f"{topic} {term}".strip()), "keywords")
+        elif english and position % 2 == 0:
             yield Form(f"What {'are' if term.endswith('s') and not term.isupper() else 'is'} {term}?", "question")
         else:
             described = " ".join(rest.split()[:18])
@@ -167,14 +191,18 @@ def table_row(source: Source) -> Iterator[Form]:
     rows = [block for block in source.blocks if block.kind == "row" and len(block.cells) >= 2 and words(block.cells[0])]
     for index in range(min(3, len(rows))):
         row = rows[(source.draw("table row", len(rows)) + index * max(1, len(rows) // 3)) % len(rows)]
-        label = " ".join(row.cells[0].split()[:10])
+        label = " ".join(row.cells[0].split()[:_MAX_LABEL]).rstrip(",;:")
+        # Half a sentence, or two of them, name no row in a question.
+        names = ";" not in label and len(row.cells[0].split()) <= _MAX_LABEL
         columns = [name for name in row.header[1:] if words(name)]
         if columns:
             column = columns[source.draw(f"column {index}", len(columns))]
             if not any(map(str.isalpha, label)):
                 # A number names its row only together with what its table is about.
                 yield Form(f"{source.topic} {column} {label}".strip(), "keywords")
-            elif source.analyzer.is_english and _is_noun(column) and words(label)[0].lower() not in STOP_WORDS:
+            elif (
+                source.analyzer.is_english and names and _is_noun(column) and words(label)[0].lower() not in STOP_WORDS
+            ):
                 yield Form(f"What is the {lower_first(column)} for {label}?", "question")
             else:
                 yield Form(f"{label} {column}", "keywords")
@@ -184,11 +212,13 @@ def table_row(source: Source) -> Iterator[Form]:
 
 def _is_noun(column: str) -> bool:
     """Whether "What is the" can precede a table's header, as far as its ends tell: not "For whom", "Starts", "Paid days"."""
-    found = [word.lower() for word in plain_words(column)]
-    first, last = found[0], found[-1]
-    verb_or_plural = last.endswith(("ed", "s")) and not last.endswith(("eed", "ss", "us", "is"))
-    number = not first[0].isalpha()
-    return not ({first, last} & STOP_WORDS or verb_or_plural or number or column.endswith("?"))
+    # "Approvers, in order" is about the approvers.
+    parts = [[word.lower() for word in plain_words(part)] for part in (column, re.split("[,;]", column, maxsplit=1)[0])]
+    ends = {end for found in parts if found for end in (found[0], found[-1])}
+    last = [found[-1] for found in parts if found]
+    verb_or_plural = any(w.endswith(("ed", "s")) and not w.endswith(("eed", "ss", "us", "is")) for w in last)
+    number = not parts[0][0][0].isalpha()
+    return not (ends & (STOP_WORDS | {"due"}) or verb_or_plural or number or column.endswith("?"))
 
 
 def identifier(source: Source) -> Iterator[Form]:
@@ -238,7 +268,10 @@ def keyphrase(source: Source) -> Iterator[Form]:
         place = source.draw(f"keyphrase {start}", len(group))
         group[place] = source.swapped(group[place], f"keyphrase {start}")
         if len(group) >= 2:
-            yield Form(" ".join(list(dict.fromkeys(" ".join(group).split()))[:_MAX_KEYWORDS]), "keywords")
+            different: dict[str, str] = {}
+            for word in " ".join(group).split():
+                different.setdefault(word.lower(), word)
+            yield Form(" ".join(list(different.values())[:_MAX_KEYWORDS]), "keywords")
 
 
 def sentence(source: Source) -> Iterator[Form]:
@@ -248,12 +281,24 @@ def sentence(source: Source) -> Iterator[Form]:
         for position, text in enumerate(source.sentences)
         if 6 <= len(source.analyzer.words(text)) <= 60
     ]
-    for _, position, text in sorted(scored)[:2]:
+    offered = 0
+    for _, position, text in sorted(scored):
         # Before words are left out: whether "you" is "I" or "me" its neighbours tell.
         said = first_person(text) if source.analyzer.is_english else text
         beginning = "".join(source.analyzer.pieces(said.rstrip(".!。！"))[:28])
         kept = source.without_some_words(beginning, f"sentence {position}")
-        yield Form(source.swapped(source.analyzer.up_to_content(kept), f"sentence {position}"), "situation")
+        query = source.swapped(source.analyzer.up_to_content(kept), f"sentence {position}")
+        if not _is_code(query):
+            yield Form(query, "situation")
+            offered += 1
+        if offered == 2:
+            return
+
+
+def _is_code(text: str) -> bool:
+    """Whether a third of what stands between spaces is no word of prose: options, variables, addresses, signs."""
+    parts = text.split()
+    return 3 * sum(bool(_CODE.search(part)) or not any(map(str.isalnum, part)) for part in parts) >= len(parts)
 
 
 METHODS: dict[str, Method] = {

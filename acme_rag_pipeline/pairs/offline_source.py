@@ -30,6 +30,7 @@ class Source:
     acronyms: Mapping[str, str]
     associates: Mapping[str, str]
     analyzer: Analyzer = ENGLISH_ANALYZER
+    long_section: bool = False
 
     def draw(self, label: str, options: int) -> int:
         """A number below `options`, fixed by the passage and the label: independent of what else was drawn."""
@@ -48,6 +49,11 @@ class Source:
     def body_words(self) -> frozenset[str]:
         content_words = self.analyzer.content_words
         return frozenset(word for block in self.blocks if block.kind != "heading" for word in content_words(block.text))
+
+    @cached_property
+    def own_headings(self) -> frozenset[str]:
+        """Normal forms of the headings that stand in the passage itself."""
+        return frozenset(normal_form(_NUMBERING.sub("", b.text)) for b in self.blocks if b.kind == "heading")
 
     @cached_property
     def rank(self) -> dict[str, int]:
@@ -111,7 +117,9 @@ class Source:
             if f" {acronym.lower()} " in lowered:
                 return lowered.replace(f" {acronym.lower()} ", f" {expansion.lower()} ").strip()
             if f" {expansion.lower()} " in lowered:
-                return lowered.replace(f" {expansion.lower()} ", f" {acronym} ").strip()
+                short = lowered.replace(f" {expansion.lower()} ", f" {acronym} ").strip()
+                # Of "design review board (DRB)" one form is left.
+                return re.sub(rf"(?<!\S){re.escape(acronym)} \(?{re.escape(acronym.lower())}(?!\w)\)?", acronym, short)
         parts = phrase.split()
         places = [index for index, part in enumerate(parts) if part.lower() in self.associates]
         if not places:

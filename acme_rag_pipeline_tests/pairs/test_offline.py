@@ -165,7 +165,7 @@ def test_heading_pair_says_nothing_twice(headings: tuple[str, ...], text: str) -
 def test_definition() -> None:
     assert "What is a per diem?" in by_method("definition", passage(TRAVEL))
     assert "What is Overtime?" in by_method(
-        "definition", passage("- **Overtime**: hours of work beyond the agreed weekly hours")
+        "definition", passage("- **Overtime**: the hours of work beyond the agreed weekly hours")
     )
 
 
@@ -219,6 +219,11 @@ def test_table_row() -> None:
         ("Paid days", "Grandparent", "Grandparent Paid days"),
         ("What happens", "30", "Sign-in What happens 30"),
         ("Pay date", "Singapore", "What is the pay date for Singapore?"),
+        ("Approvers, in order", "Sapling", "Sapling Approvers, in order"),
+        ("Owner", "Ferry 3 has fixes; cargo waits", "Ferry 3 has fixes; cargo waits Owner"),
+        ("Owner", "a b c d e f g h i j, then k l", "a b c d e f g h i j Owner"),
+        ("Due", "Load test", "Load test Due"),
+        ("Owner, by name", "Boats, ferries", "What is the owner, by name for Boats, ferries?"),
     ],
 )
 def test_a_header_that_is_no_noun_is_not_asked_for_as_one(column: str, label: str, query: str) -> None:
@@ -261,6 +266,40 @@ def test_what_nobody_has_to_do_is_not_forbidden(text: str) -> None:
     assert by_method("answer_type", passage(text, ("Flex days",), title="")) == []
 
 
+def test_a_label_that_is_not_explained_is_not_asked_for_but_named_with_its_topic() -> None:
+    text = (
+        "- **India**: 12 public holidays and 4 of your own choice\n- **Netherlands**: 8 public holidays, none to choose"
+    )
+    assert by_method("definition", passage(text, ("Public holidays",), title=""))[0] == "Public holidays India"
+
+
+def test_a_question_in_a_heading_is_asked_only_near_it_where_its_section_is_long() -> None:
+    heading = ("Backup questions", "What is a volume label good for?")
+    texts = [f"Drive {n} of {name} rewinds the tape slowly." for n, name in enumerate(METHODS)]
+    first = passage(f"## {heading[1]}\n\nIt names the tape of a robot.", heading, title="")
+    far, *others = (passage(text, heading, title="") for text in texts)
+    for method in ("faq", "heading", "heading_pair"):
+        asked = by_method(method, far, first, *others)
+        assert heading[1] not in asked
+        assert not [query for query in asked if query.startswith("backup questions what is")]
+        # In a short section it is about the passage, and its prompt is as before.
+        assert by_method(method, far, *others[:7])[0].lower().endswith("what is a volume label good for?")
+    statistics = [CorpusStatistics.from_passages(each) for each in ([far, *others[:7]], [far, *others])]
+    short, long = (json.loads(render(far, each, OfflineParameters())) for each in statistics)
+    assert "long_section" not in short
+    assert long.pop("long_section") is True
+    assert short.keys() == long.keys()
+    plain = replace(far, heading_path=("Backup", "Volumes"))
+    many = CorpusStatistics.from_passages(replace(one, heading_path=plain.heading_path) for one in (far, *others))
+    assert "long_section" not in json.loads(render(plain, many, OfflineParameters()))
+
+
+@pytest.mark.parametrize("method", ["faq", "heading"])
+@pytest.mark.parametrize("text", ["Money is welcome here.", "## Would you like to donate?\n\nMoney is welcome here."])
+def test_what_a_heading_asks_the_reader_the_reader_does_not_ask(method: str, text: str) -> None:
+    assert by_method(method, passage(text, ("General", "Would you like to donate?"), title="")) == []
+
+
 @pytest.mark.parametrize(
     ("sentence", "asked"),
     [
@@ -284,6 +323,34 @@ def test_what_nobody_has_to_do_is_not_forbidden(text: str) -> None:
 )
 def test_instructions_become_whole_questions(sentence: str, asked: list[str]) -> None:
     assert by_method("instruction", passage(sentence)) == asked
+
+
+def test_an_acronym_stands_once() -> None:
+    glossary = passage("The Design Review Board (DRB) meets monthly.", doc_path="g.md")
+    found = []
+    for room in range(8):
+        text = f"The design review board meets. The DRB decides. Cargo waits in room r{room}. Boats wait."
+        found += by_method("keyphrase", passage(text), glossary)
+        text = (
+            f"Each proposal for the cargo of room r{room} goes to the design review board (DRB) before the boats leave."
+        )
+        found += by_method("sentence", passage(text), glossary)
+    assert {word for query in found for word in query.split() if word.lower() == "drb"} >= {"DRB"}
+    assert not [query for query in found if query.lower().split().count("drb") > 1]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "$ export OS_AUTH_URL $ export OS_REGION $ export OS_TOKEN",
+        "+filter jumping -filter popups +filter webbugs -block all",
+    ],
+)
+def test_code_is_no_sentence(text: str) -> None:
+    prose = "Each of the variables stands in the file that the provider sends to the new customers of the service."
+    found = by_method("sentence", passage(f"{text}\n\n{prose}"))
+    assert found
+    assert not [query for query in found if "$" in query or "filter" in query]
 
 
 def test_an_order_is_told_from_a_statement() -> None:
