@@ -52,7 +52,8 @@ def example_queries(settings: Settings) -> tuple[tuple[str, ...], list[str]]:
         warnings.append(f"{VARIABLE}: {near} examples are near golden queries and were left out")
     if unusable:
         warnings.append(
-            f"{VARIABLE}: {unusable} lines are neither a query of at most {MAX_QUERY_CHARS} characters nor JSON with one as `query`"
+            f"{VARIABLE}: {unusable} lines are neither a query of at most {MAX_QUERY_CHARS} characters nor JSON with one "
+            "as `query`"
         )
     if len(usable) > MAX_EXAMPLES:
         warnings.append(f"{VARIABLE}: the first {MAX_EXAMPLES} of {len(usable)} examples are used")
