@@ -71,7 +71,9 @@ def answer(
     reply = run_blocking(lambda: _ask(render(question, sources), connection, wait_seconds))
     if reply.status != "ok":
         return Answer(None, sources, f"{_trouble(reply)}: these are the best passages")
-    text, cited = _checked(clean_text(without_thinking(reply.content))[:MAX_ANSWER_CHARS], len(sources))
+    # A chat template may have opened the thinking itself: then only its end is in the answer.
+    said = without_thinking(reply.content).rpartition("</think>")[2]
+    text, cited = _checked(clean_text(said)[:MAX_ANSWER_CHARS], len(sources))
     if not text:
         return Answer(None, sources, "the LLM gave no answer: these are the best passages")
     sources = [{**source, "cited": source["number"] in cited} for source in sources]

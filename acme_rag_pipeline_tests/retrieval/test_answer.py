@@ -69,6 +69,7 @@ def test_an_answer_names_its_sources() -> None:
         ("Call [99999999999999999999].", "Call."),
         ("Call [a] [x](http://evil.example) [1]", "Call [a] [x](http://evil.example) [1]"),
         ("<think>\nwhat [3] says\n</think>\nCall [1]", "Call [1]"),
+        ("what [3] says\n</think>\nCall [1]", "Call [1]"),
         ("Call\x1b[31m \u202enow\x00 [1]\r\n\n\n\nBye", "Call[31m now [1]\n\nBye"),
     ],
 )
