@@ -20,7 +20,7 @@ from acme_rag_pipeline.store.stages import StageResult, data_versions, overtaken
 from acme_rag_pipeline.store.warehouse import insert, reconcile, records
 
 STAGE = "golden_queries"
-CODE_VERSION = "2"
+CODE_VERSION = "3"
 # Graded judgements go to 3 or 4 as a rule; a gain of 2 ** relevance must stay a number.
 MOST_RELEVANT = 100
 

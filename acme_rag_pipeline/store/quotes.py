@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
+from collections import Counter
 from dataclasses import dataclass
 
 # Below this share of matching characters a quote counts as gone; one changed number in a sentence stays above it.
 FUZZY_SCORE = 88.0
+# The time of an alignment grows with the square of the quote's length.
+_LONGEST_ALIGNED = 4000
+# A long quote may have gained or lost sentences: those that are left count, where they stand close together.
+_SHORTEST_IN_PIECES = 200
+_SHORTEST_PIECE = 20
+_PIECES_SHARE = 0.6
+_PIECES_STRETCH = 1.6
+_STRETCHES = 20
+_PIECE_END = re.compile(r"(?<=[.!?:;|])\s+|(?<=[。！？；：])|\n")
 _TYPOGRAPHY = str.maketrans(
     {"‘": "'", "’": "'", "‚": "'", "“": '"', "”": '"', "„": '"', "«": '"', "»": '"',
      "‐": "-", "‑": "-", "‒": "-", "–": "-", "—": "-", "−": "-", "\u00ad": "", "*": "", "_": "", "`": "", "\\": ""}
@@ -39,28 +50,88 @@ class QuotableText:
         """Span of the quote in the original text, or None.
 
         Args:
-            quote: a piece of the document, perhaps with other typography, line breaks or small edits.
+            quote: a piece of the document, perhaps with other typography, line breaks or small edits; of a long one
+                (200 characters) sentences may be missing, or others stand between them.
             near: where it stood before; decides between several equal places.
         """
-        wanted = QuotableText.of(quote).folded.strip()
-        if not wanted:
-            return None
-        places = []
-        at = self.folded.find(wanted)
-        while at != -1:
-            places.append(at)
-            at = self.folded.find(wanted, at + 1)
+        places = self.find_all(quote)
         if places:
-            best = places[0] if near is None else min(places, key=lambda p: abs(self.offsets[p] - near))
-            return self.offsets[best], self.offsets[best + len(wanted) - 1] + 1
-        return self._find_similar(wanted)
+            return places[0] if near is None else min(places, key=lambda place: abs(place[0] - near))
+        wanted = _folded(quote)
+        similar = self._find_similar(wanted)
+        found = [*([similar] if similar else []), *self._find_pieces(quote, len(wanted), near or 0)]
+        if not found:
+            return None
+        # A section that is like the quote must not win over the quote's own, which gained a sentence.
+        return self._original(*max(found, key=lambda place: self._shared(wanted, *place)))
+
+    def _shared(self, wanted: str, start: int, end: int) -> tuple[int, int]:
+        """Characters of the quote that stand in a stretch, in their order: with its surroundings, and in itself."""
+        from rapidfuzz.distance import LCSseq
+
+        # A changed sentence at its end is not in the stretch.
+        margin = len(wanted) // 5
+        around = self.folded[max(0, start - margin) : end + margin]
+        return LCSseq.similarity(wanted, around), LCSseq.similarity(wanted, self.folded[start:end])
+
+    def find_all(self, quote: str) -> list[tuple[int, int]]:
+        """Every span at which the quote stands word for word, typography aside, in the order of the text."""
+        wanted = _folded(quote)
+        places = []
+        at = self.folded.find(wanted) if wanted else -1
+        while at != -1:
+            places.append(self._original(at, at + len(wanted)))
+            at = self.folded.find(wanted, at + 1)
+        return places
+
+    def _original(self, start: int, end: int) -> tuple[int, int]:
+        return self.offsets[start], self.offsets[end - 1] + 1
 
     def _find_similar(self, wanted: str) -> tuple[int, int] | None:
         from rapidfuzz import fuzz
 
-        if len(wanted) < 20 or len(wanted) > len(self.folded) * 1.1:
+        if len(wanted) < 20 or len(wanted) > min(len(self.folded) * 1.1, _LONGEST_ALIGNED):
             return None
         match = fuzz.partial_ratio_alignment(wanted, self.folded, score_cutoff=FUZZY_SCORE)
         if match is None or match.dest_end <= match.dest_start:
             return None
-        return self.offsets[match.dest_start], self.offsets[match.dest_end - 1] + 1
+        return match.dest_start, match.dest_end
+
+    def _find_pieces(self, quote: str, length: int, near: int) -> list[tuple[int, int]]:
+        """The short stretches that hold most of the quote's sentences word for word, if that is enough; nearest first."""
+        if length < _SHORTEST_IN_PIECES:
+            return []
+        wanted = Counter(piece for piece in map(_folded, _PIECE_END.split(quote)) if len(piece) >= _SHORTEST_PIECE)
+        places = sorted((at, at + len(piece), piece) for piece in wanted for at in _positions(piece, self.folded))
+        best, longest = _PIECES_SHARE * length, _PIECES_STRETCH * length
+        found: list[tuple[int, int]] = []
+        there: Counter[str] = Counter()
+        first = held = 0
+        for _, end, piece in places:
+            held += len(piece) if there[piece] < wanted[piece] else 0
+            there[piece] += 1
+            # A piece more than the quote has of its kind only widens the stretch.
+            while end - places[first][0] > longest or there[places[first][2]] > wanted[places[first][2]]:
+                left = places[first][2]
+                there[left] -= 1
+                held -= len(left) if there[left] < wanted[left] else 0
+                first += 1
+            if held > best:
+                best, found = held, []
+            start = places[first][0]
+            if held == best and (not found or found[-1][0] != start):
+                found.append((start, end))
+        return sorted(found, key=lambda place: abs(self.offsets[place[0]] - near))[:_STRETCHES]
+
+
+def _folded(text: str) -> str:
+    return QuotableText.of(text).folded.strip()
+
+
+def _positions(piece: str, text: str) -> list[int]:
+    positions = []
+    at = text.find(piece)
+    while at != -1:
+        positions.append(at)
+        at = text.find(piece, at + len(piece))
+    return positions

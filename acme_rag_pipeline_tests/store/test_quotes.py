@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rapidfuzz import fuzz
 
 from acme_rag_pipeline.store.quotes import QuotableText
 
@@ -35,6 +36,76 @@ def test_what_is_not_there_is_not_found(quote: str) -> None:
 def test_of_equal_places_the_nearest_is_taken() -> None:
     text = "Same sentence here. " * 3
     assert QuotableText.of(text).find("Same sentence here.", near=21) == (20, 39)
+
+
+def passage(subject: str) -> str:
+    return (
+        f"Requests for {subject} go to the desk of {subject} first. Whoever is asked there answers within three days.\n"
+        f"- No {subject} is granted without a reason; name yours in the form.\n- The form of {subject} is in Tern"
+        f"\nA second request for {subject} can be made after five years. Laptop and badge stay at home meanwhile."
+    )
+
+
+ADDED = " Before it you agree with People on the dates, and they are put into Tern by the team there every spring. "
+
+
+@pytest.mark.parametrize(
+    "edited",
+    [
+        passage("leave").replace("without a reason;", "without a reason;" + ADDED),
+        passage("leave").replace("first. Whoever", "first." + ADDED + "Whoever").replace("Laptop", "Laptop, phone"),
+    ],
+)
+def test_a_long_quote_is_found_when_its_passage_gained_a_sentence(edited: str) -> None:
+    before, after = passage("parking") + "\n\n", "\n\n" + passage("travel")
+    text = before + edited + after
+    span = QuotableText.of(text).find(passage("leave"), near=0)
+    assert span is not None
+    # The section before ends with the same sentence.
+    assert len(before) - 50 < span[0] <= len(before)
+    assert len(before) + 0.8 * len(edited) < span[1] <= len(before) + len(edited)
+
+
+def test_a_long_quote_is_found_when_its_passage_lost_a_sentence_and_its_line_breaks() -> None:
+    lost = "A second request for leave can be made after five years."
+    edited = passage("leave").replace(lost, "").replace("\n", " ")
+    assert QuotableText.of(f"{ADDED}\n\n{edited}\n\n{ADDED}").find(passage("leave")) is not None
+
+
+def test_a_long_quote_is_not_found_when_its_passage_is_gone() -> None:
+    assert QuotableText.of(f"{ADDED * 3}\n\nLaptop and badge stay at home meanwhile.").find(passage("leave")) is None
+    scattered = f"\n{ADDED * 8}\n".join(passage("leave").split("\n"))
+    assert QuotableText.of(scattered).find(passage("leave")) is None
+
+
+def test_of_equal_edited_passages_the_nearest_is_taken() -> None:
+    edited = passage("leave").replace("first. Whoever", "first." + ADDED + "Whoever")
+    text = QuotableText.of(f"{edited}\n\n{passage('travel')}\n\n{edited}")
+    second = text.text.rindex("Requests for leave")
+    for near, start in ((None, 0), (10, 0), (second + 10, second)):
+        span = text.find(passage("leave"), near)
+        assert span is not None
+        assert span[0] == start
+
+
+def test_a_very_long_quote_with_edits_is_found_without_an_alignment(monkeypatch: pytest.MonkeyPatch) -> None:
+    def aligned(*_: object, **__: object) -> None:
+        raise AssertionError("quadratic in the length of the quote")
+
+    monkeypatch.setattr(fuzz, "partial_ratio_alignment", aligned)
+    words = [f"word{number}{'.' if number % 12 == 0 else ''}" for number in range(4000)]
+    text = QuotableText.of(" ".join(words))
+    quote = " ".join("changed" if number % 60 == 30 else word for number, word in enumerate(words[500:3500]))
+    assert len(quote) > 20_000
+    span = text.find(quote)
+    assert span is not None
+    assert span[1] - span[0] > 0.9 * len(quote)
+    assert text.find(" ".join(f"other{number}" for number in range(3000))) is None
+
+
+def test_every_place_of_a_quote_is_found() -> None:
+    assert QuotableText.of("See “it”. And see 'it'.\nSEE  \"it\"").find_all('see "it"') == [(0, 8), (24, 33)]
+    assert QuotableText.of("Nothing.").find_all(" ") == []
 
 
 @given(st.text(min_size=1, max_size=200), st.data())
