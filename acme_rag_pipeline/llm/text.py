@@ -34,10 +34,15 @@ def fence_mark(data: str) -> str:
 
 
 def clean_line(text: str) -> str:
-    """`text` as one line that is inert where it is shown: no control or format characters."""
+    """`text` as one line that is inert where it is shown: NFC, no control or format characters."""
+    return one_line(unicodedata.normalize("NFC", text))
+
+
+def one_line(text: str) -> str:
+    """`text` with every run of whitespace as one space, and without control and format characters."""
     spaced = "".join(
         " " if character.isspace() else character
-        for character in unicodedata.normalize("NFC", text)
+        for character in text
         if character.isspace() or character in _JOINERS or unicodedata.category(character) not in _HIDDEN
     )
     return " ".join(spaced.split())

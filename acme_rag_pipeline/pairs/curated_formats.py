@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from acme_rag_pipeline.llm.text import one_line
 from acme_rag_pipeline.settings import SettingsError
 from acme_rag_pipeline.store.fingerprints import fingerprint
 
@@ -24,7 +25,7 @@ class CuratedPair:
     """One pair of the user's file.
 
     Attributes:
-        query: One line.
+        query: One line without control characters.
         doc_path: Where the passage stands; None: wherever the quote is found.
         quote: A piece of the passage, or all of it.
         start: First character; beside a quote only a hint where to look.
@@ -80,7 +81,9 @@ def raw_rows(path: Path) -> Iterator[tuple[str, Any]]:
         SettingsError: the file cannot be read at all.
     """
     try:
-        text = _decoded(path.read_bytes())
+        text = decoded(path.read_bytes()).replace("\r\n", "\n").replace("\r", "\n")
+        if not text.strip():
+            return
         match path.suffix.lower():
             case ".csv":
                 yield from _csv_rows(text)
@@ -88,12 +91,12 @@ def raw_rows(path: Path) -> Iterator[tuple[str, Any]]:
                 yield from _llama_index_rows(text)
             case _:
                 yield from _jsonl_rows(text)
-    except (OSError, csv.Error, _NotTheFormat) as error:
+    except (OSError, csv.Error, NotTheFormat) as error:
         raise SettingsError(f"ACME_RAG_CURATED_PAIRS: {path} cannot be read: {error}") from error
 
 
-class _NotTheFormat(ValueError):
-    pass
+class NotTheFormat(ValueError):
+    """A file that is not what its name says; the message says how it differs."""
 
 
 def _jsonl_rows(text: str) -> Iterator[tuple[str, Any]]:
@@ -105,14 +108,17 @@ def _jsonl_rows(text: str) -> Iterator[tuple[str, Any]]:
                 yield f"line {number}", f"not JSON ({error})"
 
 
-def _decoded(data: bytes) -> str:
-    """The text of a file as spreadsheets save it: UTF-8, or UTF-16 with its mark."""
+def decoded(data: bytes) -> str:
+    """The text of a file as spreadsheets save it: UTF-8, or UTF-16 with its mark.
+
+    Raises:
+        NotTheFormat: it is neither.
+    """
     marked = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
-        text = data.decode("utf-16" if marked else "utf-8-sig")
+        return data.decode("utf-16" if marked else "utf-8-sig")
     except UnicodeDecodeError as error:
-        raise _NotTheFormat(f"not UTF-8 ({error}); in a spreadsheet save it as `CSV UTF-8`") from None
-    return text.replace("\r\n", "\n").replace("\r", "\n")
+        raise NotTheFormat(f"not UTF-8 ({error}); in a spreadsheet save it as `CSV UTF-8`") from None
 
 
 def _csv_rows(text: str) -> Iterator[tuple[str, Any]]:
@@ -125,13 +131,16 @@ def _csv_rows(text: str) -> Iterator[tuple[str, Any]]:
     for first, cells in _csv_records(body, told[1] if told else max(",;\t", key=header.count)):
         if isinstance(cells, str):
             yield f"line {above + first}", cells
+        elif any(cell.strip() for cell in cells[len(names) :] if names):
+            problem = "more cells than columns: put a cell that holds the delimiter in quotation marks"
+            yield f"line {above + first}", problem
         elif names:
             yield f"line {above + first}", {name: _cell(name, value) for name, value in zip(names, cells, strict=False)}
         else:
             names = [name.strip().casefold() for name in cells]
             if "query" not in names:
                 columns = ", ".join(names)[:200]
-                raise _NotTheFormat(f"its first line names the columns, and none of them is `query`: {columns}")
+                raise NotTheFormat(f"its first line names the columns, and none of them is `query`: {columns}")
 
 
 def _csv_records(body: str, delimiter: str) -> Iterator[tuple[int, list[str] | str]]:
@@ -183,9 +192,9 @@ def _llama_index_rows(text: str) -> Iterator[tuple[str, Any]]:
     try:
         dataset = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise _NotTheFormat(f"not JSON ({error}); JSON Lines need the ending .jsonl") from None
+        raise NotTheFormat(f"not JSON ({error}); JSON Lines need the ending .jsonl") from None
     if not isinstance(dataset, dict) or not all(isinstance(dataset.get(name), dict) for name in _LLAMA_INDEX):
-        raise _NotTheFormat(
+        raise NotTheFormat(
             "not a LlamaIndex dataset {queries, corpus, relevant_docs}; JSON Lines need the ending .jsonl"
         )
     queries, corpus, relevant = (dataset[name] for name in _LLAMA_INDEX)
@@ -210,7 +219,7 @@ def _checked(raw: Any) -> CuratedPair | str:
     query, doc_path, quote, negative, verdict, replaces = (
         raw.get(name) or None for name in ("query", "doc_path", "quote", "negative", "verdict", "replaces")
     )
-    if not isinstance(query, str) or not query.strip():
+    if not isinstance(query, str) or not one_line(query):
         return "no query"
     if doc_path is not None and not isinstance(doc_path, str):
         return "doc_path is not a text"
@@ -222,7 +231,7 @@ def _checked(raw: Any) -> CuratedPair | str:
     if verdict is not None and verdict not in VERDICTS:
         return f"verdict must be one of {', '.join(VERDICTS)}, or be left out"
     try:
-        start, end = (None if raw.get(n) in (None, "") else int(raw[n]) for n in ("start", "end"))
+        start, end = (_position(raw.get(name)) for name in ("start", "end"))
     except (TypeError, ValueError, OverflowError):
         return "start and end must be character positions"
     if any(position is not None and not 0 <= position < 2**31 for position in (start, end)):
@@ -231,7 +240,7 @@ def _checked(raw: Any) -> CuratedPair | str:
         return "neither a quote nor a span (start, end)"
     if quote is None and doc_path is None:
         return "no doc_path: a span needs one"
-    replaced = one_line(replaces) if replaces else None
+    replaced = one_line(replaces or "") or None
     return CuratedPair(one_line(query), doc_path, quote, start, end, negative, verdict, replaced)
 
 
@@ -239,6 +248,10 @@ def _is_broken(text: str) -> bool:
     return any("\ud800" <= character <= "\udfff" for character in text)
 
 
-def one_line(text: str) -> str:
-    """The text with every run of whitespace as one space."""
-    return " ".join(text.split())
+def _position(value: Any) -> int | None:
+    if value is None or value == "":
+        return None
+    # What int() takes besides: True is 1, 1.9 is 1, "1_0" is 10.
+    if isinstance(value, bool) or (isinstance(value, float) and not value.is_integer()) or "_" in str(value):
+        raise ValueError(value)
+    return int(value)

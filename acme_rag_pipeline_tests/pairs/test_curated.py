@@ -308,3 +308,46 @@ def test_a_span_without_a_quote_holds_only_for_the_document_it_was_first_found_i
     assert rejected is None
     assert rows(chunked, "SELECT * FROM pairs") == []
     assert resolved(original)[0] == first
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "span"),
+    [(0, 9, (0, 9)), ("0", 9.0, (0, 9)), (True, 9, None), (0, 9.5, None), ("0", "1_0", None), (0, float("nan"), None)],
+)
+def test_a_position_is_a_whole_number(tmp_path: Path, start: Any, end: Any, span: tuple[int, int] | None) -> None:
+    path = written(tmp_path / "pairs.jsonl", {"query": "q", "doc_path": "a.md", "start": start, "end": end})
+    pairs, problems = read_curated_pairs(path)
+    assert [(pair.start, pair.end) for pair in pairs] == ([span] if span else [])
+    assert problems == ([] if span else ["line 1: start and end must be character positions"])
+
+
+def test_a_row_with_more_cells_than_columns_is_no_pair(tmp_path: Path) -> None:
+    (tmp_path / "pairs.csv").write_text(
+        "query,doc_path,quote\nFlights, trains?,travel.md,Book trains\nHotels?,travel.md,Hotels in Rotterdam,, \n"
+    )
+    pairs, problems = read_curated_pairs(tmp_path / "pairs.csv")
+    assert [pair.query for pair in pairs] == ["Hotels?"]
+    assert problems == [
+        "line 2: more cells than columns: put a cell that holds the delimiter in quotation marks",
+    ]
+
+
+def test_a_query_holds_nothing_that_hides_or_reorders_it(tmp_path: Path) -> None:
+    line = {"doc_path": "a.md", "quote": "x"}
+    queries = [
+        "how long \u202egnol\u202c is \x9b31m it \x1b]0;x\x07",
+        "\u202e\x1b",
+        "Cafe\u0301  \u0646\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645?",
+    ]
+    path = written(tmp_path / "pairs.jsonl", *({"query": query} | line for query in queries))
+    pairs, problems = read_curated_pairs(path)
+    # What a query is known by stays: no other normal form, and joiners belong to words.
+    assert [pair.query for pair in pairs] == ["how long gnol is 31m it ]0;x", queries[2].replace("  ", " ")]
+    assert problems == ["line 2: no query"]
+
+
+@pytest.mark.parametrize("name", ["pairs.csv", "pairs.json", "pairs.jsonl"])
+@pytest.mark.parametrize("content", ["", " \r\n \n", "\ufeff"])
+def test_a_blank_file_holds_no_pairs(tmp_path: Path, name: str, content: str) -> None:
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    assert read_curated_pairs(tmp_path / name) == ([], [])
