@@ -12,6 +12,7 @@ import dagster as dg
 
 from acme_rag_pipeline.documents.state import folder_state
 from acme_rag_pipeline.orchestration.presentation import table
+from acme_rag_pipeline.pairs.curated import REJECTED
 from acme_rag_pipeline.pairs.leaks import find_leaks
 from acme_rag_pipeline.retrieval import index
 from acme_rag_pipeline.settings import Settings
@@ -76,17 +77,28 @@ def spans_are_exact(store: Store, settings: Settings) -> dg.AssetCheckResult:
 
 @_asset_check(asset="curated_pairs", description="Every curated pair still stands in a document.")
 def curated_pairs_resolve(store: Store, settings: Settings) -> dg.AssetCheckResult:
-    """WARN with the pairs that do not, and the nearest passage of their document."""
+    """WARN with the pairs that do not, and with rejections, quotes and negatives whose passage is not certain."""
     lost = _rows(
         store,
         "SELECT p.query, p.doc_path, p.reason, n.text AS nearest_passage FROM curated_pairs p "
-        "LEFT JOIN chunks n ON n.chunk_id = p.nearest_chunk_id WHERE p.status <> 'resolved' ORDER BY p.query LIMIT 100",
+        "LEFT JOIN chunks n ON n.chunk_id = p.nearest_chunk_id WHERE p.status = 'unresolved' UNION ALL "
+        "SELECT query, doc_path, reason || '; its passage is not found, so it counts in the whole document', NULL "
+        f"FROM rejected_pairs WHERE chunk_id IS NULL AND reason = '{REJECTED}' ORDER BY query LIMIT 100",
     )
-    unusable = _details(store, "curated_pairs").get("unusable_lines", [])
+    details = _details(store, "curated_pairs")
+    unusable, ambiguous, negatives = (
+        details.get(name, []) for name in ("unusable_lines", "ambiguous", "negatives_not_found")
+    )
     return dg.AssetCheckResult(
-        passed=not lost and not unusable,
+        passed=not any((lost, unusable, ambiguous, negatives)),
         severity=WARN,
-        metadata={"unresolved": len(lost), "unusable_lines": len(unusable), "pairs": table(lost)},
+        metadata={
+            "unresolved": len(lost),
+            "unusable_lines": len(unusable),
+            "pairs": table(lost),
+            "ambiguous": table(ambiguous),
+            "negatives_not_found": table(negatives),
+        },
     )
 
 

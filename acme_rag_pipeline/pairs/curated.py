@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 from acme_rag_pipeline.pairs.curated_formats import CuratedPair, read_curated_pairs
-from acme_rag_pipeline.pairs.curated_places import Places
+from acme_rag_pipeline.pairs.curated_places import Place, Places
+from acme_rag_pipeline.pairs.plain_text import words
+from acme_rag_pipeline.pairs.wording import query_key
 from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store.fingerprints import content_hash, fingerprint, sha256_text
 from acme_rag_pipeline.store.layout import Store
@@ -15,9 +19,12 @@ from acme_rag_pipeline.store.stages import StageResult, data_versions, overtaken
 from acme_rag_pipeline.store.warehouse import insert, reconcile
 
 STAGE = "curated_pairs"
-CODE_VERSION = "4"
+CODE_VERSION = "5"
 REJECTED = "rejected in review"
 REPLACED = "replaced in review"
+_SHOWN = 200
+# Less is no quotation where it stands in several passages: "see below" says nothing about the one that is meant.
+_WORDS_OF_A_QUOTE = 3
 
 
 def resolve_curated_pairs(store: Store, settings: Settings) -> StageResult:
@@ -34,25 +41,25 @@ def resolve_curated_pairs(store: Store, settings: Settings) -> StageResult:
     if (unchanged := recorded(store.warehouse, STAGE, made_from)) is not None:
         return unchanged
     places = Places(store.warehouse, live_passages(store.warehouse))
-    rows = [_resolved(pair, places) for pair in pairs if pair.verdict != "rejected"]
+    rejected, lost_rejections = _rejected(pairs, places)
+    rows, ambiguous = _pair_rows(pairs, places, rejected)
+    resolved = [row for row in rows if row["status"] == "resolved"]
     # Two lines about one query and one chunk are one training pair.
-    training = {row["pair_id"]: row for row in (_training_pair(r) for r in rows if r["chunk_id"])}
-    negatives = _negatives(rows, places)
-    rejected = _rejected(pairs, places)
+    training = {row["pair_id"]: row for row in map(_training_pair, resolved)}
+    negatives, lost_negatives = _negatives(resolved, places)
     data_version = content_hash(tuple(row.values()) for row in (*rows, *negatives, *rejected))
-    named = sum(row["negative"] is not None and row["chunk_id"] is not None for row in rows)
     details = {
         "source": fingerprint(sorted(pair.curated_id for pair in pairs)),
         "file": settings.curated_pairs.name if settings.curated_pairs else "none",
         "pairs": len(rows),
-        "resolved": sum(row["status"] == "resolved" for row in rows),
-        "unresolved": [
-            {"query": r["query"], "doc_path": r["doc_path"], "reason": r["reason"]} for r in rows if not r["chunk_id"]
-        ][:200],
-        "unusable_lines": problems[:200],
+        "resolved": len(resolved),
+        "unresolved": [*_said(row for row in rows if row["status"] == "unresolved"), *lost_rejections][:_SHOWN],
+        "ambiguous": ambiguous[:_SHOWN],
+        "unusable_lines": problems[:_SHOWN],
         "statuses": dict(sorted(Counter(row["status"] for row in rows).items())),
         "rejected": sum(pair.verdict == "rejected" for pair in pairs),
-        "negatives": {"named": named, "resolved": len(negatives)},
+        "negatives": {"named": sum(row["negative"] is not None for row in resolved), "resolved": len(negatives)},
+        "negatives_not_found": lost_negatives[:_SHOWN],
     }
     with store.writer(STAGE):
         if overtaken(store.warehouse, upstream):
@@ -77,7 +84,49 @@ def file_differs(store: Store, settings: Settings) -> bool:
     return stored_detail(store.warehouse, STAGE, "source") not in (None, source)
 
 
-def _resolved(pair: CuratedPair, places: Places) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class _Passage:
+    """What a pair's passage was resolved to; without a place the reason says why."""
+
+    doc_path: str | None
+    span: tuple[int, int] | None
+    place: Place | None
+    reason: str = ""
+    ambiguous: bool = False
+
+
+def _pair_rows(
+    pairs: list[CuratedPair], places: Places, rejected: list[dict[str, Any]]
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Rows of `curated_pairs`, and what to say about those whose quote stands in several passages."""
+    # A review shows lines about one query and one chunk as the one pair that they are, and rejects all of them.
+    wordings: dict[tuple[str, str], set[str]] = {}
+    for row in rejected:
+        if row["chunk_id"] and row["reason"] == REJECTED:
+            wordings.setdefault((query_key(row["query"]), row["chunk_id"]), set()).add(row["query"])
+    rows: list[dict[str, Any]] = []
+    ambiguous: list[dict[str, Any]] = []
+    for pair in pairs:
+        if pair.verdict == "rejected":
+            continue
+        passage = _passage(pair, pair.query, places)
+        row = _resolved(pair, passage, places)
+        out = wordings.get((query_key(pair.query), row["chunk_id"] or ""), set())
+        # Of two wordings that count as one a review may keep one and reject the other.
+        if pair.query in out or (out and pair.verdict is None):
+            row |= {"status": "rejected", "reason": "another line rejects this query for this passage"}
+        elif passage.ambiguous and passage.place is not None:
+            several = "the quote stands in several passages, and the query does not tell which is meant"
+            ambiguous += _said([row | {"reason": several}])
+        rows.append(row)
+    return rows, ambiguous
+
+
+def _said(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{"query": row["query"], "doc_path": row["doc_path"], "reason": row["reason"]} for row in rows]
+
+
+def _resolved(pair: CuratedPair, passage: _Passage, places: Places) -> dict[str, Any]:
     row: dict[str, Any] = {
         "curated_id": pair.curated_id,
         "query": pair.query,
@@ -91,18 +140,16 @@ def _resolved(pair: CuratedPair, places: Places) -> dict[str, Any]:
         "chunk_id": None,
         "nearest_chunk_id": None,
     }
-    doc_path, span, reason = _span(pair, places)
-    place = places.at(doc_path, *span, pair.query) if doc_path is not None and span is not None else None
-    if doc_path is None or span is None or place is None:
-        if span is not None:
-            reason = f"no chunk at characters {span[0]} to {span[1]}"
-        elsewhere, nearest = _nearest(pair, places)
-        return row | {"reason": f"{reason}; {elsewhere} has it" if elsewhere else reason, "nearest_chunk_id": nearest}
-    found = {"doc_path": doc_path, "start_char": span[0], "end_char": span[1], "chunk_id": place.chunk.chunk_id}
-    return row | found | {"status": "resolved"}
+    if passage.place is None or passage.span is None:
+        elsewhere, nearest = _nearest(pair, passage, places)
+        reason = f"{passage.reason}; {elsewhere} has it" if elsewhere else passage.reason
+        return row | {"reason": reason, "nearest_chunk_id": nearest}
+    start, end = passage.span
+    found = {"doc_path": passage.doc_path, "start_char": start, "end_char": end}
+    return row | found | {"chunk_id": passage.place.chunk.chunk_id, "status": "resolved"}
 
 
-def _nearest(pair: CuratedPair, places: Places) -> tuple[str | None, str | None]:
+def _nearest(pair: CuratedPair, passage: _Passage, places: Places) -> tuple[str | None, str | None]:
     """The other document that has the quote of a pair that does not resolve, if one has, and the chunk to show.
 
     That is the quote's chunk there, else the one most like the quote; without a quote the one about the query.
@@ -111,29 +158,57 @@ def _nearest(pair: CuratedPair, places: Places) -> tuple[str | None, str | None]
     if pair.quote is None:
         found = places.about(pair.query, doc_path or "")
         return None, found.chunk_id if found else None
-    moved = places.anywhere(pair.quote) if pair.doc_path is not None else None
-    if moved is not None and moved[0] != doc_path and (place := places.at(*moved, pair.query)) is not None:
-        return moved[0], place.chunk.chunk_id
+    missed = pair.doc_path is not None and not passage.ambiguous
+    moved = places.anywhere(pair.quote, pair.query) if missed else None
+    if moved is not None and moved.doc_path != doc_path:
+        place = places.at(moved.doc_path, moved.start, moved.end, pair.query)
+        if place is not None:
+            return moved.doc_path, place.chunk.chunk_id
     found = places.nearest(pair.quote, doc_path)
     return None, found.chunk_id if found else None
 
 
-def _span(pair: CuratedPair, places: Places) -> tuple[str | None, tuple[int, int] | None, str]:
-    """Document and span of the pair's passage, or why there is none."""
-    if pair.doc_path is None:
-        found = places.anywhere(pair.quote or "")
-        if found is None:
-            return None, None, "the quote is in none of the documents"
-        return found[0], found[1:], ""
-    doc_path = places.document(pair.doc_path)
-    if doc_path is None:
-        return None, None, f"{pair.doc_path} is not among the readable documents"
+def _passage(pair: CuratedPair, query: str, places: Places) -> _Passage:
+    """Where the passage of the pair stands for a query: its own, or one that it replaces."""
     if pair.quote is None:
-        if not places.unchanged(pair.curated_id, doc_path):
-            return None, None, "the document changed, and without a quote its span cannot be found again"
-        return doc_path, (int(pair.start or 0), int(pair.end or 0)), ""
-    span = places.span(doc_path, pair.quote, pair.start)
-    return doc_path, span, "the quote is not in the document any more"
+        return _passage_of_span(pair, query, places)
+    doc_path = None
+    if pair.doc_path is None:
+        found = places.anywhere(pair.quote, query)
+        reason = "the quote is in none of the documents"
+    else:
+        doc_path = places.document(pair.doc_path)
+        if doc_path is None:
+            return _Passage(None, None, None, f"{pair.doc_path} is not among the readable documents")
+        found = places.within(doc_path, pair.quote, query, pair.start)
+        reason = "the quote is not in the document any more"
+    if found is None:
+        return _Passage(doc_path, None, None, reason)
+    span = (found.start, found.end)
+    if found.ambiguous and len(words(pair.quote)) < _WORDS_OF_A_QUOTE:
+        reason = f"the quote has fewer than {_WORDS_OF_A_QUOTE} words and stands in several passages: quote more of it"
+        return _Passage(doc_path, span, None, reason, ambiguous=True)
+    return _at(found.doc_path, span, query, places, ambiguous=found.ambiguous)
+
+
+def _passage_of_span(pair: CuratedPair, query: str, places: Places) -> _Passage:
+    doc_path = places.document(pair.doc_path or "")
+    start, end = int(pair.start or 0), int(pair.end or 0)
+    if doc_path is None:
+        return _Passage(None, None, None, f"{pair.doc_path} is not among the readable documents")
+    # Before anything is remembered of it: it never held for this document.
+    if end > places.length(doc_path):
+        reason = f"the span ends after the document ({places.length(doc_path)} characters)"
+        return _Passage(doc_path, None, None, reason)
+    if not places.unchanged(pair.curated_id, doc_path, start, end):
+        reason = "the document changed, and without a quote its span cannot be found again"
+        return _Passage(doc_path, None, None, reason)
+    return _at(doc_path, (start, end), query, places)
+
+
+def _at(doc_path: str, span: tuple[int, int], query: str, places: Places, *, ambiguous: bool = False) -> _Passage:
+    place = places.at(doc_path, *span, query)
+    return _Passage(doc_path, span, place, f"no chunk at characters {span[0]} to {span[1]}", ambiguous)
 
 
 def _training_pair(row: dict[str, Any]) -> dict[str, Any]:
@@ -155,40 +230,47 @@ def _pair_id(row: dict[str, Any]) -> str:
     return sha256_text(f"curated\0{row['query']}\0{row['chunk_id']}")
 
 
-def _negatives(rows: list[dict[str, Any]], places: Places) -> list[dict[str, Any]]:
-    """The chunks of the passages that people named as wrong for a query; what is found nowhere is left out."""
+def _negatives(resolved: list[dict[str, Any]], places: Places) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The chunks of the passages that people named as wrong for a query, and the passages that are found nowhere."""
     found: dict[str, dict[str, Any]] = {}
-    for row in rows:
-        if row["chunk_id"] is None or row["negative"] is None:
+    lost: list[dict[str, Any]] = []
+    for row in resolved:
+        if row["negative"] is None:
             continue
         doc_path, span = row["doc_path"], places.span(row["doc_path"], row["negative"])
-        if span is None and (elsewhere := places.anywhere(row["negative"])) is not None:
-            doc_path, span = elsewhere[0], elsewhere[1:]
+        if span is None and (elsewhere := places.anywhere(row["negative"], row["query"])) is not None:
+            doc_path, span = elsewhere.doc_path, (elsewhere.start, elsewhere.end)
         place = places.at(doc_path, *span, row["query"]) if span else None
-        if place is not None and place.chunk.chunk_id != row["chunk_id"]:
+        if place is None:
+            lost.append({"query": row["query"], "doc_path": row["doc_path"], "negative": row["negative"]})
+        elif place.chunk.chunk_id != row["chunk_id"]:
             pair_id, chunk_id = _pair_id(row), place.chunk.chunk_id
             negative_id = sha256_text(f"{pair_id}\0{chunk_id}")
             found[negative_id] = {"negative_id": negative_id, "pair_id": pair_id, "chunk_id": chunk_id}
-    return list(found.values())
+    return list(found.values()), lost
 
 
-def _rejected(pairs: list[CuratedPair], places: Places) -> list[dict[str, Any]]:
-    """What a review took out of a generator's pairs: rejected pairs, and wordings that a reviewer replaced."""
+def _rejected(pairs: list[CuratedPair], places: Places) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """What a review took out of a generator's pairs, and which rejected pairs stand nowhere any more, and why.
+
+    Those are rejected pairs, and wordings that a reviewer replaced; without a chunk they count in their whole document.
+    """
     rows: dict[str, dict[str, Any]] = {}
+    lost: list[dict[str, Any]] = []
     for pair in pairs:
         out = [(pair.query, REJECTED)] if pair.verdict == "rejected" else []
         out += [(pair.replaces, REPLACED)] if pair.replaces else []
-        if not out:
-            continue
-        doc_path, span, _ = _span(pair, places)
         for query, reason in out:
-            place = places.at(doc_path, *span, query) if doc_path is not None and span is not None else None
+            passage = _passage(pair, query, places)
             rejection_id = sha256_text(f"{reason}\0{query}\0{pair.curated_id}")
             rows[rejection_id] = {
                 "rejection_id": rejection_id,
                 "query": query,
-                "doc_path": doc_path or pair.doc_path or "",
-                "chunk_id": place.chunk.chunk_id if place else None,
+                "doc_path": passage.doc_path or pair.doc_path or "",
+                "chunk_id": passage.place.chunk.chunk_id if passage.place else None,
                 "reason": reason,
             }
-    return list(rows.values())
+            # An edited pair whose passage is gone is named itself.
+            if passage.place is None and reason == REJECTED:
+                lost += _said([rows[rejection_id] | {"reason": f"{reason}; {passage.reason}"}])
+    return list(rows.values()), lost

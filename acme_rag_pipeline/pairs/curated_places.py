@@ -10,11 +10,15 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from acme_rag_pipeline.documents.doc_paths import known_doc_path
+from acme_rag_pipeline.pairs.wording import word_overlap
+from acme_rag_pipeline.store.fingerprints import fingerprint
 from acme_rag_pipeline.store.passages import LivePassage
 from acme_rag_pipeline.store.quotes import QuotableText
 from acme_rag_pipeline.store.warehouse import Warehouse
 
 _CANDIDATES = 5
+# What stands in more places than this is a phrase of the company, and no query tells which of them is meant.
+_MOST_PLACES = 200
 _WORD = re.compile(r"\w+")
 
 
@@ -25,6 +29,25 @@ class Place:
     start: int
     end: int
     chunk: LivePassage
+
+
+@dataclass(frozen=True, slots=True)
+class Quoted:
+    """Where a quote stands.
+
+    Attributes:
+        ambiguous: It stands in other passages, too, and the query does not tell which of them is meant.
+    """
+
+    doc_path: str
+    start: int
+    end: int
+    ambiguous: bool = False
+
+
+def span_key(doc_path: str, start: int, end: int) -> str:
+    """The key in `curated_seen` of a span without a quote, whatever is asked about it."""
+    return fingerprint(doc_path, start, end)
 
 
 class Places:
@@ -51,28 +74,69 @@ class Places:
         """Where the quote stands in a document; tolerant of typography, whitespace and small edits."""
         return self._text(doc_path).find(quote, near) if doc_path in self._texts else None
 
-    def unchanged(self, curated_id: str, doc_path: str) -> bool:
-        """Whether the document is the one in which a span of this pair was first resolved; a new pair's is."""
-        return self._seen.setdefault(curated_id, self._sha256[doc_path]) == self._sha256[doc_path]
+    def length(self, doc_path: str) -> int:
+        """Characters of a readable document."""
+        return len(self._texts[doc_path])
+
+    def unchanged(self, curated_id: str, doc_path: str, start: int, end: int) -> bool:
+        """Whether the document is the one in which the span was first resolved; a new span's is."""
+        # Earlier versions kept it for each pair, so that another wording was a new span.
+        today = self._sha256[doc_path]
+        first = self._seen.setdefault(span_key(doc_path, start, end), self._seen.get(curated_id, today))
+        return self._seen.get(curated_id, first) == today
 
     @property
     def seen(self) -> list[dict[str, str]]:
-        """Rows of `curated_seen`: of each pair that `unchanged` was asked about, the document it was first resolved in."""
+        """Rows of `curated_seen`: of each span that was asked about, the document it was first resolved in."""
         return [{"curated_id": curated_id, "sha256": sha256} for curated_id, sha256 in sorted(self._seen.items())]
 
-    def anywhere(self, quote: str) -> tuple[str, int, int] | None:
-        """The document and the span that hold the quote, or what is most like it and like enough."""
+    def within(self, doc_path: str, quote: str, query: str, near: int | None = None) -> Quoted | None:
+        """Where the quote stands in a document: of several places near where it stood, else what the query is about."""
+        verbatim = [] if near is not None else [(doc_path, *span) for span in self._text(doc_path).find_all(quote)]
+        if verbatim:
+            return self._meant(verbatim, query)
+        span = self.span(doc_path, quote, near)
+        return Quoted(doc_path, *span) if span else None
+
+    def anywhere(self, quote: str, query: str) -> Quoted | None:
+        """Where the quote stands in all documents, or what is most like it and like enough."""
         from rapidfuzz import fuzz
 
-        found: list[tuple[float, str, int, int]] = []
-        wanted = QuotableText.of(quote).folded.strip()
         # Word for word in any document; only without that in those that share most words with it.
-        holders = [doc_path for doc_path in sorted(self._texts) if wanted and wanted in self._text(doc_path).folded]
-        for doc_path in holders[:1] or dict.fromkeys(passage.doc_path for passage in self._similar(quote)):
+        wanted = QuotableText.of(quote).folded.strip()
+        verbatim: list[tuple[str, int, int]] = []
+        for doc_path in sorted(self._texts):
+            # One place more than are looked at says that there are too many.
+            if wanted and wanted in self._text(doc_path).folded and len(verbatim) <= _MOST_PLACES:
+                verbatim += [(doc_path, *span) for span in self._text(doc_path).find_all(quote)]
+        if verbatim:
+            return self._meant(verbatim, query)
+        found: list[tuple[float, str, int, int]] = []
+        for doc_path in dict.fromkeys(passage.doc_path for passage in self._similar(quote)):
             if (span := self.span(doc_path, quote)) is not None:
                 there = QuotableText.of(self._texts[doc_path][span[0] : span[1]]).folded
                 found.append((-fuzz.ratio(wanted, there), doc_path, *span))
-        return min(found)[1:] if found else None
+        return Quoted(*min(found)[1:]) if found else None
+
+    def _meant(self, places: list[tuple[str, int, int]], query: str) -> Quoted:
+        """The first of the places whose passage and headings have most of the query's words."""
+        if len(places) == 1:
+            return Quoted(*places[0])
+        shares: dict[str, float] = {}
+        scored: list[tuple[float, str, tuple[str, int, int]]] = []
+        for place in places[:_MOST_PLACES]:
+            found = self.at(*place, query)
+            if found is not None:
+                chunk = found.chunk
+                if chunk.chunk_id not in shares:
+                    shares[chunk.chunk_id] = word_overlap(query, f"{chunk.headings()}\n{chunk.text}")
+                scored.append((shares[chunk.chunk_id], chunk.near_duplicate_group, place))
+        if not scored:
+            return Quoted(*places[0])
+        best = max(share for share, _, _ in scored)
+        equal = [(group, place) for share, group, place in scored if share == best]
+        ambiguous = len({group for group, _ in equal}) > 1 or len(places) > _MOST_PLACES
+        return Quoted(*equal[0][1], ambiguous)
 
     def at(self, doc_path: str, start: int, end: int, query: str) -> Place | None:
         """The chunk of a span: the one that shares most with it.

@@ -29,7 +29,7 @@ from acme_rag_pipeline.store.stages import StageResult, data_versions, overtaken
 from acme_rag_pipeline.store.warehouse import reconcile, records
 
 STAGE = "training_set"
-CODE_VERSION = "7"
+CODE_VERSION = "8"
 # What the answers cost is no business of the training set.
 _FILTER_SETTINGS = {
     "round_trip_top_k",
@@ -83,7 +83,9 @@ class _Filters:
         with store.warehouse.read() as connection:
             pairs = records(connection, "SELECT pair_id, query, chunk_id, origin, style, method FROM pairs")
             golden = connection.execute("SELECT query FROM golden_queries ORDER BY query_id").fetchall()
-            rejected = records(connection, "SELECT query, chunk_id, reason FROM rejected_pairs ORDER BY rejection_id")
+            rejected = records(
+                connection, "SELECT query, doc_path, chunk_id, reason FROM rejected_pairs ORDER BY rejection_id"
+            )
             named = records(connection, "SELECT pair_id, chunk_id FROM curated_negatives ORDER BY negative_id")
         self.held_out = {"validation"} if self.golden_decides else {"validation", "test"}
         # The canonical order of rejections is that of their ids: of two reasons the first stays.
@@ -92,6 +94,11 @@ class _Filters:
             if row["chunk_id"] in self.position:
                 group = self.passages[self.position[row["chunk_id"]]].near_duplicate_group
                 self.rejected.setdefault((query_key(row["query"]), group), row["reason"])
+        # Where the passage is not found again, the wording stays out of its document.
+        self.rejected_in_document: dict[tuple[str, str], str] = {}
+        for row in rejected:
+            if row["chunk_id"] is None:
+                self.rejected_in_document.setdefault((query_key(row["query"]), row["doc_path"]), row["reason"])
         self.named_negatives: dict[str, list[int]] = {}
         for row in named:
             if row["chunk_id"] in self.position:
@@ -162,10 +169,15 @@ class _Filters:
         return [(i, "empty query") for i, pair in enumerate(self.pairs) if not re.search(r"\w", pair["query"])]
 
     def _rejected_in_review(self) -> list[tuple[int, str]]:
-        """A generator's query that a person rejected for this passage, or for one that nearly repeats it."""
+        """A generator's query that a person rejected for this passage, or for one that nearly repeats it.
+
+        Where the rejected passage is not found again: for any passage of its document.
+        """
         dropped = []
         for i, pair in enumerate(self.pairs):
-            reason = self.rejected.get((query_key(pair["query"]), self._passage(i).near_duplicate_group))
+            key, passage = query_key(pair["query"]), self._passage(i)
+            reason = self.rejected.get((key, passage.near_duplicate_group))
+            reason = reason or self.rejected_in_document.get((key, passage.doc_path))
             if reason is not None and pair["origin"] != "curated":
                 dropped.append((i, reason))
         return dropped

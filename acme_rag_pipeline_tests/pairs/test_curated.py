@@ -13,6 +13,7 @@ import pytest
 from acme_rag_pipeline.chunking.chunks import split_documents
 from acme_rag_pipeline.documents.ingest import ingest_documents
 from acme_rag_pipeline.evaluation.golden import golden_queries, resolve_golden_queries
+from acme_rag_pipeline.orchestration.checks import curated_pairs_resolve
 from acme_rag_pipeline.orchestration.presentation import metadata_of
 from acme_rag_pipeline.pairs.curated import resolve_curated_pairs
 from acme_rag_pipeline.pairs.curated_formats import read_curated_pairs
@@ -308,6 +309,161 @@ def test_a_span_without_a_quote_holds_only_for_the_document_it_was_first_found_i
     assert rejected is None
     assert rows(chunked, "SELECT * FROM pairs") == []
     assert resolved(original)[0] == first
+
+
+def test_a_span_is_the_same_span_whatever_is_asked_about_it(
+    chunked: Store, documents: Path, settings_for: Callable[..., Settings], tmp_path: Path
+) -> None:
+    path = documents / "travel.md"
+    text = path.read_text(encoding="utf-8")
+    span = {"doc_path": "travel.md", "start": text.index(HOTELS), "end": text.index(HOTELS) + len(HOTELS)}
+    written(tmp_path / "pairs.jsonl")
+    settings = settings_for(curated_pairs="pairs.jsonl")
+
+    def statuses(*queries: str) -> list[str]:
+        written(tmp_path / "pairs.jsonl", *({"query": query} | span for query in queries))
+        resolve_curated_pairs(chunked, settings)
+        return [row["status"] for row in rows(chunked, "SELECT status FROM curated_pairs ORDER BY query")]
+
+    assert statuses("What may a hotel cost?") == ["resolved"]
+    path.write_text("Read all of this before you leave. " * 30 + text, encoding="utf-8")
+    for stage in (ingest_documents, split_documents):
+        stage(chunked, settings)
+    assert statuses("What is a hotel allowed to cost?") == ["unresolved"]
+    # As an earlier version kept it: for each pair.
+    seen = rows(chunked, "SELECT sha256 FROM curated_seen")[0]["sha256"]
+    (pair,) = read_curated_pairs(tmp_path / "pairs.jsonl")[0]
+    with chunked.warehouse.write() as connection:
+        connection.execute("DELETE FROM curated_seen")
+        connection.execute("DELETE FROM stages WHERE stage = 'curated_pairs'")
+        connection.execute("INSERT INTO curated_seen VALUES (?, ?)", [pair.curated_id, seen])
+    assert statuses("What is a hotel allowed to cost?", "Where do I sleep?") == ["unresolved"] * 2
+
+
+def test_a_rejection_whose_passage_is_gone_is_named(
+    chunked: Store, settings_for: Callable[..., Settings], tmp_path: Path
+) -> None:
+    gone = "The cafeteria closes at three o'clock on Fridays, and nobody knows why it does."
+    line = {"doc_path": "travel.md", "quote": gone, "verdict": "rejected"}
+    written(tmp_path / "pairs.jsonl", {"query": "friday lunch"} | line)
+    settings = settings_for(curated_pairs="pairs.jsonl")
+    details = resolve_curated_pairs(chunked, settings).details
+    reason = "rejected in review; the quote is not in the document any more"
+    assert details["unresolved"] == [{"query": "friday lunch", "doc_path": "travel.md", "reason": reason}]
+    check = curated_pairs_resolve(chunked, settings)
+    assert not check.passed
+    assert check.metadata["unresolved"].value == 1
+    assert "friday lunch" in str(check.metadata["pairs"].value)
+
+
+def test_a_rejected_query_is_no_pair_of_its_passage_under_another_quote_either(
+    chunked: Store, settings_for: Callable[..., Settings], tmp_path: Path
+) -> None:
+    line = {"query": "hotel limit", "doc_path": "travel.md"}
+    other = {"query": "Hotel limit?", "doc_path": "travel.md", "quote": HOTELS}
+    written(
+        tmp_path / "pairs.jsonl",
+        line | {"quote": HOTELS, "verdict": "rejected"},
+        line | {"quote": "Breakfast is included in that limit", "negative": SABBATICAL},
+        other | {"verdict": "accepted"},
+        other | {"query": "fair limit"},
+    )
+    settings = settings_for(curated_pairs="pairs.jsonl")
+    details = resolve_curated_pairs(chunked, settings).details
+    # Another wording that counts as the same may be the one that the review kept.
+    assert {row["query"] for row in rows(chunked, "SELECT query FROM pairs")} == {"Hotel limit?", "fair limit"}
+    assert (details["statuses"], details["unresolved"]) == ({"rejected": 1, "resolved": 2}, [])
+    assert details["negatives"] == {"named": 0, "resolved": 0}
+    assert curated_pairs_resolve(chunked, settings).passed
+
+
+APPROVAL = "Ask your manager for approval of it."
+
+
+@pytest.fixture
+def departments(store: Store, settings_for: Callable[..., Settings], tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    """Resolve pairs over documents that share a sentence; what became of the stage."""
+    folder = tmp_path / "departments"
+    folder.mkdir()
+
+    def about(subject: str) -> str:
+        settled = f"The {subject} desk settles what people ask about {subject}. " * 30
+        return f"\n## {subject.title()}\n\n{settled}{APPROVAL}\n"
+
+    (folder / "a.md").write_text("# Handbook\n" + about("parking") + about("catering"))
+    (folder / "b.md").write_text("# Guide\n" + about("travel"))
+    (folder / "c.md").write_text("# Guide\n" + about("travel"))
+    written(tmp_path / "pairs.jsonl")
+    settings = settings_for(documents=str(folder), curated_pairs="pairs.jsonl")
+    ingest_documents(store, settings)
+    split_documents(store, settings)
+
+    def resolve(*lines: dict[str, Any]) -> dict[str, Any]:
+        written(tmp_path / "pairs.jsonl", *lines)
+        details = resolve_curated_pairs(store, settings).details
+        found = rows(
+            store, "SELECT p.query, c.heading_path[-1] AS section FROM curated_pairs p JOIN chunks c USING (chunk_id)"
+        )
+        sections = {row["query"]: row["section"] for row in found}
+        return details | {"sections": sections, "passed": curated_pairs_resolve(store, settings).passed}
+
+    return resolve
+
+
+def test_of_several_places_of_a_quote_the_query_tells_which_is_meant(departments: Any) -> None:
+    done = departments(
+        {"query": "who approves catering?", "doc_path": "a.md", "quote": APPROVAL},
+        {"query": "who approves travel?", "quote": APPROVAL},
+        {"query": "parking rules", "doc_path": "a.md", "quote": "manager"},
+    )
+    assert done["sections"] == {
+        "who approves catering?": "Catering",
+        "who approves travel?": "Travel",
+        "parking rules": "Parking",
+    }
+    # b.md and c.md say the same.
+    assert (done["ambiguous"], done["passed"]) == ([], True)
+
+
+def test_a_quote_whose_place_the_query_does_not_tell_is_named_or_where_it_is_short_refused(departments: Any) -> None:
+    done = departments(
+        {"query": "who approves it?", "doc_path": "a.md", "quote": APPROVAL},
+        {"query": "whom do I ask?", "quote": "your manager"},
+    )
+    assert done["sections"] == {"who approves it?": "Parking"}
+    assert [row["query"] for row in done["ambiguous"]] == ["who approves it?"]
+    (refused,) = done["unresolved"]
+    assert refused["reason"] == "the quote has fewer than 3 words and stands in several passages: quote more of it"
+    assert not done["passed"]
+    done = departments({"query": "who approves it?", "doc_path": "a.md", "quote": APPROVAL})
+    assert (done["unresolved"], done["passed"]) == ([], False)
+
+
+def test_a_negative_that_is_found_nowhere_is_named(
+    chunked: Store, settings_for: Callable[..., Settings], tmp_path: Path
+) -> None:
+    line = {"query": "hotel limit", "doc_path": "travel.md", "quote": HOTELS}
+    nowhere = "This text is in none of the documents, however long one looks for it there."
+    written(tmp_path / "pairs.jsonl", line | {"negative": nowhere}, line | {"negative": SABBATICAL})
+    settings = settings_for(curated_pairs="pairs.jsonl")
+    details = resolve_curated_pairs(chunked, settings).details
+    assert details["negatives"] == {"named": 2, "resolved": 1}
+    assert [row["negative"] for row in details["negatives_not_found"]] == [nowhere]
+    check = curated_pairs_resolve(chunked, settings)
+    assert not check.passed
+    assert nowhere in str(check.metadata["negatives_not_found"].value)
+
+
+def test_a_span_must_end_in_its_document(chunked: Store, settings_for: Callable[..., Settings], tmp_path: Path) -> None:
+    length = rows(chunked, "SELECT length(text) AS n FROM documents WHERE doc_path = 'travel.md'")[0]["n"]
+    ends = (length, length + 1, 2**31 - 1)
+    lines = ({"query": str(end), "doc_path": "travel.md", "start": length - 50, "end": end} for end in ends)
+    written(tmp_path / "pairs.jsonl", *lines)
+    details = resolve_curated_pairs(chunked, settings_for(curated_pairs="pairs.jsonl")).details
+    assert details["resolved"] == 1
+    assert {row["reason"] for row in details["unresolved"]} == {
+        f"the span ends after the document ({length} characters)"
+    }
 
 
 @pytest.mark.parametrize(
