@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -10,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from acme_rag_pipeline.documents.doc_paths import plain_doc_path
-from acme_rag_pipeline.llm.text import clean_line
-from acme_rag_pipeline.pairs.curated_formats import VERDICTS, one_line, raw_rows
+from acme_rag_pipeline.llm.text import clean_line, one_line
+from acme_rag_pipeline.pairs.curated_formats import VERDICTS, NotTheFormat, decoded, raw_rows
+from acme_rag_pipeline.pairs.curated_places import span_key
 from acme_rag_pipeline.pairs.prompt import MAX_QUERY_CHARS
 from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store.fingerprints import normalised
@@ -47,15 +49,22 @@ def review_rows(store: Store, origins: Sequence[str] = (), *, dropped_too: bool 
             connection,
             "SELECT p.pair_id, p.query, c.text AS passage, c.doc_path, q.quote, "
             'coalesce(q.start_char, c.start_char) AS start, coalesce(q.end_char, c.end_char) AS "end", '
-            "c.heading_path, c.title, p.origin, p.style, p.method, t.side, t.dropped_because "
+            "c.heading_path, c.title, p.origin, p.style, p.method, t.side, t.dropped_because, d.sha256, "
+            "CASE WHEN q.quote IS NULL THEN array_slice(d.text, q.start_char + 1, q.end_char) END AS of_span "
             "FROM pairs p JOIN chunks c USING (chunk_id) LEFT JOIN training_pairs t USING (pair_id) "
-            "LEFT JOIN (SELECT * FROM curated_pairs QUALIFY row_number() OVER "
+            "LEFT JOIN (SELECT * FROM curated_pairs WHERE status = 'resolved' QUALIFY row_number() OVER "
             "(PARTITION BY query, chunk_id ORDER BY curated_id) = 1) q "
             "ON p.origin = 'curated' AND q.query = p.query AND q.chunk_id = p.chunk_id "
+            "LEFT JOIN documents d ON d.doc_path = q.doc_path "
             "ORDER BY c.doc_path, c.start_char, p.origin, p.query, p.pair_id",
         )
+        seen = dict(connection.execute("SELECT curated_id, sha256 FROM curated_seen").fetchall())
     chosen = []
     for row in rows:
+        of_span, sha256 = row.pop("of_span"), row.pop("sha256")
+        # With its text a reviewed line no longer depends on numbers; an edited document has another text there.
+        if of_span and of_span.strip() and seen.get(span_key(row["doc_path"], row["start"], row["end"])) == sha256:
+            row["quote"] = of_span
         if (origins and row["origin"] not in origins) or (row["dropped_because"] and not dropped_too):
             continue
         heading = heading_line(row.pop("title"), row.pop("heading_path"))
@@ -119,8 +128,9 @@ def import_review(reviewed: Path, settings: Settings, into: Path | None = None) 
 
 def _text_of(path: Path) -> str | None:
     try:
-        return path.read_bytes().decode("utf-8-sig") if path.exists() else None
-    except (OSError, UnicodeDecodeError) as error:
+        # Other line ends stay: a line that is not touched is kept character for character.
+        return re.sub(r"\r(?!\n)", "\n", decoded(path.read_bytes())) if path.exists() else None
+    except (OSError, NotTheFormat) as error:
         raise ReviewUnusable(f"{path} cannot be read: {error}") from error
 
 
@@ -128,7 +138,7 @@ def _judged(reviewed: Path) -> tuple[list[_Line], dict[str, int]]:
     """Lines for the curated pairs, and how many lines have which verdict."""
     counts: Counter[str] = Counter()
     lines: list[_Line] = []
-    said: dict[tuple[str, ...], tuple[int, _Line]] = {}
+    said: dict[tuple[str, str, str], tuple[int, _Line]] = {}
     for number, text in enumerate((_text_of(reviewed) or "").split("\n"), start=1):
         if not text.strip():
             continue
@@ -136,8 +146,7 @@ def _judged(reviewed: Path) -> tuple[list[_Line], dict[str, int]]:
         counts[str(line["verdict"]) if line else "none"] += 1
         if line is None:
             continue
-        passage = normalised(line["quote"]) if line["quote"] else f"{line['start']}-{line['end']}"
-        key = (line.get("replaces") or line["query"], line["doc_path"], passage)
+        key = _key(line, line.get("replaces") or line["query"])
         earlier, same = said.setdefault(key, (number, line))
         if (same["verdict"], same["query"]) != (line["verdict"], line["query"]):
             raise ReviewUnusable(
@@ -145,7 +154,25 @@ def _judged(reviewed: Path) -> tuple[list[_Line], dict[str, int]]:
             )
         if same is line:
             lines.append(line)
+    _no_chains(reviewed.name, said)
     return lines, dict(counts)
+
+
+def _key(line: _Line, query: str) -> tuple[str, str, str]:
+    """A query about a passage."""
+    return query, line["doc_path"], normalised(line["quote"]) if line["quote"] else f"{line['start']}-{line['end']}"
+
+
+def _no_chains(name: str, said: dict[tuple[str, str, str], tuple[int, _Line]]) -> None:
+    """Refuse an edit into a wording that the same file edits further or rejects: the result would depend on the order."""
+    for number, line in said.values():
+        other, target = said.get(_key(line, line["query"]), (number, line))
+        if "replaces" in line and target is not line and target["verdict"] in ("edited", "rejected"):
+            does = "edits" if target["verdict"] == "edited" else "rejects"
+            raise ReviewUnusable(
+                f"{name}: line {number} edits a query into a wording that line {other} {does} for the same passage; "
+                f"write the wording that is meant, or import line {other} on its own first"
+            )
 
 
 def _judged_line(where: str, text: str) -> _Line | None:
@@ -156,6 +183,8 @@ def _judged_line(where: str, text: str) -> _Line | None:
     if not isinstance(row, dict):
         raise ReviewUnusable(f"{where}: not an object")
     verdict = row.get("verdict") or ""
+    if verdict in ("", "accepted", "rejected") and _is_edited(row):
+        raise ReviewUnusable(f"{where}: edited_query is filled in, so verdict must be `edited`; or empty edited_query")
     if verdict == "":
         return None
     if verdict not in VERDICTS:
@@ -174,7 +203,7 @@ def _judged_line(where: str, text: str) -> _Line | None:
             f"{where}: {', '.join(wrong)} missing or of the wrong type; leave what was exported as it is"
         )
     line = {"query": one_line(row["query"]), "doc_path": row["doc_path"], "quote": quote}
-    line |= {"start": span[0]} if quote else {"start": span[0], "end": span[1]}
+    line |= {"start": span[0], "end": span[1]}
     if verdict != "edited":
         return line | {"verdict": verdict}
     edited = clean_line(row["edited_query"]) if isinstance(row.get("edited_query"), str) else ""
@@ -184,6 +213,12 @@ def _judged_line(where: str, text: str) -> _Line | None:
         return line | {"verdict": "accepted"}
     edit = {"query": edited, "verdict": "edited", "replaces": line["query"]}
     return line | edit | {"origin": row.get("origin")}
+
+
+def _is_edited(row: _Line) -> bool:
+    said = (row.get(name) for name in ("edited_query", "query"))
+    edited, query = (one_line(text) if isinstance(text, str) else text for text in said)
+    return bool(edited) and edited != query
 
 
 @dataclass
@@ -197,6 +232,9 @@ class _CuratedFile:
     @classmethod
     def of(cls, text: str | None, seed: Path | None) -> _CuratedFile:
         file = cls()
+        # Other lines of JSON Lines, comments for instance, are carried over as they are.
+        if text is None and seed is not None and seed.suffix.lower() not in (".csv", ".json"):
+            text = _text_of(seed)
         if text is not None:
             for line in text.removesuffix("\n").split("\n") if text else []:
                 file._append(line, _pair(line))
@@ -213,7 +251,7 @@ class _CuratedFile:
     def take(self, judged: _Line) -> None:
         """Put in a judged pair: in place of the line about it, or at the end.
 
-        `origin` says whether a generator wrote what was edited, and is not written.
+        `origin` says whether a generator wrote what was edited, and is not written; nor is `end` beside a quote.
         """
         there = self._about(judged, judged["query"])
         generated = judged.pop("origin", None) != "curated"
@@ -229,7 +267,8 @@ class _CuratedFile:
         if not there or (
             generated and "replaces" in judged and not self._about(judged, judged["replaces"], "replaces")
         ):
-            self._append(_json(judged), judged)
+            written = {name: value for name, value in judged.items() if name != "end" or judged["quote"] is None}
+            self._append(_json(written), written)
 
     def text(self) -> str:
         return "".join(f"{line}\n" for line in self.lines)
@@ -239,9 +278,11 @@ class _CuratedFile:
         rejected = judged["verdict"] == "rejected"
         replaced = row.get("replaces") or judged.get("replaces")
         same = one_line(row["query"]) == judged["query"] and (row.get("verdict") == "rejected") == rejected
-        if same and replaced == row.get("replaces"):
+        # With the text of its span a line is found again after the document is edited.
+        quoted = {"quote": judged["quote"]} if judged["quote"] is not None and not row.get("quote") else {}
+        if same and replaced == row.get("replaces") and not quoted:
             return  # a person's pair that is accepted, or rejected again: nothing new
-        wanted = row | {"query": judged["query"], "verdict": judged["verdict"]}
+        wanted = row | quoted | {"query": judged["query"], "verdict": judged["verdict"]}
         if replaced:
             # The first wording is the generator's, which has to stay out; later ones are people's.
             wanted["replaces"] = replaced
@@ -272,11 +313,11 @@ def _same_passage(row: _Line, judged: _Line) -> bool:
     doc_path = row.get("doc_path")
     if doc_path and not (isinstance(doc_path, str) and plain_doc_path(doc_path) == plain_doc_path(judged["doc_path"])):
         return False
-    if judged["quote"] is None:
-        # A CSV's numbers are texts.
-        return not row.get("quote") and [str(row.get(n)) for n in _SPAN] == [str(judged[n]) for n in _SPAN]
     quote = row.get("quote")
-    return isinstance(quote, str) and normalised(quote) == normalised(judged["quote"])
+    if quote and judged["quote"] is not None:
+        return isinstance(quote, str) and normalised(quote) == normalised(judged["quote"])
+    # A line without a quote, or one that got the text of its span since it was exported. A CSV's numbers are texts.
+    return [str(row.get(n)) for n in _SPAN] == [str(judged[n]) for n in _SPAN]
 
 
 def _pair(line: str) -> _Line | None:

@@ -11,7 +11,11 @@ import pytest
 from click.testing import CliRunner, Result
 
 from acme_rag_pipeline import cli
+from acme_rag_pipeline.chunking.chunks import split_documents
+from acme_rag_pipeline.documents.ingest import ingest_documents
+from acme_rag_pipeline.pairs.curated import resolve_curated_pairs
 from acme_rag_pipeline.pairs.review import ReviewUnusable, import_review, review_rows
+from acme_rag_pipeline.pairs.synthetic import write_pairs
 from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.warehouse import records
@@ -31,6 +35,9 @@ ROW: dict[str, Any] = {
     "verdict": "",
     "edited_query": "",
 }
+
+EDIT = ROW | {"verdict": "edited", "edited_query": "new wording"}
+SECOND = ROW | {"query": "new wording"}
 
 
 def lines_of(path: Path) -> list[dict[str, Any]]:
@@ -179,6 +186,13 @@ def test_an_edit_into_a_wording_that_is_there_already_keeps_the_old_one_out(tmp_
         ([ROW | {"verdict": "edited"}], "line 1: `edited` needs edited_query"),
         ([ROW | {"verdict": "accepted", "start": None}], "start and end"),
         ([ROW | {"verdict": "accepted"}, ROW | {"verdict": "rejected"}], "lines 1 and 2 judge"),
+        ([ROW | {"verdict": "accepted", "edited_query": "new wording"}], "line 1: edited_query is filled in"),
+        ([ROW | {"verdict": "rejected", "edited_query": "new wording"}], "line 1: edited_query is filled in"),
+        ([ROW | {"edited_query": "new wording"}], "line 1: edited_query is filled in"),
+        ([EDIT, SECOND | {"verdict": "edited", "edited_query": "third wording"}], "line 1 edits .* line 2 edits"),
+        ([SECOND | {"verdict": "edited", "edited_query": "third wording"}, EDIT], "line 2 edits .* line 1 edits"),
+        ([EDIT, SECOND | {"verdict": "rejected"}], "line 1 edits .* line 2 rejects"),
+        ([SECOND | {"verdict": "rejected"}, EDIT], "line 2 edits .* line 1 rejects"),
     ],
 )
 def test_an_unusable_review_changes_nothing(
@@ -215,3 +229,114 @@ def test_a_span_of_a_csv_can_be_rejected(tmp_path: Path, settings_for: Any) -> N
     reviewed = write(tmp_path / "r.jsonl", row | {"origin": "curated", "verdict": "rejected"})
     done = import_review(reviewed, settings_for(curated_pairs="mine.csv"), tmp_path / "new.jsonl")
     assert [line["verdict"] for line in lines_of(done.file)] == ["rejected"]
+
+
+def test_a_wording_that_is_repeated_is_no_edit_and_an_edit_may_meet_what_is_accepted(
+    tmp_path: Path, settings_for: Any
+) -> None:
+    rows = [EDIT, SECOND | {"verdict": "accepted", "edited_query": "new  wording"}]
+    taken = []
+    for name, order in (("a.jsonl", rows), ("b.jsonl", rows[::-1])):
+        import_review(write(tmp_path / "r.jsonl", *order), settings_for(), tmp_path / name)
+        taken.append([(row["query"], row["verdict"], row["replaces"]) for row in lines_of(tmp_path / name)])
+    assert taken == [[("new wording", "edited", "old wording")]] * 2
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_a_file_is_merged_into_as_it_was_read(tmp_path: Path, settings_for: Any, encoding: str, end: str) -> None:
+    lines = [json.dumps({"query": query, "doc_path": "a.md", "quote": ROW["passage"]}) for query in ("Öl?", "mine")]
+    (tmp_path / "curated.jsonl").write_bytes("".join(line + end for line in lines).encode(encoding))
+    reviewed = write(tmp_path / "r.jsonl", ROW | {"query": "mine", "verdict": "rejected"})
+    import_review(reviewed, settings_for(curated_pairs="curated.jsonl"))
+    found = [(row["query"], row.get("verdict")) for row in lines_of(tmp_path / "curated.jsonl")]
+    assert found == [("Öl?", None), ("mine", "rejected")]
+
+
+def test_what_is_no_pair_is_carried_over_into_a_new_file(tmp_path: Path, settings_for: Any) -> None:
+    mine = '# what Ann asked\n{"query": "mine", "doc_path": "a.md", "quote": "The passage"}\n{"query": "broken\n'
+    (tmp_path / "mine.jsonl").write_text(mine)
+    reviewed = write(tmp_path / "r.jsonl", ROW | {"verdict": "accepted"})
+    done = import_review(reviewed, settings_for(curated_pairs="mine.jsonl"), tmp_path / "new.jsonl")
+    assert done.file.read_text().startswith(mine)
+    assert json.loads(done.file.read_text().removeprefix(mine))["query"] == "old wording"
+
+
+def test_an_edited_span_stays_with_its_passage(
+    chunked: Store, documents: Path, settings_for: Callable[..., Settings], tmp_path: Path
+) -> None:
+    path = documents / "travel.md"
+    passage = "Hotels in Rotterdam may cost 165 euros a night"
+
+    def changed(text: str) -> None:
+        path.write_text(text, encoding="utf-8")
+        for stage in (ingest_documents, split_documents, resolve_curated_pairs, write_pairs):
+            stage(chunked, settings)
+
+    # DuckDB and Python must count the same characters.
+    text = "👩‍🚀 e\u0301\n\n" + path.read_text(encoding="utf-8")
+    start = text.index(passage)
+    span = {"query": "hotel limit", "doc_path": "travel.md", "start": start, "end": start + len(passage)}
+    curated = write(tmp_path / "curated.jsonl", span)
+    settings = settings_for(curated_pairs="curated.jsonl", generator="offline")
+    changed(text)
+    (row,) = review_rows(chunked, ["curated"])
+    assert (row["quote"], row["start"], row["end"]) == (passage, span["start"], span["end"])
+    reviewed = write(tmp_path / "r.jsonl", row | {"verdict": "edited", "edited_query": "What may a hotel cost?"})
+    changed("Read all of this before you leave. " * 40 + "\n\n" + text)
+    # What was exported holds for the passage, the numbers only for the document of then.
+    assert import_review(reviewed, settings).changed
+    assert lines_of(curated) == [
+        span | {"query": "What may a hotel cost?", "verdict": "edited", "replaces": "hotel limit", "quote": passage}
+    ]
+    assert not import_review(reviewed, settings).changed
+    resolve_curated_pairs(chunked, settings)
+    with chunked.warehouse.read() as connection:
+        (found,) = records(connection, "SELECT status, text FROM curated_pairs LEFT JOIN chunks USING (chunk_id)")
+    assert found["status"] == "resolved"
+    assert passage in found["text"]
+
+
+def test_a_review_of_an_earlier_version_finds_a_line_that_has_its_text_by_now(
+    tmp_path: Path, settings_for: Any
+) -> None:
+    span = {"query": "old wording", "doc_path": "a.md", "start": 3, "end": 40}
+    curated = write(tmp_path / "curated.jsonl", span)
+    settings = settings_for(curated_pairs="curated.jsonl")
+    new = ROW | {"origin": "curated", "quote": ROW["passage"], "verdict": "accepted"}
+    assert import_review(write(tmp_path / "r.jsonl", new), settings).changed
+    assert lines_of(curated) == [span | {"quote": ROW["passage"], "verdict": "accepted"}]
+    import_review(write(tmp_path / "r.jsonl", new | {"quote": None, "verdict": "rejected"}), settings)
+    assert [line["verdict"] for line in lines_of(curated)] == ["rejected"]
+
+
+def test_a_pair_on_two_lines_is_rejected_with_both(
+    chunked: Store, settings_for: Callable[..., Settings], tmp_path: Path
+) -> None:
+    line = {"query": "hotel limit", "doc_path": "travel.md"}
+    quotes = ("Hotels in Rotterdam may cost 165 euros", "Breakfast is included in that limit")
+    write(tmp_path / "curated.jsonl", *(line | {"quote": quote} for quote in quotes))
+    settings = settings_for(curated_pairs="curated.jsonl", generator="offline")
+    resolve_curated_pairs(chunked, settings)
+    write_pairs(chunked, settings)
+    (row,) = review_rows(chunked, ["curated"])
+    import_review(write(tmp_path / "r.jsonl", row | {"verdict": "rejected"}), settings)
+    resolve_curated_pairs(chunked, settings)
+    assert review_rows(chunked, ["curated"]) == []
+
+
+def test_a_rejected_wording_whose_passage_is_gone_stays_out_of_its_document(
+    run_all: Run, store: Store, tmp_path: Path
+) -> None:
+    run_all(generator="offline", curated_pairs="none")
+    with store.warehouse.read() as connection:
+        query = "SELECT query, doc_path FROM training_pairs JOIN chunks USING (chunk_id) ORDER BY pair_id LIMIT 1"
+        (pair,) = records(connection, query)
+    gone = {"quote": "The cafeteria closes at three o'clock on Fridays, and nobody knows why.", "verdict": "rejected"}
+    elsewhere = {"query": pair["query"], "doc_path": "gone.md"}
+    write(tmp_path / "curated.jsonl", elsewhere | gone)
+    run_all(generator="offline", curated_pairs="curated.jsonl")
+    assert kept_queries(store)[pair["query"]] != "rejected in review"
+    write(tmp_path / "curated.jsonl", pair | {"query": pair["query"].upper()} | gone)
+    run_all(generator="offline", curated_pairs="curated.jsonl")
+    assert kept_queries(store)[pair["query"]] == "rejected in review"
