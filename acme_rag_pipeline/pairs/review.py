@@ -164,7 +164,7 @@ def _key(line: _Line, query: str) -> tuple[str, str, str]:
 
 
 def _no_chains(name: str, said: dict[tuple[str, str, str], tuple[int, _Line]]) -> None:
-    """Refuse an edit into a wording that the same file edits further or rejects: the result would depend on the order."""
+    """Refuse an edit into a wording that the same file edits further or rejects: the result depended on the order."""
     for number, line in said.values():
         other, target = said.get(_key(line, line["query"]), (number, line))
         if "replaces" in line and target is not line and target["verdict"] in ("edited", "rejected"):

@@ -98,7 +98,7 @@ class QuotableText:
         return match.dest_start, match.dest_end
 
     def _find_pieces(self, quote: str, length: int, near: int) -> list[tuple[int, int]]:
-        """The short stretches that hold most of the quote's sentences word for word, if that is enough; nearest first."""
+        """The stretches that hold most of the quote's sentences word for word, if that is enough; nearest first."""
         if length < _SHORTEST_IN_PIECES:
             return []
         wanted = Counter(piece for piece in map(_folded, _PIECE_END.split(quote)) if len(piece) >= _SHORTEST_PIECE)
