@@ -17,7 +17,7 @@ from acme_rag_pipeline.orchestration.presentation import metadata_of
 from acme_rag_pipeline.settings import Settings, SettingsError
 from acme_rag_pipeline.store.layout import Store, StoreBusy, StoreUnusable
 from acme_rag_pipeline.store.models import ModelDamaged
-from acme_rag_pipeline.store.promotion import NothingPromoted
+from acme_rag_pipeline.store.promotion import NothingPromoted, PointerDamaged
 from acme_rag_pipeline.store.stages import StageResult, UpstreamMissing
 from acme_rag_pipeline.store.warehouse import WarehouseBusy, WarehouseUnusable
 
@@ -31,6 +31,7 @@ USER_ERRORS = (
     WarehouseUnusable,
     UpstreamMissing,
     NothingPromoted,
+    PointerDamaged,
     ModelDamaged,
 )
 Stage = Callable[[Store, Settings], StageResult]

@@ -108,7 +108,9 @@ def sentences_wanted(store: Store, settings: Settings, fusion: Mapping[str, Any]
     if fusion is None:
         try:
             fusion = read_pointer(store.pointer).fusion
-        except (NothingPromoted, PointerDamaged):
+            judged_fusion(fusion or {})
+        except (NothingPromoted, PointerDamaged, TypeError, ValueError):
+            # `served_index`, which writes the pointer anew, runs after this.
             fusion = None
     return settings.retrieval.sentence_weight > 0 or bool(fusion and judged_fusion(fusion).sentence_weight > 0)
 

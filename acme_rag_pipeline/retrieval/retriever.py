@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 import numpy as np
+from pydantic import ValidationError
 
 from acme_rag_pipeline.embedding.encoder import Encoder
 from acme_rag_pipeline.retrieval.fusion import fuse, judged_fusion
@@ -17,7 +18,7 @@ from acme_rag_pipeline.retrieval.sentences import best_sentence, with_best_sente
 from acme_rag_pipeline.setting_groups import RetrievalSettings
 from acme_rag_pipeline.store import vectors
 from acme_rag_pipeline.store.layout import Store
-from acme_rag_pipeline.store.promotion import NothingPromoted, PointerDamaged, Promoted, read_pointer
+from acme_rag_pipeline.store.promotion import NothingPromoted, PointerDamaged, Promoted, in_words, read_pointer
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -91,6 +92,7 @@ class Retriever:
 
         Raises:
             NothingPromoted: nothing has been served from this store yet.
+            PointerDamaged: `promoted.json` cannot be used.
         """
         opened = Store(Path(store))
         read_pointer(opened.pointer)
@@ -106,7 +108,8 @@ class Retriever:
 
         Raises:
             UnknownRetriever: another name.
-            ArmMissing: the arm has no index yet.
+            ArmMissing: the arm has no index yet, or no longer.
+            NothingPromoted, PointerDamaged: as for `open`; or the table or the version that the pointer names is gone.
         """
         return self.search_many([query], k, retriever)[0]
 
@@ -177,7 +180,10 @@ class Retriever:
             if entry is None:
                 raise ArmMissing(f"this store has no `{name}` index yet: materialise it first (`make materialize`)")
             db = vectors.connect(self._store.lancedb)
-            table = vectors.open_table(db, entry["table"], entry.get("lance_version"))
+            try:
+                table = vectors.open_table(db, entry["table"], entry.get("lance_version"))
+            except vectors.VersionGone as error:
+                raise ArmMissing(f"{error}: materialise `{name}_index` again") from error
             if table is None:
                 raise ArmMissing(f"table {entry['table']} is missing: materialise `{name}_index` again")
             encoder = self._encoder(entry["model_digest"], entry["model_dir"])
@@ -187,7 +193,13 @@ class Retriever:
         promoted = read_pointer(self._store.pointer)
         if self._promoted is not None and self._promoted[0] == promoted:
             return self._promoted[1]
-        table = vectors.open_table(vectors.connect(self._store.lancedb), promoted.table, promoted.lance_version)
+        db = vectors.connect(self._store.lancedb)
+        try:
+            table = vectors.open_table(db, promoted.table, promoted.lance_version)
+        except vectors.VersionGone as error:
+            raise PointerDamaged(
+                f"{self._store.pointer}: {error}: materialise `served_index` to write it anew"
+            ) from error
         if table is None:
             raise NothingPromoted(f"table {promoted.table} is missing: materialise `served_index` to build it again")
         encoder = self._encoder(promoted.model_digest, promoted.model_dir)
@@ -212,9 +224,9 @@ def _pinned(promoted: Promoted) -> RetrievalSettings | None:
     """How the promoted recipe joins its rankings; None in pointers of an earlier version."""
     try:
         return judged_fusion(promoted.fusion) if promoted.fusion else None
-    except (TypeError, ValueError) as error:
+    except ValidationError as error:
         raise PointerDamaged(
-            f"promoted.json: fusion is not usable: materialise `served_index` again ({error})"
+            f"promoted.json: fusion is not usable ({in_words(error)}): materialise `served_index` to write it anew"
         ) from error
 
 

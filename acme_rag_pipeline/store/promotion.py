@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, TypeAdapter, ValidationError
 
 from acme_rag_pipeline.store.layout import write_atomically
+from acme_rag_pipeline.store.passages import PassagePrefix
 
 Recipe = Literal["dense", "hybrid"]
 
@@ -17,7 +21,7 @@ class NothingPromoted(RuntimeError):
 
 
 class PointerDamaged(RuntimeError):
-    """`promoted.json` exists but cannot be read."""
+    """`promoted.json` exists but cannot be used: damaged, of another version, or naming what is no longer there."""
 
 
 @dataclass(frozen=True)
@@ -30,32 +34,48 @@ class Promoted:
     model_digest: str
     model_dir: str
     table: str
-    lance_version: int
+    lance_version: Annotated[int, Field(ge=0, lt=2**64)]
     recipe: Recipe
     decided_at: str
     reason: str
-    passage_prefix: str = "none"
+    passage_prefix: PassagePrefix = "none"
     fusion: dict[str, Any] | None = None
 
 
 def read_pointer(path: Path) -> Promoted:
-    """Read `promoted.json`.
+    """Read `promoted.json`. Fields that only a later version knows are passed over.
 
     Raises:
         NothingPromoted: there is none; the message says how to get one.
-        PointerDamaged: it is not what this version writes.
+        PointerDamaged: it cannot be read, or a field has no value that this version can use.
     """
     try:
-        content = path.read_text(encoding="utf-8")
+        content = path.read_bytes()
     except FileNotFoundError:
         raise NothingPromoted(
             f"nothing is served yet from {path.parent}: run `make materialize` (or materialise the `refresh` job) first"
         ) from None
+    except OSError as error:
+        raise PointerDamaged(
+            f"{path} cannot be read ({error.strerror}): make it readable, or take it away and materialise `served_index`"
+        ) from error
     try:
-        known = json.loads(content)
-        return Promoted(**{name: known[name] for name in Promoted.__dataclass_fields__ if name in known})
-    except (ValueError, TypeError) as error:
-        raise PointerDamaged(f"{path} is damaged ({error}): materialise `served_index` to write it anew") from error
+        return _promoted().validate_json(content, strict=True)
+    except ValidationError as error:
+        raise PointerDamaged(
+            f"{path} is damaged or of another version ({in_words(error)}): materialise `served_index` to write it anew"
+        ) from error
+
+
+@functools.cache
+def _promoted() -> TypeAdapter[Promoted]:
+    return TypeAdapter(Promoted)
+
+
+def in_words(error: ValidationError) -> str:
+    """What is wrong with which field, on one line."""
+    found = ((".".join(map(str, problem["loc"])), problem["msg"]) for problem in error.errors(include_url=False))
+    return "; ".join(f"{name}: {said}" if name else said for name, said in found)
 
 
 def write_pointer(path: Path, promoted: Promoted) -> bool:

@@ -39,6 +39,10 @@ _STRUCT = pa.struct(
 )
 
 
+class VersionGone(RuntimeError):
+    """The table no longer has that version."""
+
+
 @dataclass(frozen=True)
 class Reconciled:
     """What one reconciliation did to a table.
@@ -97,13 +101,22 @@ def names(db: DBConnection) -> list[str]:
 
 
 def open_table(db: DBConnection, name: str, version: int | None = None) -> Table | None:
-    """A table, pinned to a version where one is given; None if there is no such table."""
+    """A table, pinned to a version where one is given; None if there is no such table.
+
+    Raises:
+        VersionGone: it has no such version, never had or no longer.
+    """
     try:
         table = db.open_table(name)
     except (ValueError, FileNotFoundError):
         return None
     if version is not None:
-        table.checkout(version)
+        try:
+            table.checkout(version)
+        except ValueError as error:
+            if "no longer exists" not in str(error):
+                raise
+            raise VersionGone(f"table {name} has no version {version}") from error
     return table
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
+from acme_rag_pipeline.cli import main
 from acme_rag_pipeline.retrieval import Retriever, index
 from acme_rag_pipeline.serving import decisions
 from acme_rag_pipeline.settings import Settings
@@ -82,3 +86,26 @@ def test_a_promoted_model_that_lost_a_file_is_said_and_deleted_text_leaves_all_t
     assert all(result.unchanged for result in oracle.run(store, settings, oracle.REFRESH).values())
     found = {hit.doc_path for hit in Retriever.open(store.root).search(QUERY, k=100)}
     assert found == {"hr/leave.md", "remote.txt"}
+
+
+@pytest.mark.parametrize(
+    "changed", [None, {"recipe": "colbert"}, {"lance_version": 999}, {"table": 5}, {"fusion": {"weights": 1}}]
+)
+def test_a_pointer_that_cannot_be_used_is_one_line_and_the_next_run_writes_it_anew(
+    store: Store, documents: Path, settings_for: Callable[..., Settings], changed: dict[str, Any] | None
+) -> None:
+    settings = settings_for()
+    oracle.run(store, settings, oracle.REFRESH)
+    before = store.pointer.read_bytes()
+    store.pointer.write_bytes(
+        b"\xff" + before if changed is None else json.dumps(json.loads(before) | changed).encode()
+    )
+    for command in (["search", QUERY], ["status"]):
+        called = CliRunner().invoke(main, ["--store", str(store.root), "--documents", str(documents), *command])
+        assert called.exception is None or isinstance(called.exception, SystemExit), command
+        if command[0] == "search":
+            assert (called.exit_code, called.output.count("\n")) == (1, 1)
+            assert "promoted.json" in called.output
+            assert "materialise `served_index`" in called.output
+    oracle.run(store, settings, oracle.REFRESH)
+    assert store.pointer.read_bytes() == before
