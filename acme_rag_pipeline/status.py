@@ -7,6 +7,7 @@ from typing import Any
 
 from acme_rag_pipeline.documents.source import DocumentsFolderError
 from acme_rag_pipeline.documents.state import folder_state
+from acme_rag_pipeline.serving.serve import last_decision_is_served
 from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.promotion import NothingPromoted, PointerDamaged, read_pointer
@@ -47,11 +48,13 @@ def store_status(store: Store, settings: Settings) -> dict[str, Any]:
                 "SELECT decided_at, verdict, recipe, model_digest, reason FROM promotions ORDER BY decision DESC LIMIT 5",
             )
         change = change_since_training(store)
+        known["last_decision_served"] = last_decision_is_served(store)
     except WarehouseBusy as error:
         return known | {"busy": str(error)}
     details = {row["stage"]: json.loads(row["summary"])["details"] for row in stages}
     try:
-        known["up_to_date"] = folder_state(settings) == details.get("served_index", {}).get("sources")
+        same_documents = folder_state(settings) == details.get("served_index", {}).get("sources")
+        known["up_to_date"] = same_documents and known["last_decision_served"]
     except DocumentsFolderError as error:
         known |= {"up_to_date": False, "note": str(error)}
     return known | {

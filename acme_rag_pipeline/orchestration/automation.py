@@ -13,6 +13,7 @@ from acme_rag_pipeline.evaluation.contest import candidate_undecided
 from acme_rag_pipeline.orchestration.dead_runs import fail_dead_runs
 from acme_rag_pipeline.orchestration.resources import Pipeline, plain_failures
 from acme_rag_pipeline.pairs import curated
+from acme_rag_pipeline.serving.serve import last_decision_is_served
 from acme_rag_pipeline.settings import Settings, SettingsError
 from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.stages import stored_detail
@@ -202,4 +203,5 @@ def _given(pipeline: Pipeline) -> dict[str, Any]:
 
 
 def _served_state(store: Store) -> str | None:
-    return stored_detail(store.warehouse, "served_index", "sources")
+    """The documents that readers search; None too where they do not get the retriever that was decided on last."""
+    return stored_detail(store.warehouse, "served_index", "sources") if last_decision_is_served(store) else None

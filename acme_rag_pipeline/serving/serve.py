@@ -92,6 +92,9 @@ def _serve(
 def rollback(store: Store, settings: Settings, to: str | None = None) -> decisions.Decision:
     """Go back to an earlier promotion: decided and recorded like any other, its index reconciled before the pointer.
 
+    A rollback that ended between the decision and the pointer is brought to its end by the same call, which then goes no
+    further.
+
     Args:
         store, settings: as everywhere.
         to: digest (or its beginning) of the model; default the one before today's. Of a model that was gone back from
@@ -106,6 +109,11 @@ def rollback(store: Store, settings: Settings, to: str | None = None) -> decisio
             raise NoSuchPromotion("nothing has been promoted from this store yet")
         index.install_base(store, settings)  # a damaged base is copied anew
         current = past[-1]
+        asked_for = to is None or (to != "" and current.model_digest.startswith(to))
+        interrupted = current.verdict == decisions.ROLLED_BACK and not last_decision_is_served(store)
+        if interrupted and asked_for and _is_whole(store, current.model_digest):
+            serve(store, settings)
+            return current
         if to is None:
             serving = decisions.line_of_promotions(past)[:-1]
         else:
@@ -134,6 +142,19 @@ def rollback(store: Store, settings: Settings, to: str | None = None) -> decisio
         )
         serve(store, settings)
     return decision
+
+
+def last_decision_is_served(store: Store) -> bool:
+    """Whether the pointer names what was decided last. Of a store without any decision nothing else is expected."""
+    past = decisions.decisions(store)
+    if not past:
+        return True
+    try:
+        named = read_pointer(store.pointer)
+    except (NothingPromoted, PointerDamaged):
+        return False
+    retriever = decisions.retriever_of(named.model_digest, named.recipe, named.fusion)
+    return (retriever, named.passage_prefix) == (past[-1].retriever, past[-1].passage_prefix)
 
 
 def _is_whole(store: Store, digest: str) -> bool:

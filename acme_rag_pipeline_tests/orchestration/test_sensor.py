@@ -15,9 +15,11 @@ from acme_rag_pipeline.evaluation.golden import resolve_golden_queries
 from acme_rag_pipeline.orchestration import automation
 from acme_rag_pipeline.orchestration.automation import documents_changed, nightly_retrain
 from acme_rag_pipeline.orchestration.resources import Pipeline
+from acme_rag_pipeline.serving import decisions, serve
 from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.stages import StageResult, record
+from acme_rag_pipeline_tests.increments.oracle import REFRESH
 
 
 class Watch:
@@ -199,3 +201,18 @@ def test_the_schedule_retrains_for_changed_documents_and_for_what_people_judged(
     ingest_documents(store, settings)
     split_documents(store, settings)
     assert answer() == "run"
+
+
+def test_a_decision_that_is_not_served_yet_is_behind(watch: Watch) -> None:
+    settings: Settings = watch.pipeline.settings()
+    store = Store(settings.store)
+    for stage in REFRESH:
+        stage(store, settings)
+    assert "up to date" in watch.tick()
+    served = decisions.champion(store, settings)
+    decisions.append(
+        store, encoder=served.encoder, recipe="hybrid", fusion={"rrf_k": 9}, verdict="promoted", reason="by hand"
+    )
+    assert [watch.tick(), watch.tick()][-1] == "run"
+    serve.serve(store, settings)
+    assert "up to date" in watch.tick()

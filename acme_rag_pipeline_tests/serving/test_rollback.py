@@ -86,3 +86,47 @@ def test_a_search_with_a_damaged_model_says_what_to_do(store: Store, settings: S
     assert (called.exit_code, called.exception.__class__) == (1, SystemExit)
     assert "cannot be opened" in called.output
     assert "acme-rag rollback" in called.output
+
+
+def rolled_back_and_killed(
+    store: Store, settings: Settings, monkeypatch: pytest.MonkeyPatch, to: str | None = None
+) -> None:
+    """A rollback that ends between its decision and the pointer."""
+    with monkeypatch.context() as killed:
+        killed.setattr(serve, "serve", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            serve.rollback(store, settings, to)
+
+
+def status_of(store: Store, settings: Settings) -> str:
+    options = ["--store", str(store.root), "--documents", str(settings.documents)]
+    return CliRunner().invoke(main, [*options, "status"]).output
+
+
+def test_an_interrupted_rollback_is_finished_by_the_same_command_and_goes_no_further(
+    store: Store, settings: Settings, promoted: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, first, second = promoted
+    assert "up to date" in status_of(store, settings)
+    for to in (None, first[:8]):
+        rolled_back_and_killed(store, settings, monkeypatch, to)
+        assert read_pointer(store.pointer).model_digest == second
+        assert "not yet what was decided last: run `refresh`" in status_of(store, settings)
+        before = decisions.decisions(store)
+        assert serve.rollback(store, settings, to) == before[-1]
+        assert read_pointer(store.pointer).model_digest == first
+        assert decisions.decisions(store) == before
+        assert "up to date" in status_of(store, settings)
+        serve.rollback(store, settings, second)
+    rolled_back_and_killed(store, settings, monkeypatch)
+    (models.model_folder(store, first) / "model.safetensors").unlink()
+    assert serve.rollback(store, settings).model_digest == base, "what cannot be finished is gone back from"
+
+
+def test_a_rollback_serves_what_it_decides_whatever_the_pointer_was(
+    store: Store, settings: Settings, promoted: list[str]
+) -> None:
+    store.pointer.write_bytes(b"\xff\xfe")
+    assert serve.rollback(store, settings).model_digest == read_pointer(store.pointer).model_digest == promoted[1]
+    store.pointer.write_bytes(b"\xff\xfe")
+    assert serve.rollback(store, settings).model_digest == read_pointer(store.pointer).model_digest == promoted[1]
