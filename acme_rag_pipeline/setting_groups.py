@@ -11,7 +11,7 @@ NONE = "none"
 class Group(BaseModel):
     """A frozen group of tuning knobs; its dump is part of the fingerprint of the stage that uses it."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class ChunkingSettings(Group):
@@ -84,7 +84,7 @@ class TrainingSettings(Group):
     learning_rate: float | None = Field(default=None, gt=0, lt=1, description="Default: 5e-5, with lora 5e-4.")
     lora_rank: int = Field(default=16, ge=1, le=256)
     warmup_share: float = Field(default=0.1, ge=0, lt=1)
-    scale: float = Field(default=50.0, gt=0, description="Inverse temperature of the softmax over cosines.")
+    scale: float = Field(default=50.0, gt=0, le=1000, description="Inverse temperature of the softmax over cosines.")
     guide_margin: float = Field(
         default=0.95,
         gt=0,

@@ -19,6 +19,7 @@ import numpy as np
 
 from acme_rag_pipeline.embedding.encoder import autocast
 from acme_rag_pipeline.setting_groups import TrainingSettings
+from acme_rag_pipeline.settings import SettingsError
 from acme_rag_pipeline.training import lora
 from acme_rag_pipeline.training.batches import epoch_batches
 from acme_rag_pipeline.training.checkpoint import Best, Curve, resume, save_checkpoint, trained_weights
@@ -115,7 +116,8 @@ def finetune(
         The tuned model (in eval mode, a plain one again after LoRA) and the curve.
 
     Raises:
-        SettingsError: strategy `lora` without the package that it needs, or more frozen layers than the model has.
+        SettingsError: strategy `lora` without the package that it needs, more frozen layers than the model has, or a loss
+            that is no number any more, before it reaches a weight.
     """
     import torch
 
@@ -153,13 +155,18 @@ def finetune(
                 continue
             loss = work.loss(batch)
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            value = float(loss.detach())
+            if not (math.isfinite(value) and math.isfinite(float(norm))):
+                raise SettingsError(
+                    f"training broke down at step {step} of {steps}: the loss is {value:g}, its gradient {float(norm):g}. "
+                    "Lower ACME_RAG_TRAINING__LEARNING_RATE or ACME_RAG_TRAINING__SCALE; no model was put in place"
+                )
             optimizer.step()
             scheduler.step()
             optimizer.zero_grad(set_to_none=True)
             pairs_seen += len(batch)
             now = time.monotonic()
-            value = float(loss.detach())
             curve.steps.append({"step": step, "epoch": step / steps * epochs, "loss": value})
             if now - last_log > LOG_SECONDS:
                 last_log = now

@@ -39,6 +39,7 @@ def train(
     scores: Sequence[float] = (),
     frozen: int = 0,
     whitening: float = 0.0,
+    scale: float = 50.0,
     before_validation: Callable[[], None] = lambda: None,
 ) -> Trained:
     """Train the base model on a few made-up rules.
@@ -49,7 +50,7 @@ def train(
         end_after: epoch to end with; None is the last.
         scores: what validation says after each epoch, nothing after the last of them.
         frozen: lower layers that do not train.
-        whitening: see `TrainingSettings`.
+        whitening, scale: see `TrainingSettings`.
         before_validation: called when a validation begins.
     """
     passages = [f"Rule {i}: a colleague in team {i % 7} asks for form {i * 13} in week {i % 50}." for i in range(PAIRS)]
@@ -57,7 +58,7 @@ def train(
     rows = finetune.TrainingRows(queries, range(PAIRS), passages, [str(i) for i in range(PAIRS)], [[] for _ in queries])
     settings = TrainingSettings(
         epochs=epochs, batch_size=BATCH, precision="fp32", frozen_layers=frozen, whitening=whitening
-    )
+    ).model_copy(update={"scale": scale})
     left = list(scores)
 
     def validate(_: object) -> float | None:

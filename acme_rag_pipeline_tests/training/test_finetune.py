@@ -10,6 +10,7 @@ import pytest
 from acme_rag_pipeline.embedding.base_model import resolve_base_model
 from acme_rag_pipeline.embedding.encoder import load_model
 from acme_rag_pipeline.setting_groups import TrainingSettings
+from acme_rag_pipeline.settings import SettingsError
 from acme_rag_pipeline.training import finetune
 from acme_rag_pipeline_tests.training.killable import KILLED_ITSELF, STEPS_AN_EPOCH, Training, train
 
@@ -77,3 +78,11 @@ def test_passages_of_one_wording_are_no_negatives_of_each_other() -> None:
     together = loss(apart, shared)
     assert together == pytest.approx(loss(["0", "0", *apart[2:]], None), rel=1e-6)
     assert together != pytest.approx(loss(apart, None), rel=1e-3)
+
+
+@pytest.mark.parametrize("scale", [float("inf"), 1e38])
+def test_a_loss_that_is_no_number_ends_the_training_before_it_reaches_a_weight(tmp_path: Path, scale: float) -> None:
+    with pytest.raises(SettingsError, match=r"at step 1 of 6: .*Lower ACME_RAG_TRAINING__LEARNING_RATE") as raised:
+        train(tmp_path / "a.pt", epochs=1, scale=scale)
+    assert "\n" not in str(raised.value)
+    assert not list(tmp_path.iterdir())
