@@ -126,8 +126,11 @@ def search(
             json.dumps({"query_id": query_id, "hits": [hit.as_dict() for hit in hits]}, ensure_ascii=False)
             for (query_id, _), hits in zip(asked, found, strict=True)
         )
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+        try:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            out.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+        except OSError as error:
+            raise click.ClickException(f"--out: cannot write {out}: {error.strerror}") from None
         click.echo(f"{len(asked)} queries, retriever {retriever}: {out}", err=True)
         return
     hits = opened.search(text or "", k, retriever)
@@ -302,14 +305,23 @@ def _retriever(context: click.Context) -> Retriever:
 
 
 def _queries(path: Path) -> Iterable[tuple[str, str]]:
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), start=1):
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        raise click.UsageError(f"--queries: {path} is not UTF-8 (byte {error.start})") from None
+    except OSError as error:
+        raise click.UsageError(f"--queries: cannot read {path}: {error.strerror}") from None
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
-            yield str(row["query_id"]), str(row["query"])
+            query_id, query = row["query_id"], row["query"]
         except (ValueError, KeyError, TypeError):
             raise click.UsageError(f"{path} line {number}: needs query_id and query as JSON") from None
+        if not isinstance(query, str) or not isinstance(query_id, str | int):
+            raise click.UsageError(f"{path} line {number}: query must be a text, query_id a text or a whole number")
+        yield str(query_id), query
 
 
 def _show(rank: int, hit: SearchHit) -> None:

@@ -198,7 +198,10 @@ class RetrievalSettings(Group):
 class ServingSettings(Group):
     keep_promotions: int = Field(default=3, ge=1, description="Models of the last N promotions stay for a rollback.")
     reader_grace_seconds: int = Field(
-        default=3600, ge=0, description="How long a superseded index version stays readable after a promotion."
+        default=3600,
+        ge=0,
+        le=1_000_000_000,
+        description="How long a superseded index version stays readable after a promotion.",
     )
 
 

@@ -1,0 +1,47 @@
+"""`acme-rag search --queries`: a file that cannot be used is one line and exit code 2, a run that cannot be written 1."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from click.testing import CliRunner, Result
+
+from acme_rag_pipeline.cli import main
+from acme_rag_pipeline.settings import Settings
+from acme_rag_pipeline.store.layout import Store
+from acme_rag_pipeline_tests.increments import oracle
+
+GOOD = b'{"query_id": 7, "query": "hotel limit in Rotterdam"}\n'
+
+
+def test_a_query_file_is_used_or_what_is_wrong_with_it_is_said(
+    store: Store, documents: Path, settings_for: Callable[..., Settings], tmp_path: Path
+) -> None:
+    oracle.run(store, settings_for(), oracle.REFRESH)
+    queries, out = tmp_path / "queries.jsonl", tmp_path / "run.jsonl"
+
+    def search(content: bytes, where: Path = out) -> Result:
+        queries.write_bytes(content)
+        options = ["--store", str(store.root), "search", "--queries", str(queries), "--out", str(where)]
+        called = CliRunner().invoke(main, options)
+        assert called.exception is None or isinstance(called.exception, SystemExit), called.exception
+        return called
+
+    for content, said in (
+        (b"\xff\xfe{}", "is not UTF-8 (byte 0)"),
+        (GOOD + b'{"query_id": "8", "query": null}', "line 2: query must be a text"),
+        (b'{"query_id": "8", "query": ["a", "b"]}', "line 1: query must be a text"),
+        (b'{"query_id": {}, "query": "a"}', "line 1: query must be a text, query_id a text or a whole number"),
+        (b'{"query": "a"}', "line 1: needs query_id and query"),
+    ):
+        answer = search(content)
+        assert answer.exit_code == 2, content
+        assert said in answer.output
+        assert not out.exists()
+    answer = search(GOOD, queries / "run.jsonl")
+    assert (answer.exit_code, answer.output.count("\n")) == (1, 1)
+    assert f"--out: cannot write {queries / 'run.jsonl'}" in answer.output
+    assert search(GOOD).exit_code == 0
+    assert json.loads(out.read_text("utf-8"))["query_id"] == "7"
