@@ -126,12 +126,15 @@ def _model_folders(store: Store) -> set[str]:
 
 def _clear_training(store: Store) -> None:
     """Delete what killed trainings left, but for the newest checkpoint, from which the next run may go on."""
-    checkpoints = sorted((store.work / "training").glob("*.pt"), key=lambda path: path.stat().st_mtime_ns)
+    folder = store.work / "training"
+    for half_written in folder.glob("*.tmp"):
+        half_written.unlink(missing_ok=True)
+    checkpoints = sorted(folder.glob("*.pt"), key=lambda path: path.stat().st_mtime_ns)
     for path in checkpoints:
         if path.name.split("-")[0] != checkpoints[-1].name.split("-")[0]:
             path.unlink(missing_ok=True)
-    for folder in store.work.glob("saved-*"):
-        shutil.rmtree(folder, ignore_errors=True)
+    for saved in store.work.glob("saved-*"):
+        shutil.rmtree(saved, ignore_errors=True)
 
 
 def _forget_versions(store: Store, expired: list[dict[str, Any]]) -> None:

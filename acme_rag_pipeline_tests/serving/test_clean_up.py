@@ -131,3 +131,21 @@ def test_a_table_that_waits_for_a_rollback_loses_deleted_text_at_once_and_encode
         serve.rollback(store, settings)
     assert read_pointer(store.pointer).table == waiting.table
     assert {(row["id"], row["text"]) for row in rows_of(table_of(store, waiting.table))} == live
+
+
+def test_half_written_checkpoints_of_killed_trainings_leave_unless_one_trains(
+    store: Store, settings: Settings, documents: Path
+) -> None:
+    oracle.run(store, settings, oracle.REFRESH)
+    folder = store.work / "training"
+    folder.mkdir(parents=True)
+    names = {"0123456789abcdef-twin.tmp", "0123456789abcdef-twin.pt", "fedcba9876543210-served.tmp"}
+    for name in names:
+        (folder / name).write_bytes(b"half of a training")
+    edit(documents, 1)
+    with store.writer("a training", lock="training"):
+        oracle.run(Store(store.root), settings, oracle.REFRESH)
+        assert {path.name for path in folder.iterdir()} == names
+    edit(documents, 2)
+    oracle.run(store, settings, oracle.REFRESH)
+    assert [path.name for path in folder.iterdir()] == ["0123456789abcdef-twin.pt"]
