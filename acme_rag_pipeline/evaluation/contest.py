@@ -49,6 +49,8 @@ class Contest:
         twin: what is measured on held-out units in its place; None where the candidate itself never saw them.
         champion: what readers use before this decision.
         champion_twin: what is measured in the champion's place on held-out units.
+        champion_twin_lost: the champion had a twin and the store has not: the champion itself, which was trained on these
+            units, is measured.
         golden_decides: golden queries decide; else held-out units do.
         candidate_key: identity of this candidate for the rule of one decision each.
         decided_before: decisions on this candidate by other golden queries, or with another fusion: each was a chance to be
@@ -66,6 +68,7 @@ class Contest:
     base: index.PassageEncoder
     fusion: RetrievalSettings
     decided_before: int = 0
+    champion_twin_lost: bool = False
 
     @property
     def champion_fusion(self) -> RetrievalSettings:
@@ -120,17 +123,19 @@ def contest(store: Store, settings: Settings) -> Contest:
     judged_by = rows.get("training_set", {}).get("judged_by", "")
     key = _key_of_today(store, candidate) + _other_fusion(settings)
     before = decisions.champion_before(store, settings, key)
-    twin = _encoder(store, trained.get("twin_digest"), candidate) if candidate else None
+    champion_twin = _twin_of(store, before)
+    champion_twin_lost = champion_twin is not None and not _in_store(store, champion_twin)
     return Contest(
         candidate=candidate,
-        twin=twin,
+        twin=_twin(candidate, trained.get("twin_digest")),
         champion=before,
-        champion_twin=_twin_of(store, before),
+        champion_twin=None if champion_twin_lost else champion_twin,
         golden_decides=judged_by == "golden queries",
         candidate_key=key,
         base=base,
         fusion=settings.retrieval,
         decided_before=decisions.decided_with_other_evidence(store, candidate, key),
+        champion_twin_lost=champion_twin_lost,
     )
 
 
@@ -161,7 +166,17 @@ def _other_fusion(settings: Settings) -> str:
 
 
 def run(store: Store, settings: Settings, who: Contest, evaluation_id: str) -> Evaluation:
-    """Run every arm on every query set and ask the gate."""
+    """Run every arm on every query set and ask the gate.
+
+    Raises:
+        ModelDamaged: the candidate's twin is gone; the candidate was trained on the units that its twin answers for.
+    """
+    if who.twin is not None and not _in_store(store, who.twin):
+        raise models.ModelDamaged(
+            f"the candidate's twin {models.model_folder(store, who.twin.model_digest)} is gone, and on held-out questions "
+            "nothing else may be measured in its place. Bring the folder back from a backup, or run `retrain`, which trains "
+            "the candidate again"
+        )
     started = time.monotonic()
     runner = ArmRunner(store, settings)
     side = "validation" if who.golden_decides else "test"
@@ -321,10 +336,12 @@ def _twin_of(store: Store, decision: decisions.Decision) -> index.PassageEncoder
             "SELECT twin_digest FROM models WHERE model_digest = ? AND twin_digest IS NOT NULL ORDER BY created_at DESC",
             [decision.model_digest],
         )
-    return _encoder(store, rows[0]["twin_digest"], decision.encoder) if rows else None
+    return _twin(decision.encoder, rows[0]["twin_digest"]) if rows else None
 
 
-def _encoder(store: Store, digest: str | None, like: index.PassageEncoder) -> index.PassageEncoder | None:
-    if digest is None or not models.model_folder(store, digest).exists():
-        return None
-    return index.PassageEncoder(digest, like.prefix, like.passage_digest)
+def _twin(served: index.PassageEncoder | None, digest: str | None) -> index.PassageEncoder | None:
+    return replace(served, model_digest=digest) if served is not None and digest is not None else None
+
+
+def _in_store(store: Store, encoder: index.PassageEncoder) -> bool:
+    return models.model_folder(store, encoder.model_digest).exists()

@@ -232,6 +232,11 @@ def _caveats(done: Evaluation, trained: dict[str, Any]) -> list[str]:
             "Synthetic evidence: without enough golden queries the verdict rests on held-out pairs, most of them written "
             "by the same generator as the training pairs. Such questions flatter the model that was trained on them."
         )
+    if done.contest.champion_twin_lost:
+        caveats.append(
+            "The champion's twin is gone from the store. On held-out questions the champion itself was measured, which was "
+            "trained on their documents: that flatters it and makes a promotion less likely."
+        )
     if HELD_OUT in done.queries and done.contest.golden_decides:
         caveats.append(
             "The held-out numbers here are the validation share, which chose the weights; golden queries decide."

@@ -316,7 +316,7 @@ def _trained_before(store: Store, training_key: str) -> dict[str, Any] | None:
     with store.warehouse.read() as connection:
         rows = records(connection, "SELECT manifest FROM models WHERE training_key = ?", [training_key])
     known = json.loads(rows[0]["manifest"]) if rows else None
-    return known if known and models.model_folder(store, known["model_digest"]).exists() else None
+    return known if known and _models_there(store, known) else None
 
 
 def _checkpoint_folder(store: Store) -> Path:
@@ -324,7 +324,9 @@ def _checkpoint_folder(store: Store) -> Path:
 
 
 def _checkpoints(store: Store) -> list[Path]:
-    return sorted(_checkpoint_folder(store).glob("*.pt"))
+    """Checkpoints, and those that a kill left half-written."""
+    folder = _checkpoint_folder(store)
+    return sorted([*folder.glob("*.pt"), *folder.glob("*.tmp")])
 
 
 def _drop_checkpoints(store: Store) -> None:
@@ -333,8 +335,13 @@ def _drop_checkpoints(store: Store) -> None:
 
 
 def _still_there(store: Store, result: StageResult) -> bool:
-    digest = result.details.get("model_digest")
-    return digest is None or models.model_folder(store, digest).exists()
+    return _models_there(store, result.details)
+
+
+def _models_there(store: Store, details: dict[str, Any]) -> bool:
+    """Whether the store holds the candidate and, where it has one, the twin that is measured in its place."""
+    digests = (details.get(name) for name in ("model_digest", "twin_digest"))
+    return all(models.model_folder(store, digest).exists() for digest in digests if digest)
 
 
 def _nothing_trained(outcome: str) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -10,14 +11,20 @@ import pytest
 
 from acme_rag_pipeline.chunking.chunks import split_documents
 from acme_rag_pipeline.documents.ingest import ingest_documents
-from acme_rag_pipeline.evaluation.contest import with_document_age
+from acme_rag_pipeline.evaluation.arms import CHAMPION
+from acme_rag_pipeline.evaluation.contest import arms_for, contest, measured_candidate, run, with_document_age
 from acme_rag_pipeline.evaluation.golden import JudgedQuery
 from acme_rag_pipeline.evaluation.metrics import Evidence
+from acme_rag_pipeline.evaluation.report_content import report_of
 from acme_rag_pipeline.evaluation.similarity import similarities
 from acme_rag_pipeline.retrieval import index
+from acme_rag_pipeline.serving import decisions
 from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store.layout import Store
+from acme_rag_pipeline.store.models import ModelDamaged
 from acme_rag_pipeline.store.passages import live_passages
+from acme_rag_pipeline.store.stages import StageResult, record
+from acme_rag_pipeline.store.warehouse import insert
 
 DECIDED = datetime(2026, 11, 20, tzinfo=UTC)
 
@@ -78,3 +85,37 @@ def test_similarities_tell_the_evidence_from_the_nearest_other_passage(store: St
     assert far.right < far.wrong
     # The best passage for this query is right for one judgement and wrong for the other.
     assert near.right == pytest.approx(far.wrong)
+
+
+def with_twin(store: Store, digest: str, twin: str) -> None:
+    """Stand in for a training: the candidate, which the store holds, and its twin, which it does not."""
+    (store.models / digest).mkdir(parents=True)
+    details = {"model_digest": digest, "passage_prefix": "none", "twin_digest": twin}
+    row = {"model_digest": digest, "training_key": "k", "twin_digest": twin, "kind": "candidate"}
+    with store.warehouse.write() as connection:
+        record(connection, StageResult("fine_tuned_model", "v", details=details), "f")
+        insert(connection, "models", [row | {"passage_prefix": "none", "manifest": "{}", "created_at": index.now()}])
+
+
+def test_without_its_twin_a_candidate_is_not_judged_on_what_it_was_trained_on(store: Store, settings: Settings) -> None:
+    with_twin(store, "c" * 64, "d" * 64)
+    who = contest(store, settings)
+    assert who.candidate is not None
+    assert measured_candidate(who, held_out=True) == replace(who.candidate, model_digest="d" * 64)
+    with pytest.raises(ModelDamaged, match=f"{'d' * 64} is gone.*run `retrain`"):
+        run(store, settings, who, "without the twin")
+
+
+def test_a_champion_whose_twin_is_gone_is_measured_itself_and_that_is_said(store: Store, settings: Settings) -> None:
+    with_twin(store, "c" * 64, "d" * 64)
+    champion = index.PassageEncoder("c" * 64, "none")
+    decisions.append(store, encoder=champion, recipe="dense", verdict=decisions.PROMOTED, reason="by hand")
+    with store.warehouse.write() as connection:
+        connection.execute("DELETE FROM stages WHERE stage = 'fine_tuned_model'")
+    who = contest(store, settings)
+    assert who.champion_twin_lost
+    assert next(arm.encoder for arm in arms_for(who, held_out=True) if arm.name == CHAMPION) == champion
+    report = report_of(store, settings, run(store, settings, who, "without the champion's twin"))
+    assert any("twin is gone" in caveat for caveat in report.caveats)
+    (store.models / ("d" * 64)).mkdir()
+    assert contest(store, settings).champion_twin == replace(champion, model_digest="d" * 64)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import shutil
 from collections.abc import Callable
@@ -81,12 +82,12 @@ def test_what_a_killed_run_left_of_another_training_set_goes_when_today_s_is_dea
     store: Store, settings_for: Callable[..., Settings], documents: Path
 ) -> None:
     settings = tuned(settings_for, documents, epochs=1, minimum_pairs=10_000)
-    left = store.work / "training" / "0123456789abcdef-twin.pt"
-    for outcome in (trained, train_candidate):
-        left.parent.mkdir(parents=True, exist_ok=True)
-        left.write_bytes(b"half of a training")
+    left = [store.work / "training" / f"0123456789abcdef-twin.{ending}" for ending in ("pt", "tmp")]
+    for outcome, path in itertools.product((trained, train_candidate), left):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"half of a training")
         outcome(store, settings)
-        assert not left.exists(), outcome
+        assert not path.exists(), outcome
 
 
 @pytest.mark.parametrize("of_plain_base", [0.9, 1.1])
@@ -150,3 +151,19 @@ def test_a_refit_takes_its_share_from_the_twin_and_its_card_shows_the_choice(
     (of_twin, _), (of_refit, end_after) = planned
     assert of_refit == of_twin > 1, "the learning rate falls over the same epochs, though the refit has more passages"
     assert end_after == done.details["curve"]["best_epoch"]
+
+
+def test_a_twin_that_is_gone_is_trained_again(
+    store: Store, settings_for: Callable[..., Settings], company: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The plain base loses, so that there is a twin of its own.
+    monkeypatch.setattr(candidate.Validation, "score_cached", lambda *_, **__: 0.0)
+    settings = tuned(settings_for, company, whitening=0.2, interpolation=(0.0,), epochs=1)
+    first = trained(store, settings).details
+    assert train_candidate(store, settings).unchanged
+    shutil.rmtree(models.model_folder(store, first["twin_digest"]))
+    again = train_candidate(store, settings)
+    assert again.details["trained"]
+    assert "directory is gone" in again.details["outcome"]
+    assert again.details["twin_digest"] == first["twin_digest"]
+    assert models.model_folder(store, first["twin_digest"]).exists()
