@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import time
 from collections.abc import Callable, Collection, Sequence
 from datetime import UTC, datetime
@@ -35,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 
 class EmbeddingCache:
-    """An append-only DuckDB file `embeddings(encoder, input_hash, vector)`, committed batch by batch.
+    """An append-only DuckDB file `embeddings(encoder, input_hash, vector)`, committed batch by batch; read-only it only gives.
 
     Args:
         path: the file; created when the first vector is stored.
@@ -67,15 +68,24 @@ class EmbeddingCache:
         # Longest first: batches are padded little, and the estimate of the time left errs on the safe side.
         order = sorted(missing, key=lambda h: (-len(missing[h]), h))
         started = time.monotonic()
+        keeps = bool(order) and self._is_writable()
         for first in range(0, len(order), COMMIT_EVERY):
             batch = order[first : first + COMMIT_EVERY]
             vectors = encode([missing[h] for h in batch])
-            self._store(key, batch, vectors)
+            if keeps:
+                self._store(key, batch, vectors)
             known.update(zip(batch, vectors, strict=True))
             _log_progress(min(first + COMMIT_EVERY, len(order)), len(order), started)
         if not texts:
             return np.zeros((0, 0), dtype=np.float32), 0
         return np.stack([known[h] for h in hashes]), len(order)
+
+    def _is_writable(self) -> bool:
+        """Whether vectors can be kept. What is asked of a read-only store is encoded all the same."""
+        path = self._file.path
+        # DuckDB writes its log beside the file.
+        folder = next(parent for parent in path.parents if parent.exists())
+        return os.access(folder, os.W_OK) and (not path.exists() or os.access(path, os.W_OK))
 
     def _load(self, key: str, hashes: set[str]) -> dict[str, np.ndarray]:
         if not hashes or not self._file.path.exists():

@@ -109,7 +109,7 @@ class Evaluation:
 
 
 def contest(store: Store, settings: Settings) -> Contest:
-    """Read from the store who is to be compared."""
+    """Read from the store who is to be compared. Before the first decision two calls differ in the champion's time."""
     with store.warehouse.read() as connection:
         rows = {
             row["stage"]: json.loads(row["summary"])["details"]
@@ -243,7 +243,7 @@ def _arm_of_readers(store: Store, settings: Settings, who: Contest, decision: De
     """The arm that readers get after this evaluation; empty where none of the arms is it."""
     if decisions.decision_on(store, who.candidate_key) is None:
         return decision.winner or champion_arm(who)
-    current = decisions.champion(store, settings)
+    current = decisions.champion_unrecorded(store, settings)
     arm = champion_arm(replace(who, champion=current))
     return "" if arm == CHAMPION and current.retriever != who.champion.retriever else arm
 

@@ -13,6 +13,7 @@ from acme_rag_pipeline.evaluation.metrics import PRIMARY
 from acme_rag_pipeline.evaluation.query_sets import HELD_OUT
 from acme_rag_pipeline.evaluation.report_content import write_report
 from acme_rag_pipeline.retrieval import index
+from acme_rag_pipeline.serving import decisions
 from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store.fingerprints import fingerprint
 from acme_rag_pipeline.store.layout import Store
@@ -38,6 +39,8 @@ def evaluate(store: Store, settings: Settings) -> StageResult:
         "base_index",
         "fine_tuned_index",
     )
+    # Recorded before anybody is compared with it: its time tells old documents from new ones.
+    decisions.champion(store, settings)
     who = contest(store, settings)
     made_from = fingerprint(
         STAGE,

@@ -89,7 +89,7 @@ def compare_arms(store: Store, settings: Settings, folder: Path | None) -> Judge
             + (f". {note}" if note else "")
         )
     # The newest candidate was compared with the champion before it; readers may use something else since.
-    who = replace(contest(store, settings), champion=decisions.champion(store, settings))
+    who = replace(contest(store, settings), champion=decisions.champion_unrecorded(store, settings))
     runner = ArmRunner(store, settings)
     results = [runner.run(arm, queries) for arm in arms_for(who, held_out=False)]
     means = {result.arm: sum(result.metric(PRIMARY).values()) for result in results}

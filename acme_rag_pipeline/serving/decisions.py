@@ -93,15 +93,33 @@ def champion(store: Store, settings: Settings) -> Decision:
         )
 
 
+def champion_unrecorded(store: Store, settings: Settings) -> Decision:
+    """The same for those who only look: before the first decision it is given as it would be recorded, and is not."""
+    if past := decisions(store):
+        return past[-1]
+    return Decision(
+        decision=1,
+        decided_at=index.now(),
+        model_digest=index.install_base(store, settings).digest,
+        recipe="dense",
+        passage_prefix=index.BASE_PREFIX,
+        verdict=BOOTSTRAP,
+        reason=BOOTSTRAP_REASON,
+        candidate_digest=None,
+        candidate_key=None,
+        evaluation_id=None,
+    )
+
+
 def champion_before(store: Store, settings: Settings, candidate_key: str) -> Decision:
-    """The champion that this candidate was, or will be, compared with.
+    """The champion that this candidate was, or will be, compared with; nothing is recorded.
 
     An evaluation of a candidate that has been decided on must not turn into a comparison with itself.
     """
     for before, after in itertools.pairwise(decisions(store)):
         if after.candidate_key == candidate_key and models.model_folder(store, before.model_digest).exists():
             return before
-    return champion(store, settings)
+    return champion_unrecorded(store, settings)
 
 
 def candidate_key(candidate: index.PassageEncoder | None) -> str:

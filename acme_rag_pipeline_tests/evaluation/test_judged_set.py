@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,9 @@ from acme_rag_pipeline.serving import decisions
 from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.warehouse import insert
+from acme_rag_pipeline_tests.conftest import files_of
 from acme_rag_pipeline_tests.evaluation.test_report import assert_harmless
+from acme_rag_pipeline_tests.increments.worker import fork_server, obey_mode_bits
 
 JUDGED = [
     ("who pays when I sleep in London", "travel.md", "hotels in London 210 euros"),
@@ -74,7 +77,6 @@ def test_the_page_of_a_judged_set_shows_what_the_table_says(
 ) -> None:
     page = tmp_path / "new/page.html"
     options = ["--store", str(store.root), "--documents", str(settings.documents), "evaluate", "--golden", str(judged)]
-    decisions.champion(store, settings)
     before = decisions.decisions(store)
     answer = CliRunner().invoke(cli.main, [*options, "--html", str(page), "--json"])
     assert answer.exit_code == 0, answer.output
@@ -125,3 +127,33 @@ def test_a_page_that_cannot_be_written_is_one_sentence(
     answer = CliRunner().invoke(cli.main, [*options, "--html", str(tmp_path / "file/page.html")])
     assert answer.exit_code == 1
     assert "--html: cannot write" in answer.output
+
+
+def evaluate_as_told(options: list[str], out: Connection) -> None:
+    """Body of a process for which the mode bits of files hold."""
+    obey_mode_bits()
+    answer = CliRunner().invoke(cli.main, options)
+    out.send((answer.exit_code, answer.output))
+
+
+def test_a_read_only_store_is_evaluated_and_nothing_is_recorded(settings: Settings, store: Store, judged: Path) -> None:
+    options = ["--store", str(store.root), "--documents", str(settings.documents), "evaluate", "--golden", str(judged)]
+    folders = [store.root, *store.root.rglob("*")]
+    modes = {path: path.stat().st_mode for path in folders}
+    before = files_of(store)
+    incoming, outgoing = fork_server().Pipe(duplex=False)
+    try:
+        for path in reversed(folders):
+            path.chmod(modes[path] & ~0o222)
+        process = fork_server().Process(target=evaluate_as_told, args=(options, outgoing), daemon=True)
+        process.start()
+        outgoing.close()
+        exit_code, said = incoming.recv()
+        process.join(30)
+    finally:
+        for path in folders:
+            path.chmod(modes[path])
+    assert exit_code == 0, said
+    assert "base_hybrid" in said
+    assert files_of(store) == before
+    assert decisions.decisions(store) == []

@@ -101,7 +101,7 @@ def run_stages(
         out: receives (kind, name, value) triples.
     """
     if disk == "read-only":
-        _obey_mode_bits()
+        obey_mode_bits()
     elif disk is not None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (disk, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
@@ -157,7 +157,7 @@ def read_until_told(store: Path, query: str, stop: Event, out: Any) -> None:
         put(traceback.format_exc())
 
 
-def _obey_mode_bits() -> None:
+def obey_mode_bits() -> None:
     """Root gives up its right to write what is read-only (capset(2)); others have no such right."""
     if os.geteuid() != 0:
         return
