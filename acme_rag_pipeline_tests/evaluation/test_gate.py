@@ -288,6 +288,19 @@ def test_a_segment_that_is_a_single_unit_is_still_guarded() -> None:
     assert {(row.value, row.units, row.falls) for row in rows} == {("keywords", 1, True), ("question", 50, False)}
 
 
+def test_who_asks_for_more_evidence_of_a_gain_sees_no_fewer_falls() -> None:
+    """A stricter level, as a second decision on a candidate has it, must not let a fall through."""
+    judged = Judged(queries=300, units=100)
+    arm = judged.arm("tuned", 0.12, spread=0.25, keywords=-0.06)
+    usual, strict = (
+        compare_segments(judged.base, arm, judged.units, {"style": judged.style}, GateSettings(level=level))
+        for level in (0.95, 1 - 2 * 0.0125)
+    )
+    assert 0.025 < usual[0].p_value < 0.05
+    assert usual[0].falls
+    assert strict == usual
+
+
 def test_segments_are_adjusted_for_their_number() -> None:
     judged = Judged()
     arm = judged.arm("tuned", 0.0, spread=0.3)
