@@ -54,6 +54,7 @@ def test_empty_means_the_default_and_none_means_without(tmp_path: Path, monkeypa
         ("ACME_RAG_LOCK_SECONDS", "-1"),
         ("ACME_RAG_TRAINING__SEED", "-1"),
         ("ACME_RAG_TRAINING__INTERPOLATION", "[2.0]"),
+        ("ACME_RAG_GATE__LEVEL", "0.9999"),
         ("OPENAI_BASE_URL", "localhost:8000"),
     ],
 )

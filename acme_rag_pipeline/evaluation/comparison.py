@@ -207,6 +207,12 @@ def compare_segments(
     return tuple(rows)
 
 
+def percent(level: float) -> str:
+    """A confidence level in percent, to three digits, and more where they would round it up to 100."""
+    texts = (f"{100 * level:.{digits}g}" for digits in range(3, 17))
+    return next((text for text in texts if float(text) < 100), "nearly 100")
+
+
 def units_needed(challengers: int, settings: GateSettings) -> int:
     """Fewest units with which a sign-flip test, whose smallest p-value is ``2 ** -units``, can favour a challenger."""
     return math.ceil(math.log2(max(1, challengers) / settings.tail))

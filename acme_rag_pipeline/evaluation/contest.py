@@ -39,6 +39,9 @@ from acme_rag_pipeline.store.warehouse import records
 
 logger = logging.getLogger(__name__)
 
+# A tail that is smaller by far would be lost where the level 1 - 2 * tail is rounded; what this adds to the sum is nothing.
+_MOST_HALVINGS = 30
+
 
 @dataclass(frozen=True)
 class Contest:
@@ -284,9 +287,8 @@ def _verdict(
         for name in (BASE, BASE_HYBRID, FINE_TUNED, FINE_TUNED_HYBRID)
         if name in scores and name != incumbent and not (name.startswith(FINE_TUNED) and who.candidate == who.base)
     ]
-    # Bonferroni over the decisions on one candidate: new evidence may promote it, many tries may not.
     allowed = (1 - settings.gate.level) / 2
-    tail = allowed / (1 + who.decided_before)
+    tail = tail_after(allowed, who.decided_before)
     found = decide(
         scores.get(incumbent, ArmScores(incumbent, {})),
         challengers,
@@ -301,9 +303,23 @@ def _verdict(
     times = "once" if who.decided_before == 1 else f"{who.decided_before} times"
     again = (
         f"This candidate was decided on {times} before by other evidence, so this time it may be promoted by chance in "
-        f"{100 * tail:.2g} % of such decisions instead of {100 * allowed:.2g} %."
+        f"{100 * tail:.2g} % of such decisions instead of {100 * allowed:.2g} %: all decisions after the first together "
+        "may promote it by chance at most as often as the first alone."
     )
     return replace(found, reason=f"{found.reason} {again}")
+
+
+def tail_after(allowed: float, decided_before: int) -> float:
+    """Allowed rate of false promotions of a decision on a candidate that was decided on before.
+
+    Bonferroni's inequality for a number of decisions that nobody knows beforehand, as in alpha spending (Lan and DeMets
+    1983): each further one gets half of what the one before it got, all of them together at most as much as the first.
+
+    Args:
+        allowed: rate of the first decision, between 0 and 1.
+        decided_before: decisions on this candidate up to now, by other evidence.
+    """
+    return allowed / 2 ** min(decided_before, _MOST_HALVINGS)
 
 
 def _winner(decision: Decision, who: Contest) -> tuple[index.PassageEncoder, Recipe] | None:

@@ -26,6 +26,7 @@ from acme_rag_pipeline.evaluation.comparison import (
     SegmentRow,
     compare,
     compare_segments,
+    percent,
     units_needed,
     unseen_share,
 )
@@ -173,7 +174,7 @@ def _finding(
     relative = "" if subject.relative_gain is None else f", {100 * subject.relative_gain:+.1f} %"
     change = f"from {subject.champion_mean:.3f} to {subject.challenger_mean:.3f} ({subject.difference:+.3f}{relative})"
     rises, goes = (f"search quality (nDCG@10) {verb} {change}" for verb in ("rises", "goes"))
-    between = f"between {subject.low:+.3f} and {subject.high:+.3f} with {100 * subject.level:.3g} % confidence"
+    between = f"between {subject.low:+.3f} and {subject.high:+.3f} with {percent(subject.level)} % confidence"
 
     if decision.winner is not None:
         tested = any(row.p_value is not None for row in decision.segments if row.arm == subject.arm)

@@ -167,7 +167,9 @@ def sign_flip_p(differences: Sequence[float], units: Sequence[str], seed: int = 
     Exact whatever the dependence inside a unit and the units' sizes, as long as a unit's summed difference is symmetric
     about 0 when there is no true difference (then the two arms' names could be exchanged). Units that sum to 0 do not
     change under a flip and are left out. All sign patterns are enumerated for up to 15 units; above, 20,000 are drawn
-    and the observed one is counted among them (Phipson and Smyth 2010), so that no p-value is 0.
+    and the observed one is counted among them (Phipson and Smyth 2010), so that no p-value is 0. Where no draw reaches the
+    observed sum, Chernoff's (1952) bound on the share of patterns that do stands in for the draws, if it is smaller: a
+    very strict level asks for smaller p-values than 20,000 draws can give.
 
     Args:
         differences: The difference per query.
@@ -178,7 +180,7 @@ def sign_flip_p(differences: Sequence[float], units: Sequence[str], seed: int = 
         ValueError: As ``mean_interval``.
     """
     values, index = _checked(differences, units)
-    totals = np.bincount(index, values)
+    totals: Array = np.bincount(index, values).astype(float)
     scale = float(np.abs(totals).sum())
     totals = totals[np.abs(totals) > 1e-12 * scale]
     if totals.size == 0:
@@ -195,7 +197,20 @@ def sign_flip_p(differences: Sequence[float], units: Sequence[str], seed: int = 
         bits = np.frombuffer(rng.bytes(_DRAWS_PER_BLOCK * totals.size // 8), dtype=np.uint8)
         kept = np.unpackbits(bits).reshape(_DRAWS_PER_BLOCK, totals.size).astype(float)
         reached += int((2.0 * (kept @ totals) - totals.sum() >= threshold).sum())
-    return (reached + 1) / (SIGN_FLIP_DRAWS + 1)
+    drawn = (reached + 1) / (SIGN_FLIP_DRAWS + 1)
+    # A level above 1 / (draws + 1) asks the draws alone and one below it the bound alone, so this is a p-value at every level.
+    return drawn if reached else min(drawn, _pattern_bound(totals, threshold))
+
+
+def _pattern_bound(totals: Array, threshold: float) -> float:
+    """Upper bound on the share of sign patterns whose sum reaches the threshold: ``prod cosh(r t) / exp(r threshold)``.
+
+    It holds for every ``r > 0``, and the smallest on a grid is taken. With equal totals that all favour one side it comes
+    down to the exact ``2 ** -units``.
+    """
+    rates = np.geomspace(1e-2, 1e2, 200)[:, None] / np.abs(totals).mean()
+    logs = (np.logaddexp(rates * totals, -rates * totals) - math.log(2)).sum(axis=1) - rates[:, 0] * threshold
+    return float(np.exp(min(0.0, logs.min())))
 
 
 def _checked(values: Sequence[float], units: Sequence[str]) -> tuple[Array, NDArray[np.intp]]:

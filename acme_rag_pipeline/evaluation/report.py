@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from acme_rag_pipeline.evaluation.comparison import Comparison, SegmentRow
+from acme_rag_pipeline.evaluation.comparison import Comparison, SegmentRow, percent
 from acme_rag_pipeline.evaluation.forgetting import Forgetting
 from acme_rag_pipeline.evaluation.intervals import Interval
 from acme_rag_pipeline.evaluation.metrics import METRICS, PRIMARY
@@ -244,7 +244,7 @@ def render_report(report: Report) -> str:
         "score": lambda value: _number(value, ".3f"),
         "signed": lambda value: _number(value, "+.3f").replace("-", "−"),
         "percent": lambda value: _number(100 * value, "+.1f").replace("-", "−") + " %" if value is not None else "–",
-        "confidence": lambda level: f"{100 * level:.3g}\u00a0%",
+        "confidence": lambda level: f"{percent(level)}\u00a0%",
         "p": lambda value: "–" if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}",
         "count": lambda value: f"{value:,}".replace(",", "\u202f"),
         "seconds": _seconds,

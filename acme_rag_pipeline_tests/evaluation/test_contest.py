@@ -10,11 +10,15 @@ import pytest
 
 from acme_rag_pipeline.chunking.chunks import split_documents
 from acme_rag_pipeline.documents.ingest import ingest_documents
-from acme_rag_pipeline.evaluation.contest import with_document_age
+from acme_rag_pipeline.evaluation.arms import BASE, FINE_TUNED, ArmResult
+from acme_rag_pipeline.evaluation.contest import Contest, _verdict, with_document_age
+from acme_rag_pipeline.evaluation.gate import Decision
 from acme_rag_pipeline.evaluation.golden import JudgedQuery
-from acme_rag_pipeline.evaluation.metrics import Evidence
+from acme_rag_pipeline.evaluation.metrics import PRIMARY, Evidence
+from acme_rag_pipeline.evaluation.query_sets import GOLDEN
 from acme_rag_pipeline.evaluation.similarity import similarities
 from acme_rag_pipeline.retrieval import index
+from acme_rag_pipeline.serving import decisions
 from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.passages import live_passages
@@ -78,3 +82,41 @@ def test_similarities_tell_the_evidence_from_the_nearest_other_passage(store: St
     assert far.right < far.wrong
     # The best passage for this query is right for one judgement and wrong for the other.
     assert near.right == pytest.approx(far.wrong)
+
+
+def decided(settings: Settings, decided_before: int, gain: float = 0.01) -> Decision:
+    """The gate's answer on one challenger over 60 documents, for a candidate that was decided on before."""
+    base, candidate = (index.PassageEncoder(letter * 64, "none") for letter in "bc")
+    champion = decisions.Decision(
+        1, DECIDED, base.model_digest, "dense", "none", decisions.BOOTSTRAP, "the first", None, None, None
+    )
+    who = Contest(candidate, None, champion, None, True, "key", base, settings.retrieval, decided_before=decided_before)
+    queries = [judged(f"{n}.md") for n in range(60)]
+    scores = {BASE: [0.4] * 60, FINE_TUNED: [0.4 + gain + (n % 7 - 3) * 0.05 for n in range(60)]}
+    results = [
+        ArmResult(arm, {q.query_id: {PRIMARY: value} for q, value in zip(queries, values, strict=True)}, {})
+        for arm, values in scores.items()
+    ]
+    return _verdict(who, {GOLDEN: queries}, {GOLDEN: results}, settings)
+
+
+def test_all_decisions_after_the_first_together_promote_by_chance_at_most_as_often_as_the_first(
+    settings_for: Callable[..., Settings],
+) -> None:
+    settings = settings_for()
+    tails = [(1 - decided(settings, before).comparisons[0].level) / 2 for before in range(40)]
+    assert tails[:4] == pytest.approx([0.025, 0.0125, 0.00625, 0.003125])
+    assert sum(tails[1:]) <= tails[0] * (1 + 1e-6)
+    assert all(tail > 0 for tail in tails)
+    said = (
+        "This candidate was decided on 2 times before by other evidence, so this time it may be promoted by chance in 0.63 % of "
+        "such decisions instead of 2.5 %: all decisions after the first together may promote it by chance at most as often as "
+        "the first alone."
+    )
+    assert decided(settings, 2).reason.endswith(said)
+
+
+def test_many_decisions_do_not_forbid_a_promotion(settings_for: Callable[..., Settings]) -> None:
+    found = decided(settings_for(), 12, gain=0.3)
+    assert found.winner == FINE_TUNED
+    assert "with 99.999 % confidence" in found.reason

@@ -291,7 +291,7 @@ def test_a_segment_that_is_a_single_unit_is_still_guarded() -> None:
 def test_who_asks_for_more_evidence_of_a_gain_sees_no_fewer_falls() -> None:
     """A stricter level, as a second decision on a candidate has it, must not let a fall through."""
     judged = Judged(queries=300, units=100)
-    arm = judged.arm("tuned", 0.12, spread=0.25, keywords=-0.06)
+    arm = judged.arm("tuned", 0.12, spread=0.25, keywords=-0.064)
     usual, strict = (
         compare_segments(judged.base, arm, judged.units, {"style": judged.style}, GateSettings(level=level))
         for level in (0.95, 1 - 2 * 0.0125)
@@ -393,6 +393,17 @@ def test_too_few_units_cannot_tell_however_large_the_gain(units: int, challenger
     assert f"60 questions over {units} units no gain, however large, can be told from chance" in decision.reason
     assert f"at least {needed} units are needed" in decision.reason
     assert all(math.isfinite(row.low) and math.isfinite(row.high) for row in decision.comparisons)
+
+
+@pytest.mark.parametrize("units", [20, 100])
+def test_a_very_strict_level_promotes_what_is_beyond_doubt_and_is_not_called_certain(units: int) -> None:
+    """Of 20,000 sign patterns alone the smallest p-value is 5e-5, which forbade every promotion at such a level."""
+    judged = Judged(queries=200, units=units)
+    strict = GateSettings(level=1 - 2e-5)
+    decision = judged.decide(judged.arm("tuned", 0.4, spread=0.02), settings=strict)
+
+    assert decision.verdict == PROMOTED
+    assert "with 99.998 % confidence" in decision.reason
 
 
 def test_few_units_can_decide_by_the_exact_test_and_say_so() -> None:

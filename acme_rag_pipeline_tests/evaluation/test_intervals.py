@@ -158,8 +158,20 @@ def test_drawn_sign_flips_agree_with_enumerated_ones_and_repeat() -> None:
     assert drawn != sign_flip_p(values, units, seed=1)
 
 
+def test_where_no_draw_reaches_the_sum_a_bound_on_the_exact_value_stands_in() -> None:
+    units, rng = [str(i) for i in range(18)], np.random.default_rng(6)
+    assert sign_flip_p([0.3] * 18, units) == pytest.approx(2**-18)
+    signs = np.array(list(itertools.product((1, -1), repeat=18)), dtype=np.int8)
+    for spread in (0.1, 0.3, 0.5):
+        values = np.abs(rng.normal(1, spread, 18))
+        values[0] *= -1
+        exact = float((signs @ values >= values.sum() - 1e-9).mean())
+        bounded = sign_flip_p(values.tolist(), units)
+        assert exact <= bounded <= 1 / 20_001
+
+
 def test_no_p_value_is_zero_and_few_units_cannot_reach_a_small_one() -> None:
-    assert sign_flip_p([1.0] * 400, [str(i) for i in range(400)]) == 1 / 20_001
+    assert 0 < sign_flip_p([1.0] * 400, [str(i) for i in range(400)]) < 1e-100
     assert sign_flip_p([1.0] * 50, [str(i % 5) for i in range(50)]) == 1 / 32
     # Units that do not differ bring no evidence.
     assert sign_flip_p([1.0] * 3 + [0.0] * 40, [str(i) for i in range(43)]) == 1 / 8
