@@ -32,6 +32,7 @@ from acme_rag_pipeline.evaluation.comparison import (
 )
 from acme_rag_pipeline.evaluation.intervals import UNSEEN_LOSS, unseen_loss_p
 from acme_rag_pipeline.evaluation.power import detectable_gain
+from acme_rag_pipeline.evaluation.words import counted
 
 __all__ = ["ArmScores", "Comparison", "Decision", "GateSettings", "SegmentRow", "compare", "decide"]
 
@@ -166,7 +167,7 @@ def _finding(
 ) -> str:
     """What was found about the arm that decided the verdict."""
     stays = f"{decision.champion} stays"
-    scope = f"{decision.queries} questions over {decision.units} {noun}"
+    scope = f"{counted(decision.queries, 'questions')} over {counted(decision.units, noun)}"
     if not decision.queries:
         return f"{stays}: there are no judged questions to compare with."
     if subject is None:
@@ -281,7 +282,7 @@ def _power(decision: Decision, settings: GateSettings, noun: str) -> str:
         few = f"With fewer than {settings.minimum_units} {noun} the answer rests on an exact test over {noun}."
     if decision.winner is not None:
         return few
-    scope = f"{decision.queries} questions over {decision.units} {noun}"
+    scope = f"{counted(decision.queries, 'questions')} over {counted(decision.units, noun)}"
     if gain > 1 - decision.comparisons[0].champion_mean:
         return (
             f"With {scope} hardly any gain can be seen: even a perfect candidate might not be promoted. {few}".strip()

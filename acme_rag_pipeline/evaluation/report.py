@@ -17,14 +17,17 @@ from acme_rag_pipeline.evaluation.comparison import Comparison, SegmentRow, perc
 from acme_rag_pipeline.evaluation.forgetting import Forgetting
 from acme_rag_pipeline.evaluation.intervals import Interval
 from acme_rag_pipeline.evaluation.metrics import METRICS, PRIMARY
+from acme_rag_pipeline.evaluation.words import noun
 
 CHANGES_SHOWN = 15
 CHANGES_OPEN = 5
 SAMPLES_SHOWN = 12
 SNIPPET_CHARACTERS = 480
 
-# C0 and C1 controls but tab and line breaks, and the marks that reverse the reading direction of what follows.
-_UNSAFE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+# C0 and C1 controls but tab and line breaks, and the marks that reverse the reading direction of what follows. The plain
+# direction marks U+200E and U+200F stand in ordinary Arabic and Hebrew texts and reverse nothing: they only go.
+_UNSAFE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+_DIRECTION_MARKS = re.compile("[\u200e\u200f]")
 
 
 @dataclass(frozen=True)
@@ -247,6 +250,7 @@ def render_report(report: Report) -> str:
         "confidence": lambda level: f"{percent(level)}\u00a0%",
         "p": lambda value: "–" if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}",
         "count": lambda value: f"{value:,}".replace(",", "\u202f"),
+        "noun": noun,
         "seconds": _seconds,
         "snippet": snippet,
         "moment": lambda at: (at.astimezone(UTC) if at.tzinfo else at).strftime("%Y-%m-%d %H:%M UTC"),
@@ -256,8 +260,8 @@ def render_report(report: Report) -> str:
 
 
 def clean(text: str) -> str:
-    """Replace control characters and marks that change the reading direction."""
-    return _UNSAFE.sub("\ufffd", text)
+    """Replace control characters and marks that reverse the reading direction, and drop plain direction marks."""
+    return _UNSAFE.sub("\ufffd", _DIRECTION_MARKS.sub("", text))
 
 
 def _number(value: float | None, form: str) -> str:

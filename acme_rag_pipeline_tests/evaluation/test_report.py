@@ -30,6 +30,7 @@ from acme_rag_pipeline.evaluation.report import (
     Similarities,
     SweepPoint,
     TrainingPoint,
+    clean,
     render_report,
 )
 
@@ -317,6 +318,26 @@ def test_hostile_text_stays_text(report: Report) -> None:
 
 def test_a_lone_surrogate_can_be_written_as_utf8(report: Report) -> None:
     render_report(replace(report, headline="broken \udcff text")).encode("utf-8")
+
+
+def test_ordinary_direction_marks_are_dropped_and_those_that_reverse_are_shown() -> None:
+    assert clean("(\u05e9\u05dc\u05d5\u05dd)\u200f, done\u200e") == "(\u05e9\u05dc\u05d5\u05dd), done"
+    assert clean("a\u202eb\u2066c") == "a\ufffdb\ufffdc"
+
+
+def test_ordinary_names_of_groups_do_not_break_inside_a_word(html: str) -> None:
+    (rule,) = re.findall(r"[.]indent \{ padding[^}]*\}", html)
+    assert "overflow-wrap:break-word" in rule
+    assert "min-width:8em" in rule
+
+
+@pytest.mark.parametrize(
+    ("queries", "units", "said"),
+    [(1, 1, "1 question over 1 document section."), (2, 2, "2 questions over 2 document sections.")],
+)
+def test_numbers_and_their_nouns_agree(queries: int, units: int, said: str) -> None:
+    part = QuerySetReport("golden", queries, units, [], unit_noun="document sections")
+    assert said in " ".join("".join(Page(render_report(minimal(query_sets=[part]))).text).split())
 
 
 def minimal(**parts: object) -> Report:
