@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from typing import Any
 
 from acme_rag_pipeline.evaluation.arms import (
     BASE,
@@ -35,6 +36,7 @@ from acme_rag_pipeline.store import models
 from acme_rag_pipeline.store.fingerprints import fingerprint
 from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.promotion import Recipe
+from acme_rag_pipeline.store.stages import stored_detail
 from acme_rag_pipeline.store.warehouse import records
 
 logger = logging.getLogger(__name__)
@@ -113,14 +115,11 @@ def contest(store: Store, settings: Settings) -> Contest:
     with store.warehouse.read() as connection:
         rows = {
             row["stage"]: json.loads(row["summary"])["details"]
-            for row in records(
-                connection, "SELECT stage, summary FROM stages WHERE stage IN ('fine_tuned_model', 'training_set')"
-            )
+            for row in records(connection, "SELECT stage, summary FROM stages WHERE stage = 'fine_tuned_model'")
         }
     base = index.PassageEncoder(index.install_base(store, settings).digest, index.BASE_PREFIX)
     candidate = index.newest_candidate(store)
     trained = rows.get("fine_tuned_model", {})
-    judged_by = rows.get("training_set", {}).get("judged_by", "")
     key = _key_of_today(store, candidate) + _other_fusion(settings)
     before = decisions.champion_before(store, settings, key)
     twin = _encoder(store, trained.get("twin_digest"), candidate) if candidate else None
@@ -129,7 +128,7 @@ def contest(store: Store, settings: Settings) -> Contest:
         twin=twin,
         champion=before,
         champion_twin=_twin_of(store, before),
-        golden_decides=judged_by == "golden queries",
+        golden_decides=_golden_decides(store),
         candidate_key=key,
         base=base,
         fusion=settings.retrieval,
@@ -138,7 +137,7 @@ def contest(store: Store, settings: Settings) -> Contest:
 
 
 def candidate_undecided(store: Store) -> bool:
-    """Whether the newest candidate was never decided on with the golden questions of today: a run ended too early."""
+    """Whether the newest candidate was never decided on with the evidence of today: a run ended too early."""
     candidate = index.newest_candidate(store)
     if candidate is None:
         return False
@@ -147,13 +146,22 @@ def candidate_undecided(store: Store) -> bool:
 
 
 def _key_of_today(store: Store, candidate: index.PassageEncoder | None) -> str:
-    """New judged queries are new evidence: then a candidate may be decided on again."""
-    with store.warehouse.read() as connection:
-        golden = connection.execute(
-            "SELECT query_id, query, doc_path, quote, relevance FROM golden_queries JOIN golden_judgements "
-            "USING (query_id) ORDER BY query_id, ordinal"
-        ).fetchall()
+    """New judged queries are new evidence where they decide: then a candidate may be decided on again.
+
+    Where held-out units decide it is decided on once: golden queries that are only shown are no evidence for the verdict.
+    """
+    golden: list[Any] = []
+    if _golden_decides(store):
+        with store.warehouse.read() as connection:
+            golden = connection.execute(
+                "SELECT query_id, query, doc_path, quote, relevance FROM golden_queries JOIN golden_judgements "
+                "USING (query_id) ORDER BY query_id, ordinal"
+            ).fetchall()
     return f"{decisions.candidate_key(candidate)}/{fingerprint(golden)[:12]}"
+
+
+def _golden_decides(store: Store) -> bool:
+    return stored_detail(store.warehouse, "training_set", "judged_by") == "golden queries"
 
 
 def _other_fusion(settings: Settings) -> str:
@@ -302,9 +310,9 @@ def _verdict(
         return found
     times = "once" if who.decided_before == 1 else f"{who.decided_before} times"
     again = (
-        f"This candidate was decided on {times} before by other evidence, so this time it may be promoted by chance in "
-        f"{100 * tail:.2g} % of such decisions instead of {100 * allowed:.2g} %: all decisions after the first together "
-        "may promote it by chance at most as often as the first alone."
+        f"This candidate was decided on {times} before, by other evidence or with another fusion, so this time it may be "
+        f"promoted by chance in {100 * tail:.2g} % of such decisions instead of {100 * allowed:.2g} %: all decisions after the "
+        "first together may promote it by chance at most as often as the first alone."
     )
     return replace(found, reason=f"{found.reason} {again}")
 
