@@ -218,11 +218,6 @@ def units_needed(challengers: int, settings: GateSettings) -> int:
     return math.ceil(math.log2(max(1, challengers) / settings.tail))
 
 
-def unseen_share(units: int, tail: float) -> float:
-    """The largest share of all units that may be of a kind of which so many units hold none, with that tail."""
-    return 1 - tail ** (1 / units)
-
-
 def check_scores(champion: ArmScores, challengers: Sequence[ArmScores], units: Mapping[str, str]) -> None:
     """Refuse arms that cannot be paired.
 

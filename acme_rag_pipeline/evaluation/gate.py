@@ -28,9 +28,8 @@ from acme_rag_pipeline.evaluation.comparison import (
     compare_segments,
     percent,
     units_needed,
-    unseen_share,
 )
-from acme_rag_pipeline.evaluation.intervals import UNSEEN_LOSS, unseen_loss_p
+from acme_rag_pipeline.evaluation.intervals import UNSEEN_LOSS, unseen_loss_p, unseen_share
 from acme_rag_pipeline.evaluation.power import detectable_gain
 from acme_rag_pipeline.evaluation.words import counted
 

@@ -177,6 +177,7 @@ def comparison_page(store: Store, settings: Settings, done: JudgedComparison) ->
             created_at=now(),
             query_sets=[part],
             adjusted=False,
+            units_needed=units_needed(1, _gate(settings)),
             similarities=similarity_histograms(store, settings, models, done.queries) if shown != done.who.base else [],
             lineage=data_versions(store.warehouse, "documents", "chunks")
             | {

@@ -193,7 +193,8 @@ class Report:
     the verdict in one sentence, ``reason`` what more there is to say. ``corpus`` and ``tokens`` are labelled counts,
     ``stages`` seconds by stage, ``lineage`` labelled versions and fingerprints, ``trail`` those of one example from its
     document to the index. ``champion_label`` and ``candidate_label`` say what the two are where they are something else,
-    ``adjusted`` whether the intervals of comparisons allow for the number of arms.
+    ``adjusted`` whether the intervals of comparisons allow for the number of arms, ``units_needed`` the fewest units with
+    which an arm can be called worse.
     """
 
     headline: str
@@ -220,6 +221,7 @@ class Report:
     champion_label: str = "champion"
     candidate_label: str = "candidate"
     adjusted: bool = True
+    units_needed: int = 0
 
     @property
     def main_set(self) -> QuerySetReport | None:

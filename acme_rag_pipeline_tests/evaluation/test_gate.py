@@ -390,7 +390,10 @@ def test_too_few_units_cannot_tell_however_large_the_gain(units: int, challenger
     decision = judged.decide(*(judged.arm(f"tuned{i}", 0.4) for i in range(challengers)))
 
     assert (decision.verdict, decision.detectable_gain) == (CANNOT_TELL, None)
-    assert f"60 questions over {units} units no gain, however large, can be told from chance" in decision.reason
+    assert (
+        f"60 questions over {units} unit{'s' * (units > 1)} no gain, however large, can be told from chance"
+        in decision.reason
+    )
     assert f"at least {needed} units are needed" in decision.reason
     assert all(math.isfinite(row.low) and math.isfinite(row.high) for row in decision.comparisons)
 
@@ -431,6 +434,20 @@ def test_a_steady_gain_over_few_units_does_not_show_what_other_units_would_do() 
     )
     assert decision.detectable_gain > 0.5 * 0.37
     assert decision.detectable_gain == pytest.approx(0.5 * (1 - 0.025 ** (1 / 8)), abs=0.02)
+
+
+def test_a_few_documents_with_exactly_the_same_gain_promote_nothing_and_claim_no_exact_gain() -> None:
+    ids = [f"q{n}" for n in range(6)]
+    base, tuned = (ArmScores(arm, dict.fromkeys(ids, score)) for arm, score in (("base", 0.4), ("tuned", 0.7)))
+    decision = decide(base, [tuned], {i: f"{i}.md" for i in ids}, {}, SETTINGS, "golden", "documents")
+
+    assert decision.verdict == CANNOT_TELL
+    assert "the true difference may lie anywhere between -0.297 and +0.621 with 95 % confidence" in decision.reason
+    many = [f"q{n}" for n in range(40)]
+    base, tuned = (ArmScores(arm, dict.fromkeys(many, score)) for arm, score in (("base", 0.4), ("tuned", 0.7)))
+    decision = decide(base, [tuned], {i: f"{i}.md" for i in many}, {}, SETTINGS, "golden", "documents")
+    assert decision.verdict == PROMOTED
+    assert "The true gain lies between +0.185 and +0.362" in decision.reason
 
 
 def test_a_thin_margin_is_called_chance() -> None:

@@ -118,7 +118,13 @@ def test_a_judged_set_that_was_trained_on_or_is_tiny_says_so_and_claims_nothing(
     assert "1 of 2 queries stand in the training set too: a tuned model learned them" in note
     assert "1 of 2 queries stand in the validation share too: no model learned them, but they chose the weights" in note
     assert "with 2 document sections no difference can be told from chance; at least 6 are needed" in note
-    assert "base_hybrid is not clearly different from base on these questions" in page.read_text(encoding="utf-8")
+    text = page.read_text(encoding="utf-8")
+    assert "base_hybrid is not clearly different from base on these questions" in text
+    assert '<td class="soft verdict">cannot tell</td>' in text
+    assert '<td class="soft verdict">worse</td>' not in text
+    # Both answer every question: that they show no spread does not make the score certain.
+    base = next(row for row in json.loads(answer.stdout)["arms"] if row["arm"] == "base")["ndcg@10"]
+    assert base["low"] < base["value"]
 
 
 def test_one_query_is_spoken_of_as_one(settings: Settings, store: Store, judged: Path) -> None:

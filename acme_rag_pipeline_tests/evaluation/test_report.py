@@ -367,6 +367,8 @@ def test_any_optional_part_can_be_missing(report: Report, part: str) -> None:
     empty: object = (
         None
         if part in ("funnel", "forgetting")
+        else 0
+        if part == "units_needed"
         else ""
         if part == "reason"
         else {}
@@ -375,6 +377,18 @@ def test_any_optional_part_can_be_missing(report: Report, part: str) -> None:
     )
     assert_harmless(render_report(replace(report, **{part: empty})))
     assert_harmless(render_report(minimal(**{part: getattr(report, part)})))
+
+
+@pytest.mark.parametrize(("units", "verdict"), [(3, "cannot tell"), (6, "worse")])
+def test_an_arm_is_called_worse_only_where_there_are_enough_units(units: int, verdict: str) -> None:
+    ids = [f"q{n}" for n in range(units)]
+    base = ArmScores("base", dict.fromkeys(ids, 1.0))
+    worse = ArmScores("fine_tuned", {i: 0.3 + 0.01 * n for n, i in enumerate(ids)})
+    (row,) = compare(base, [worse], {i: i for i in ids}, GateSettings())
+    assert row.high < 0
+    part = QuerySetReport("golden", units, units, [], versus_champion=[row])
+    page = render_report(minimal(query_sets=[part], units_needed=6))
+    assert re.findall(r'<td class="soft verdict">(.*?)</td>', page) == [verdict]
 
 
 def test_the_choice_of_weights_names_the_whitening_only_where_there_is_one() -> None:
