@@ -225,7 +225,7 @@ def _pattern_bound(totals: Array, threshold: float) -> float:
     """
     rates = np.geomspace(1e-2, 1e2, 200)[:, None] / np.abs(totals).mean()
     logs = (np.logaddexp(rates * totals, -rates * totals) - math.log(2)).sum(axis=1) - rates[:, 0] * threshold
-    return float(np.exp(min(0.0, logs.min())))
+    return float(np.exp(np.clip(logs.min(), -700, 0)))  # above the smallest number there is: no p-value is 0
 
 
 def _checked(values: Sequence[float], units: Sequence[str]) -> tuple[Array, NDArray[np.intp]]:

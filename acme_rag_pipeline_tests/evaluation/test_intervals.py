@@ -173,7 +173,7 @@ def test_where_no_draw_reaches_the_sum_a_bound_on_the_exact_value_stands_in() ->
 
 
 def test_no_p_value_is_zero_and_few_units_cannot_reach_a_small_one() -> None:
-    assert 0 < sign_flip_p([1.0] * 400, [str(i) for i in range(400)]) < 1e-100
+    assert 0 < sign_flip_p([1.0] * 2000, [str(i) for i in range(2000)]) < 1e-100
     assert sign_flip_p([1.0] * 50, [str(i % 5) for i in range(50)]) == 1 / 32
     # Units that do not differ bring no evidence.
     assert sign_flip_p([1.0] * 3 + [0.0] * 40, [str(i) for i in range(43)]) == 1 / 8
