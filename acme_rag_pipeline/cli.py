@@ -261,6 +261,7 @@ def status(context: click.Context, as_json: bool) -> None:
 def evaluate(context: click.Context, golden: Path | None, html: Path | None, as_json: bool) -> None:
     """The comparison of all arms on the golden set, or on any judged set (queries.jsonl, qrels.jsonl)."""
     from acme_rag_pipeline.evaluation.judged_set import compare_arms, comparison_page
+    from acme_rag_pipeline.evaluation.words import counted
 
     store, settings = store_of(context), settings_of(context)
     done = compare_arms(store, settings, golden)
@@ -276,7 +277,8 @@ def evaluate(context: click.Context, golden: Path | None, html: Path | None, as_
     if as_json:
         click.echo(as_text(rows))
         return
-    click.echo(f"{rows['queries']} queries over {rows['units']} units" + (f"; {rows['note']}" if rows["note"] else ""))
+    scope = f"{counted(rows['queries'], 'queries')} over {counted(rows['units'], 'units')}"
+    click.echo(scope + (f"; {rows['note']}" if rows["note"] else ""))
     click.echo(f"{'arm':<20}{'nDCG@10':>9}  {'95 % interval':<18}{'MRR@10':>8}{'Recall@10':>11}   against the base")
     for arm in rows["arms"]:
         interval = f"{arm['ndcg@10']['low']:.3f} to {arm['ndcg@10']['high']:.3f}"

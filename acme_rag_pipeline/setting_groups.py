@@ -163,7 +163,9 @@ class EvaluationSettings(Group):
 
 
 class GateChoices(Group):
-    level: float = Field(default=0.95, gt=0.5, lt=1)
+    level: float = Field(
+        default=0.95, gt=0.5, le=0.999, description="Of the two-sided interval; its lower tail bounds false promotions."
+    )
     minimum_effect: float = Field(default=0.01, ge=0, lt=1, description="nDCG@10 a promotion must gain at least.")
     minimum_units: int = Field(default=30, ge=2)
     segment_minimum_queries: int = Field(default=20, ge=2)

@@ -58,6 +58,7 @@ def test_empty_means_the_default_and_none_means_without(tmp_path: Path, monkeypa
         ("ACME_RAG_TRAINING__SCALE", "1e308"),
         ("ACME_RAG_DOCUMENT__MAX_MEGABYTES", "inf"),
         ("ACME_RAG_SERVING__READER_GRACE_SECONDS", "99999999999999"),
+        ("ACME_RAG_GATE__LEVEL", "0.9999"),
         ("OPENAI_BASE_URL", "localhost:8000"),
     ],
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 from acme_rag_pipeline.evaluation.arms import BASE, FINE_TUNED
 from acme_rag_pipeline.evaluation.contest import Evaluation
 from acme_rag_pipeline.evaluation.intervals import paired_interval
@@ -11,15 +13,25 @@ from acme_rag_pipeline.store import models
 from acme_rag_pipeline.store.layout import Store, write_atomically
 from acme_rag_pipeline.training.model_card import EVALUATION_BEGINS, EVALUATION_ENDS
 
+logger = logging.getLogger(__name__)
+
 
 def write_on_card(store: Store, done: Evaluation) -> None:
-    """Replace the card's part on the evaluation; whatever else people wrote there stays, also if they deleted that part."""
+    """Replace the card's part on the evaluation; whatever else people wrote there stays, also if they deleted that part.
+
+    A card that a person saved in another encoding than UTF-8 stays as it is.
+    """
     if done.contest.candidate is None:
         return
     card = models.model_folder(store, done.contest.candidate.model_digest) / "README.md"
     if not card.is_file():
         return
-    before, begins, rest = card.read_text(encoding="utf-8").partition(EVALUATION_BEGINS)
+    try:
+        known = card.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        logger.warning("%s is not UTF-8: it stays as it is, without this evaluation", card)
+        return
+    before, begins, rest = known.partition(EVALUATION_BEGINS)
     _, ends, after = rest.partition(EVALUATION_ENDS)
     if begins and ends:
         text = f"{before}{begins}\n{evaluation_part(done)}{ends}{after}"

@@ -27,6 +27,8 @@ class GateSettings:
         minimum_units: Below it the reason warns that few units decided.
         segment_minimum_queries: Segments with fewer questions are shown but not tested.
         segment_margin: A fall up to this size is tolerated in a segment.
+        segment_alpha: One-sided level of "no segment falls", for all segments of a challenger together. It is no part of
+            ``level``: whoever asks for more evidence of a gain does not want to see fewer losses.
         simplicity_margin: A simpler recipe is preferred when it gains at most this much less.
         synthetic_handicap: Taken off the gain of an arm that is flattered by its questions.
     """
@@ -36,6 +38,7 @@ class GateSettings:
     minimum_units: int = 30
     segment_minimum_queries: int = 20
     segment_margin: float = 0.03
+    segment_alpha: float = 0.05
     simplicity_margin: float = 0.002
     synthetic_handicap: float = 0.05
 
@@ -43,11 +46,6 @@ class GateSettings:
     def tail(self) -> float:
         """Probability below the interval: the allowed rate of false promotions."""
         return (1 - self.level) / 2
-
-    @property
-    def segment_alpha(self) -> float:
-        """One-sided level of "no segment falls", for all segments of a challenger together."""
-        return 1 - self.level
 
 
 @dataclass(frozen=True)
@@ -172,6 +170,7 @@ def compare_segments(
     ``settings.segment_alpha`` and the loss is larger than the margin. Segments that hold every question are left out:
     they are the whole comparison.
     """
+    enough = units_needed(1, replace(settings, level=1 - settings.segment_alpha))
     rows: list[SegmentRow] = []
     for kind, segment_of in segments.items():
         members: dict[str, list[str]] = {}
@@ -184,7 +183,7 @@ def compare_segments(
             losses = [champion.ndcg[i] - challenger.ndcg[i] for i in ids]
             labels = [units[i] for i in ids]
             # A segment may be one folder and a folder one unit: then its questions are all that can be resampled.
-            resampled = labels if len(set(labels)) >= units_needed(1, settings) else ids
+            resampled = labels if len(set(labels)) >= enough else ids
             rows.append(
                 SegmentRow(
                     arm=challenger.arm,
@@ -208,14 +207,15 @@ def compare_segments(
     return tuple(rows)
 
 
+def percent(level: float) -> str:
+    """A confidence level in percent, to three digits, and more where they would round it up to 100."""
+    texts = (f"{100 * level:.{digits}g}" for digits in range(3, 17))
+    return next((text for text in texts if float(text) < 100), "nearly 100")
+
+
 def units_needed(challengers: int, settings: GateSettings) -> int:
     """Fewest units with which a sign-flip test, whose smallest p-value is ``2 ** -units``, can favour a challenger."""
     return math.ceil(math.log2(max(1, challengers) / settings.tail))
-
-
-def unseen_share(units: int, tail: float) -> float:
-    """The largest share of all units that may be of a kind of which so many units hold none, with that tail."""
-    return 1 - tail ** (1 / units)
 
 
 def check_scores(champion: ArmScores, challengers: Sequence[ArmScores], units: Mapping[str, str]) -> None:

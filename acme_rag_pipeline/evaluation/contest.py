@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from typing import Any
 
 from acme_rag_pipeline.evaluation.arms import (
     BASE,
@@ -35,9 +36,13 @@ from acme_rag_pipeline.store import models
 from acme_rag_pipeline.store.fingerprints import fingerprint
 from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.promotion import Recipe
+from acme_rag_pipeline.store.stages import stored_detail
 from acme_rag_pipeline.store.warehouse import records
 
 logger = logging.getLogger(__name__)
+
+# A tail that is smaller by far would be lost where the level 1 - 2 * tail is rounded; what this adds to the sum is nothing.
+_MOST_HALVINGS = 30
 
 
 @dataclass(frozen=True)
@@ -113,14 +118,11 @@ def contest(store: Store, settings: Settings) -> Contest:
     with store.warehouse.read() as connection:
         rows = {
             row["stage"]: json.loads(row["summary"])["details"]
-            for row in records(
-                connection, "SELECT stage, summary FROM stages WHERE stage IN ('fine_tuned_model', 'training_set')"
-            )
+            for row in records(connection, "SELECT stage, summary FROM stages WHERE stage = 'fine_tuned_model'")
         }
     base = index.PassageEncoder(index.install_base(store, settings).digest, index.BASE_PREFIX)
     candidate = index.newest_candidate(store)
     trained = rows.get("fine_tuned_model", {})
-    judged_by = rows.get("training_set", {}).get("judged_by", "")
     key = _key_of_today(store, candidate) + _other_fusion(settings)
     before = decisions.champion_before(store, settings, key)
     champion_twin = _twin_of(store, before)
@@ -130,7 +132,7 @@ def contest(store: Store, settings: Settings) -> Contest:
         twin=_twin(candidate, trained.get("twin_digest")),
         champion=before,
         champion_twin=None if champion_twin_lost else champion_twin,
-        golden_decides=judged_by == "golden queries",
+        golden_decides=_golden_decides(store),
         candidate_key=key,
         base=base,
         fusion=settings.retrieval,
@@ -140,7 +142,7 @@ def contest(store: Store, settings: Settings) -> Contest:
 
 
 def candidate_undecided(store: Store) -> bool:
-    """Whether the newest candidate was never decided on with the golden questions of today: a run ended too early."""
+    """Whether the newest candidate was never decided on with the evidence of today: a run ended too early."""
     candidate = index.newest_candidate(store)
     if candidate is None:
         return False
@@ -149,13 +151,22 @@ def candidate_undecided(store: Store) -> bool:
 
 
 def _key_of_today(store: Store, candidate: index.PassageEncoder | None) -> str:
-    """New judged queries are new evidence: then a candidate may be decided on again."""
-    with store.warehouse.read() as connection:
-        golden = connection.execute(
-            "SELECT query_id, query, doc_path, quote, relevance FROM golden_queries JOIN golden_judgements "
-            "USING (query_id) ORDER BY query_id, ordinal"
-        ).fetchall()
+    """New judged queries are new evidence where they decide: then a candidate may be decided on again.
+
+    Where held-out units decide it is decided on once: golden queries that are only shown are no evidence for the verdict.
+    """
+    golden: list[Any] = []
+    if _golden_decides(store):
+        with store.warehouse.read() as connection:
+            golden = connection.execute(
+                "SELECT query_id, query, doc_path, quote, relevance FROM golden_queries JOIN golden_judgements "
+                "USING (query_id) ORDER BY query_id, ordinal"
+            ).fetchall()
     return f"{decisions.candidate_key(candidate)}/{fingerprint(golden)[:12]}"
+
+
+def _golden_decides(store: Store) -> bool:
+    return stored_detail(store.warehouse, "training_set", "judged_by") == "golden queries"
 
 
 def _other_fusion(settings: Settings) -> str:
@@ -299,9 +310,8 @@ def _verdict(
         for name in (BASE, BASE_HYBRID, FINE_TUNED, FINE_TUNED_HYBRID)
         if name in scores and name != incumbent and not (name.startswith(FINE_TUNED) and who.candidate == who.base)
     ]
-    # Bonferroni over the decisions on one candidate: new evidence may promote it, many tries may not.
     allowed = (1 - settings.gate.level) / 2
-    tail = allowed / (1 + who.decided_before)
+    tail = tail_after(allowed, who.decided_before)
     found = decide(
         scores.get(incumbent, ArmScores(incumbent, {})),
         challengers,
@@ -315,10 +325,24 @@ def _verdict(
         return found
     times = "once" if who.decided_before == 1 else f"{who.decided_before} times"
     again = (
-        f"This candidate was decided on {times} before by other evidence, so this time it may be promoted by chance in "
-        f"{100 * tail:.2g} % of such decisions instead of {100 * allowed:.2g} %."
+        f"This candidate was decided on {times} before, by other evidence or with another fusion, so this time it may be "
+        f"promoted by chance in {100 * tail:.2g} % of such decisions instead of {100 * allowed:.2g} %: all decisions after the "
+        "first together may promote it by chance at most as often as the first alone."
     )
     return replace(found, reason=f"{found.reason} {again}")
+
+
+def tail_after(allowed: float, decided_before: int) -> float:
+    """Allowed rate of false promotions of a decision on a candidate that was decided on before.
+
+    Bonferroni's inequality for a number of decisions that nobody knows beforehand, as in alpha spending (Lan and DeMets
+    1983): each further one gets half of what the one before it got, all of them together at most as much as the first.
+
+    Args:
+        allowed: rate of the first decision, between 0 and 1.
+        decided_before: decisions on this candidate up to now, by other evidence.
+    """
+    return allowed / 2 ** min(decided_before, _MOST_HALVINGS)
 
 
 def _winner(decision: Decision, who: Contest) -> tuple[index.PassageEncoder, Recipe] | None:

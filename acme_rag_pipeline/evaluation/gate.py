@@ -26,11 +26,12 @@ from acme_rag_pipeline.evaluation.comparison import (
     SegmentRow,
     compare,
     compare_segments,
+    percent,
     units_needed,
-    unseen_share,
 )
-from acme_rag_pipeline.evaluation.intervals import UNSEEN_LOSS, unseen_loss_p
+from acme_rag_pipeline.evaluation.intervals import UNSEEN_LOSS, unseen_loss_p, unseen_share
 from acme_rag_pipeline.evaluation.power import detectable_gain
+from acme_rag_pipeline.evaluation.words import counted
 
 __all__ = ["ArmScores", "Comparison", "Decision", "GateSettings", "SegmentRow", "compare", "decide"]
 
@@ -165,7 +166,7 @@ def _finding(
 ) -> str:
     """What was found about the arm that decided the verdict."""
     stays = f"{decision.champion} stays"
-    scope = f"{decision.queries} questions over {decision.units} {noun}"
+    scope = f"{counted(decision.queries, 'questions')} over {counted(decision.units, noun)}"
     if not decision.queries:
         return f"{stays}: there are no judged questions to compare with."
     if subject is None:
@@ -173,7 +174,7 @@ def _finding(
     relative = "" if subject.relative_gain is None else f", {100 * subject.relative_gain:+.1f} %"
     change = f"from {subject.champion_mean:.3f} to {subject.challenger_mean:.3f} ({subject.difference:+.3f}{relative})"
     rises, goes = (f"search quality (nDCG@10) {verb} {change}" for verb in ("rises", "goes"))
-    between = f"between {subject.low:+.3f} and {subject.high:+.3f} with {100 * subject.level:.3g} % confidence"
+    between = f"between {subject.low:+.3f} and {subject.high:+.3f} with {percent(subject.level)} % confidence"
 
     if decision.winner is not None:
         tested = any(row.p_value is not None for row in decision.segments if row.arm == subject.arm)
@@ -280,7 +281,7 @@ def _power(decision: Decision, settings: GateSettings, noun: str) -> str:
         few = f"With fewer than {settings.minimum_units} {noun} the answer rests on an exact test over {noun}."
     if decision.winner is not None:
         return few
-    scope = f"{decision.queries} questions over {decision.units} {noun}"
+    scope = f"{counted(decision.queries, 'questions')} over {counted(decision.units, noun)}"
     if gain > 1 - decision.comparisons[0].champion_mean:
         return (
             f"With {scope} hardly any gain can be seen: even a perfect candidate might not be promoted. {few}".strip()

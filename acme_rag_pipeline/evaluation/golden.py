@@ -10,6 +10,7 @@ from typing import Any, TypeGuard
 
 from acme_rag_pipeline.documents.doc_paths import known_doc_path
 from acme_rag_pipeline.evaluation.metrics import Evidence
+from acme_rag_pipeline.evaluation.words import counted
 from acme_rag_pipeline.setting_groups import EvaluationSettings
 from acme_rag_pipeline.settings import Settings, SettingsError
 from acme_rag_pipeline.store.fingerprints import content_hash, fingerprint
@@ -109,9 +110,10 @@ def judged_queries(store: Store, folder: Path) -> tuple[list[JudgedQuery], str]:
     usable = _judged(rows, judged)
     notes = []
     if unresolved := [f"{row['query']}: {row['reason']}" for row in rows if row["status"] != "resolved"]:
-        notes.append(f"{len(unresolved)} queries could not be resolved ({unresolved[0]})")
+        notes.append(f"{counted(len(unresolved), 'queries')} could not be resolved ({unresolved[0]})")
     if problems:
-        notes.append(f"{len(problems)} lines are unusable ({problems[0]})")
+        verb = "is" if len(problems) == 1 else "are"
+        notes.append(f"{counted(len(problems), 'lines')} {verb} unusable ({problems[0]})")
     return usable, "; ".join(notes)
 
 
@@ -151,7 +153,7 @@ def read_golden(folder: Path) -> tuple[dict[str, dict[str, Any]], list[dict[str,
     """Read a judged set.
 
     Returns:
-        Queries by id, judgements in file order, and a sentence for each line that is unusable.
+        Queries by id, judgements in file order without repetitions, and a sentence for each line that is not used.
 
     Raises:
         SettingsError: a file is missing or not readable text.
@@ -169,6 +171,7 @@ def read_golden(folder: Path) -> tuple[dict[str, dict[str, Any]], list[dict[str,
             problems.append(f"{where}: style is not a text")
         else:
             queries[query_id] = {"query": " ".join(query.split()), "style": style}
+    first: dict[tuple[Any, ...], dict[str, Any]] = {}
     for where, row in _lines(folder / "qrels.jsonl", problems):
         span = (row.get("start"), row.get("end"))
         relevance = row.get("relevance", 1)
@@ -183,7 +186,14 @@ def read_golden(folder: Path) -> tuple[dict[str, dict[str, Any]], list[dict[str,
             problems.append(f"{where}: relevance must be a whole number from 0 to {MOST_RELEVANT}")
         else:
             names = ("doc_path", "start", "end", "quote", "sha256")
-            qrels.append({"query_id": query_id} | {n: row.get(n) for n in names} | {"relevance": int(relevance)})
+            qrel = {"query_id": query_id} | {n: row.get(n) for n in names} | {"relevance": int(relevance)}
+            # Each is a piece of evidence to the metrics: twice the same would count a single hit as two.
+            known = first.setdefault((query_id, row["doc_path"], *span, row.get("quote") or None), qrel)
+            if known is qrel:
+                qrels.append(qrel)
+            else:
+                known["relevance"] = max(known["relevance"], qrel["relevance"])
+                problems.append(f"{where}: this judgement of {query_id} is there twice, the larger relevance is used")
     return queries, qrels, problems
 
 

@@ -13,7 +13,8 @@ units, each from the literature:
 
 An interval describes the units it has. A decision needs caution about those it has not: a loss in a kind of unit so rare
 that a dozen units hold none of it cannot be seen in them. For that ``gain_p`` has a cautious form, and ``unseen_loss_p``
-applies the "rule of three" for an event that was not observed.
+applies the "rule of three" for an event that was not observed. The same rule gives an interval its width where all units
+agree exactly: that a few units show no spread does not say that there is none.
 """
 
 from __future__ import annotations
@@ -76,13 +77,17 @@ class Estimate:
     correlation: float = 0.0
 
 
-def mean_interval(values: Sequence[float], units: Sequence[str], level: float = 0.95) -> Interval:
+def mean_interval(values: Sequence[float], units: Sequence[str], level: float = 0.95, lowest: float = 0.0) -> Interval:
     """Two-sided interval of the mean over queries, with units resampled (in theory, not by bootstrap).
+
+    Without any spread between units the limits are those of the "rule of three" (Hanley and Lippman-Hand 1983): a kind of
+    unit that was not seen may have as large a share as ``unseen_share`` says, and any value from ``lowest`` to 1.
 
     Args:
         values: A score per query.
         units: The unit (document or section) of each query, in the same order.
         level: Confidence level between 0 and 1.
+        lowest: The smallest value there can be: 0 for a score, -1 for a difference of two. The largest is 1.
 
     Returns:
         The interval; limits are not cut to the range of the values.
@@ -93,7 +98,9 @@ def mean_interval(values: Sequence[float], units: Sequence[str], level: float = 
     if not 0 < level < 1:
         raise ValueError(f"level must lie between 0 and 1, not {level}")
     estimate = estimate_mean(values, units)
-    low, high = _limits(estimate, (1 - level) / 2)
+    # Differences that are all 0 are those of an arm with itself: equal, and not by the luck of the sample.
+    tied = lowest < 0 and not np.any(values)
+    low, high = _limits(estimate, (1 - level) / 2, estimate.mean if tied else lowest, estimate.mean if tied else 1.0)
     return Interval(estimate.mean, low, high, estimate.units, estimate.queries)
 
 
@@ -111,21 +118,22 @@ def paired_interval(a: Sequence[float], b: Sequence[float], units: Sequence[str]
     """
     if len(a) != len(b):
         raise ValueError(f"{len(a)} scores cannot be paired with {len(b)}")
-    return mean_interval(np.subtract(b, a, dtype=float).tolist(), units, level)
+    return mean_interval(np.subtract(b, a, dtype=float).tolist(), units, level, lowest=-1.0)
 
 
 def gain_p(differences: Sequence[float], units: Sequence[str], cautious: bool = False) -> float:
     """One-sided p-value of "the mean difference is above 0", the test that belongs to ``mean_interval``.
 
-    It is below ``(1 - level) / 2`` exactly when the interval's lower end is above 0. Negate the differences to test
-    "below 0".
+    It is below ``(1 - level) / 2`` exactly when the interval's lower end is above 0; without any spread that holds for the
+    cautious form only, and the plain one, which looks for losses of a segment, takes equal differences at their word. Negate
+    the differences to test "below 0".
 
     Args:
         differences: The difference per query.
         units: The unit of each query.
         cautious: Take the skewness up to ``SKEWNESS_CAUTION`` lower than estimated. A sample that holds too few of the rare
             losses has too small a spread and also looks too little skewed, so Hall's correction fails just when it is
-            needed. Never a smaller p-value.
+            needed. Without any spread: as the interval, by the "rule of three". Never a smaller p-value.
 
     Raises:
         ValueError: As ``mean_interval``.
@@ -134,13 +142,20 @@ def gain_p(differences: Sequence[float], units: Sequence[str], cautious: bool = 
 
     estimate = estimate_mean(differences, units)
     if estimate.error == 0:
-        return 0.0 if estimate.mean > 0 else 1.0
+        if estimate.mean <= 0:
+            return 1.0
+        return float((1 + estimate.mean) ** -estimate.units) if cautious else 0.0
     if not math.isfinite(estimate.error):
         return 1.0
     plain = estimate.mean / estimate.error
     lowest = estimate.skewness - (SKEWNESS_CAUTION if cautious else 0.0)
     transformed = hall(plain, lowest, estimate.skewness, estimate.units)
     return float(stats.t.sf(min(plain, transformed), estimate.freedom))
+
+
+def unseen_share(units: int, tail: float) -> float:
+    """The largest share of all units that may be of a kind of which so many units hold none, with that tail."""
+    return 1 - tail ** (1 / units)
 
 
 def unseen_loss_p(mean: float, units: int, loss: float = UNSEEN_LOSS) -> float:
@@ -167,7 +182,9 @@ def sign_flip_p(differences: Sequence[float], units: Sequence[str], seed: int = 
     Exact whatever the dependence inside a unit and the units' sizes, as long as a unit's summed difference is symmetric
     about 0 when there is no true difference (then the two arms' names could be exchanged). Units that sum to 0 do not
     change under a flip and are left out. All sign patterns are enumerated for up to 15 units; above, 20,000 are drawn
-    and the observed one is counted among them (Phipson and Smyth 2010), so that no p-value is 0.
+    and the observed one is counted among them (Phipson and Smyth 2010), so that no p-value is 0. Where no draw reaches the
+    observed sum, Chernoff's (1952) bound on the share of patterns that do stands in for the draws, if it is smaller: a
+    very strict level asks for smaller p-values than 20,000 draws can give.
 
     Args:
         differences: The difference per query.
@@ -178,7 +195,7 @@ def sign_flip_p(differences: Sequence[float], units: Sequence[str], seed: int = 
         ValueError: As ``mean_interval``.
     """
     values, index = _checked(differences, units)
-    totals = np.bincount(index, values)
+    totals: Array = np.bincount(index, values).astype(float)
     scale = float(np.abs(totals).sum())
     totals = totals[np.abs(totals) > 1e-12 * scale]
     if totals.size == 0:
@@ -195,7 +212,20 @@ def sign_flip_p(differences: Sequence[float], units: Sequence[str], seed: int = 
         bits = np.frombuffer(rng.bytes(_DRAWS_PER_BLOCK * totals.size // 8), dtype=np.uint8)
         kept = np.unpackbits(bits).reshape(_DRAWS_PER_BLOCK, totals.size).astype(float)
         reached += int((2.0 * (kept @ totals) - totals.sum() >= threshold).sum())
-    return (reached + 1) / (SIGN_FLIP_DRAWS + 1)
+    drawn = (reached + 1) / (SIGN_FLIP_DRAWS + 1)
+    # A level above 1 / (draws + 1) asks the draws alone and one below it the bound alone, so this is a p-value at every level.
+    return drawn if reached else min(drawn, _pattern_bound(totals, threshold))
+
+
+def _pattern_bound(totals: Array, threshold: float) -> float:
+    """Upper bound on the share of sign patterns whose sum reaches the threshold: ``prod cosh(r t) / exp(r threshold)``.
+
+    It holds for every ``r > 0``, and the smallest on a grid is taken. With equal totals that all favour one side it comes
+    down to the exact ``2 ** -units``.
+    """
+    rates = np.geomspace(1e-2, 1e2, 200)[:, None] / np.abs(totals).mean()
+    logs = (np.logaddexp(rates * totals, -rates * totals) - math.log(2)).sum(axis=1) - rates[:, 0] * threshold
+    return float(np.exp(np.clip(logs.min(), -700, 0)))  # above the smallest number there is: no p-value is 0
 
 
 def _checked(values: Sequence[float], units: Sequence[str]) -> tuple[Array, NDArray[np.intp]]:
@@ -291,11 +321,14 @@ def _hall_inverse(quantile: float, skewness: float, units: int) -> float:
     return (math.cbrt(1 + 3 * scaled * (quantile - scaled / 2)) - 1) / scaled
 
 
-def _limits(estimate: Estimate, tail: float) -> tuple[float, float]:
+def _limits(estimate: Estimate, tail: float, lowest: float, highest: float) -> tuple[float, float]:
     from scipy import stats
 
     if not math.isfinite(estimate.error):
         return -math.inf, math.inf
+    if estimate.error == 0:
+        unseen = unseen_share(estimate.units, tail)
+        return estimate.mean - unseen * (estimate.mean - lowest), estimate.mean + unseen * (highest - estimate.mean)
     quantile = float(stats.t.isf(tail, estimate.freedom))
     low = max(quantile, _hall_inverse(quantile, estimate.skewness, estimate.units))
     high = min(-quantile, _hall_inverse(-quantile, estimate.skewness, estimate.units))

@@ -22,6 +22,7 @@ from acme_rag_pipeline.evaluation.metrics import PRIMARY
 from acme_rag_pipeline.evaluation.query_sets import GOLDEN
 from acme_rag_pipeline.evaluation.report import QuerySetReport, Report, render_report
 from acme_rag_pipeline.evaluation.report_parts import arm_rows, query_changes, similarity_histograms, unit_noun
+from acme_rag_pipeline.evaluation.words import counted
 from acme_rag_pipeline.pairs.wording import query_key
 from acme_rag_pipeline.retrieval.index import now
 from acme_rag_pipeline.serving import decisions
@@ -104,22 +105,32 @@ def compare_arms(store: Store, settings: Settings, folder: Path | None) -> Judge
 
 def _trained_on(store: Store, queries: Sequence[JudgedQuery]) -> str:
     with store.warehouse.read() as connection:
-        rows = connection.execute("SELECT query FROM training_pairs WHERE dropped_because IS NULL").fetchall()
-    known = {query_key(row[0]) for row in rows}
-    shared = sum(query_key(query.query) in known for query in queries)
-    if not shared:
-        return ""
-    return (
-        f"{shared} of {len(queries)} queries stand in the training set too: a tuned model learned them, so its gain here says "
-        "little about others"
-    )
+        rows = connection.execute(
+            "SELECT query, side = 'validation' FROM training_pairs WHERE dropped_because IS NULL"
+        ).fetchall()
+    chose = {query_key(query) for query, validation in rows if validation}
+    learned = {query_key(query) for query, validation in rows if not validation}
+    asked = [query_key(query.query) for query in queries]
+    notes = []
+    if shared := sum(key in learned for key in asked):
+        notes.append(
+            f"{shared} of {counted(len(queries), 'queries')} stand in the training set too: a tuned model learned them, so "
+            "its gain here says little about others"
+        )
+    if shared := sum(key in chose for key in asked):
+        notes.append(
+            f"{shared} of {counted(len(queries), 'queries')} stand in the validation share too: no model learned them, but "
+            "they chose the weights of a tuned one, so they flatter it"
+        )
+    return "; ".join(notes)
 
 
 def _too_few(units: Collection[str], gate: GateSettings) -> str:
     needed = units_needed(1, gate)
     if len(units) >= needed:
         return ""
-    return f"with {len(units)} {unit_noun(units)} no difference can be told from chance; at least {needed} are needed"
+    few = counted(len(units), unit_noun(units))
+    return f"with {few} no difference can be told from chance; at least {needed} are needed"
 
 
 def comparison_page(store: Store, settings: Settings, done: JudgedComparison) -> str:
@@ -154,8 +165,8 @@ def comparison_page(store: Store, settings: Settings, done: JudgedComparison) ->
             verdict="comparison",
             reason=(
                 f"nDCG@10 is {gain.champion_mean:.3f} with base and {gain.challenger_mean:.3f} with {subject} "
-                f"({gain.difference:+.3f}, 95 % interval {gain.low:+.3f} to {gain.high:+.3f}) on {part.queries} questions "
-                f"over {part.units} {noun}. Readers use {promoted} today. This is a comparison: it decides nothing."
+                f"({gain.difference:+.3f}, 95 % interval {gain.low:+.3f} to {gain.high:+.3f}) on "
+                f"{counted(part.queries, 'questions')} over {counted(part.units, noun)}. Readers use {promoted} today. This is a comparison: it decides nothing."
             ),
             champion=BASE,
             champion_digest=done.who.base.model_digest,
@@ -166,6 +177,7 @@ def comparison_page(store: Store, settings: Settings, done: JudgedComparison) ->
             created_at=now(),
             query_sets=[part],
             adjusted=False,
+            units_needed=units_needed(1, _gate(settings)),
             similarities=similarity_histograms(store, settings, models, done.queries) if shown != done.who.base else [],
             lineage=data_versions(store.warehouse, "documents", "chunks")
             | {

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from acme_rag_pipeline.evaluation.metrics import PRIMARY
 from acme_rag_pipeline.evaluation.report import Report, Similarities, TrainingPoint, clean, snippet
+from acme_rag_pipeline.evaluation.words import counted
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -70,7 +71,7 @@ def _draw_arms(axes: Axes, report: Report) -> None:
     axes.set_ylim(-0.6, max(1, len(rows)) - 0.2)
     axes.set_xlabel(f"{PRIMARY} with 95 % interval")
     if shown is not None:
-        scope = f"{shown.queries} queries over {shown.units} {shown.unit_noun}"
+        scope = f"{counted(shown.queries, 'queries')} over {counted(shown.units, shown.unit_noun)}"
         axes.set_title(_plain(f"{report.verdict} ({shown.name.replace('_', ' ')}: {scope})", 90), fontsize=10)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.grid(axis="x", alpha=0.3)

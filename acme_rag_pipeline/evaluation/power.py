@@ -13,8 +13,15 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from acme_rag_pipeline.evaluation.comparison import ArmScores, GateSettings, units_needed, unseen_share
-from acme_rag_pipeline.evaluation.intervals import SKEWNESS_CAUTION, UNSEEN_LOSS, Estimate, estimate_mean, hall
+from acme_rag_pipeline.evaluation.comparison import ArmScores, GateSettings, units_needed
+from acme_rag_pipeline.evaluation.intervals import (
+    SKEWNESS_CAUTION,
+    UNSEEN_LOSS,
+    Estimate,
+    estimate_mean,
+    hall,
+    unseen_share,
+)
 
 DRAWS = 1_000
 # Above so many units the sign-flip test asks for no more than the interval does.
@@ -72,9 +79,11 @@ def gain_with_power(
     sample = estimate_mean(differences, units)
     if not math.isfinite(sample.error):
         return math.inf
-    at_least = max(at_least, UNSEEN_LOSS * unseen_share(sample.units, tail))
+    unseen = unseen_share(sample.units, tail)
+    at_least = max(at_least, UNSEEN_LOSS * unseen)
     if sample.error == 0:
-        return at_least
+        # Where the widened interval of equal gains ends at 0.
+        return max(at_least, unseen / (1 - unseen))
     sums = _drawn_sums(sample)
     means = sums.sum(axis=1) / sample.queries
     errors, skewness = _errors(sums, means, sample)

@@ -13,18 +13,21 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from acme_rag_pipeline.evaluation.comparison import Comparison, SegmentRow
+from acme_rag_pipeline.evaluation.comparison import Comparison, SegmentRow, percent
 from acme_rag_pipeline.evaluation.forgetting import Forgetting
 from acme_rag_pipeline.evaluation.intervals import Interval
 from acme_rag_pipeline.evaluation.metrics import METRICS, PRIMARY
+from acme_rag_pipeline.evaluation.words import noun
 
 CHANGES_SHOWN = 15
 CHANGES_OPEN = 5
 SAMPLES_SHOWN = 12
 SNIPPET_CHARACTERS = 480
 
-# C0 and C1 controls but tab and line breaks, and the marks that reverse the reading direction of what follows.
-_UNSAFE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+# C0 and C1 controls but tab and line breaks, and the marks that reverse the reading direction of what follows. The plain
+# direction marks U+200E and U+200F stand in ordinary Arabic and Hebrew texts and reverse nothing: they only go.
+_UNSAFE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+_DIRECTION_MARKS = re.compile("[\u200e\u200f]")
 
 
 @dataclass(frozen=True)
@@ -190,7 +193,8 @@ class Report:
     the verdict in one sentence, ``reason`` what more there is to say. ``corpus`` and ``tokens`` are labelled counts,
     ``stages`` seconds by stage, ``lineage`` labelled versions and fingerprints, ``trail`` those of one example from its
     document to the index. ``champion_label`` and ``candidate_label`` say what the two are where they are something else,
-    ``adjusted`` whether the intervals of comparisons allow for the number of arms.
+    ``adjusted`` whether the intervals of comparisons allow for the number of arms, ``units_needed`` the fewest units with
+    which an arm can be called worse.
     """
 
     headline: str
@@ -217,6 +221,7 @@ class Report:
     champion_label: str = "champion"
     candidate_label: str = "candidate"
     adjusted: bool = True
+    units_needed: int = 0
 
     @property
     def main_set(self) -> QuerySetReport | None:
@@ -244,9 +249,10 @@ def render_report(report: Report) -> str:
         "score": lambda value: _number(value, ".3f"),
         "signed": lambda value: _number(value, "+.3f").replace("-", "−"),
         "percent": lambda value: _number(100 * value, "+.1f").replace("-", "−") + " %" if value is not None else "–",
-        "confidence": lambda level: f"{100 * level:.3g}\u00a0%",
+        "confidence": lambda level: f"{percent(level)}\u00a0%",
         "p": lambda value: "–" if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}",
         "count": lambda value: f"{value:,}".replace(",", "\u202f"),
+        "noun": noun,
         "seconds": _seconds,
         "snippet": snippet,
         "moment": lambda at: (at.astimezone(UTC) if at.tzinfo else at).strftime("%Y-%m-%d %H:%M UTC"),
@@ -256,8 +262,8 @@ def render_report(report: Report) -> str:
 
 
 def clean(text: str) -> str:
-    """Replace control characters and marks that change the reading direction."""
-    return _UNSAFE.sub("\ufffd", text)
+    """Replace control characters and marks that reverse the reading direction, and drop plain direction marks."""
+    return _UNSAFE.sub("\ufffd", _DIRECTION_MARKS.sub("", text))
 
 
 def _number(value: float | None, form: str) -> str:

@@ -6,7 +6,7 @@ import base64
 from typing import Any
 
 from acme_rag_pipeline.evaluation.arms import BASE, FINE_TUNED
-from acme_rag_pipeline.evaluation.comparison import ArmScores, GateSettings, compare, compare_segments
+from acme_rag_pipeline.evaluation.comparison import ArmScores, GateSettings, compare, compare_segments, units_needed
 from acme_rag_pipeline.evaluation.contest import Evaluation, champion_arm, measured_candidate, segments_of
 from acme_rag_pipeline.evaluation.gate import CANNOT_TELL, NOT_BETTER, Decision
 from acme_rag_pipeline.evaluation.metrics import PRIMARY
@@ -94,6 +94,7 @@ def report_of(store: Store, settings: Settings, done: Evaluation) -> Report:
         trail=trail(store, done, details),
         forgetting=done.forgetting,
         caveats=_caveats(done, trained),
+        units_needed=units_needed(len(done.decision.comparisons), GateSettings(**settings.gate.model_dump())),
     )
 
 

@@ -128,8 +128,18 @@ def candidate_key(candidate: index.PassageEncoder | None) -> str:
 
 
 def decision_on(store: Store, key: str) -> Decision | None:
-    """The decision on a candidate by the evidence of its key, if it was made before: no later numbers change it."""
-    return next((d for d in reversed(decisions(store)) if d.candidate_key == key), None)
+    """The decision on a candidate by the evidence of its key, if it was made before: no later numbers change it.
+
+    A rollback is one only where it ended the candidate's own promotion. Its row names the candidate that was decided on last,
+    which may have been kept while an earlier one served.
+    """
+    past = decisions(store)
+    found = None
+    for before, after in zip([None, *past], past, strict=False):
+        own = before is not None and before.verdict == PROMOTED and before.candidate_key == key
+        if after.candidate_key == key and (after.verdict != ROLLED_BACK or own):
+            found = after
+    return found
 
 
 def decided_with_other_evidence(store: Store, candidate: index.PassageEncoder | None, key: str) -> int:

@@ -11,15 +11,28 @@ import pytest
 
 from acme_rag_pipeline.chunking.chunks import split_documents
 from acme_rag_pipeline.documents.ingest import ingest_documents
-from acme_rag_pipeline.evaluation.arms import CHAMPION
-from acme_rag_pipeline.evaluation.contest import arms_for, contest, measured_candidate, run, with_document_age
+from acme_rag_pipeline.evaluation.arms import BASE, CHAMPION, FINE_TUNED, ArmResult
+from acme_rag_pipeline.evaluation.card import write_on_card
+from acme_rag_pipeline.evaluation.contest import (
+    Contest,
+    Evaluation,
+    _verdict,
+    arms_for,
+    contest,
+    measured_candidate,
+    run,
+    with_document_age,
+)
+from acme_rag_pipeline.evaluation.gate import Decision
 from acme_rag_pipeline.evaluation.golden import JudgedQuery
-from acme_rag_pipeline.evaluation.metrics import Evidence
+from acme_rag_pipeline.evaluation.metrics import PRIMARY, Evidence
+from acme_rag_pipeline.evaluation.query_sets import GOLDEN
 from acme_rag_pipeline.evaluation.report_content import report_of
 from acme_rag_pipeline.evaluation.similarity import similarities
 from acme_rag_pipeline.retrieval import index
 from acme_rag_pipeline.serving import decisions
 from acme_rag_pipeline.settings import Settings
+from acme_rag_pipeline.store import models
 from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.models import ModelDamaged
 from acme_rag_pipeline.store.passages import live_passages
@@ -119,3 +132,63 @@ def test_a_champion_whose_twin_is_gone_is_measured_itself_and_that_is_said(store
     assert any("twin is gone" in caveat for caveat in report.caveats)
     (store.models / ("d" * 64)).mkdir()
     assert contest(store, settings).champion_twin == replace(champion, model_digest="d" * 64)
+
+
+def candidate_over(settings: Settings, decided_before: int = 0) -> Contest:
+    """A contest of one candidate with the base."""
+    base, candidate = (index.PassageEncoder(letter * 64, "none") for letter in "bc")
+    champion = decisions.Decision(
+        1, DECIDED, base.model_digest, "dense", "none", decisions.BOOTSTRAP, "the first", None, None, None
+    )
+    return Contest(
+        candidate, None, champion, None, True, "key", base, settings.retrieval, decided_before=decided_before
+    )
+
+
+def decided(settings: Settings, decided_before: int, gain: float = 0.01) -> Decision:
+    """The gate's answer on one challenger over 60 documents, for a candidate that was decided on before."""
+    queries = [judged(f"{n}.md") for n in range(60)]
+    scores = {BASE: [0.4] * 60, FINE_TUNED: [0.4 + gain + (n % 7 - 3) * 0.05 for n in range(60)]}
+    results = [
+        ArmResult(arm, {q.query_id: {PRIMARY: value} for q, value in zip(queries, values, strict=True)}, {})
+        for arm, values in scores.items()
+    ]
+    return _verdict(candidate_over(settings, decided_before), {GOLDEN: queries}, {GOLDEN: results}, settings)
+
+
+def test_all_decisions_after_the_first_together_promote_by_chance_at_most_as_often_as_the_first(
+    settings_for: Callable[..., Settings],
+) -> None:
+    settings = settings_for()
+    tails = [(1 - decided(settings, before).comparisons[0].level) / 2 for before in range(40)]
+    assert tails[:4] == pytest.approx([0.025, 0.0125, 0.00625, 0.003125])
+    assert sum(tails[1:]) <= tails[0] * (1 + 1e-6)
+    assert all(tail > 0 for tail in tails)
+    said = (
+        "This candidate was decided on 2 times before, by other evidence or with another fusion, so this time it may be promoted "
+        "by chance in 0.63 % of such decisions instead of 2.5 %: all decisions after the first together may promote it by chance at most as often as "
+        "the first alone."
+    )
+    assert decided(settings, 2).reason.endswith(said)
+
+
+def test_many_decisions_do_not_forbid_a_promotion(settings_for: Callable[..., Settings]) -> None:
+    found = decided(settings_for(), 12, gain=0.3)
+    assert found.winner == FINE_TUNED
+    assert "with 99.999 % confidence" in found.reason
+
+
+def test_a_card_that_is_not_utf_8_stays_as_it_is_and_the_log_says_so(
+    store: Store, settings_for: Callable[..., Settings], caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = settings_for()
+    who = candidate_over(settings)
+    done = Evaluation("e", who, {}, {}, decided(settings, 0), None, 0.0)
+    assert who.candidate is not None
+    card = models.model_folder(store, who.candidate.model_digest) / "README.md"
+    card.parent.mkdir(parents=True)
+    saved = "Für uns.".encode("latin-1")
+    card.write_bytes(saved)
+    write_on_card(store, done)
+    assert card.read_bytes() == saved
+    assert "README.md is not UTF-8: it stays as it is" in caplog.text

@@ -288,6 +288,19 @@ def test_a_segment_that_is_a_single_unit_is_still_guarded() -> None:
     assert {(row.value, row.units, row.falls) for row in rows} == {("keywords", 1, True), ("question", 50, False)}
 
 
+def test_who_asks_for_more_evidence_of_a_gain_sees_no_fewer_falls() -> None:
+    """A stricter level, as a second decision on a candidate has it, must not let a fall through."""
+    judged = Judged(queries=300, units=100)
+    arm = judged.arm("tuned", 0.12, spread=0.25, keywords=-0.064)
+    usual, strict = (
+        compare_segments(judged.base, arm, judged.units, {"style": judged.style}, GateSettings(level=level))
+        for level in (0.95, 1 - 2 * 0.0125)
+    )
+    assert 0.025 < usual[0].p_value < 0.05
+    assert usual[0].falls
+    assert strict == usual
+
+
 def test_segments_are_adjusted_for_their_number() -> None:
     judged = Judged()
     arm = judged.arm("tuned", 0.0, spread=0.3)
@@ -377,9 +390,23 @@ def test_too_few_units_cannot_tell_however_large_the_gain(units: int, challenger
     decision = judged.decide(*(judged.arm(f"tuned{i}", 0.4) for i in range(challengers)))
 
     assert (decision.verdict, decision.detectable_gain) == (CANNOT_TELL, None)
-    assert f"60 questions over {units} units no gain, however large, can be told from chance" in decision.reason
+    assert (
+        f"60 questions over {units} unit{'s' * (units > 1)} no gain, however large, can be told from chance"
+        in decision.reason
+    )
     assert f"at least {needed} units are needed" in decision.reason
     assert all(math.isfinite(row.low) and math.isfinite(row.high) for row in decision.comparisons)
+
+
+@pytest.mark.parametrize("units", [20, 100])
+def test_a_very_strict_level_promotes_what_is_beyond_doubt_and_is_not_called_certain(units: int) -> None:
+    """Of 20,000 sign patterns alone the smallest p-value is 5e-5, which forbade every promotion at such a level."""
+    judged = Judged(queries=200, units=units)
+    strict = GateSettings(level=1 - 2e-5)
+    decision = judged.decide(judged.arm("tuned", 0.4, spread=0.02), settings=strict)
+
+    assert decision.verdict == PROMOTED
+    assert "with 99.998 % confidence" in decision.reason
 
 
 def test_few_units_can_decide_by_the_exact_test_and_say_so() -> None:
@@ -407,6 +434,20 @@ def test_a_steady_gain_over_few_units_does_not_show_what_other_units_would_do() 
     )
     assert decision.detectable_gain > 0.5 * 0.37
     assert decision.detectable_gain == pytest.approx(0.5 * (1 - 0.025 ** (1 / 8)), abs=0.02)
+
+
+def test_a_few_documents_with_exactly_the_same_gain_promote_nothing_and_claim_no_exact_gain() -> None:
+    ids = [f"q{n}" for n in range(6)]
+    base, tuned = (ArmScores(arm, dict.fromkeys(ids, score)) for arm, score in (("base", 0.4), ("tuned", 0.7)))
+    decision = decide(base, [tuned], {i: f"{i}.md" for i in ids}, {}, SETTINGS, "golden", "documents")
+
+    assert decision.verdict == CANNOT_TELL
+    assert "the true difference may lie anywhere between -0.297 and +0.621 with 95 % confidence" in decision.reason
+    many = [f"q{n}" for n in range(40)]
+    base, tuned = (ArmScores(arm, dict.fromkeys(many, score)) for arm, score in (("base", 0.4), ("tuned", 0.7)))
+    decision = decide(base, [tuned], {i: f"{i}.md" for i in many}, {}, SETTINGS, "golden", "documents")
+    assert decision.verdict == PROMOTED
+    assert "The true gain lies between +0.185 and +0.362" in decision.reason
 
 
 def test_a_thin_margin_is_called_chance() -> None:

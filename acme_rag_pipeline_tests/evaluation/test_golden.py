@@ -51,3 +51,18 @@ def test_a_bad_line_costs_that_line_and_is_named(tmp_path: Path, name: str, line
     assert len(qrels) == 1
     assert len(problems) == 1
     assert problems[0].startswith(f"{name}.jsonl line 2")
+
+
+def test_a_judgement_that_stands_twice_is_one_piece_of_evidence(tmp_path: Path) -> None:
+    line = {"query_id": "a", "doc_path": "a.md", "quote": "They pay.", "relevance": 1}
+    others = [line | {"quote": "They do not."}, line | {"doc_path": "b.md"}, line | {"start": 3, "end": 9}]
+    folder = written(tmp_path, [{"query_id": "a", "query": "who?"}], [line, *others, line | {"relevance": 3}, line])
+    _, qrels, problems = read_golden(folder)
+    assert [(q["doc_path"], q["quote"], q["relevance"]) for q in qrels] == [
+        ("a.md", "They pay.", 3),
+        ("a.md", "They do not.", 1),
+        ("b.md", "They pay.", 1),
+        ("a.md", "They pay.", 1),
+    ]
+    said = "this judgement of a is there twice, the larger relevance is used"
+    assert problems == [f"qrels.jsonl line 5: {said}", f"qrels.jsonl line 6: {said}"]

@@ -89,7 +89,9 @@ def test_one_large_unit_makes_the_interval_wider_not_narrower() -> None:
 @given(CLUSTERED)
 def test_the_p_value_and_the_interval_agree(pairs: list[tuple[float, str]]) -> None:
     values, units = [value for value, _ in pairs], [unit for _, unit in pairs]
-    interval, p = mean_interval(values, units, 0.9), gain_p(values, units)
+    interval = mean_interval(values, units, 0.9, lowest=-1.0)
+    # Without any spread only the cautious form goes with the interval.
+    p = gain_p(values, units) or gain_p(values, units, cautious=True)
 
     assert interval.low <= interval.mean <= interval.high
     if abs(p - 0.05) > 1e-6:
@@ -158,8 +160,20 @@ def test_drawn_sign_flips_agree_with_enumerated_ones_and_repeat() -> None:
     assert drawn != sign_flip_p(values, units, seed=1)
 
 
+def test_where_no_draw_reaches_the_sum_a_bound_on_the_exact_value_stands_in() -> None:
+    units, rng = [str(i) for i in range(18)], np.random.default_rng(6)
+    assert sign_flip_p([0.3] * 18, units) == pytest.approx(2**-18)
+    signs = np.array(list(itertools.product((1, -1), repeat=18)), dtype=np.int8)
+    for spread in (0.1, 0.3, 0.5):
+        values = np.abs(rng.normal(1, spread, 18))
+        values[0] *= -1
+        exact = float((signs @ values >= values.sum() - 1e-9).mean())
+        bounded = sign_flip_p(values.tolist(), units)
+        assert exact <= bounded <= 1 / 20_001
+
+
 def test_no_p_value_is_zero_and_few_units_cannot_reach_a_small_one() -> None:
-    assert sign_flip_p([1.0] * 400, [str(i) for i in range(400)]) == 1 / 20_001
+    assert 0 < sign_flip_p([1.0] * 2000, [str(i) for i in range(2000)]) < 1e-100
     assert sign_flip_p([1.0] * 50, [str(i % 5) for i in range(50)]) == 1 / 32
     # Units that do not differ bring no evidence.
     assert sign_flip_p([1.0] * 3 + [0.0] * 40, [str(i) for i in range(43)]) == 1 / 8
@@ -170,10 +184,32 @@ def test_no_p_value_is_zero_and_few_units_cannot_reach_a_small_one() -> None:
 def test_degenerate_samples() -> None:
     single = mean_interval([0.2, 0.4], ["a", "a"])
     assert (single.mean, single.low, single.high, single.units) == (pytest.approx(0.3), -math.inf, math.inf, 1)
-    same = mean_interval([0.1] * 9, list("aabbccddd"))
-    assert (same.low, same.high) == (pytest.approx(0.1), pytest.approx(0.1))
     assert gain_p([0.1] * 9, list("aabbccddd")) == 0.0
     assert gain_p([0.0] * 9, list("aabbccddd")) == gain_p([5.0, 5.0], ["a", "a"]) == 1.0
+
+
+@pytest.mark.parametrize(("score", "low", "high"), [(1.0, 0.398, 1.0), (0.0, 0.0, 0.602), (0.5, 0.199, 0.801)])
+def test_units_that_agree_exactly_leave_room_for_a_kind_that_was_not_seen(
+    score: float, low: float, high: float
+) -> None:
+    """Four units hold none of a kind of which 60 % of all units are with a probability of 2.5 %."""
+    same = mean_interval([score] * 9, list("aabbccddd"))
+    assert (same.mean, same.low, same.high) == (score, pytest.approx(low, abs=5e-4), pytest.approx(high, abs=5e-4))
+    assert pytest.approx(1 - 0.025 ** (1 / 4), abs=5e-4) == 0.602
+
+
+def test_equal_gains_are_no_certain_gain_and_equal_arms_are_equal() -> None:
+    before, units = [0.2, 0.5, 0.1, 0.6, 0.3, 0.4], list("abcdef")
+    gain = paired_interval(before, [score + 0.3 for score in before], units)
+    share = 1 - 0.025 ** (1 / 6)
+    assert gain.low == pytest.approx(0.3 - 1.3 * share)
+    assert gain.high == pytest.approx(0.3 + 0.7 * share)
+    assert gain_p([0.3] * 6, units, cautious=True) == pytest.approx(1.3**-6)
+    tie = paired_interval(before, before, units)
+    assert (tie.mean, tie.low, tie.high) == (0, 0, 0)
+    # Gains and losses that cancel in every unit are no ties.
+    even = paired_interval([0.0, 1.0, 0.0, 1.0], [1.0, 0.0, 1.0, 0.0], list("aabb"))
+    assert even.low < even.mean == 0 < even.high
 
 
 def test_paired_interval_is_the_gain_of_the_second() -> None:

@@ -104,19 +104,38 @@ def test_a_judged_set_that_was_trained_on_or_is_tiny_says_so_and_claims_nothing(
         rows = (judged / f"{name}.jsonl").read_text().splitlines()
         (judged / f"{name}.jsonl").write_text("\n".join(rows[:2]) + "\n")
     with store.warehouse.write() as connection:
-        row = {
-            "pair_id": "p", "side": "train", "query": JUDGED[0][0].upper() + "?", "chunk_id": "c", "origin": "curated",
-            "style": "question", "method": "people", "unit": "u", "overlap": 0.1, "negatives": [],
-        }  # fmt: skip
-        insert(connection, "training_pairs", [row])
+        rows = [
+            {
+                "pair_id": side, "side": side, "query": query.upper() + "?", "chunk_id": "c", "origin": "curated",
+                "style": "question", "method": "people", "unit": "u", "overlap": 0.1, "negatives": [],
+            }
+            for side, (query, _, _) in zip(("train", "validation"), JUDGED, strict=False)
+        ]  # fmt: skip
+        insert(connection, "training_pairs", rows)
     page = tmp_path / "page.html"
     options = ["--store", str(store.root), "--documents", str(settings.documents), "evaluate", "--golden", str(judged)]
     answer = CliRunner().invoke(cli.main, [*options, "--html", str(page), "--json"])
     assert answer.exit_code == 0, answer.output
     note = json.loads(answer.stdout)["note"]
-    assert "1 of 2 queries stand in the training set too" in note
+    assert "1 of 2 queries stand in the training set too: a tuned model learned them" in note
+    assert "1 of 2 queries stand in the validation share too: no model learned them, but they chose the weights" in note
     assert "with 2 document sections no difference can be told from chance; at least 6 are needed" in note
-    assert "base_hybrid is not clearly different from base on these questions" in page.read_text(encoding="utf-8")
+    text = page.read_text(encoding="utf-8")
+    assert "base_hybrid is not clearly different from base on these questions" in text
+    assert '<td class="soft verdict">cannot tell</td>' in text
+    assert '<td class="soft verdict">worse</td>' not in text
+    # Both answer every question: that they show no spread does not make the score certain.
+    base = next(row for row in json.loads(answer.stdout)["arms"] if row["arm"] == "base")["ndcg@10"]
+    assert base["low"] < base["value"]
+
+
+def test_one_query_is_spoken_of_as_one(settings: Settings, store: Store, judged: Path) -> None:
+    for name in ("queries", "qrels"):
+        lines = (judged / f"{name}.jsonl").read_text().splitlines()
+        (judged / f"{name}.jsonl").write_text(f"{lines[0]}\n")
+    options = ["--store", str(store.root), "--documents", str(settings.documents), "evaluate", "--golden", str(judged)]
+    answer = CliRunner().invoke(cli.main, options)
+    assert answer.output.startswith("1 query over 1 unit; with 1 document section no difference"), answer.output
 
 
 def test_a_page_that_cannot_be_written_is_one_sentence(

@@ -30,6 +30,7 @@ from acme_rag_pipeline.evaluation.report import (
     Similarities,
     SweepPoint,
     TrainingPoint,
+    clean,
     render_report,
 )
 
@@ -319,6 +320,26 @@ def test_a_lone_surrogate_can_be_written_as_utf8(report: Report) -> None:
     render_report(replace(report, headline="broken \udcff text")).encode("utf-8")
 
 
+def test_ordinary_direction_marks_are_dropped_and_those_that_reverse_are_shown() -> None:
+    assert clean("(\u05e9\u05dc\u05d5\u05dd)\u200f, done\u200e") == "(\u05e9\u05dc\u05d5\u05dd), done"
+    assert clean("a\u202eb\u2066c") == "a\ufffdb\ufffdc"
+
+
+def test_ordinary_names_of_groups_do_not_break_inside_a_word(html: str) -> None:
+    (rule,) = re.findall(r"[.]indent \{ padding[^}]*\}", html)
+    assert "overflow-wrap:break-word" in rule
+    assert "min-width:8em" in rule
+
+
+@pytest.mark.parametrize(
+    ("queries", "units", "said"),
+    [(1, 1, "1 question over 1 document section."), (2, 2, "2 questions over 2 document sections.")],
+)
+def test_numbers_and_their_nouns_agree(queries: int, units: int, said: str) -> None:
+    part = QuerySetReport("golden", queries, units, [], unit_noun="document sections")
+    assert said in " ".join("".join(Page(render_report(minimal(query_sets=[part]))).text).split())
+
+
 def minimal(**parts: object) -> Report:
     arguments: dict = {
         "headline": "base stays: there are no judged questions to compare with.",
@@ -346,6 +367,8 @@ def test_any_optional_part_can_be_missing(report: Report, part: str) -> None:
     empty: object = (
         None
         if part in ("funnel", "forgetting")
+        else 0
+        if part == "units_needed"
         else ""
         if part == "reason"
         else {}
@@ -354,6 +377,18 @@ def test_any_optional_part_can_be_missing(report: Report, part: str) -> None:
     )
     assert_harmless(render_report(replace(report, **{part: empty})))
     assert_harmless(render_report(minimal(**{part: getattr(report, part)})))
+
+
+@pytest.mark.parametrize(("units", "verdict"), [(3, "cannot tell"), (6, "worse")])
+def test_an_arm_is_called_worse_only_where_there_are_enough_units(units: int, verdict: str) -> None:
+    ids = [f"q{n}" for n in range(units)]
+    base = ArmScores("base", dict.fromkeys(ids, 1.0))
+    worse = ArmScores("fine_tuned", {i: 0.3 + 0.01 * n for n, i in enumerate(ids)})
+    (row,) = compare(base, [worse], {i: i for i in ids}, GateSettings())
+    assert row.high < 0
+    part = QuerySetReport("golden", units, units, [], versus_champion=[row])
+    page = render_report(minimal(query_sets=[part], units_needed=6))
+    assert re.findall(r'<td class="soft verdict">(.*?)</td>', page) == [verdict]
 
 
 def test_the_choice_of_weights_names_the_whitening_only_where_there_is_one() -> None:

@@ -129,6 +129,35 @@ def rolled_back(store: Store, to: decisions.Decision) -> None:
     )
 
 
+def test_a_rollback_from_another_promotion_says_nothing_about_a_kept_candidate(
+    store: Store, settings: Settings
+) -> None:
+    base = decisions.champion(store, settings)
+    evaluated(store, "promoted", "k1", 1)
+    decisions.decide_promotion(store, settings)
+    promoted = decisions.champion(store, settings)
+    evaluated(store, "kept: not better", "k2", 2)
+    decisions.decide_promotion(store, settings)
+    for to, key in ((base, "k2"), (promoted, "k2"), (base, "k2")):
+        # As `serve.rollback` writes it: with the candidate of the newest decision.
+        decisions.append(
+            store, encoder=to.encoder, recipe=to.recipe, verdict=decisions.ROLLED_BACK, reason="r", candidate_key=key
+        )
+    assert decisions.decision_on(store, "k2").verdict == "kept: not better"
+    assert decisions.decision_on(store, "k1").verdict == "promoted"
+    assert decisions.decision_on(store, "k3") is None
+
+
+def test_a_candidate_whose_own_promotion_was_gone_back_from_is_rolled_back(store: Store, settings: Settings) -> None:
+    base = decisions.champion(store, settings)
+    evaluated(store, "promoted", "k1", 1)
+    decisions.decide_promotion(store, settings)
+    decisions.append(
+        store, encoder=base.encoder, recipe="dense", verdict=decisions.ROLLED_BACK, reason="r", candidate_key="k1"
+    )
+    assert decisions.decision_on(store, "k1").verdict == decisions.ROLLED_BACK
+
+
 def test_a_model_that_was_rolled_back_does_not_return_with_another_recipe(store: Store, settings: Settings) -> None:
     base = decisions.champion(store, settings)
     evaluated(store, "promoted", "k1", 1)
@@ -202,3 +231,29 @@ def test_a_candidate_without_a_decision_is_noticed_and_looking_writes_nothing(st
     evaluated(store, "kept: not better", contest(store, settings).candidate_key, 1)
     decisions.decide_promotion(store, settings)
     assert not candidate_undecided(store)
+
+
+@pytest.mark.parametrize(("judged_by", "again"), [("held-out units", False), ("golden queries", True)])
+def test_golden_queries_are_new_evidence_only_where_they_decide(
+    store: Store, settings: Settings, judged_by: str, again: bool
+) -> None:
+    (store.models / CANDIDATE.model_digest).mkdir(parents=True)
+    details = {"model_digest": CANDIDATE.model_digest, "passage_prefix": "none"}
+    with store.warehouse.write() as connection:
+        record(connection, StageResult("fine_tuned_model", "v", details=details), "f")
+        record(connection, StageResult("training_set", "v", details={"judged_by": judged_by}), "f")
+    key = contest(store, settings).candidate_key
+    evaluated(store, "kept: cannot tell", key, 1)
+    decisions.decide_promotion(store, settings)
+
+    query = {"query_id": "a", "query": "who pays?", "style": "question", "unit": "u", "status": "resolved"}
+    judgement = {
+        "judgement_id": "j", "query_id": "a", "ordinal": 0, "doc_path": "a.md", "relevance": 1, "status": "resolved",
+    }  # fmt: skip
+    with store.warehouse.write() as connection:
+        insert(connection, "golden_queries", [query])
+        insert(connection, "golden_judgements", [judgement])
+    who = contest(store, settings)
+    assert (who.candidate_key != key) is again
+    assert who.decided_before == again
+    assert candidate_undecided(store) is again
