@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Mapping, Sequence
@@ -115,21 +114,15 @@ class Evaluation:
 
 def contest(store: Store, settings: Settings) -> Contest:
     """Read from the store who is to be compared. Before the first decision two calls differ in the champion's time."""
-    with store.warehouse.read() as connection:
-        rows = {
-            row["stage"]: json.loads(row["summary"])["details"]
-            for row in records(connection, "SELECT stage, summary FROM stages WHERE stage = 'fine_tuned_model'")
-        }
     base = index.PassageEncoder(index.install_base(store, settings).digest, index.BASE_PREFIX)
     candidate = index.newest_candidate(store)
-    trained = rows.get("fine_tuned_model", {})
     key = _key_of_today(store, candidate) + _other_fusion(settings)
     before = decisions.champion_before(store, settings, key)
     champion_twin = _twin_of(store, before)
     champion_twin_lost = champion_twin is not None and not _in_store(store, champion_twin)
     return Contest(
         candidate=candidate,
-        twin=_twin(candidate, trained.get("twin_digest")),
+        twin=_twin(candidate, stored_detail(store.warehouse, "fine_tuned_model", "twin_digest")),
         champion=before,
         champion_twin=None if champion_twin_lost else champion_twin,
         golden_decides=_golden_decides(store),

@@ -77,12 +77,7 @@ class QuotableText:
     def find_all(self, quote: str) -> list[tuple[int, int]]:
         """Every span at which the quote stands word for word, typography aside, in the order of the text."""
         wanted = _folded(quote)
-        places = []
-        at = self.folded.find(wanted) if wanted else -1
-        while at != -1:
-            places.append(self._original(at, at + len(wanted)))
-            at = self.folded.find(wanted, at + 1)
-        return places
+        return [self._original(at, at + len(wanted)) for at in _positions(wanted, self.folded)] if wanted else []
 
     def _original(self, start: int, end: int) -> tuple[int, int]:
         return self.offsets[start], self.offsets[end - 1] + 1
