@@ -17,6 +17,8 @@ from acme_rag_pipeline.store.fingerprints import fingerprint
 
 Verdict = Literal["accepted", "edited", "rejected"]
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
+# The field that only a line of an export for review has.
+EXPORTED = "edited_query"
 _LLAMA_INDEX = ("queries", "corpus", "relevant_docs")
 
 
@@ -216,6 +218,9 @@ def _checked(raw: Any) -> CuratedPair | str:
         return raw
     if not isinstance(raw, dict):
         return "not an object"
+    if EXPORTED in raw:
+        # As a pair it would make a person's of every question that nobody judged, and keep the wording that was edited.
+        return "a line of an export for review, which `acme-rag pairs import` takes in"
     query, doc_path, quote, negative, verdict, replaces = (
         raw.get(name) or None for name in ("query", "doc_path", "quote", "negative", "verdict", "replaces")
     )

@@ -12,7 +12,7 @@ from typing import Any
 
 from acme_rag_pipeline.documents.doc_paths import plain_doc_path
 from acme_rag_pipeline.llm.text import clean_line, one_line
-from acme_rag_pipeline.pairs.curated_formats import VERDICTS, NotTheFormat, decoded, raw_rows
+from acme_rag_pipeline.pairs.curated_formats import EXPORTED, VERDICTS, NotTheFormat, decoded, raw_rows
 from acme_rag_pipeline.pairs.curated_places import span_key
 from acme_rag_pipeline.pairs.prompt import MAX_QUERY_CHARS
 from acme_rag_pipeline.settings import Settings
@@ -70,7 +70,7 @@ def review_rows(store: Store, origins: Sequence[str] = (), *, dropped_too: bool 
         heading = heading_line(row.pop("title"), row.pop("heading_path"))
         names = ("pair_id", "query", "passage", "doc_path", "quote", "start", "end")
         shown = {name: row.pop(name) for name in names} | {"heading": heading} | row
-        chosen.append(shown | {"verdict": "", "edited_query": ""})
+        chosen.append(shown | {"verdict": "", EXPORTED: ""})
     return chosen
 
 
@@ -109,13 +109,17 @@ def import_review(reviewed: Path, settings: Settings, into: Path | None = None) 
     target = (into or settings.curated_pairs or Path()).absolute()
     if into is None and settings.curated_pairs is None:
         raise ReviewUnusable(f"{VARIABLE} is not set: name a file with --into FILE.jsonl, then set {VARIABLE} to it")
+    if target.resolve() == reviewed.resolve():
+        raise ReviewUnusable(f"{target} is the reviewed file itself: name another one with --into FILE.jsonl")
     if target.suffix.lower() in (".csv", ".json"):
         raise ReviewUnusable(
             f"{target}: verdicts are kept as JSON Lines; name a file with --into FILE.jsonl (it starts with the pairs of "
             f"{target.name}), then set {VARIABLE} to it"
         )
     before = _text_of(target)
-    file = _CuratedFile.of(before, None if before is not None else settings.curated_pairs)
+    seed = None if before is not None else settings.curated_pairs
+    # An export that was taken for a curated file holds no pairs to start with.
+    file = _CuratedFile.of(before, None if seed and seed.resolve() == reviewed.resolve() else seed)
     for line in judged:
         file.take(line)
     after = file.text()
@@ -243,7 +247,7 @@ class _CuratedFile:
                 # LlamaIndex's queries without a passage are no pairs; a broken line of a CSV is one that would be lost.
                 if isinstance(row, str) and seed.suffix.lower() == ".csv":
                     raise ReviewUnusable(f"{seed.name} {where}: {row}; mend it first, so that it can be carried over")
-                if isinstance(row, dict):
+                if isinstance(row, dict) and EXPORTED not in row:
                     known = {name: value for name, value in row.items() if name is not None and value not in (None, "")}
                     file._append(_json(known), known)
         return file
@@ -325,7 +329,7 @@ def _pair(line: str) -> _Line | None:
         row = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    return row if isinstance(row, dict) and isinstance(row.get("query"), str) else None
+    return row if isinstance(row, dict) and isinstance(row.get("query"), str) and EXPORTED not in row else None
 
 
 def _json(row: _Line) -> str:

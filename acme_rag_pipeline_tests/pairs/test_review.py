@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from acme_rag_pipeline import cli
 from acme_rag_pipeline.chunking.chunks import split_documents
 from acme_rag_pipeline.documents.ingest import ingest_documents
 from acme_rag_pipeline.pairs.curated import resolve_curated_pairs
+from acme_rag_pipeline.pairs.curated_formats import read_curated_pairs
 from acme_rag_pipeline.pairs.review import ReviewUnusable, import_review, review_rows
 from acme_rag_pipeline.pairs.synthetic import write_pairs
 from acme_rag_pipeline.settings import Settings
@@ -202,6 +204,33 @@ def test_an_unusable_review_changes_nothing(
     with pytest.raises(ReviewUnusable, match=message):
         import_review(write(tmp_path / "r.jsonl", *rows, good), settings_for(), tmp_path / "into.jsonl")
     assert not (tmp_path / "into.jsonl").exists()
+
+
+@pytest.mark.parametrize("name", ["export.jsonl", "export.csv"])
+def test_an_export_is_no_curated_file_and_is_not_imported_into_itself(
+    tmp_path: Path, settings_for: Any, name: str
+) -> None:
+    rows = [ROW, ROW | {"query": "good", "verdict": "accepted"}, EDIT | {"query": "third"}]
+    reviewed = write(tmp_path / "export.jsonl", *rows)
+    with (tmp_path / "export.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(ROW))
+        writer.writeheader()
+        writer.writerows(rows)
+    pairs, problems = read_curated_pairs(tmp_path / name)
+    assert pairs == []
+    assert [problem.partition(":")[2] for problem in problems] == [
+        " a line of an export for review, which `acme-rag pairs import` takes in"
+    ] * 3
+    settings = settings_for(curated_pairs=name)
+    with pytest.raises(ReviewUnusable, match="the reviewed file itself"):
+        import_review(reviewed, settings, reviewed)
+    done = import_review(reviewed, settings, tmp_path / "new.jsonl")
+    assert [row["query"] for row in lines_of(done.file)] == ["good", "new wording"]
+    assert len(read_curated_pairs(done.file)[0]) == 2
+    # Nor are its lines judged where they lie in the curated file.
+    into = write(tmp_path / "mixed.jsonl", *rows)
+    import_review(reviewed, settings_for(curated_pairs="mixed.jsonl"))
+    assert len(read_curated_pairs(into)[0]) == 2
 
 
 def test_a_csv_is_carried_over_into_a_new_file(tmp_path: Path, settings_for: Any) -> None:
