@@ -14,14 +14,14 @@ import string
 from base64 import b64encode
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 from urllib.parse import quote, unquote, urlsplit
 
 if TYPE_CHECKING:
-    from openai import APIStatusError, AsyncOpenAI
+    from openai import AsyncOpenAI
 
 CallStatus = Literal[
     "ok", "empty", "rate_limited", "server_error", "timeout", "bad_answer", "connection_error", "refused"
@@ -155,13 +155,17 @@ class LLMClient:
         except openai.APIConnectionError as error:
             return Reply("connection_error", detail=type(error.__cause__ or error).__name__)
         except openai.APIStatusError as error:
-            return self._status_reply(error, used, schema)
+            return self._status_reply(error.response, error.status_code, error.code or error.type, used, schema)
         except Exception as error:
             # Nothing was sent: a lone surrogate in a broken file, ...
             return Reply("refused", detail=f"cannot be sent: {type(error).__name__}")
+        reply = _content_reply(body)
+        if (fault := _fault_in(body)) is not None:
+            failed = self._status_reply(response.http_response, *fault, used, schema)
+            return replace(failed, prompt_tokens=reply.prompt_tokens, completion_tokens=reply.completion_tokens)
         if schema is not None:
             self._format, self._format_accepted = max(used, self._format), True
-        return _content_reply(body)
+        return reply
 
     def _open(self) -> AsyncOpenAI:
         import openai
@@ -188,12 +192,15 @@ class LLMClient:
         if request.url.netloc == self._client.base_url.netloc and not request.url.query:
             request.extensions["target"] = request.url.raw_path + b"?" + self._query
 
-    def _status_reply(self, error: APIStatusError, used: int, schema: Mapping[str, Any] | None) -> Reply:
-        status, code = error.status_code, self._safe_code(error)
-        detail = f"HTTP {status} {code}".strip()
-        wait = retry_after(error.response.headers)
+    def _status_reply(
+        self, response: Any, status: int, code: object, used: int, schema: Mapping[str, Any] | None
+    ) -> Reply:
+        code = self._safe_code(code)
+        within = "" if response.status_code == status else f"HTTP {response.status_code} with an error like "
+        detail = f"{within}HTTP {status} {code}".strip()
+        wait = retry_after(response.headers)
         if schema is not None and used < _PLAIN and not self._format_accepted and status in (400, 404, 422, 501):
-            if _ABOUT_FORMAT.search(error.response.text):
+            if _ABOUT_FORMAT.search(response.text):
                 self._format = max(self._format, used + 1)
                 return Reply("refused", detail=detail, next_format=used + 1)
             if status in (400, 422) and code != "context_length_exceeded":
@@ -217,8 +224,7 @@ class LLMClient:
             return Reply("server_error", detail=detail, retry_after=wait)
         return Reply("refused", detail=detail)
 
-    def _safe_code(self, error: APIStatusError) -> str:
-        code = error.code or error.type
+    def _safe_code(self, code: object) -> str:
         if not isinstance(code, str) or not _SAFE_CODE.fullmatch(code):
             return ""
         return "" if self._key and self._key in code else code
@@ -291,6 +297,27 @@ def _format_arguments(used: int, schema: Mapping[str, Any] | None) -> dict[str, 
         return {"response_format": {"type": "json_object"}}
     named = {"name": "answer", "strict": True, "schema": dict(schema)}
     return {"response_format": {"type": "json_schema", "json_schema": named}}
+
+
+def _fault_in(body: bytes) -> tuple[int, object] | None:
+    """Status and code of an error in a body that came with HTTP 200; None: there is none.
+
+    Gateways send so what befell the model behind them once they had begun to answer. Without a status it is a fault of
+    the server.
+    """
+    try:
+        completion = json.loads(body)
+        choices = completion.get("choices")
+        choice = choices[0] if choices else {}
+        fault = choice.get("error") or (not choices and completion.get("error"))
+        failed = bool(fault) or choice.get("finish_reason") == "error"
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return None
+    if not failed:
+        return None
+    named = fault if isinstance(fault, dict) else {}
+    code = str(named.get("code") or "")
+    return int(code) if re.fullmatch("[45][0-9]{2}", code) else 500, named.get("type") if code.isdigit() else code
 
 
 def _content_reply(body: bytes) -> Reply:

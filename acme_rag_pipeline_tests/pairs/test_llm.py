@@ -251,7 +251,7 @@ def test_content_in_parts_is_an_answer() -> None:
     [
         (cut_off(), "connection_error"),
         (Act(body=b"<html>proxy</html>", headers={"Content-Type": "text/html"}), "bad_answer"),
-        (Act(body=b'{"error": {"message": "overloaded"}}'), "bad_answer"),
+        (Act(body=b'{"error": {"message": "overloaded"}}'), "server_error"),
         (Act(body=b'{"choices": []}'), "bad_answer"),
         (completion(None), "bad_answer"),
         (error(503, retry_after="0"), "server_error"),
@@ -411,6 +411,45 @@ def test_a_403_for_one_passage_is_that_passage_s_and_the_others_are_answered() -
         with ScriptedLLM(offended) as server:
             outcome = ask(server, 20, sink, concurrency=4)
         assert (outcome.answered, outcome.failed, outcome.stopped) == (19, 1, None)
+
+
+def within_200(error: Any, **choice: Any) -> Act:
+    """An error as gateways send it, with HTTP 200: in place of the choices, or in a choice that the model broke off."""
+    if not choice:
+        return Act(body=json.dumps({"error": error}).encode())
+    body = json.loads(completion('{"queries": [').body)
+    body["choices"][0] |= choice | ({"error": error} if error else {})
+    return Act(body=json.dumps(body).encode())
+
+
+@pytest.mark.parametrize(
+    ("act", "status", "detail"),
+    [
+        (within_200({"code": 429, "message": "slow down"}), "rate_limited", "HTTP 200 with an error like HTTP 429"),
+        (within_200({"code": "502"}, finish_reason="error"), "server_error", "HTTP 200 with an error like HTTP 502"),
+        (within_200(None, finish_reason="error"), "server_error", "HTTP 200 with an error like HTTP 500"),
+        (within_200("overloaded"), "server_error", "HTTP 200 with an error like HTTP 500"),
+        (within_200({"code": "overloaded"}), "server_error", "HTTP 200 with an error like HTTP 500 overloaded"),
+    ],
+)
+def test_an_error_within_a_200_is_waited_for_as_under_its_own_status(act: Act, status: str, detail: str) -> None:
+    # More than answers to one prompt that may be unusable.
+    sink = Sink()
+    with ScriptedLLM(first(*[act] * 4)) as server:
+        outcome = ask(server, 1, sink)
+    assert (outcome.answered, outcome.calls, outcome.stopped) == (1, 5, None)
+    assert {(call.status, call.detail) for call in sink.calls if call.status != "ok"} == {(status, detail)}
+    # What the model took until it broke off is paid for.
+    assert outcome.prompt_tokens == (500 if b"choices" in act.body else 100)
+
+
+def test_a_wrong_key_within_a_200_ends_the_run_and_an_error_that_is_null_does_not() -> None:
+    with ScriptedLLM(always(within_200({"code": 401, "message": f"no such key {KEY}"}))) as server:
+        outcome = ask(server, 3, Sink())
+    assert (outcome.stopped, outcome.calls) == ("unauthorised", 1)
+    good = json.dumps(json.loads(ok().body) | {"error": None}).encode()
+    with ScriptedLLM(always(Act(body=good))) as server:
+        assert ask(server, 1, Sink()).answered == 1
 
 
 def test_a_key_that_may_do_nothing_costs_three_calls() -> None:
