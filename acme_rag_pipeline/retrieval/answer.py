@@ -73,11 +73,16 @@ def answer(
         return Answer(None, sources, f"{_trouble(reply)}: these are the best passages")
     # A chat template may have opened the thinking itself: then only its end is in the answer.
     said = without_thinking(reply.content).rpartition("</think>")[2]
-    text, cited = _checked(clean_text(said)[:MAX_ANSWER_CHARS], len(sources))
+    said = clean_text(said)
+    text, cited = _checked(said[:MAX_ANSWER_CHARS], len(sources))
+    # With content a reply's detail says that it is not all of it.
+    incomplete = reply.detail or (f"cut off at {MAX_ANSWER_CHARS} characters" if len(said) > MAX_ANSWER_CHARS else "")
     if not text:
-        return Answer(None, sources, "the LLM gave no answer: these are the best passages")
+        return Answer(None, sources, f"the LLM gave no answer{_because(reply)}: these are the best passages")
     sources = [{**source, "cited": source["number"] in cited} for source in sources]
-    return Answer(text, sources, "" if cited else "the answer names no source: check it against the passages")
+    notes = [f"the answer was {incomplete}"] if incomplete else []
+    notes += [] if cited else ["the answer names no source: check it against the passages"]
+    return Answer(text, sources, "; ".join(notes))
 
 
 def render(question: str, sources: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
@@ -113,8 +118,15 @@ def _trouble(reply: Reply) -> str:
         "rate_limited": "the LLM allows no more requests for now",
         "timeout": "the LLM did not answer in time",
         "connection_error": "the LLM cannot be reached",
-        "refused": "the LLM declined to answer",
-    }.get(reply.status, "the LLM did not give an answer")
+        # A server's refusal, of too many passages for instance, is none of the model's.
+        "refused": f"the LLM server refuses the request{_because(reply)}"
+        if reply.detail.startswith("HTTP")
+        else "the LLM declined to answer",
+    }.get(reply.status, f"the LLM did not give an answer{_because(reply)}")
+
+
+def _because(reply: Reply) -> str:
+    return f" ({reply.detail})" if reply.detail else ""
 
 
 def _checked(text: str, count: int) -> tuple[str, set[int]]:

@@ -12,6 +12,8 @@ from acme_rag_pipeline.retrieval.answer import MAX_ANSWER_CHARS, Answer, answer,
 from acme_rag_pipeline_tests.llm_server import Act, Body, Script, ScriptedLLM, completion, cut_off, error, hang
 
 KEY = "sk-very-secret-0123456789"
+CUT_OFF = "cut off at the server's length limit"
+TOO_LONG = "the LLM server refuses the request (HTTP 400 context_length_exceeded)"
 
 
 def hits_of(*texts: str) -> list[dict[str, Any]]:
@@ -86,9 +88,18 @@ def test_an_answer_without_sources_is_marked() -> None:
 
 
 def test_an_answer_is_bound_in_length() -> None:
-    found, _ = ask(says("word " * 5000))
+    found, _ = ask(says("word [1] " * 5000))
     assert found.text is not None
     assert len(found.text) <= MAX_ANSWER_CHARS
+    assert found.note == f"the answer was cut off at {MAX_ANSWER_CHARS} characters"
+
+
+def test_an_answer_that_the_server_cut_off_says_so() -> None:
+    found, _ = ask(lambda number, body: completion("Call before nine [1]. After that you", "length"))
+    assert found.text == "Call before nine [1]. After that you"
+    assert found.note == f"the answer was {CUT_OFF}"
+    found, _ = ask(lambda number, body: completion("Call before", "length"))
+    assert found.note == f"the answer was {CUT_OFF}; the answer names no source: check it against the passages"
 
 
 @pytest.mark.parametrize(
@@ -99,13 +110,14 @@ def test_an_answer_is_bound_in_length() -> None:
         (error(402), "the quota of the LLM account is used up", 1),
         (error(429), "the LLM allows no more requests for now", 3),
         (error(429, retry_after="60"), "the LLM allows no more requests for now", 1),
-        (error(500), "the LLM did not give an answer", 3),
-        (error(400), "the LLM declined to answer", 1),
+        (error(500), "the LLM did not give an answer (HTTP 500)", 3),
+        (error(400, code="context_length_exceeded"), TOO_LONG, 1),
         (hang(), "the LLM did not answer in time", 1),
         (cut_off(), "the LLM cannot be reached", 3),
-        (Act(body=b"<html>"), "the LLM did not give an answer", 3),
-        (completion(None), "the LLM did not give an answer", 3),
-        (completion(" \n"), "the LLM did not give an answer", 3),
+        (Act(body=b"<html>"), "the LLM did not give an answer (the body is not a chat completion)", 3),
+        (completion(None), "the LLM did not give an answer (no content)", 3),
+        (completion(" \n", "length"), f"the LLM did not give an answer (no content: {CUT_OFF})", 3),
+        (completion("<think>hm", "length"), f"the LLM gave no answer ({CUT_OFF})", 1),
         (completion("[7]"), "the LLM gave no answer", 1),
         (completion(None, refusal="no"), "the LLM declined to answer", 1),
     ],
