@@ -160,7 +160,10 @@ class Settings(BaseSettings):
     @property
     def llm_configured(self) -> bool:
         """True when a key or a base URL for an OpenAI-compatible server is set."""
-        return bool(self.openai_base_url) or bool(self.openai_api_key and self.openai_api_key.get_secret_value())
+        # A secret that was never filled in is a line break: no reason to send documents to OpenAI.
+        return bool(self.openai_base_url) or bool(
+            self.openai_api_key and self.openai_api_key.get_secret_value().strip()
+        )
 
     @property
     def generator_in_use(self) -> Literal["openai", "offline", "both"]:

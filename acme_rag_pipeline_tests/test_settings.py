@@ -81,6 +81,13 @@ def test_a_key_is_never_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert "sk-secret-123" not in known.model_dump_json()
 
 
+def test_a_blank_key_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", " \n")
+    assert Settings.load(root=tmp_path).generator_in_use == "offline"
+    with pytest.raises(SettingsError, match="needs OPENAI_API_KEY"):
+        Settings.load(root=tmp_path, generator="openai")
+
+
 def test_the_environment_beats_dotenv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / ".env").write_text("ACME_RAG_LLM=from-file\nACME_RAG_BASE_MODEL=from-file\n")
     monkeypatch.setenv("ACME_RAG_LLM", "from-environment")
