@@ -326,8 +326,10 @@ def _content_reply(body: bytes) -> Reply:
         choice = completion["choices"][0]
         message = choice["message"]
         content, refusal = message.get("content"), message.get("refusal")
-        usage = completion.get("usage") or {}
-        counted = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")]
+        usage = completion.get("usage")
+        counted = [
+            usage.get(name) if isinstance(usage, dict) else None for name in ("prompt_tokens", "completion_tokens")
+        ]
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return Reply("bad_answer", detail="the body is not a chat completion")
     prompt_tokens, completion_tokens = (n if type(n) is int and 0 <= n < 2**31 else None for n in counted)

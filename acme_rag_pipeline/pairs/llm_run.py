@@ -228,8 +228,9 @@ class Run:
         self, job: _Job, reply: Reply, queries: list[WrittenQuery] | None, called_at: datetime, seconds: float
     ) -> None:
         used = (reply.prompt_tokens or 0, reply.completion_tokens or 0)
-        if reply.content and not any(used):
-            used = (job.estimate.prompt_tokens, len(reply.content) // 4)  # a server that does not count
+        if reply.content:
+            # A server that does not count, or only one of the two.
+            used = (used[0] or job.estimate.prompt_tokens, used[1] or len(reply.content) // 4)
         if reply.content:
             self._longest_answer = max(self._longest_answer, used[1], 1)
             self._counted += 1

@@ -423,6 +423,24 @@ def within_200(error: Any, **choice: Any) -> Act:
 
 
 @pytest.mark.parametrize(
+    ("usage", "sent", "received"),
+    [
+        (None, None, 16),
+        ({"total_tokens": 120}, None, 16),
+        ({"prompt_tokens": 100, "completion_tokens": None}, 100, 16),
+        ({"prompt_tokens": 0, "completion_tokens": 20}, None, 20),
+        ("unknown", None, 16),
+    ],
+)
+def test_what_a_server_does_not_count_is_estimated(usage: Any, sent: int | None, received: int) -> None:
+    act = Act(body=json.dumps(json.loads(ok().body) | {"usage": usage}).encode())
+    with ScriptedLLM(always(act)) as server:
+        outcome = ask(server, 1, Sink())
+    guess = estimate(prompts_for(1).values()).prompt_tokens
+    assert (outcome.answered, outcome.prompt_tokens, outcome.completion_tokens) == (1, sent or guess, received)
+
+
+@pytest.mark.parametrize(
     ("act", "status", "detail"),
     [
         (within_200({"code": 429, "message": "slow down"}), "rate_limited", "HTTP 200 with an error like HTTP 429"),
