@@ -76,6 +76,7 @@ class LLMConnection:
             host, port = parts.hostname or "", parts.port
         except ValueError:
             return "(not an address)"
+        host = f"[{host}]" if ":" in host else host
         return f"{parts.scheme}://{host}{f':{port}' if port else ''}{parts.path}"
 
 

@@ -790,6 +790,11 @@ def test_user_password_and_query_of_an_address_are_sent_but_never_shown(caplog: 
     assert KEY not in caplog.text + repr(connection) + outcome.sentence
 
 
+def test_an_ipv6_address_is_shown_as_it_can_be_used() -> None:
+    assert LLMConnection("m", "http://me:pw@[::1]:8000/v1?key=x").shown_url == "http://[::1]:8000/v1"
+    assert LLMConnection("m", "http://[fe80::1]/v1").shown_url == "http://[fe80::1]/v1"
+
+
 def test_the_query_of_an_address_is_not_sent_to_where_its_server_redirects() -> None:
     with ScriptedLLM(always(ok())) as other:
         moved = Act(307, headers={"Location": f"{other.url}/chat/completions"})
