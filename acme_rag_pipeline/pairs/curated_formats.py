@@ -19,6 +19,8 @@ Verdict = Literal["accepted", "edited", "rejected"]
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 # The field that only a line of an export for review has.
 EXPORTED = "edited_query"
+# A first line `sep=;` tells Excel the delimiter; without it spreadsheets of many countries write semicolons.
+TOLD_DELIMITER = re.compile(r'\s*"?sep=([,;\t])"?[ \t]*\n', re.IGNORECASE)
 _LLAMA_INDEX = ("queries", "corpus", "relevant_docs")
 
 
@@ -124,8 +126,7 @@ def decoded(data: bytes) -> str:
 
 
 def _csv_rows(text: str) -> Iterator[tuple[str, Any]]:
-    # A first line `sep=;` tells Excel the delimiter; without it spreadsheets of many countries write semicolons.
-    told = re.match(r'\s*"?sep=([,;\t])"?[ \t]*\n', text, re.IGNORECASE)
+    told = TOLD_DELIMITER.match(text)
     body = text[told.end() :] if told else text.lstrip("\n")
     header = body.partition("\n")[0]
     above = text[: len(text) - len(body)].count("\n") + 1

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from acme_rag_pipeline.llm.text import clean_line
+from acme_rag_pipeline.pairs.curated_formats import TOLD_DELIMITER
 from acme_rag_pipeline.pairs.plain_text import words
 from acme_rag_pipeline.pairs.prompt import MAX_EXAMPLES, MAX_QUERY_CHARS
 from acme_rag_pipeline.pairs.wording import query_key
@@ -69,9 +70,12 @@ def _read(path: Path) -> str:
 
 def _lines(text: str) -> list[str]:
     """What may be queries: the lines without comments, or the cells of a CSV file's column `query`."""
-    lines = text.replace("\r\n", "\n").split("\n")
+    text = text.replace("\r\n", "\n")
+    if told := TOLD_DELIMITER.match(text):
+        text = text[told.end() :]
+    lines = text.split("\n")
     header = next((line for line in lines if line.strip()), "")
-    delimiter = max(",;\t", key=header.count)
+    delimiter = told[1] if told else max(",;\t", key=header.count)
     columns = [cell.strip().strip('"').lower() for cell in header.split(delimiter)]
     if "query" not in columns:
         return [line for line in lines if not re.match(r"\s*#(?:\s|$)", line)]

@@ -262,6 +262,7 @@ def test_a_golden_query_with_more_around_it_is_no_example(settings_for: Make, tm
         ('query,doc_path\nbadge lost,a.md\n"vpn, again",b.md\n', ("badge lost", "vpn, again"), 0),
         ('"Query"; "n"\r\nbadge lost;1\r\n', ("badge lost",), 0),
         ("query\nbadge lost\n", ("badge lost",), 0),
+        ('sep=;\r\nquery;n\r\n"vpn; again";1\r\n', ("vpn; again",), 0),
         ("# ours\n#\nbadge lost\n#general how to join\n", ("badge lost", "#general how to join"), 0),
         ('["a", "b"]\n[1]\n[Outlook] no mail\n{"text": "a"}\n', ("[Outlook] no mail",), 3),
     ],
