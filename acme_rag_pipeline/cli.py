@@ -232,8 +232,12 @@ def status(context: click.Context, as_json: bool) -> None:
     if "busy" in known:
         click.echo(known["busy"])
         return
+    if not known["stages"]:
+        # Nothing was built here yet, or the store is a copy for readers.
+        return
     behind = "behind the documents" if known["last_decision_served"] else "not yet what was decided last"
-    click.echo(f"served     {'up to date' if known['up_to_date'] else f'{behind}: run `refresh`'}")
+    lag = known.get("documents_problem") or f"{behind}: run `refresh`"
+    click.echo(f"served     {'up to date' if known['up_to_date'] else lag}")
     if change := known.get("chunks_changed_since_retrain"):
         click.echo(f"training   {change['changed_share']:.1%} of the chunks changed since the last retrain")
     click.echo("counts     " + ", ".join(f"{n} {name.replace('_', ' ')}" for name, n in known["counts"].items()))

@@ -56,7 +56,8 @@ def store_status(store: Store, settings: Settings) -> dict[str, Any]:
         same_documents = folder_state(settings) == details.get("served_index", {}).get("sources")
         known["up_to_date"] = same_documents and known["last_decision_served"]
     except DocumentsFolderError as error:
-        known |= {"up_to_date": False, "note": str(error)}
+        # The note is the pointer's: both may be true.
+        known |= {"up_to_date": False, "documents_problem": str(error)}
     return known | {
         "counts": counts,
         "chunks_changed_since_retrain": vars(change) if details.get("fine_tuned_model") else None,
