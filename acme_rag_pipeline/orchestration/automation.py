@@ -85,8 +85,9 @@ def documents_changed(context: dg.SensorEvaluationContext, pipeline: Pipeline) -
     """
     fail_dead_runs(context.instance)
     cursor: dict[str, Any] = dict.fromkeys(("seen", "unsettled_since", "behind_since", "shown"))
-    cursor |= {"tries": 0, "sequence": 0}
-    cursor |= json.loads(context.cursor or "{}")
+    # Not from 0: after a person reset the cursor in the UI, every key would be one of before.
+    cursor |= {"tries": 0, "sequence": int(time.time())}
+    cursor |= _remembered(context.cursor)
 
     def skip(reason: str, *events: dg.AssetCheckEvaluation) -> dg.SensorResult:
         return dg.SensorResult(skip_reason=dg.SkipReason(reason), asset_events=events, cursor=json.dumps(cursor))
@@ -121,6 +122,15 @@ def documents_changed(context: dg.SensorEvaluationContext, pipeline: Pipeline) -
     request = dg.RunRequest(run_key=f"{cursor['sequence']}:{wanted[:16]}", tags={"acme_rag/documents": wanted[:16]})
     cursor |= {"sequence": cursor["sequence"] + 1, "tries": cursor["tries"] + 1, "unsettled_since": None}
     return dg.SensorResult(run_requests=[request], asset_events=late, cursor=json.dumps(cursor))
+
+
+def _remembered(cursor: str | None) -> dict[str, Any]:
+    """What the last tick left. A person can write anything there; what is none of ours is begun anew."""
+    try:
+        known = json.loads(cursor or "{}")
+    except ValueError:
+        return {}
+    return known if isinstance(known, dict) else {}
 
 
 def _busy(context: dg.SensorEvaluationContext) -> bool:

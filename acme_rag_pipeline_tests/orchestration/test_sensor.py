@@ -92,6 +92,22 @@ def test_a_failing_state_is_tried_twice_and_a_new_one_again(watch: Watch, docume
     assert watch.tick() == "run"
 
 
+@pytest.mark.parametrize("cursor", ["", "no JSON", "null"])
+def test_after_a_reset_of_the_cursor_a_state_is_tried_anew(
+    watch: Watch, monkeypatch: pytest.MonkeyPatch, cursor: str
+) -> None:
+    watch.tick()
+    assert [watch.tick(), watch.tick()] == ["run", "run"]
+    assert "gave up" in watch.tick()
+    # What a person does in the UI once the cause of the failures is mended, seconds later at the earliest.
+    now = automation.time.time()
+    monkeypatch.setattr(automation.time, "time", lambda: now + 10)
+    watch.cursor = cursor
+    assert "settle" in watch.tick()
+    assert [watch.tick(), watch.tick()] == ["run", "run"]
+    assert len(set(watch.keys)) == 4, "Dagster drops a run whose key it has seen before"
+
+
 def test_a_folder_that_is_edited_all_the_time_is_served_in_the_end(
     watch: Watch, documents: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
