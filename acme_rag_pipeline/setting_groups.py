@@ -216,6 +216,6 @@ class AutomationSettings(Group):
         default=0.02,
         ge=0,
         le=1,
-        description="Below this share of changed chunks nightly_retrain stays away; below this share of changed "
-        "training pairs the newest candidate is kept. 0: every change trains.",
+        description="Below this share of changed chunks, and of prompts that an LLM that was down left, nightly_retrain "
+        "stays away; below this share of changed training pairs the newest candidate is kept. 0: every change trains.",
     )

@@ -12,7 +12,7 @@ from acme_rag_pipeline.evaluation import golden
 from acme_rag_pipeline.evaluation.contest import candidate_undecided
 from acme_rag_pipeline.orchestration.dead_runs import fail_dead_runs
 from acme_rag_pipeline.orchestration.resources import Pipeline, plain_failures
-from acme_rag_pipeline.pairs import curated
+from acme_rag_pipeline.pairs import curated, synthetic
 from acme_rag_pipeline.serving.serve import last_decision_is_served
 from acme_rag_pipeline.settings import Settings, SettingsError
 from acme_rag_pipeline.store.layout import Store
@@ -181,7 +181,8 @@ daily_refresh = dg.ScheduleDefinition(
     job=retrain,
     cron_schedule="0 2 * * *",
     default_status=dg.DefaultScheduleStatus.RUNNING,
-    description="Retrains at night, when enough of the documents, or what people judged, changed since the last time.",
+    description="Retrains at night, when enough of the documents, or what people judged, changed since the last time, "
+    "or when the LLM was down then.",
 )
 def nightly_retrain(context: dg.ScheduleEvaluationContext, pipeline: Pipeline) -> dg.RunRequest | dg.SkipReason:
     """Ask for a retrain, or say why not."""
@@ -195,14 +196,17 @@ def nightly_retrain(context: dg.ScheduleEvaluationContext, pipeline: Pipeline) -
             if differs(store, settings)
         ]
         undecided = candidate_undecided(store)
+        unanswered = synthetic.left_by_the_llm(store)
     except (SettingsError, WarehouseBusy) as error:
         return dg.SkipReason(str(error))
     needed = settings.automation.retrain_changed_share
     found = f"{change.changed_share:.1%} of the chunks changed since the last retrain ({change.added} new, {change.removed} gone)"
-    if change.changed_share < needed and not people and not undecided:
+    if max(change.changed_share, unanswered) < needed and not people and not undecided:
         return dg.SkipReason(f"{found}, fewer than {needed:.1%}; people's files are those of the last retrain")
     if undecided:
         context.log.info("the last retrain ended before it decided on its candidate")
+    if unanswered:
+        context.log.info(f"the LLM left {unanswered:.1%} of the last retrain's prompts unanswered")
     context.log.info("; ".join([found, *(f"the {name} changed" for name in people)]))
     return dg.RunRequest(tags={"acme_rag/changed_share": f"{change.changed_share:.4f}"})
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections import Counter
 from collections.abc import Sequence
@@ -29,11 +30,12 @@ from acme_rag_pipeline.store.fingerprints import content_hash, fingerprint
 from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.passages import live_passages
 from acme_rag_pipeline.store.stages import StageResult, data_versions, overtaken, record, recorded
-from acme_rag_pipeline.store.warehouse import reconcile
+from acme_rag_pipeline.store.warehouse import reconcile, records
 
 STAGE = "synthetic_pairs"
 CODE_VERSION = "3"
 COMMIT_EVERY = 500
+_UNFINISHED = "unfinished "
 # The quick one first: its questions are there whatever becomes of the LLM.
 _NAMES: dict[str, tuple[GeneratorName, ...]] = {
     "openai": ("openai",),
@@ -125,7 +127,23 @@ def write_pairs(store: Store, settings: Settings) -> StageResult:
             result = StageResult(STAGE, data_version, counts, details=details)
             # An unfinished stage is not recorded as done, so the next run goes on where this one stopped.
             unfinished = figures["unanswered"] > figures["given_up"] or retracted
-            return record(connection, result, f"unfinished {made_from}" if unfinished else made_from)
+            return record(connection, result, f"{_UNFINISHED}{made_from}" if unfinished else made_from)
+
+
+def left_by_the_llm(store: Store) -> float:
+    """Share of the prompts that the last run asked in vain and the next one asks again.
+
+    What a budget left does not count: how much is spent a day is for a person to say, not for a schedule.
+    """
+    with store.warehouse.read() as connection:
+        rows = records(connection, "SELECT fingerprint, summary FROM stages WHERE stage = ?", [STAGE])
+    if not rows or not rows[0]["fingerprint"].startswith(_UNFINISHED):
+        return 0.0
+    details = json.loads(rows[0]["summary"])["details"]
+    # A record of an earlier version does not say what stopped it.
+    if details.get("stopped", "budget") == "budget":
+        return 0.0
+    return details["unanswered"] / max(details["prompts"], 1)
 
 
 def _not_asked_again(reasons: Sequence[str]) -> str:
@@ -185,6 +203,7 @@ def _ask(store: Store, settings: Settings, generator: Generator, missing: dict[s
     )
     return {
         "outcome": outcome.sentence,
+        "stopped": outcome.stopped,
         "llm_calls": outcome.calls,
         "prompt_tokens": outcome.prompt_tokens,
         "completion_tokens": outcome.completion_tokens,

@@ -15,11 +15,13 @@ from acme_rag_pipeline.evaluation.golden import resolve_golden_queries
 from acme_rag_pipeline.orchestration import automation
 from acme_rag_pipeline.orchestration.automation import documents_changed, nightly_retrain
 from acme_rag_pipeline.orchestration.resources import Pipeline
+from acme_rag_pipeline.pairs.synthetic import write_pairs
 from acme_rag_pipeline.serving import decisions, serve
 from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.stages import StageResult, record
 from acme_rag_pipeline_tests.increments.oracle import REFRESH
+from acme_rag_pipeline_tests.llm_server import ScriptedLLM, ok
 
 
 class Watch:
@@ -217,6 +219,34 @@ def test_the_schedule_retrains_for_changed_documents_and_for_what_people_judged(
     ingest_documents(store, settings)
     split_documents(store, settings)
     assert answer() == "run"
+
+
+@pytest.mark.parametrize(
+    ("given", "again"), [({}, True), ({"max_calls": 1}, False)], ids=["an outage", "a budget that is spent"]
+)
+def test_the_schedule_asks_again_what_a_night_without_the_llm_left(
+    documents: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: dict[str, int], again: bool
+) -> None:
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9/v1")
+    pipeline = Pipeline(documents=str(documents), store=str(tmp_path / "store"), tuning={"pairs": given})
+    settings = pipeline.settings()
+    store = Store(settings.store)
+    for stage in (ingest_documents, split_documents, write_pairs):
+        stage(store, settings)
+    # The rest of that retrain, which dealt with the chunks of the day.
+    with store.warehouse.write() as connection:
+        connection.execute("INSERT INTO trained_chunks(chunk_id) SELECT chunk_id FROM chunks")
+
+    def runs() -> bool:
+        with dg.DagsterInstance.ephemeral() as instance:
+            context = dg.build_schedule_context(instance=instance, resources={"pipeline": pipeline})
+            return isinstance(nightly_retrain(context), dg.RunRequest)
+
+    assert runs() == again
+    with ScriptedLLM(lambda *_: ok()) as server:
+        monkeypatch.setenv("OPENAI_BASE_URL", server.url)
+        write_pairs(store, Pipeline(documents=str(documents), store=str(tmp_path / "store")).settings())
+    assert not runs()
 
 
 def test_a_decision_that_is_not_served_yet_is_behind(watch: Watch) -> None:
