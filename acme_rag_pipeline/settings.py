@@ -108,6 +108,8 @@ class Settings(BaseSettings):
         with _undo_dotenv_override():
             root = Path(overrides.pop("root", None) or os.environ.get("ACME_RAG_ROOT") or Path.cwd()).absolute()
             given = {name: value for name, value in overrides.items() if value is not None and value != ""}
+            for unknown in (name for name in given if name.lower() not in cls.model_fields):
+                raise SettingsError(f"`{unknown}` is no setting; did you mean {_nearest(f'ACME_RAG_{unknown}')}?")
             try:
                 loaded = cls(root=root, _env_file=root / ".env", **given)  # type: ignore[call-arg]
             except ValidationError as error:

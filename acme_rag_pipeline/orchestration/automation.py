@@ -93,7 +93,7 @@ def documents_changed(context: dg.SensorEvaluationContext, pipeline: Pipeline) -
         return dg.SensorResult(skip_reason=dg.SkipReason(reason), asset_events=events, cursor=json.dumps(cursor))
 
     try:
-        settings = Settings.load(**_given(pipeline))
+        settings = Settings.load(**pipeline.given())
         wanted = folder_state(settings)
         served = _served_state(Store(settings.store, wait_seconds=2))
     except (SettingsError, DocumentsFolderError) as error:
@@ -187,7 +187,7 @@ daily_refresh = dg.ScheduleDefinition(
 def nightly_retrain(context: dg.ScheduleEvaluationContext, pipeline: Pipeline) -> dg.RunRequest | dg.SkipReason:
     """Ask for a retrain, or say why not."""
     try:
-        settings = Settings.load(**_given(pipeline))
+        settings = Settings.load(**pipeline.given())
         store = Store(settings.store, wait_seconds=10)
         change = change_since_training(store)
         people = [
@@ -209,11 +209,6 @@ def nightly_retrain(context: dg.ScheduleEvaluationContext, pipeline: Pipeline) -
         context.log.info(f"the LLM left {unanswered:.1%} of the last retrain's prompts unanswered")
     context.log.info("; ".join([found, *(f"the {name} changed" for name in people)]))
     return dg.RunRequest(tags={"acme_rag/changed_share": f"{change.changed_share:.4f}"})
-
-
-def _given(pipeline: Pipeline) -> dict[str, Any]:
-    named = {name: getattr(pipeline, name) for name in Pipeline.model_fields if name != "tuning"}
-    return named | pipeline.tuning
 
 
 def _served_state(store: Store) -> str | None:

@@ -60,9 +60,13 @@ class Pipeline(dg.ConfigurableResource):
         Raises:
             dagster.Failure: a setting is wrong; the description names the variable.
         """
-        named = {name: getattr(self, name) for name in self.__class__.model_fields if name != "tuning"}
         with plain_failures():
-            return Settings.load(**named, **self.tuning)
+            return Settings.load(**self.given())
+
+    def given(self) -> dict[str, Any]:
+        """What this resource says, as arguments for `Settings.load`."""
+        named = {name: getattr(self, name) for name in self.__class__.model_fields if name != "tuning"}
+        return named | self.tuning
 
     def open_store(self) -> Store:
         """The store of this run."""

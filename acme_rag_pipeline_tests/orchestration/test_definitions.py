@@ -9,6 +9,7 @@ import dagster as dg
 import pytest
 
 from acme_rag_pipeline.definitions import build_definitions
+from acme_rag_pipeline.orchestration.resources import Pipeline
 
 GROUPS = {
     "documents": {"documents", "chunks"},
@@ -63,6 +64,12 @@ def test_every_asset_is_described_owned_and_versioned() -> None:
         assert node.code_version
         assert not node.is_partitioned
     assert found == GROUPS
+
+
+def test_a_misspelt_group_of_a_run_configuration_is_an_error_that_names_the_nearest() -> None:
+    assert Pipeline(tuning={"pairs": {"max_calls": 5}}).settings().pairs.max_calls == 5
+    with pytest.raises(dg.Failure, match="`pair` is no setting; did you mean ACME_RAG_PAIRS"):
+        Pipeline(tuning={"pair": {"max_calls": 5}}).settings()
 
 
 def test_jobs_sensor_and_schedule_are_there_and_on() -> None:
