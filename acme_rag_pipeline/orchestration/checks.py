@@ -22,6 +22,8 @@ from acme_rag_pipeline.store.promotion import read_pointer
 from acme_rag_pipeline.store.warehouse import records
 
 WARN, ERROR = dg.AssetCheckSeverity.WARN, dg.AssetCheckSeverity.ERROR
+# Rows of a table below a check; the number beside it counts all.
+SHOWN = 100
 
 
 Check = Callable[[Store, Settings], dg.AssetCheckResult]
@@ -60,8 +62,9 @@ def _details(store: Store, stage: str) -> dict[str, Any]:
 @_asset_check(asset="documents", description="Every file could be read and parsed.")
 def every_document_is_readable(store: Store, settings: Settings) -> dg.AssetCheckResult:
     """WARN with the reasons for the files that could not."""
-    bad = _rows(store, "SELECT doc_path, reason FROM documents WHERE status = 'unreadable' ORDER BY doc_path LIMIT 100")
-    return dg.AssetCheckResult(passed=not bad, severity=WARN, metadata={"unreadable": len(bad), "reasons": table(bad)})
+    bad = _rows(store, "SELECT doc_path, reason FROM documents WHERE status = 'unreadable' ORDER BY doc_path")
+    metadata = {"unreadable": len(bad), "reasons": table(bad[:SHOWN])}
+    return dg.AssetCheckResult(passed=not bad, severity=WARN, metadata=metadata)
 
 
 @_asset_check(asset="chunks", description="Every chunk is exactly the piece of its document that its span names.")
@@ -83,7 +86,7 @@ def curated_pairs_resolve(store: Store, settings: Settings) -> dg.AssetCheckResu
         "SELECT p.query, p.doc_path, p.reason, n.text AS nearest_passage FROM curated_pairs p "
         "LEFT JOIN chunks n ON n.chunk_id = p.nearest_chunk_id WHERE p.status = 'unresolved' UNION ALL "
         "SELECT query, doc_path, reason || '; its passage is not found, so it counts in the whole document', NULL "
-        f"FROM rejected_pairs WHERE chunk_id IS NULL AND reason = '{REJECTED}' ORDER BY query LIMIT 100",
+        f"FROM rejected_pairs WHERE chunk_id IS NULL AND reason = '{REJECTED}' ORDER BY query",
     )
     details = _details(store, "curated_pairs")
     unusable, ambiguous, negatives = (
@@ -95,7 +98,7 @@ def curated_pairs_resolve(store: Store, settings: Settings) -> dg.AssetCheckResu
         metadata={
             "unresolved": len(lost),
             "unusable_lines": len(unusable),
-            "pairs": table(lost),
+            "pairs": table(lost[:SHOWN]),
             "ambiguous": table(ambiguous),
             "negatives_not_found": table(negatives),
         },
@@ -135,10 +138,13 @@ def nothing_leaks(store: Store, settings: Settings) -> dg.AssetCheckResult:
 
 @_asset_check(asset="golden_queries", description="Every judged query's evidence is found in the documents of today.")
 def golden_queries_resolve(store: Store, settings: Settings) -> dg.AssetCheckResult:
-    """WARN with the queries whose evidence is gone."""
-    lost = _rows(store, "SELECT query, reason FROM golden_queries WHERE status <> 'resolved' ORDER BY query LIMIT 100")
+    """WARN with the queries whose evidence is gone, and when lines of the files could not be used."""
+    lost = _rows(store, "SELECT query, reason FROM golden_queries WHERE status <> 'resolved' ORDER BY query")
+    unusable = _details(store, "golden_queries").get("unusable_lines", [])
     return dg.AssetCheckResult(
-        passed=not lost, severity=WARN, metadata={"unresolved": len(lost), "queries": table(lost)}
+        passed=not lost and not unusable,
+        severity=WARN,
+        metadata={"unresolved": len(lost), "unusable_lines": len(unusable), "queries": table(lost[:SHOWN])},
     )
 
 

@@ -1,0 +1,72 @@
+"""Asset checks: the numbers beside a verdict are those of the store."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import dagster as dg
+import pytest
+
+from acme_rag_pipeline.chunking.chunks import split_documents
+from acme_rag_pipeline.documents.ingest import ingest_documents
+from acme_rag_pipeline.evaluation.golden import resolve_golden_queries
+from acme_rag_pipeline.orchestration import checks
+from acme_rag_pipeline.settings import Settings
+from acme_rag_pipeline.store.layout import Store
+
+Make = Callable[..., Settings]
+
+
+def only(asset: str, store: Store, settings: Settings) -> dg.AssetCheckResult:
+    (result,) = checks.results(asset, store, settings)
+    return result
+
+
+def golden(folder: Path, queries: str, qrels: str) -> str:
+    folder.mkdir()
+    (folder / "queries.jsonl").write_text(queries, encoding="utf-8")
+    (folder / "qrels.jsonl").write_text(qrels, encoding="utf-8")
+    return str(folder)
+
+
+def test_more_unreadable_files_than_the_table_shows_are_all_counted(
+    store: Store, documents: Path, settings_for: Make
+) -> None:
+    for number in range(checks.SHOWN + 5):
+        (documents / f"{number}.bin").write_bytes(b"\0")
+    ingest_documents(store, settings_for())
+    found = only("documents", store, settings_for())
+    assert not found.passed
+    assert found.metadata["unreadable"].value == checks.SHOWN + 5
+    assert len(found.metadata["reasons"].records) == checks.SHOWN
+
+
+def test_more_lost_queries_than_the_table_shows_are_all_counted(
+    store: Store, documents: Path, settings_for: Make, tmp_path: Path
+) -> None:
+    ids = range(checks.SHOWN + 5)
+    folder = golden(
+        tmp_path / "golden",
+        "".join(f'{{"query_id": "{n}", "query": "what is rule {n}"}}\n' for n in ids),
+        "".join(f'{{"query_id": "{n}", "doc_path": "gone.md"}}\n' for n in ids),
+    )
+    settings = settings_for(golden=folder)
+    for stage in (ingest_documents, split_documents, resolve_golden_queries):
+        stage(store, settings)
+    assert only("golden_queries", store, settings).metadata["unresolved"].value == checks.SHOWN + 5
+
+
+@pytest.mark.parametrize("line", ["no JSON", '{"query_id": "b"}'])
+def test_a_line_of_the_golden_files_that_cannot_be_used_is_warned_of(
+    store: Store, documents: Path, settings_for: Make, tmp_path: Path, line: str
+) -> None:
+    asked = '{"query_id": "a", "query": "how many FLEX days"}\n'
+    folder = golden(tmp_path / "golden", f"{asked}{line}\n", '{"query_id": "a", "doc_path": "hr/leave.md"}\n')
+    settings = settings_for(golden=folder)
+    for stage in (ingest_documents, split_documents, resolve_golden_queries):
+        stage(store, settings)
+    found = only("golden_queries", store, settings)
+    assert not found.passed
+    assert found.severity is dg.AssetCheckSeverity.WARN
+    assert found.metadata["unusable_lines"].value == 1
