@@ -28,8 +28,10 @@ _PREVIEWS = {
     "training_set": "SELECT query, origin, method, side, dropped_because, overlap FROM training_pairs ORDER BY hash(pair_id)",
     "golden_queries": "SELECT q.query, q.style, j.doc_path, j.quote FROM golden_queries q JOIN golden_judgements j "
     "USING (query_id) ORDER BY hash(q.query_id)",
-    "evaluation_report": "SELECT query_set, arm, metric, value, low, high, queries, units FROM evaluations "
-    "WHERE evaluated_at = (SELECT max(evaluated_at) FROM evaluations) AND metric IN ('ndcg@10', 'recall@10') "
+    # By its id: an evaluation without any judged question has no rows, and those of the one before are not its own.
+    "evaluation_report": "SELECT query_set, arm, metric, value, low, high, queries, units FROM evaluations WHERE "
+    "evaluation_id = (SELECT summary->>'$.details.evaluation_id' FROM stages WHERE stage = 'evaluation_report') "
+    "AND metric IN ('ndcg@10', 'recall@10') "
     "ORDER BY query_set, metric, value DESC",
     "promoted_retriever": "SELECT decided_at, verdict, recipe, model_digest, reason FROM promotions ORDER BY decision DESC",
 }

@@ -1,9 +1,10 @@
-"""Asset checks: the numbers beside a verdict are those of the store."""
+"""Asset checks and previews: what is shown beside a verdict is what the store holds about it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import pytest
@@ -12,8 +13,10 @@ from acme_rag_pipeline.chunking.chunks import split_documents
 from acme_rag_pipeline.documents.ingest import ingest_documents
 from acme_rag_pipeline.evaluation.golden import resolve_golden_queries
 from acme_rag_pipeline.orchestration import checks
+from acme_rag_pipeline.orchestration.presentation import metadata_of
 from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store.layout import Store
+from acme_rag_pipeline.store.stages import StageResult, record
 
 Make = Callable[..., Settings]
 
@@ -70,3 +73,20 @@ def test_a_line_of_the_golden_files_that_cannot_be_used_is_warned_of(
     assert not found.passed
     assert found.severity is dg.AssetCheckSeverity.WARN
     assert found.metadata["unusable_lines"].value == 1
+
+
+def test_an_evaluation_without_a_judged_question_does_not_show_the_numbers_of_the_one_before(store: Store) -> None:
+    def shown(evaluation_id: str) -> Any:
+        result = StageResult("evaluation_report", "v", details={"evaluation_id": evaluation_id})
+        with store.warehouse.write() as connection:
+            record(connection, result, evaluation_id)
+        return metadata_of(store, result)["preview"]
+
+    with store.warehouse.write() as connection:
+        connection.execute(
+            "INSERT INTO evaluations BY NAME SELECT 'before' AS evaluation_id, 'd' AS model_digest, 'base' AS arm, "
+            "'golden' AS query_set, 'ndcg@10' AS metric, 0.5 AS value, 0.4 AS low, 0.6 AS high, 9 AS queries, 3 AS units, "
+            "now() AS evaluated_at, 'base/golden/ndcg@10' AS row_key"
+        )
+    assert [row.data["value"] for row in shown("before").records] == [0.5]
+    assert shown("today") == "no rows"
