@@ -105,6 +105,16 @@ class Settings(BaseSettings):
         Raises:
             SettingsError: a value cannot work; the message names the variable.
         """
+        try:
+            loaded = cls._read(**overrides)
+        except UnicodeDecodeError as error:
+            raise SettingsError(
+                f"`.env` in ACME_RAG_ROOT is not UTF-8 (byte {error.start}): save it as UTF-8"
+            ) from None
+        return loaded.model_copy(update=loaded._resolved()).checked()
+
+    @classmethod
+    def _read(cls, **overrides: Any) -> "Settings":
         with _undo_dotenv_override():
             root = Path(overrides.pop("root", None) or os.environ.get("ACME_RAG_ROOT") or Path.cwd()).absolute()
             given = {name: value for name, value in overrides.items() if value is not None and value != ""}
@@ -119,7 +129,7 @@ class Settings(BaseSettings):
                 variable = f"ACME_RAG_{name.group(1).upper()}" if name else "a list or group among ACME_RAG_*"
                 raise SettingsError(f"{variable}: lists and groups are JSON, such as [0.5, 1.0]") from None
             _warn_of_unknown_variables(root / ".env")
-        return loaded.model_copy(update=loaded._resolved()).checked()
+        return loaded
 
     def _resolved(self) -> dict[str, Any]:
         def absolute(path: Path | None) -> Path | None:

@@ -95,6 +95,13 @@ def test_the_environment_beats_dotenv(tmp_path: Path, monkeypatch: pytest.Monkey
     assert (known.llm, known.base_model) == ("from-environment", "from-file")
 
 
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
+def test_a_dotenv_that_is_not_utf_8_is_named(tmp_path: Path, encoding: str) -> None:
+    (tmp_path / ".env").write_text("ACME_RAG_DOCUMENTS=/srv/Bücher\n", encoding=encoding)
+    with pytest.raises(SettingsError, match=r"\.env.* is not UTF-8"):
+        Settings.load(root=tmp_path)
+
+
 def test_the_environment_beats_dotenv_even_where_dagster_overwrote_it(tmp_path: Path) -> None:
     (tmp_path / ".env").write_text("ACME_RAG_LLM=from-file\n")
     program = (
