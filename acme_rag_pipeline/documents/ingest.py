@@ -80,7 +80,8 @@ def _may_be_read(file: SourceFile) -> bool:
 
 def _row(file: SourceFile, known: dict[str, Any] | None, max_bytes: int, now: int) -> dict[str, Any]:
     parser = parser_for(file.doc_path)
-    if known and file.problem is None and known["status"] == "ok" and _looks_unchanged(file, known, parser):
+    may_be_read = file.problem is None and file.size <= max_bytes
+    if known and may_be_read and known["status"] == "ok" and _looks_unchanged(file, known, parser):
         return known
     stat = {"doc_path": file.doc_path, "size": file.size, "mtime_ns": file.mtime_ns, "scanned_at_ns": now}
     if file.problem is not None:

@@ -34,7 +34,8 @@ def sources_hash(files: Iterable[tuple[str, str | None, int]]) -> str:
 
 
 def _content(file: SourceFile, max_bytes: int) -> str | None:
-    if file.problem is not None:
+    # The limit may be lower than at the last look.
+    if file.problem is not None or file.size > max_bytes:
         return None
     key = (file.path, file.size, file.mtime_ns)
     if key in _HASHES:

@@ -180,6 +180,21 @@ def test_broken_files_have_a_reason_and_do_not_stop_the_others(ingest: Ingest, s
     assert ingest(document={"max_megabytes": 0.01}).unchanged
 
 
+def test_a_lower_limit_holds_for_files_that_were_read_before(
+    ingest: Ingest, store: Store, documents: Path, settings_for: Callable[..., Settings]
+) -> None:
+    (documents / "large.md").write_bytes(b"x" * 20_000)
+    age(documents)
+    first = ingest()
+    assert folder_state(settings_for()) == first.details["sources"]
+    lower = {"max_megabytes": 0.01}
+    lowered = ingest(document=lower)
+    assert lowered.counts == Counts(changed=1, reused=3)
+    assert rows(store)["large.md"]["text"] is None
+    assert folder_state(settings_for(document=lower)) == lowered.details["sources"]
+    assert ingest().data_version == first.data_version
+
+
 def test_a_file_that_becomes_broken_loses_its_text_and_gets_it_back(
     ingest: Ingest, store: Store, documents: Path
 ) -> None:
