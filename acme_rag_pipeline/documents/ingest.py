@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 
 def ingest_documents(store: Store, settings: Settings) -> StageResult:
-    """Bring the `documents` table to the state of the folder, reading only files whose size or time stamp differ.
+    """Bring the `documents` table to the state of the folder, reading only files whose size or time stamps differ.
 
     Raises:
         DocumentsFolderError: the folder is missing, cannot be listed, or is empty, or has nothing left but files that no
@@ -110,7 +110,8 @@ def _looks_unchanged(file: SourceFile, known: dict[str, Any], parser: str | None
         known["size"] == file.size
         and known["mtime_ns"] == file.mtime_ns
         and known["parser"] == parser
-        and known["mtime_ns"] < known["scanned_at_ns"] - RACY_NS
+        # Archives, copies and reproducible builds set time stamps; when they did, they cannot set.
+        and max(known["mtime_ns"], file.ctime_ns) < known["scanned_at_ns"] - RACY_NS
     )
 
 

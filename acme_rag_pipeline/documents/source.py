@@ -41,6 +41,7 @@ class SourceFile:
         mtime_ns: time of the last change.
         problem: why it must not be opened, or None.
         failure: why it cannot be opened now, which says nothing about its content; or None.
+        ctime_ns: when the file system last noted a change of it (of a link: or of the link itself).
     """
 
     doc_path: str
@@ -49,6 +50,7 @@ class SourceFile:
     mtime_ns: int
     problem: str | None
     failure: str | None = None
+    ctime_ns: int = 0
 
 
 def scan(root: Path) -> list[SourceFile]:
@@ -197,12 +199,13 @@ def _link(name: str, path: Path, entry: os.DirEntry[str], real_root: str) -> Sou
         return _measured(name, path, own, f"link to the folder {_printable(inside)}, which is not followed")
     if not stat.S_ISREG(found.st_mode):
         return _measured(name, path, own, f"link to {_kind(found.st_mode)}, not to a file")
-    return _measured(name, Path(target), found, None)
+    file = _measured(name, Path(target), found, None)
+    return replace(file, ctime_ns=max(file.ctime_ns, own.st_ctime_ns))
 
 
 def _measured(name: str, path: Path, found: os.stat_result, problem: str | None) -> SourceFile:
     size = found.st_size if stat.S_ISREG(found.st_mode) else 0
-    return SourceFile(name, path, size, found.st_mtime_ns, problem)
+    return SourceFile(name, path, size, found.st_mtime_ns, problem, ctime_ns=found.st_ctime_ns)
 
 
 def _kind(mode: int) -> str:

@@ -13,13 +13,13 @@ from acme_rag_pipeline.store.fingerprints import content_hash
 
 # A file written in the same instant as a look may have changed after it without a newer time stamp.
 RACY_NS = 2_000_000_000
-_HASHES: dict[tuple[Path, int, int], str] = {}
+_HASHES: dict[tuple[Path, int, int, int], str] = {}
 
 
 def folder_state(settings: Settings) -> str:
     """Hash over (path, content) of every file; equal to the `sources` that the `documents` stage reports for it.
 
-    Files whose size and time stamp are those of the last call in this process are not read again.
+    Files whose size and time stamps are those of the last call in this process are not read again.
 
     Raises:
         DocumentsFolderError: the folder is missing or cannot be listed.
@@ -37,7 +37,7 @@ def _content(file: SourceFile, max_bytes: int) -> str | None:
     # The limit may be lower than at the last look.
     if file.problem is not None or file.size > max_bytes:
         return None
-    key = (file.path, file.size, file.mtime_ns)
+    key = (file.path, file.size, file.mtime_ns, file.ctime_ns)
     if key in _HASHES:
         return _HASHES[key]
     now = time.time_ns()
@@ -45,6 +45,6 @@ def _content(file: SourceFile, max_bytes: int) -> str | None:
         content = hashlib.sha256(read_bytes(file, max_bytes)).hexdigest()
     except (ReadFailure, TooLarge):
         return None
-    if now - file.mtime_ns > RACY_NS:
+    if now - max(file.mtime_ns, file.ctime_ns) > RACY_NS:
         _HASHES[key] = content
     return content

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from acme_rag_pipeline.documents import ingest as ingest_module
 from acme_rag_pipeline.documents import state
 from acme_rag_pipeline.documents.ingest import ingest_documents
 from acme_rag_pipeline.documents.source import DocumentsFolderError
@@ -124,10 +125,47 @@ def test_an_edit_of_equal_size_and_time_stamp_right_after_a_run_is_seen(
     assert "28 FLEX days" in rows(store)["hr/leave.md"]["text"]
 
 
+@pytest.mark.parametrize("linked", [False, True])
+def test_other_content_under_an_old_size_and_time_stamp_is_seen(
+    ingest: Ingest,
+    store: Store,
+    documents: Path,
+    settings_for: Callable[..., Settings],
+    monkeypatch: pytest.MonkeyPatch,
+    linked: bool,
+) -> None:
+    path, edited = documents / "hr/leave.md", documents / ".edited.md"
+    edited.write_text(LEAVE.replace("27 FLEX", "28 FLEX"), encoding="utf-8")
+    if linked:
+        path.rename(documents / ".leave.md")
+        path.symlink_to("../.leave.md")
+    age(documents)
+    # What happened before the run is long ago.
+    monkeypatch.setattr(ingest_module, "RACY_NS", 0)
+    monkeypatch.setattr(state, "RACY_NS", 0)
+    time.sleep(0.05)
+    first = ingest()
+    assert folder_state(settings_for()) == first.details["sources"]
+    time.sleep(0.05)
+    if linked:
+        path.unlink()
+        path.symlink_to("../.edited.md")
+    else:
+        # As an archive or a mirror brings it.
+        shutil.copy2(edited, path)
+    assert path.stat().st_mtime == LONG_AGO
+    again = ingest()
+    assert again.counts == Counts(changed=1, reused=2)
+    assert "28 FLEX days" in rows(store)["hr/leave.md"]["text"]
+    assert folder_state(settings_for()) == again.details["sources"]
+
+
 def test_a_file_with_an_old_time_stamp_is_not_read_again(
     ingest: Ingest, documents: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     age(documents)
+    monkeypatch.setattr(ingest_module, "RACY_NS", 0)
+    time.sleep(0.05)
     first = ingest()
     break_disk(monkeypatch, documents / "travel.md")
     assert ingest().data_version == first.data_version
