@@ -30,5 +30,5 @@ def store_of(context: click.Context, wait_seconds: float | None = None) -> Store
 
 
 def as_text(value: Any) -> str:
-    """JSON for people and programs."""
-    return json.dumps(value, indent=1, ensure_ascii=False, default=str)
+    """JSON for people and programs; half a character (a lone surrogate), which no terminal takes, becomes `?`."""
+    return json.dumps(value, indent=1, ensure_ascii=False, default=str).encode("utf-8", "replace").decode("utf-8")

@@ -124,7 +124,7 @@ class Retriever:
             before = self._named(retriever)
             try:
                 arm = self._open_arm(retriever)
-                return self._search_arm(arm, [q.strip() for q in queries], k, retriever)
+                return self._search_arm(arm, [_whole_characters(q).strip() for q in queries], k, retriever)
             except Exception:
                 # The version may have been cleaned up between reading its name and searching; look again. However
                 # slow this reader is, each version that overtakes it is another chance and no failure.
@@ -214,6 +214,11 @@ class Retriever:
             self._encoders = {known: e for known, e in self._encoders.items() if known in arms}
             self._encoders[digest] = Encoder(self._store.root / model_dir, digest)
         return self._encoders[digest]
+
+
+def _whole_characters(query: str) -> str:
+    # A terminal that is not UTF-8 and a text that was cut within a character leave halves, which no library takes.
+    return query.encode("utf-8", "replace").decode("utf-8")
 
 
 def _arm_name(retriever: str) -> str:

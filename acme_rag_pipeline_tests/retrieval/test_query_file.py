@@ -45,3 +45,18 @@ def test_a_query_file_is_used_or_what_is_wrong_with_it_is_said(
     assert f"--out: cannot write {queries / 'run.jsonl'}" in answer.output
     assert search(GOOD).exit_code == 0
     assert json.loads(out.read_text("utf-8"))["query_id"] == "7"
+
+
+def test_a_query_with_half_a_character_is_searched_for_like_any_other(
+    store: Store, documents: Path, settings_for: Callable[..., Settings], tmp_path: Path
+) -> None:
+    oracle.run(store, settings_for(), oracle.REFRESH)
+    queries, out = tmp_path / "queries.jsonl", tmp_path / "run.jsonl"
+    queries.write_bytes(b'{"query_id": "a", "query": "hotel limit \\ud83d"}\n')
+    many = ["search", "--queries", str(queries), "--out", str(out)]
+    one = "hotel limit, caf\udce9"  # Latin-1 typed into a UTF-8 program
+    calls = [many, *(["search", one, "--json", "--retriever", name] for name in ("promoted", "bm25", "base_hybrid"))]
+    for arguments in (*calls, ["search", one], ["compare", one], ["ask", one], ["ask", one, "--json"]):
+        called = CliRunner().invoke(main, ["--store", str(store.root), *arguments])
+        assert called.exit_code == 0, (arguments, called.exception)
+    assert json.loads(out.read_text(encoding="utf-8"))["hits"][0]["doc_path"] == "travel.md"
