@@ -44,7 +44,7 @@ class EmbeddingCache:
     """
 
     def __init__(self, path: Path, wait_seconds: float = 60) -> None:
-        self._file = Warehouse(path, wait_seconds, (TABLE,))
+        self._file = Warehouse(path, wait_seconds, (TABLE,), "Delete that file: its vectors are computed again")
 
     def passages(self, encoder: Encoder, rendered: Sequence[str]) -> tuple[np.ndarray, int]:
         """Vectors of rendered passages, shape (texts, dimension), and how many had to be encoded."""

@@ -29,6 +29,7 @@ _FULL_IN_WORDS = re.compile(
     r"No space left on device|Disk quota exceeded|File too large|Read-only file system|Could not write"
     r"|inline_container\.cc|PytorchStreamWriter failed"
 )
+_DAMAGED_IN_WORDS = re.compile(r"Could not read enough bytes|Corrupt database file|not a valid DuckDB database file")
 
 
 class WarehouseBusy(RuntimeError):
@@ -61,12 +62,20 @@ class Warehouse:
         path: the `.duckdb` file; created with its tables at the first write.
         wait_seconds: how long an opening waits for a process that holds the file.
         tables: `CREATE TABLE IF NOT EXISTS` and `ADD COLUMN IF NOT EXISTS` statements.
+        mend: what a person is told to do when the file is damaged.
     """
 
-    def __init__(self, path: Path, wait_seconds: float = 60, tables: Sequence[str] = TABLES) -> None:
+    def __init__(
+        self,
+        path: Path,
+        wait_seconds: float = 60,
+        tables: Sequence[str] = TABLES,
+        mend: str = "Bring the file back from a backup, or delete the store to build everything again",
+    ) -> None:
         self.path = path
         self.wait_seconds = wait_seconds
         self.tables = tables
+        self._mend = mend
         # A store of an earlier version gets what it lacks at the first opening.
         self._version = sha256_text(";".join(tables))[:16]
         self._is_current = False
@@ -78,7 +87,7 @@ class Warehouse:
 
         Raises:
             WarehouseBusy: another process kept the file longer than `wait_seconds`.
-            WarehouseUnusable: the file cannot be created or opened.
+            WarehouseUnusable: the file cannot be created or opened, or is damaged.
         """
         self._create()
         with contextlib.ExitStack() as stack:
@@ -162,7 +171,13 @@ class Warehouse:
     @contextlib.contextmanager
     def _open(self, *, read_only: bool) -> Iterator[duckdb.DuckDBPyConnection]:
         with contextlib.ExitStack() as stack:
-            yield self._wait_for(stack, read_only)
+            try:
+                yield self._wait_for(stack, read_only)
+            except duckdb.Error as error:
+                # What is cut off or overwritten shows when it is read, and not before.
+                if not _DAMAGED_IN_WORDS.search(str(error)):
+                    raise
+                raise WarehouseUnusable(f"ACME_RAG_STORE: {self.path} is damaged: {error}. {self._mend}") from error
 
     def _wait_for(self, stack: contextlib.ExitStack, read_only: bool) -> duckdb.DuckDBPyConnection:
         deadline = time.monotonic() + self.wait_seconds
@@ -170,6 +185,8 @@ class Warehouse:
             try:
                 return stack.enter_context(ATTACHMENTS.opened(self.path, read_only=read_only))
             except duckdb.IOException as error:
+                if _DAMAGED_IN_WORDS.search(str(error)):
+                    raise
                 if "Could not set lock" not in str(error):
                     raise WarehouseUnusable(f"ACME_RAG_STORE: {self.path} cannot be opened: {error}") from error
                 if time.monotonic() >= deadline:

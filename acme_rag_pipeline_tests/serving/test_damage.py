@@ -18,6 +18,7 @@ from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store import models
 from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.promotion import read_pointer
+from acme_rag_pipeline.store.warehouse import WarehouseUnusable
 from acme_rag_pipeline_tests.conftest import files_of
 from acme_rag_pipeline_tests.increments import oracle
 
@@ -109,3 +110,30 @@ def test_a_pointer_that_cannot_be_used_is_one_line_and_the_next_run_writes_it_an
             assert "materialise `served_index`" in called.output
     oracle.run(store, settings, oracle.REFRESH)
     assert store.pointer.read_bytes() == before
+
+
+@pytest.mark.parametrize("how", ["cut off", "overwritten", "another file"])
+def test_a_damaged_database_is_one_sentence_with_what_to_do(
+    store: Store, documents: Path, settings_for: Callable[..., Settings], how: str
+) -> None:
+    settings = settings_for()
+    oracle.run(store, settings, oracle.REFRESH)
+    (documents / "new.md").write_text("# Garage\n\nBicycles stand in the garage.", encoding="utf-8")
+    whole = {path: path.read_bytes() for path in (store.warehouse.path, store.embedding_cache)}
+    for path, advice in ((store.warehouse.path, "from a backup"), (store.embedding_cache, "Delete that file")):
+        content = whole[path]
+        damaged = {
+            "cut off": content[: len(content) // 2],
+            "overwritten": content[:12_288] + bytes(len(content) - 12_288),
+            "another file": b"no database" * 1000,
+        }
+        path.write_bytes(damaged[how])
+        with pytest.raises(WarehouseUnusable, match=f"^ACME_RAG_STORE: .*{path.name} is damaged: .*{advice}"):
+            oracle.run(store, settings, oracle.REFRESH)
+        if path == store.warehouse.path:
+            called = CliRunner().invoke(main, ["--store", str(store.root), "--documents", str(documents), "status"])
+            assert (called.exit_code, called.output.count("\n")) == (1, 1)
+        path.write_bytes(content)
+    store.embedding_cache.unlink()
+    oracle.run(store, settings, oracle.REFRESH)
+    assert Retriever.open(store.root).search("bicycle garage", k=1)[0].doc_path == "new.md"
