@@ -23,7 +23,7 @@ from typing import Any
 _PARSERS = {
     "markdown-1": ("markdown", (".md", ".markdown", ".mdx")),
     "text-1": ("text", (".txt", ".rst", ".adoc", ".log", ".text")),
-    "html-1": ("html", (".html", ".htm", ".xhtml")),
+    "html-2": ("html", (".html", ".htm", ".xhtml")),
     "pdf-1": ("pdf", (".pdf",)),
     "docx-1": ("docx", (".docx",)),
 }
@@ -32,6 +32,21 @@ MAX_UNPACKED_BYTES = 200_000_000
 MAX_CONTROL_SHARE = 0.05
 MAX_TITLE = 200
 _OLE_HEADER = bytes.fromhex("d0cf11e0a1b11ae1")
+# What browsers read instead of a declared encoding (WHATWG Encoding Standard): mostly the superset that its users mean.
+_READ_AS = {
+    "ascii": "windows-1252",
+    "iso8859-1": "windows-1252",
+    "iso8859-9": "windows-1254",
+    "iso8859-11": "cp874",
+    "tis-620": "cp874",
+    "gb2312": "gb18030",
+    "gbk": "gb18030",
+    "shift_jis": "cp932",
+    "euc_kr": "cp949",
+    "utf-16": "utf-8",
+    "utf-16-le": "utf-8",
+    "utf-16-be": "utf-8",
+}
 _DROPPED_TAGS = ("script", "style", "nav", "noscript", "template", "title")
 _CONTROL = re.compile("[\x00-\x07\x0e-\x1a\x1c-\x1f\x7f]")  # not \b \t \n \v \f \r and the escape of coloured logs
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -130,18 +145,35 @@ def _html(data: bytes) -> tuple[str, str]:
     from bs4.dammit import EncodingDetector
 
     data, marked = EncodingDetector.strip_byte_order_mark(data)
-    declared = (EncodingDetector.find_declared_encoding(data, is_html=True) or "utf-8").lower()
-    # The HTML standard reads a declared Latin-1 as its superset, and a declared UTF-16 without a mark as UTF-8.
-    latin = declared in ("iso-8859-1", "latin-1", "latin1", "ascii", "us-ascii")
-    likely = "windows-1252" if latin else "utf-8" if declared.startswith("utf-16") else declared
-    candidates = [marked] if marked else list(dict.fromkeys((likely, "utf-8", "windows-1252")))
-    for encoding in candidates:
-        with contextlib.suppress(UnicodeError, LookupError):
-            text = data.decode(encoding)
-            break
-    else:
-        raise Unreadable(f"the characters fit none of the encodings {', '.join(candidates)}; save the file as UTF-8")
+    likely = "utf-8"
+    if declared := EncodingDetector.find_declared_encoding(data, is_html=True):
+        with contextlib.suppress(LookupError):
+            likely = codecs.lookup(declared.lower().removeprefix("x-")).name
+    likely = _READ_AS.get(likely, likely)
+    likely = marked or _READ_AS.get(likely, likely)
+    # A mark at the beginning leaves no doubt.
+    others = [] if marked else ["utf-8", "windows-1252"]
+    text = _decoded(data, likely, others)
+    if text is None:
+        tried = ", ".join(dict.fromkeys((likely, *others)))
+        raise Unreadable(f"the characters fit none of the encodings {tried}; save the file as UTF-8")
     return _html_to_markdown(_not_binary(text))
+
+
+def _decoded(data: bytes, likely: str, others: list[str]) -> str | None:
+    """The text; by the last of the others, which fits nearly everything, only where nothing else does."""
+    for encoding in (likely, *others[:-1]):
+        with contextlib.suppress(UnicodeError, LookupError):
+            return data.decode(encoding)
+    with contextlib.suppress(UnicodeError, LookupError):
+        # A few bytes that fit in nowhere do not speak against the many that do.
+        text = data.decode(likely, "replace")
+        if 2 * text.count("\ufffd") <= sum(not character.isascii() for character in text):
+            return text
+    for encoding in others[-1:]:
+        with contextlib.suppress(UnicodeError):
+            return data.decode(encoding)
+    return None
 
 
 def _html_to_markdown(html: str) -> tuple[str, str]:

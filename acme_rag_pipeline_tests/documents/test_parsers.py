@@ -239,6 +239,31 @@ def test_docx_keeps_headings_and_tables() -> None:
     assert (parsed.title, parsed.format, parsed.parser) == ("Gift policy", "docx", "docx-1")
 
 
+@pytest.mark.parametrize(
+    ("label", "encoding", "text"),
+    [
+        ("gb2312", "gbk", "朱镕基的退休金"),
+        ("shift_jis", "cp932", "①髙橋さんの休暇"),
+        ("x-sjis", "cp932", "休暇の案内"),
+        ("euc-kr", "cp949", "똠방각하의 휴가"),
+        ("iso-8859-9", "cp1254", "“İzin” günü 5 €"),
+        ("iso-8859-1", "cp1252", "“Räume” 5 €"),
+        ("utf-16", "utf-8", "Räume"),
+        ("no-such-name", "utf-8", "Räume"),
+        ("utf-8", "cp1252", "Räume für Gäste"),
+        ("shift_jis", "utf-8", "休暇の案内"),
+    ],
+)
+def test_html_is_decoded_as_browsers_do(label: str, encoding: str, text: str) -> None:
+    assert parse("a.html", f'<meta charset="{label}"><p>{text}</p>'.encode(encoding)).text == f"{text}\n"
+
+
+@pytest.mark.parametrize(("label", "text"), [("utf-8", "Räume für Gäste"), ("windows-1251", "Отпуск в июле")])
+def test_one_broken_byte_does_not_spoil_the_other_characters(label: str, text: str) -> None:
+    page = f'<meta charset="{label}"><p>{text}'.encode(label) + {"utf-8": b" \xff", "windows-1251": b" \x98"}[label]
+    assert parse("a.html", page).text == f"{text} \ufffd\n"
+
+
 def test_html_becomes_plain_markdown() -> None:
     page = (
         '<html><head><meta charset="iso-8859-1"><title>Page title</title><style>p{}</style></head><body><nav>menu</nav>'
@@ -277,7 +302,7 @@ def test_hostile_titles_cost_no_time() -> None:
 def test_every_suffix_has_a_versioned_parser() -> None:
     assert set(supported_suffixes()) >= {".md", ".txt", ".html", ".pdf", ".docx"}
     assert parser_for("x/A.MD") == "markdown-1"
-    assert all((parser_for(f"a{suffix}") or "").endswith("-1") for suffix in supported_suffixes())
+    assert all(re.search(r"-\d+$", parser_for(f"a{suffix}") or "") for suffix in supported_suffixes())
     assert parser_for("a.xyz") is None
     assert parser_for("a") is None
 
