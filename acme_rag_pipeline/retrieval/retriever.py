@@ -267,8 +267,22 @@ def dense_with_sentences(table: Table, vector: np.ndarray, k: int, fusion: Retri
 
 
 def _nearest(table: Table, vector: np.ndarray, k: int, columns: list[str]) -> pa.Table:
-    query = cast("LanceVectorQueryBuilder", table.search(vector, vector_column_name="vector", query_type="vector"))
-    return query.distance_type("cosine").select([*columns, "_distance"]).limit(k).to_arrow()
+    """The first k rows by distance; equal ones by document and place, as the evaluation orders them.
+
+    A text that stands in several documents is as near in each. Which of them the table gives first, or leaves out, is its
+    history.
+    """
+    deep = k + 1
+    while True:
+        query = cast("LanceVectorQueryBuilder", table.search(vector, vector_column_name="vector", query_type="vector"))
+        rows = query.distance_type("cosine").select([*columns, "_distance"]).limit(deep).to_arrow()
+        distances = rows["_distance"].to_pylist()
+        if len(distances) < deep or distances[-1] > distances[k - 1]:
+            break
+        deep *= 2
+    places = [(place["doc_path"], place["start_char"]) for place in rows["metadata"].to_pylist()]
+    order = sorted(range(len(distances)), key=lambda row: (distances[row], *places[row]))
+    return rows.take(order[:k])
 
 
 def lexical(table: Table, query: str, k: int) -> list[SearchHit]:

@@ -21,6 +21,7 @@ from acme_rag_pipeline.store import models, vectors
 from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.passages import PassagePrefix, live_passages
 from acme_rag_pipeline.store.stages import StageResult, record
+from acme_rag_pipeline_tests.conftest import LEAVE
 from acme_rag_pipeline_tests.increments import oracle
 
 
@@ -99,3 +100,25 @@ def test_another_version_of_the_encoding_code_writes_every_live_vector_anew(
     assert {name for name, result in results.items() if not result.unchanged} == {"base_index", "served_index"}
     assert sorted(work.passages) == sorted(inputs)
     assert all(result.unchanged for result in oracle.run(store, settings, oracle.REFRESH).values())
+
+
+def test_equal_passages_of_several_documents_come_in_one_order_whatever_the_history(
+    store: Store, documents: Path, settings_for: Callable[..., Settings], tmp_path: Path
+) -> None:
+    names = [f"hr/copy-{number}.md" for number in range(7)]
+    for name in reversed(names):
+        (documents / name).write_text(LEAVE, encoding="utf-8")
+        if name in names[4:]:
+            oracle.run(store, settings_for(), oracle.REFRESH)
+    oracle.run(store, settings_for(), oracle.REFRESH)
+    fresh = Store(tmp_path / "fresh", wait_seconds=10)
+    oracle.run(fresh, settings_for(store=str(fresh.root)), oracle.REFRESH)
+    for retriever in ("base", "base_hybrid"):
+        for k in (1, 3, 8, 10):
+            ranked = [
+                [hit.chunk_id for hit in Retriever.open(of.root).search("sabbatical of six weeks", k, retriever)]
+                for of in (store, fresh)
+            ]
+            assert ranked[0] == ranked[1], (retriever, k)
+    found = Retriever.open(store.root).search("sabbatical of six weeks", 8, "base")
+    assert [hit.doc_path for hit in found] == [*names, "hr/leave.md"]
