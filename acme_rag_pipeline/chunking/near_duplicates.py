@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
-from itertools import combinations
 
 import numpy as np
 
@@ -58,7 +57,7 @@ def groups(signatures: Mapping[str, bytes], similarity: float) -> dict[str, str]
         first_of.setdefault(signatures[key], key)
     keys = list(first_of.values())
     values = np.frombuffer(b"".join(signatures[key] for key in keys), dtype="<u8").reshape(len(keys), PERMUTATIONS)
-    parent = list(range(len(keys)))
+    parent = {position: position for position in range(len(keys))}
 
     def root(position: int) -> int:
         while parent[position] != position:
@@ -69,12 +68,27 @@ def groups(signatures: Mapping[str, bytes], similarity: float) -> dict[str, str]
     bands, rows = band_shape(similarity)
     for band in range(bands):
         for alike in _equal_rows(values[:, band * rows : (band + 1) * rows]):
-            for one, other in combinations(alike, 2):
-                first, second = sorted((root(one), root(other)))
-                if first != second and float((values[one] == values[other]).mean()) >= similarity:
-                    parent[second] = first
+            for group in _similar(values, alike, similarity):
+                first, *others = sorted({root(position) for position in group})
+                parent.update(dict.fromkeys(others, first))
     group_of = {key: keys[root(position)] for position, key in enumerate(keys)}
     return {key: group_of[first_of[blob]] for key, blob in signatures.items()}
+
+
+def _similar(values: np.ndarray, alike: Sequence[int], similarity: float) -> Iterator[list[int]]:
+    """The connected components of these positions.
+
+    Each position is compared with those that are in no component yet: thousands of variants of one form are not
+    millions of pairs.
+    """
+    waiting = np.asarray(alike)
+    while len(waiting):
+        group, waiting = [int(waiting[0])], waiting[1:]
+        for position in group:
+            near = (values[waiting] == values[position]).mean(axis=1) >= similarity
+            group.extend(waiting[near].tolist())
+            waiting = waiting[~near]
+        yield group
 
 
 def _equal_rows(part: np.ndarray) -> list[list[int]]:
