@@ -149,7 +149,6 @@ def _html(data: bytes) -> tuple[str, str]:
     if declared := EncodingDetector.find_declared_encoding(data, is_html=True):
         with contextlib.suppress(LookupError):
             likely = codecs.lookup(declared.lower().removeprefix("x-")).name
-    likely = _READ_AS.get(likely, likely)
     likely = marked or _READ_AS.get(likely, likely)
     # A mark at the beginning leaves no doubt.
     others = [] if marked else ["utf-8", "windows-1252"]
