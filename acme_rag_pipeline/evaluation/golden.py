@@ -21,7 +21,7 @@ from acme_rag_pipeline.store.stages import StageResult, data_versions, overtaken
 from acme_rag_pipeline.store.warehouse import insert, reconcile, records
 
 STAGE = "golden_queries"
-CODE_VERSION = "3"
+CODE_VERSION = "4"
 # Graded judgements go to 3 or 4 as a rule; a gain of 2 ** relevance must stay a number.
 MOST_RELEVANT = 100
 
@@ -66,6 +66,7 @@ def resolve_golden_queries(store: Store, settings: Settings) -> StageResult:
         "unresolved": [{"query": r["query"], "reason": r["reason"]} for r in query_rows if r["status"] != "resolved"][
             :200
         ],
+        "unused_evidence": _unused_evidence(query_rows, judgement_rows, "repeated")[:200],
         "unusable_lines": problems[:200],
         "by_style": dict(Counter(row["style"] for row in usable).most_common()),
         "decides": decides(len(usable), len({row["unit"] for row in usable}), settings.evaluation),
@@ -115,6 +116,18 @@ def judged_queries(store: Store, folder: Path) -> tuple[list[JudgedQuery], str]:
         verb = "is" if len(problems) == 1 else "are"
         notes.append(f"{counted(len(problems), 'lines')} {verb} unusable ({problems[0]})")
     return usable, "; ".join(notes)
+
+
+def _unused_evidence(
+    queries: list[dict[str, Any]], judgements: list[dict[str, Any]], *statuses: str
+) -> list[dict[str, Any]]:
+    """Pieces that count for nothing although their query does: it is scored by the others alone."""
+    usable = {row["query_id"]: row["query"] for row in queries if row["status"] == "resolved"}
+    return [
+        {"query": usable[j["query_id"]], "reason": j["reason"]}
+        for j in judgements
+        if j["query_id"] in usable and j["relevance"] > 0 and j["status"] in statuses
+    ]
 
 
 def _judged(rows: list[dict[str, Any]], judged: list[dict[str, Any]]) -> list[JudgedQuery]:
@@ -253,6 +266,7 @@ def _resolved(
     judgements: list[dict[str, Any]] = []
     first_seen: list[dict[str, Any]] = []
     units: dict[str, str] = {}
+    places: dict[tuple[Any, ...], dict[str, Any]] = {}
     ordinals: Counter[str] = Counter()
     for qrel in qrels:
         path = known_doc_path(qrel["doc_path"], documents) or qrel["doc_path"]
@@ -268,24 +282,29 @@ def _resolved(
             status = "resolved" if reason is None else "unresolved"
             if judgement_id not in seen:
                 first_seen.append({"judgement_id": judgement_id, "sha256": document["sha256"]})
-            if status == "resolved" and qrel["relevance"] > 0:
-                units.setdefault(qrel["query_id"], _unit(path, span, chunks.get(path, [])))
-        judgements.append(
-            {
-                "judgement_id": judgement_id,
-                "query_id": qrel["query_id"],
-                "ordinal": ordinals[qrel["query_id"]],
-                "doc_path": path,
-                "start_char": span[0] if span else None,
-                "end_char": span[1] if span else None,
-                "quote": qrel["quote"],
-                "relevance": qrel["relevance"],
-                "status": status,
-                "reason": reason,
-            }
-        )
+        judgement = {
+            "judgement_id": judgement_id,
+            "query_id": qrel["query_id"],
+            "ordinal": ordinals[qrel["query_id"]],
+            "doc_path": path,
+            "start_char": span[0] if span else None,
+            "end_char": span[1] if span else None,
+            "quote": qrel["quote"],
+            "relevance": qrel["relevance"],
+            "status": status,
+            "reason": reason,
+        }
+        judgements.append(judgement)
         ordinals[qrel["query_id"]] += 1
-    reasons = {j["query_id"]: j["reason"] for j in reversed(judgements) if j["reason"]}
+        if status == "resolved":
+            # Two quotes may be one place of the document, and the metrics would count a single hit as two.
+            first = places.setdefault((qrel["query_id"], path, span), judgement)
+            if first is not judgement:
+                first["relevance"] = max(first["relevance"], qrel["relevance"])
+                judgement |= {"status": "repeated", "reason": f"the same place of {path} is judged twice"}
+            if qrel["relevance"] > 0:
+                units.setdefault(qrel["query_id"], _unit(path, span, chunks.get(path, [])))
+    reasons = {j["query_id"]: j["reason"] for j in reversed(judgements) if j["status"] == "unresolved"}
     rows = [
         {
             "query_id": query_id,

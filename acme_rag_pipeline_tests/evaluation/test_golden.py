@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from acme_rag_pipeline.evaluation.golden import read_golden
+from acme_rag_pipeline.chunking.chunks import split_documents
+from acme_rag_pipeline.documents.ingest import ingest_documents
+from acme_rag_pipeline.evaluation.golden import golden_queries, read_golden, resolve_golden_queries
+from acme_rag_pipeline.settings import Settings
+from acme_rag_pipeline.store.layout import Store
 
 
 def written(folder: Path, queries: list[dict[str, Any]], qrels: list[dict[str, Any]]) -> Path:
@@ -66,3 +71,27 @@ def test_a_judgement_that_stands_twice_is_one_piece_of_evidence(tmp_path: Path) 
     ]
     said = "this judgement of a is there twice, the larger relevance is used"
     assert problems == [f"qrels.jsonl line 5: {said}", f"qrels.jsonl line 6: {said}"]
+
+
+def resolved(
+    store: Store, settings_for: Callable[..., Settings], folder: Path, qrels: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """One query with these judgements over the small company; the stage's details."""
+    folder.mkdir()
+    settings = settings_for(golden=str(written(folder, [{"query_id": "a", "query": "who?"}], qrels)))
+    ingest_documents(store, settings)
+    split_documents(store, settings)
+    return resolve_golden_queries(store, settings).details
+
+
+@pytest.mark.usefixtures("documents")
+def test_two_quotes_of_one_place_are_one_piece_of_evidence(
+    store: Store, settings_for: Callable[..., Settings], tmp_path: Path
+) -> None:
+    line = {"query_id": "a", "doc_path": "travel.md", "quote": "hotels in London 210 euros"}
+    qrels = [line, line | {"start": 5, "end": 9, "relevance": 3}, line | {"quote": "Hotels in **London** 210 euros"}]
+    details = resolved(store, settings_for, tmp_path / "golden", [*qrels, line | {"doc_path": "./travel.md"}])
+    (query,) = golden_queries(store)
+    assert [(piece.doc_path, piece.relevance) for piece in query.evidence] == [("travel.md", 3)]
+    said = {"query": "who?", "reason": "the same place of travel.md is judged twice"}
+    assert details["unused_evidence"] == [said] * 3
