@@ -66,7 +66,7 @@ def resolve_golden_queries(store: Store, settings: Settings) -> StageResult:
         "unresolved": [{"query": r["query"], "reason": r["reason"]} for r in query_rows if r["status"] != "resolved"][
             :200
         ],
-        "unused_evidence": _unused_evidence(query_rows, judgement_rows, "repeated")[:200],
+        "unused_evidence": _unused_evidence(query_rows, judgement_rows, "unresolved", "repeated")[:200],
         "unusable_lines": problems[:200],
         "by_style": dict(Counter(row["style"] for row in usable).most_common()),
         "decides": decides(len(usable), len({row["unit"] for row in usable}), settings.evaluation),
@@ -112,6 +112,11 @@ def judged_queries(store: Store, folder: Path) -> tuple[list[JudgedQuery], str]:
     notes = []
     if unresolved := [f"{row['query']}: {row['reason']}" for row in rows if row["status"] != "resolved"]:
         notes.append(f"{counted(len(unresolved), 'queries')} could not be resolved ({unresolved[0]})")
+    if lost := _unused_evidence(rows, judged, "unresolved"):
+        notes.append(
+            f"{counted(len(lost), 'pieces')} of evidence could not be found and {'counts' if len(lost) == 1 else 'count'} "
+            f"for nothing ({lost[0]['query']}: {lost[0]['reason']})"
+        )
     if problems:
         verb = "is" if len(problems) == 1 else "are"
         notes.append(f"{counted(len(problems), 'lines')} {verb} unusable ({problems[0]})")
@@ -304,7 +309,8 @@ def _resolved(
                 judgement |= {"status": "repeated", "reason": f"the same place of {path} is judged twice"}
             if qrel["relevance"] > 0:
                 units.setdefault(qrel["query_id"], _unit(path, span, chunks.get(path, [])))
-    reasons = {j["query_id"]: j["reason"] for j in reversed(judgements) if j["status"] == "unresolved"}
+    without = dict.fromkeys(ordinals, "no judgement of it has a relevance above 0")
+    reasons = without | {j["query_id"]: j["reason"] for j in reversed(judgements) if j["status"] == "unresolved"}
     rows = [
         {
             "query_id": query_id,

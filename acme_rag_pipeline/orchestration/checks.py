@@ -138,8 +138,13 @@ def nothing_leaks(store: Store, settings: Settings) -> dg.AssetCheckResult:
 
 @_asset_check(asset="golden_queries", description="Every judged query's evidence is found in the documents of today.")
 def golden_queries_resolve(store: Store, settings: Settings) -> dg.AssetCheckResult:
-    """WARN with the queries whose evidence is gone, and when lines of the files could not be used."""
-    lost = _rows(store, "SELECT query, reason FROM golden_queries WHERE status <> 'resolved' ORDER BY query")
+    """WARN with the queries whose evidence is gone, all of it or a piece, and when lines of the files could not be used."""
+    lost = _rows(
+        store,
+        "SELECT query, reason FROM golden_queries WHERE status <> 'resolved' UNION ALL "
+        "SELECT q.query, 'in part: ' || j.reason FROM golden_queries q JOIN golden_judgements j USING (query_id) "
+        "WHERE q.status = 'resolved' AND j.status = 'unresolved' AND j.relevance > 0 ORDER BY query, reason",
+    )
     unusable = _details(store, "golden_queries").get("unusable_lines", [])
     return dg.AssetCheckResult(
         passed=not lost and not unusable,

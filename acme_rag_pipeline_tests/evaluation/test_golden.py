@@ -11,7 +11,8 @@ import pytest
 
 from acme_rag_pipeline.chunking.chunks import split_documents
 from acme_rag_pipeline.documents.ingest import ingest_documents
-from acme_rag_pipeline.evaluation.golden import golden_queries, read_golden, resolve_golden_queries
+from acme_rag_pipeline.evaluation.golden import golden_queries, judged_queries, read_golden, resolve_golden_queries
+from acme_rag_pipeline.orchestration.checks import golden_queries_resolve
 from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store.layout import Store
 
@@ -95,3 +96,31 @@ def test_two_quotes_of_one_place_are_one_piece_of_evidence(
     assert [(piece.doc_path, piece.relevance) for piece in query.evidence] == [("travel.md", 3)]
     said = {"query": "who?", "reason": "the same place of travel.md is judged twice"}
     assert details["unused_evidence"] == [said] * 3
+
+
+@pytest.mark.usefixtures("documents")
+def test_a_query_that_lost_a_piece_of_its_evidence_says_so(
+    store: Store, settings_for: Callable[..., Settings], tmp_path: Path
+) -> None:
+    line = {"query_id": "a", "doc_path": "travel.md", "quote": "hotels in London 210 euros"}
+    gone = [line | {"doc_path": "gone.md", "relevance": 3}, line | {"doc_path": "nothing.md", "relevance": 0}]
+    details = resolved(store, settings_for, tmp_path / "golden", [line, *gone])
+    assert (details["resolved"], details["unresolved"]) == (1, [])
+    reason = "gone.md is not among the readable documents"
+    assert details["unused_evidence"] == [{"query": "who?", "reason": reason}]
+    usable, note = judged_queries(store, tmp_path / "golden")
+    assert len(usable) == 1
+    assert note == f"1 piece of evidence could not be found and counts for nothing (who?: {reason})"
+    check = golden_queries_resolve(store, settings_for())
+    assert not check.passed
+    assert check.metadata["unresolved"].value == 1
+
+
+@pytest.mark.usefixtures("documents")
+def test_a_query_whose_judgements_are_all_0_is_told_so(
+    store: Store, settings_for: Callable[..., Settings], tmp_path: Path
+) -> None:
+    details = resolved(
+        store, settings_for, tmp_path / "golden", [{"query_id": "a", "doc_path": "travel.md", "relevance": 0}]
+    )
+    assert details["unresolved"] == [{"query": "who?", "reason": "no judgement of it has a relevance above 0"}]
