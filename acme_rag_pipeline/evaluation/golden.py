@@ -11,6 +11,7 @@ from typing import Any, TypeGuard
 from acme_rag_pipeline.documents.doc_paths import known_doc_path
 from acme_rag_pipeline.evaluation.metrics import Evidence
 from acme_rag_pipeline.evaluation.words import counted
+from acme_rag_pipeline.llm.text import one_line
 from acme_rag_pipeline.setting_groups import EvaluationSettings
 from acme_rag_pipeline.settings import Settings, SettingsError
 from acme_rag_pipeline.store.fingerprints import content_hash, fingerprint
@@ -24,6 +25,7 @@ STAGE = "golden_queries"
 CODE_VERSION = "4"
 # Graded judgements go to 3 or 4 as a rule; a gain of 2 ** relevance must stay a number.
 MOST_RELEVANT = 100
+_LONGEST_QUOTED = 200
 
 
 @dataclass(frozen=True)
@@ -110,17 +112,27 @@ def judged_queries(store: Store, folder: Path) -> tuple[list[JudgedQuery], str]:
     rows, judged, _ = _resolved(store, queries, qrels)
     usable = _judged(rows, judged)
     notes = []
-    if unresolved := [f"{row['query']}: {row['reason']}" for row in rows if row["status"] != "resolved"]:
-        notes.append(f"{counted(len(unresolved), 'queries')} could not be resolved ({unresolved[0]})")
+    if unresolved := [row for row in rows if row["status"] != "resolved"]:
+        notes.append(f"{counted(len(unresolved), 'queries')} could not be resolved ({_why(unresolved[0])})")
     if lost := _unused_evidence(rows, judged, "unresolved"):
         notes.append(
             f"{counted(len(lost), 'pieces')} of evidence could not be found and {'counts' if len(lost) == 1 else 'count'} "
-            f"for nothing ({lost[0]['query']}: {lost[0]['reason']})"
+            f"for nothing ({_why(lost[0])})"
         )
     if problems:
         verb = "is" if len(problems) == 1 else "are"
-        notes.append(f"{counted(len(problems), 'lines')} {verb} unusable ({problems[0]})")
+        notes.append(f"{counted(len(problems), 'lines')} {verb} unusable ({_short(problems[0])})")
     return usable, "; ".join(notes)
+
+
+def _why(row: dict[str, Any]) -> str:
+    return f"{_short(row['query'])}: {_short(row['reason'])}"
+
+
+def _short(text: str) -> str:
+    """A piece of somebody's file for a terminal and a page: one line of words that holds nothing else, and is no flood."""
+    line = one_line(text)
+    return line if len(line) <= _LONGEST_QUOTED else f"{line[:_LONGEST_QUOTED]} …"
 
 
 def _unused_evidence(

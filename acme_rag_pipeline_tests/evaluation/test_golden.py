@@ -124,3 +124,17 @@ def test_a_query_whose_judgements_are_all_0_is_told_so(
         store, settings_for, tmp_path / "golden", [{"query_id": "a", "doc_path": "travel.md", "relevance": 0}]
     )
     assert details["unresolved"] == [{"query": "who?", "reason": "no judgement of it has a relevance above 0"}]
+
+
+@pytest.mark.usefixtures("documents")
+def test_what_is_said_of_a_judged_set_is_no_flood_and_moves_no_cursor(
+    store: Store, settings_for: Callable[..., Settings], tmp_path: Path
+) -> None:
+    resolved(store, settings_for, tmp_path / "golden", [])
+    query = {"query_id": "a", "query": "\x1b[2Jwho? " + "and who else? " * 3000}
+    lines = [{"query_id": "a", "doc_path": "\x1b[31mgone.md"}, {"query_id": "\x1b[0m" * 3000, "doc_path": "travel.md"}]
+    queries = [query, query | {"query_id": "\x1b[1m" * 3000}, query | {"query_id": "\x1b[1m" * 3000}]
+    _, note = judged_queries(store, written(tmp_path / "golden", queries, lines))
+    assert "could not be resolved ([2Jwho? and who else?" in note
+    assert note.isprintable()
+    assert len(note) < 1000

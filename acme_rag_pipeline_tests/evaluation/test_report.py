@@ -316,6 +316,19 @@ def test_hostile_text_stays_text(report: Report) -> None:
     assert report_picture(poisoned).startswith(b"\x89PNG")
 
 
+def test_a_question_as_long_as_a_document_does_not_flood_the_page(report: Report) -> None:
+    main = report.main_set
+    assert main is not None
+    mail = "and one thing more " * 5_000
+    heading = replace(main.changes[0].after or Passage("a.md", "", ""), heading=mail)
+    changes = [replace(change, query=mail, after=heading) for change in main.changes]
+    samples = [replace(sample, query=mail) for sample in report.samples]
+    long = replace(report, query_sets=[replace(main, changes=changes)], samples=samples, trail={"question": mail})
+    text = "".join(assert_harmless(render_report(long)).text)
+    assert len(text) < len(mail)
+    assert "and one thing more and" in text
+
+
 def test_a_lone_surrogate_can_be_written_as_utf8(report: Report) -> None:
     render_report(replace(report, headline="broken \udcff text")).encode("utf-8")
 
