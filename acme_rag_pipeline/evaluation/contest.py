@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections.abc import Mapping, Sequence
@@ -55,6 +56,7 @@ class Contest:
         champion_twin: what is measured in the champion's place on held-out units.
         champion_twin_lost: the champion had a twin and the store has not: the champion itself, which was trained on these
             units, is measured.
+        champion_trained: the champion's model learned from questions. One that was the base once did not.
         golden_decides: golden queries decide; else held-out units do.
         candidate_key: identity of this candidate for the rule of one decision each.
         decided_before: decisions on this candidate by other golden queries, or with another fusion: each was a chance to be
@@ -73,6 +75,7 @@ class Contest:
     fusion: RetrievalSettings
     decided_before: int = 0
     champion_twin_lost: bool = False
+    champion_trained: bool = False
 
     @property
     def champion_fusion(self) -> RetrievalSettings:
@@ -131,6 +134,7 @@ def contest(store: Store, settings: Settings) -> Contest:
         fusion=settings.retrieval,
         decided_before=decisions.decided_with_other_evidence(store, candidate, key),
         champion_twin_lost=champion_twin_lost,
+        champion_trained=_trained(store, before.model_digest),
     )
 
 
@@ -291,9 +295,7 @@ def _verdict(
     machine = sum(query.segments.get("origin") != PEOPLE for query in queries)
     synthetic = not who.golden_decides and 2 * machine > len(queries)
     incumbent = champion_arm(who)
-    trained = {FINE_TUNED, FINE_TUNED_HYBRID} | (
-        {incumbent} if who.champion.model_digest != who.base.model_digest else set()
-    )
+    trained = {FINE_TUNED, FINE_TUNED_HYBRID} | ({incumbent} if who.champion_trained else set())
     scores = {
         r.arm: ArmScores(r.arm, r.metric(PRIMARY), flattered=synthetic and r.arm in trained)
         for r in results.get(who.deciding_set, ())
@@ -358,6 +360,13 @@ def _twin_of(store: Store, decision: decisions.Decision) -> index.PassageEncoder
 
 def _twin(served: index.PassageEncoder | None, digest: str | None) -> index.PassageEncoder | None:
     return replace(served, model_digest=digest) if served is not None and digest is not None else None
+
+
+def _trained(store: Store, digest: str) -> bool:
+    """Whether a model has tuned weights: a candidate that validation gave none of them is the base, or the base whitened."""
+    with store.warehouse.read() as connection:
+        rows = records(connection, "SELECT manifest FROM models WHERE model_digest = ?", [digest])
+    return any(json.loads(row["manifest"]).get("share") != 0 for row in rows)
 
 
 def _in_store(store: Store, encoder: index.PassageEncoder) -> bool:

@@ -26,7 +26,7 @@ from acme_rag_pipeline.evaluation.contest import (
 from acme_rag_pipeline.evaluation.gate import Decision
 from acme_rag_pipeline.evaluation.golden import JudgedQuery
 from acme_rag_pipeline.evaluation.metrics import PRIMARY, Evidence
-from acme_rag_pipeline.evaluation.query_sets import GOLDEN
+from acme_rag_pipeline.evaluation.query_sets import GOLDEN, HELD_OUT
 from acme_rag_pipeline.evaluation.report_content import report_of
 from acme_rag_pipeline.evaluation.similarity import similarities
 from acme_rag_pipeline.retrieval import index
@@ -170,6 +170,34 @@ def test_all_decisions_after_the_first_together_promote_by_chance_at_most_as_oft
         "the first alone."
     )
     assert decided(settings, 2).reason.endswith(said)
+
+
+def test_a_model_that_was_the_base_once_is_no_trained_one_that_the_questions_flatter_too(
+    store: Store, settings: Settings
+) -> None:
+    with_twin(store, "c" * 64, "d" * 64)
+    (store.models / ("d" * 64)).mkdir()
+    trained = {}
+    for digest in ("e" * 64, "c" * 64):
+        encoder = index.PassageEncoder(digest, "none")
+        decisions.append(store, encoder=encoder, recipe="dense", verdict=decisions.PROMOTED, reason="by hand")
+        trained[digest[0]] = contest(store, settings).champion_trained
+    assert trained == {"e": False, "c": True}
+
+    queries = [judged(f"{n}.md") for n in range(60)]
+    gains = {CHAMPION: [0.4] * 60, FINE_TUNED: [0.44 + (n % 7 - 3) * 0.05 for n in range(60)]}
+    results = [
+        ArmResult(arm, {q.query_id: {PRIMARY: value} for q, value in zip(queries, values, strict=True)}, {})
+        for arm, values in gains.items()
+    ]
+    known = candidate_over(settings)
+    old_base = replace(known.champion, model_digest="e" * 64)
+    who = replace(known, champion=old_base, golden_decides=False)
+    found = _verdict(who, {HELD_OUT: queries}, {HELD_OUT: results}, settings)
+    assert found.winner is None
+    assert "0.05 is taken off" in found.reason
+    who = replace(who, champion_trained=True)
+    assert _verdict(who, {HELD_OUT: queries}, {HELD_OUT: results}, settings).winner == FINE_TUNED
 
 
 def test_many_decisions_do_not_forbid_a_promotion(settings_for: Callable[..., Settings]) -> None:
