@@ -344,6 +344,12 @@ def test_ordinary_names_of_groups_do_not_break_inside_a_word(html: str) -> None:
     assert "min-width:8em" in rule
 
 
+def test_on_paper_a_long_name_of_a_group_pushes_no_column_off_the_sheet(html: str) -> None:
+    (rule,) = re.findall(r"[.]indent \{[^}]*\}", html.partition("@media print")[2])
+    assert "nowrap" not in rule
+    assert "overflow-wrap:anywhere" in rule
+
+
 @pytest.mark.parametrize(
     ("queries", "units", "said"),
     [(1, 1, "1 question over 1 document section."), (2, 2, "2 questions over 2 document sections.")],
