@@ -58,6 +58,7 @@ class Decision:
         queries: Number of questions.
         units: Number of units they come from.
         detectable_gain: The nDCG@10 gain that 4 of 5 such comparisons would promote; None when none can be.
+        subject: The challenger that the verdict and the reason are about; None when there is none.
     """
 
     verdict: str
@@ -70,6 +71,7 @@ class Decision:
     queries: int
     units: int
     detectable_gain: float | None
+    subject: str | None = None
 
 
 def decide(
@@ -142,6 +144,7 @@ def decide(
         queries=len(champion.ndcg),
         units=n_units,
         detectable_gain=detectable,
+        subject=subject.arm if subject is not None else None,
     )
     sentences = [
         _finding(decision, subject, settings, unit_noun, needed),

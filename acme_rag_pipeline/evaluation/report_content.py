@@ -55,7 +55,7 @@ def report_of(store: Store, settings: Settings, done: Evaluation) -> Report:
     details = stage_details(store)
     who = done.contest
     incumbent = champion_arm(who)
-    subject = done.decision.winner or _closest(done)
+    subject = done.decision.subject or (FINE_TUNED if who.candidate is not None else "none")
     standing, of_today = _standing(store, done)
     reason = done.decision.reason
     if not of_today:
@@ -176,14 +176,6 @@ def _note(name: str, done: Evaluation) -> str:
     if done.contest.golden_decides:
         return "Pairs of the validation share: the candidate's weights were chosen on them, so they flatter it."
     return "Pairs of units that the measured model never saw; most are machine-written."
-
-
-def _closest(done: Evaluation) -> str:
-    """The challenger that came nearest to a promotion: what a reader wants to see compared."""
-    best = max(done.decision.comparisons, key=lambda row: row.difference, default=None)
-    if best is not None:
-        return best.arm
-    return FINE_TUNED if done.contest.candidate is not None else "none"
 
 
 def _chosen(row: dict[str, Any], trained: dict[str, Any]) -> bool:

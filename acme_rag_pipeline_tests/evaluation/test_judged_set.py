@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.warehouse import insert
 from acme_rag_pipeline_tests.conftest import files_of
+from acme_rag_pipeline_tests.evaluation.test_gate import Judged
 from acme_rag_pipeline_tests.evaluation.test_report import assert_harmless
 from acme_rag_pipeline_tests.increments.worker import fork_server, obey_mode_bits
 
@@ -54,6 +56,16 @@ def test_without_questions_the_report_names_no_candidate_and_says_why(settings: 
     assert (report.candidate, report.champion, report.verdict) == ("none", "base", "kept: cannot tell")
     assert report.headline == "Kept as it is: there are no questions to judge by"
     assert_harmless(render_report(report))
+
+
+def test_the_report_shows_the_arm_that_its_reason_is_about(settings: Settings, store: Store) -> None:
+    judged = Judged()
+    falls, chance = judged.arm("base_hybrid", 0.09, keywords=-0.06), judged.arm("fine_tuned", 0.13, spread=2.0)
+    decision = judged.decide(falls, chance, segments={"style": judged.style})
+    assert decision.verdict == "kept: segment style=keywords falls"
+    done = run(store, settings, contest(store, settings), "a fall, and a larger gain that may be chance")
+    report = report_of(store, settings, replace(done, decision=decision))
+    assert decision.reason.startswith(f"base stays: {report.candidate} is better overall")
 
 
 @pytest.fixture
