@@ -13,6 +13,7 @@ from acme_rag_pipeline.evaluation.contest import candidate_undecided
 from acme_rag_pipeline.orchestration.dead_runs import fail_dead_runs
 from acme_rag_pipeline.orchestration.resources import Pipeline, plain_failures
 from acme_rag_pipeline.pairs import curated, synthetic
+from acme_rag_pipeline.serving import decisions
 from acme_rag_pipeline.serving.serve import last_decision_is_served
 from acme_rag_pipeline.settings import Settings, SettingsError
 from acme_rag_pipeline.store.layout import Store
@@ -47,17 +48,15 @@ retrain = dg.define_asset_job(
 def promoted_or_fail(context: dg.OpExecutionContext, pipeline: Pipeline) -> None:
     """Read the stored decision on the newest candidate."""
     store = pipeline.open_store()
-    with plain_failures(), store.warehouse.read() as connection:
-        rows = records(
-            connection,
-            "SELECT v.verdict, v.reason, p.verdict AS decided, p.reason AS why FROM verdicts v "
-            "LEFT JOIN promotions p ON p.candidate_key = v.candidate_key "
-            "ORDER BY v.evaluated_at DESC, p.decision DESC LIMIT 1",
-        )
-    if not rows:
-        raise dg.Failure("gate: nothing has been evaluated yet, run `retrain` first", allow_retries=False)
-    verdict, reason = rows[0]["decided"], rows[0]["why"]
-    if verdict is None:
+    with plain_failures():
+        with store.warehouse.read() as connection:
+            rows = records(connection, "SELECT candidate_key, verdict FROM verdicts ORDER BY evaluated_at DESC LIMIT 1")
+        if not rows:
+            raise dg.Failure("gate: nothing has been evaluated yet, run `retrain` first", allow_retries=False)
+        decided = decisions.decision_on(store, rows[0]["candidate_key"])
+    if decided is not None:
+        verdict, reason = decided.verdict, decided.reason
+    else:
         verdict, reason = "not decided", f"{rows[0]['verdict']}, but nothing was decided on it yet: run `retrain` again"
     if verdict != "promoted":
         raise dg.Failure(f"gate: {verdict}. {reason}", allow_retries=False)

@@ -131,14 +131,19 @@ def decision_on(store: Store, key: str) -> Decision | None:
     """The decision on a candidate by the evidence of its key, if it was made before: no later numbers change it.
 
     A rollback is one only where it ended the candidate's own promotion. Its row names the candidate that was decided on last,
-    which may have been kept while an earlier one served.
+    which may have been kept while an earlier one served. Who goes back to that promotion by hand puts it in force again.
     """
     past = decisions(store)
-    found = None
+    found = promotion = None
     for before, after in zip([None, *past], past, strict=False):
-        own = before is not None and before.verdict == PROMOTED and before.candidate_key == key
-        if after.candidate_key == key and (after.verdict != ROLLED_BACK or own):
-            found = after
+        if after.verdict != ROLLED_BACK:
+            if after.candidate_key == key:
+                found = after
+                promotion = after if after.verdict == PROMOTED else promotion
+        elif promotion is not None and after.retriever == promotion.retriever:
+            found = promotion
+        elif promotion is not None and before is not None and before.retriever == promotion.retriever:
+            found = after if after.candidate_key == key else found
     return found
 
 

@@ -158,6 +158,23 @@ def test_a_candidate_whose_own_promotion_was_gone_back_from_is_rolled_back(store
     assert decisions.decision_on(store, "k1").verdict == decisions.ROLLED_BACK
 
 
+def test_a_candidate_that_a_person_went_back_to_is_promoted_again(store: Store, settings: Settings) -> None:
+    base = decisions.champion(store, settings)
+    evaluated(store, "promoted", "k1", 1)
+    decisions.decide_promotion(store, settings)
+    promoted = decisions.champion(store, settings)
+    said = []
+    passes = []
+    for to in (base, promoted, base):
+        decisions.append(
+            store, encoder=to.encoder, recipe=to.recipe, verdict=decisions.ROLLED_BACK, reason="r", candidate_key="k1"
+        )
+        said.append(decisions.decision_on(store, "k1").verdict)
+        passes.append(gate_passes(store))
+    assert said == [decisions.ROLLED_BACK, decisions.PROMOTED, decisions.ROLLED_BACK]
+    assert passes == [False, True, False]
+
+
 def test_a_model_that_was_rolled_back_does_not_return_with_another_recipe(store: Store, settings: Settings) -> None:
     base = decisions.champion(store, settings)
     evaluated(store, "promoted", "k1", 1)
