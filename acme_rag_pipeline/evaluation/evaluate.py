@@ -42,6 +42,7 @@ def evaluate(store: Store, settings: Settings) -> StageResult:
     # Recorded before anybody is compared with it: its time tells old documents from new ones.
     decisions.champion(store, settings)
     who = contest(store, settings)
+    standing = decisions.decision_on(store, who.candidate_key)
     made_from = fingerprint(
         STAGE,
         CODE_VERSION,
@@ -51,6 +52,8 @@ def evaluate(store: Store, settings: Settings) -> StageResult:
         who.golden_decides,
         settings.gate,
         settings.retrieval,
+        # The report must not go on saying that readers get what a person went back from.
+        *([standing.verdict] if standing is not None and standing.verdict == decisions.ROLLED_BACK else []),
     )
     if (unchanged := recorded(store.warehouse, STAGE, made_from)) is not None and _report_there(store, unchanged):
         return unchanged

@@ -15,12 +15,14 @@ from acme_rag_pipeline import cli
 from acme_rag_pipeline.chunking.chunks import split_documents
 from acme_rag_pipeline.documents.ingest import ingest_documents
 from acme_rag_pipeline.evaluation.contest import contest, run
+from acme_rag_pipeline.evaluation.evaluate import evaluate
 from acme_rag_pipeline.evaluation.report import render_report
 from acme_rag_pipeline.evaluation.report_content import report_of
 from acme_rag_pipeline.retrieval import index
 from acme_rag_pipeline.serving import decisions
 from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store.layout import Store
+from acme_rag_pipeline.store.stages import StageResult, record
 from acme_rag_pipeline.store.warehouse import insert
 from acme_rag_pipeline_tests.conftest import files_of
 from acme_rag_pipeline_tests.evaluation.test_gate import Judged
@@ -66,6 +68,26 @@ def test_the_report_shows_the_arm_that_its_reason_is_about(settings: Settings, s
     done = run(store, settings, contest(store, settings), "a fall, and a larger gain that may be chance")
     report = report_of(store, settings, replace(done, decision=decision))
     assert decision.reason.startswith(f"base stays: {report.candidate} is better overall")
+
+
+def test_the_report_of_a_promotion_that_a_person_went_back_from_is_written_anew(
+    settings: Settings, store: Store
+) -> None:
+    with store.warehouse.write() as connection:
+        for stage in ("training_set", "golden_queries", "fine_tuned_model", "fine_tuned_index"):
+            record(connection, StageResult(stage, stage), stage)
+    base = decisions.champion(store, settings)
+    evaluate(store, settings)
+    key = contest(store, settings).candidate_key
+    pages = []
+    for recipe, verdict in (("hybrid", "promoted"), ("dense", "rolled back"), ("hybrid", "rolled back")):
+        decisions.append(
+            store, encoder=base.encoder, recipe=recipe, verdict=verdict, reason="by hand", candidate_key=key
+        )
+        evaluate(store, settings)
+        assert evaluate(store, settings).unchanged
+        pages.append("stands: rolled back" in (store.root / "reports/latest.html").read_text("utf-8"))
+    assert pages == [False, True, False]
 
 
 @pytest.fixture
