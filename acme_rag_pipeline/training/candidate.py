@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 STAGE = "fine_tuned_model"
-CODE_VERSION = "12"
+CODE_VERSION = "13"
 # A twin is measured on what it never saw; what is served knows everything but the questions of validation.
 TWIN_SIDES = ("train",)
 REFIT_SIDES = ("train", "test")
@@ -92,6 +92,12 @@ def train_candidate(store: Store, settings: Settings) -> StageResult:
         if len(trainable) < settings.training.minimum_pairs:
             details = _nothing_trained(
                 f"{len(trainable)} training pairs are fewer than {settings.training.minimum_pairs}: no candidate was trained"
+            )
+        elif not golden_decides and len(of_sides(pairs, TWIN_SIDES)) < min(2, len(trainable)):
+            # Without a twin the candidate would be judged on the very pairs that it was trained on.
+            details = _nothing_trained(
+                f"{len(of_sides(pairs, TWIN_SIDES))} of {len(trainable)} training pairs lie outside the test units, too few "
+                "for a twin to be judged there: no candidate was trained"
             )
         elif (known := _trained_before(store, training_key)) is not None:
             details = known | {"outcome": "this training set was trained before: the same candidate", "trained": False}
@@ -153,7 +159,7 @@ class _Run:
         everything = of_sides(self.pairs, REFIT_SIDES)
         train_side = of_sides(self.pairs, TWIN_SIDES)
         twin: _Trained | None = None
-        if not self.golden_decides and len(train_side) < len(everything) and len(train_side) > 1:
+        if not self.golden_decides and len(train_side) < len(everything):
             twin = self._train_one("twin", TWIN_SIDES, prefix, whitening)
         served = self._train_one("served", REFIT_SIDES, prefix, whitening, twin)
         details = {

@@ -78,6 +78,23 @@ def test_without_enough_validation_the_largest_share_is_taken(
     assert (done.details["share"], done.details["interpolation"]) == (0.5, [])
 
 
+@pytest.mark.parametrize("left", [0, 1])
+def test_without_a_twin_no_candidate_is_trained_on_the_units_that_judge_it(
+    left: int, store: Store, settings_for: Callable[..., Settings], company: Path
+) -> None:
+    with store.writer("test"), store.warehouse.write() as connection:
+        connection.execute("UPDATE training_pairs SET dropped_because = NULL WHERE side = 'test'")
+        connection.execute("UPDATE training_pairs SET dropped_because = 'near a held-out query' WHERE side = 'train'")
+        connection.execute(
+            "UPDATE training_pairs SET dropped_because = NULL WHERE pair_id IN "
+            "(SELECT pair_id FROM training_pairs WHERE side = 'train' ORDER BY pair_id LIMIT ?)", [left]
+        )  # fmt: skip
+    done = train_candidate(store, tuned(settings_for, company, epochs=1))
+    assert done.details["model_digest"] is None
+    assert done.details["outcome"].startswith(f"{left} of ")
+    assert "too few for a twin" in done.details["outcome"]
+
+
 def test_what_a_killed_run_left_of_another_training_set_goes_when_today_s_is_dealt_with(
     store: Store, settings_for: Callable[..., Settings], documents: Path
 ) -> None:
