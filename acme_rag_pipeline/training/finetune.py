@@ -210,7 +210,7 @@ class _Work:
 
         self.model, self.rows, self.settings = model, rows, settings
         self.lower = frozen_layers(model, settings, mostly_templates=rows.mostly_templates)
-        self.queries = tokenised(model, rows.queries)
+        self.queries = tokenised(model, rows.queries, of_queries=True)
         self.passages = tokenised(model, rows.passages) if rows.frozen_passages is None else []
         self.frozen = None if rows.frozen_passages is None else torch.from_numpy(rows.frozen_passages).to(model.device)
         tokens = sum(map(len, self.queries)) + sum(map(len, self.passages))

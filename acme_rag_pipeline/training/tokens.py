@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from acme_rag_pipeline.training.frozen_layers import FrozenLayers
 
@@ -21,7 +21,7 @@ FORWARD_ROWS = {"cpu": 16, "cuda": 512}
 class Tokens:
     """A tokenised text, and what the frozen layers make of it, shape (tokens, width)."""
 
-    features: dict[str, list[int]]
+    features: dict[str, Any]
     lower_output: torch.Tensor | None = None
 
     def __len__(self) -> int:
@@ -60,9 +60,20 @@ def forward(
     return torch.cat(vectors)[back]
 
 
-def tokenised(model: SentenceTransformer, texts: Sequence[str]) -> list[Tokens]:
-    """The texts as the model cuts them, each up to its longest input."""
+def tokenised(model: SentenceTransformer, texts: Sequence[str], *, of_queries: bool = False) -> list[Tokens]:
+    """The texts as the model encodes them: behind its prompt, if it has one, and each cut to its longest input."""
     if not texts:
         return []
-    encoded = model.tokenizer(list(texts), truncation=True, max_length=model.max_seq_length, padding=False)
-    return [Tokens({name: encoded[name][i] for name in encoded}) for i in range(len(texts))]
+    prompt = _prompt(model, ("query",) if of_queries else ("document", "passage", "corpus"))
+    behind = [prompt + text for text in texts]
+    encoded = model.tokenizer(behind, truncation=True, max_length=model.max_seq_length, padding=False)
+    # Where the pooling leaves the prompt out, it must know how long that is.
+    length = model.preprocess([texts[0]], prompt=prompt).get("prompt_length") if prompt else None
+    further = {} if length is None else {"prompt_length": length}
+    return [Tokens({name: encoded[name][i] for name in encoded} | further) for i in range(len(texts))]
+
+
+def _prompt(model: SentenceTransformer, names: Sequence[str]) -> str:
+    """What `encode_query` and `encode_document` put before a text: the first of the names that the model has a prompt for."""
+    found = next((name for name in names if name in model.prompts), model.default_prompt_name)
+    return (model.prompts.get(found) if found else None) or ""

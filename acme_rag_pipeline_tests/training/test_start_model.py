@@ -58,6 +58,29 @@ def test_plain_attention_gives_the_same_vectors(base: Path) -> None:
     assert torch.allclose(vectors(plain), vectors(load_model(base, "cpu").eval()), atol=1e-5)
 
 
+@pytest.mark.parametrize("pooled", [True, False])
+@pytest.mark.parametrize(
+    ("prompts", "default"),
+    [
+        ({"query": "query: ", "passage": "passage: "}, None),
+        ({"query": "Find what answers: "}, None),
+        ({"all": "text: "}, "all"),
+        ({}, None),
+    ],
+)
+def test_a_base_with_prompts_is_trained_on_the_texts_that_it_will_encode(
+    base: Path, prompts: dict[str, str], default: str | None, pooled: bool
+) -> None:
+    model = opened(base, TrainingSettings(), "cpu").eval()
+    model.prompts = prompts
+    model.default_prompt_name = default
+    model.set_pooling_include_prompt(pooled)
+    for of_queries, encode in ((True, model.encode_query), (False, model.encode_document)):
+        with torch.no_grad():
+            found = forward(model, tokenised(model, TEXTS, of_queries=of_queries), None)
+        assert torch.allclose(found, encode(TEXTS, convert_to_tensor=True), atol=1e-5)
+
+
 def test_word_embeddings_stay(base: Path) -> None:
     model = opened(base, TrainingSettings(), "cpu")
     assert not [
