@@ -199,13 +199,21 @@ def versioned(key: str) -> str:
 
 
 def load_model(folder: Path, device: str | None = None) -> SentenceTransformer:
-    """Open a model directory without network, remote code or progress bars."""
+    """Open a model directory in float32, without network, remote code or progress bars."""
+    import torch
     import transformers
     from sentence_transformers import SentenceTransformer
 
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
-    return SentenceTransformer(str(folder), device=device, local_files_only=True, trust_remote_code=False)
+    # Weights stored as float16 do not go with bf16 autocast, and in bf16 a training step is too small to move them.
+    return SentenceTransformer(
+        str(folder),
+        device=device,
+        local_files_only=True,
+        trust_remote_code=False,
+        model_kwargs={"dtype": torch.float32},
+    )
 
 
 def use_plain_attention(model: SentenceTransformer) -> None:

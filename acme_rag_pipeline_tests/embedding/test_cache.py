@@ -11,7 +11,7 @@ import pytest
 from acme_rag_pipeline.embedding import encoder as encoding
 from acme_rag_pipeline.embedding.base_model import resolve_base_model
 from acme_rag_pipeline.embedding.cache import EmbeddingCache
-from acme_rag_pipeline.embedding.encoder import Encoder
+from acme_rag_pipeline.embedding.encoder import Encoder, Precision, load_model
 from acme_rag_pipeline.settings import EMBEDDED_BASE_MODEL
 
 TEXTS = ["FLEX days are paid leave.", "Kestrel is the VPN.", "FLEX days are paid leave.", ""]
@@ -45,6 +45,18 @@ def test_vectors_agree_with_full_precision(encoder: Encoder) -> None:
     texts = [f"{text} {number}" for number in range(8) for text in TEXTS[:2]]
     exact = Encoder(encoder.folder, encoder.digest, "fp32").encode_passages(texts)
     assert (np.sum(exact * encoder.encode_passages(texts), axis=1) >= 0.9999).all()
+
+
+@pytest.mark.parametrize("stored", ["half", "bfloat16"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_model_stored_in_half_precision_encodes_like_any_other(
+    tmp_path: Path, encoder: Encoder, stored: str, precision: Precision
+) -> None:
+    half = getattr(load_model(encoder.folder, "cpu"), stored)()
+    half.save_pretrained(str(tmp_path), create_model_card=False)
+    ours = Encoder(tmp_path, "half", precision)
+    assert next(ours.model.parameters()).dtype.itemsize == 4
+    assert np.sum(ours.encode_passages(TEXTS) * encoder.encode_passages(TEXTS), axis=1).min() > 0.999
 
 
 def test_forgotten_models_leave_and_kept_ones_stay(tmp_path: Path, encoder: Encoder) -> None:
