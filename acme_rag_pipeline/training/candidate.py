@@ -112,8 +112,6 @@ def train_candidate(store: Store, settings: Settings) -> StageResult:
         # Today's training set is dealt with: what a killed run left of another one has no use any more.
         _drop_checkpoints(store)
         with store.writer(STAGE), store.warehouse.write() as connection:
-            trained = [{"training_key": training_key, "pair_id": pair.pair_id} for pair in trainable]
-            insert(connection, "trained_pairs", trained if details["trained"] else [])
             forget_trained_pairs(store, connection, {training_key, details.get("training_key")})
             remember_chunks(connection)
             identity = [details.get(n) for n in ("model_digest", "passage_prefix", "passage_digest", "twin_digest")]
@@ -196,6 +194,9 @@ class _Run:
                 }
             ]
             insert(connection, "models", rows)
+            # With the model and not with the stage's end: a run that ends between the two must not forget them.
+            trained = [{"training_key": self.training_key, "pair_id": pair.pair_id} for pair in everything]
+            insert(connection, "trained_pairs", trained)
         return details
 
     def _train_one(

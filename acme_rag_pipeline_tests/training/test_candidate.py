@@ -184,3 +184,23 @@ def test_a_twin_that_is_gone_is_trained_again(
     assert "directory is gone" in again.details["outcome"]
     assert again.details["twin_digest"] == first["twin_digest"]
     assert models.model_folder(store, first["twin_digest"]).exists()
+
+
+def test_a_run_that_ends_right_after_the_training_does_not_forget_what_was_trained_on(
+    store: Store, settings_for: Callable[..., Settings], company: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    settings = tuned(settings_for, company, whitening=0.2, interpolation=(0.0,), epochs=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(candidate, "_drop_checkpoints", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train_candidate(store, settings)
+    first = train_candidate(store, settings).details
+    assert "trained before" in first["outcome"]
+    with store.warehouse.read() as connection:
+        pairs = connection.execute(
+            "SELECT count(*) FROM trained_pairs WHERE training_key = ?", [first["training_key"]]
+        ).fetchall()[0][0]
+    assert pairs == first["pairs"]
