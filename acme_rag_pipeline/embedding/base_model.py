@@ -96,6 +96,16 @@ def _lacking(folder: Path) -> str:
     )
 
 
+def has_transformer(folder: Path) -> bool:
+    """Whether a model has layers to train; one of static word vectors has none."""
+    return any(kind.endswith("Transformer") for kind, _ in _modules(folder)[:1])
+
+
+def _modules(folder: Path) -> list[tuple[str, str]]:
+    """Kind and folder of each module."""
+    return [(str(m["type"]).rsplit(".", 1)[-1], str(m["path"])) for m in json.loads((folder / MODULES).read_text())]
+
+
 def base_card(folder: Path) -> dict[str, str]:
     """The base's own card under the name that it has beside ours; nothing where it has none."""
     try:

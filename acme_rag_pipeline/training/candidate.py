@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from acme_rag_pipeline.embedding.base_model import BaseModelFiles, functional_files, model_digest
+from acme_rag_pipeline.embedding.base_model import BaseModelFiles, functional_files, has_transformer, model_digest
 from acme_rag_pipeline.retrieval import index
 from acme_rag_pipeline.setting_groups import TrainingSettings
 from acme_rag_pipeline.settings import Settings
@@ -93,6 +93,8 @@ def train_candidate(store: Store, settings: Settings) -> StageResult:
             details = _nothing_trained(
                 f"{len(trainable)} training pairs are fewer than {settings.training.minimum_pairs}: no candidate was trained"
             )
+        elif not has_transformer(base.folder):
+            details = _nothing_trained(f"{base.name} has no transformer to train: no candidate was trained")
         elif not golden_decides and len(of_sides(pairs, TWIN_SIDES)) < min(2, len(trainable)):
             # Without a twin the candidate would be judged on the very pairs that it was trained on.
             details = _nothing_trained(

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from acme_rag_pipeline.embedding.base_model import resolve_base_model
 from acme_rag_pipeline.embedding.encoder import load_model
 from acme_rag_pipeline.retrieval import index
 from acme_rag_pipeline.setting_groups import TrainingSettings
@@ -76,6 +77,22 @@ def test_without_enough_validation_the_largest_share_is_taken(
 ) -> None:
     done = trained(store, tuned(settings_for, documents, epochs=1, interpolation=(0.25, 0.5)))
     assert (done.details["share"], done.details["interpolation"]) == (0.5, [])
+
+
+def test_a_base_of_static_word_vectors_has_nothing_to_train_and_that_is_an_outcome(
+    store: Store, settings_for: Callable[..., Settings], documents: Path, tmp_path: Path
+) -> None:
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.models import StaticEmbedding
+    from tokenizers import Tokenizer
+
+    embedded = resolve_base_model("all-MiniLM-L6-v2", tmp_path).folder
+    words = StaticEmbedding(Tokenizer.from_file(str(embedded / "tokenizer.json")), embedding_dim=32)
+    SentenceTransformer(modules=[words], device="cpu").save_pretrained(str(tmp_path / "static"))
+    settings = tuned(settings_for, documents, epochs=1, minimum_pairs=1).model_copy(update={"base_model": "static"})
+    done = trained(store, settings)
+    assert done.details["model_digest"] is None
+    assert "static has no transformer to train" in done.details["outcome"]
 
 
 @pytest.mark.parametrize("left", [0, 1])
