@@ -81,15 +81,13 @@ def _lacking(folder: Path) -> str:
     if not (folder / "tokenizer.json").is_file():
         return "tokenizer.json"
     try:
-        parts = [
-            (str(m["type"]).rsplit(".", 1)[-1], str(m["path"])) for m in json.loads((folder / MODULES).read_text())
-        ]
+        modules = _modules(folder)
     except (ValueError, KeyError, TypeError):
         return f"readable {MODULES}"
     return next(
         (
             f"safetensors weights for its layer {path or kind}"
-            for kind, path in parts
+            for kind, path in modules
             if kind not in _WITHOUT_WEIGHTS and not list((folder / path).rglob("*.safetensors"))
         ),
         "",
