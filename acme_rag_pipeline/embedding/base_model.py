@@ -101,7 +101,8 @@ def has_transformer(folder: Path) -> bool:
 
 def _modules(folder: Path) -> list[tuple[str, str]]:
     """Kind and folder of each module."""
-    return [(str(m["type"]).rsplit(".", 1)[-1], str(m["path"])) for m in json.loads((folder / MODULES).read_text())]
+    modules = json.loads((folder / MODULES).read_text(encoding="utf-8"))
+    return [(str(module["type"]).rsplit(".", 1)[-1], str(module["path"])) for module in modules]
 
 
 def base_card(folder: Path) -> dict[str, str]:
