@@ -184,8 +184,10 @@ def ask(context: click.Context, question: str, k: int, as_json: bool) -> None:
 
     settings = settings_of(context)
     hits = [hit.as_dict() for hit in _retriever(context).search(question, k)]
-    connection = None
-    if settings.llm_configured and settings.generator != "offline":
+    connection, without_llm = None, "no LLM is configured"
+    if settings.generator == "offline":
+        without_llm = "ACME_RAG_GENERATOR=offline keeps every text on this machine"
+    elif settings.llm_configured:
         key = settings.openai_api_key.get_secret_value() if settings.openai_api_key else None
         connection = LLMConnection(
             model=settings.llm,
@@ -194,7 +196,7 @@ def ask(context: click.Context, question: str, k: int, as_json: bool) -> None:
             timeout_seconds=settings.pairs.timeout_seconds,
             concurrency=1,
         )
-    found = answer(question, hits, connection)
+    found = answer(question, hits, connection, without_llm=without_llm)
     if as_json:
         click.echo(as_text({"question": question, "answer": found.text, "note": found.note, "sources": found.sources}))
         return

@@ -235,7 +235,7 @@ def test_refresh_alone_on_an_empty_store_gives_a_working_search(tmp_path: Path) 
     assert company.search("sabbatical", k=1)[0]["doc_path"] == "hr/leave.md"
 
 
-def test_the_command_line_over_a_built_store(built: Company, tmp_path: Path) -> None:
+def test_the_command_line_over_a_built_store(built: Company, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def run(*arguments: str) -> Any:
         given = ["--store", str(built.store.root), "--documents", str(built.documents), *arguments]
         return CliRunner().invoke(cli.main, given)
@@ -253,6 +253,9 @@ def test_the_command_line_over_a_built_store(built: Company, tmp_path: Path) -> 
     answered = json.loads(run("ask", "How many FLEX days do I get?", "--json").output)
     assert answered["answer"] is None
     assert answered["sources"][0]["number"] == 1
+    monkeypatch.setenv("ACME_RAG_GENERATOR", "offline")
+    forbidden = json.loads(run("ask", "How many FLEX days do I get?", "--json").output)
+    assert forbidden["note"].startswith("ACME_RAG_GENERATOR=offline keeps every text on this machine")
     status = json.loads(run("status", "--json").output)
     assert status["up_to_date"] is True
     assert status["promoted"]["recipe"] == "dense"

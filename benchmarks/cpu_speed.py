@@ -5,7 +5,8 @@
 Prints a Markdown table: texts and pairs a second, the ratio, the agreement of the vectors, and how far each is from the
 processor's limit, measured as FLOP/s reached over those of a large matrix product of the same number type.
 
-Needs a store with a training set (`make materialize`). Run it on a machine that does nothing else.
+Needs `pip install -c constraints.txt 'sentence-transformers[train]'` and a store with a training set (`make materialize`). Run it
+on a machine that does nothing else.
 
 Plain means: `SentenceTransformer.encode` with batch size 32 and `SentenceTransformerTrainer` with
 `MultipleNegativesRankingLoss` and its default arguments, one epoch, both fp32.
@@ -14,6 +15,7 @@ Plain means: `SentenceTransformer.encode` with batch size 32 and `SentenceTransf
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import tempfile
 import time
 from pathlib import Path
@@ -43,6 +45,15 @@ def main() -> None:
     texts = [passage.text for passage in live_passages(store.warehouse)][: given.passages]
     pairs = of_sides(kept_pairs(store.warehouse), ("train",))
     pairs = sorted(pairs, key=lambda pair: (pair.passage.chunk_id, pair.pair_id))[: given.pairs]
+
+    if not texts or not pairs:
+        raise SystemExit(
+            f"{settings.store} holds no training set yet: run `make materialize`, or name another with --store"
+        )
+    if not all(map(importlib.util.find_spec, ("datasets", "accelerate"))):
+        raise SystemExit(
+            "the plain trainer needs more packages: pip install -c constraints.txt 'sentence-transformers[train]'"
+        )
 
     import torch
 

@@ -109,7 +109,7 @@ class Encoder:
                     cause = next(iter(str(error).splitlines()), type(error).__name__)
                     raise ModelDamaged(
                         f"the model {self.folder} cannot be opened ({cause}). Bring the folder back from a backup, or serve "
-                        "an earlier model with `acme-rag rollback`"
+                        "an earlier model with `acme-rag rollback`. If it is the base's, delete the folder: the next run copies it again"
                     ) from error
             return self._model
 

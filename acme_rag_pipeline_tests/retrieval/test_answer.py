@@ -69,6 +69,12 @@ def test_an_answer_names_its_sources() -> None:
         ("Call [0] now [4][1, 7, 2].", "Call now [1, 2]."),
         ("Call [1,2].", "Call [1,2]."),
         ("Call [99999999999999999999].", "Call."),
+        ("Call [source 1][Sources 2, 9].", "Call [1][2]."),
+        ("Call 【1】 or write 【2†source】【9†source】.", "Call [1] or write [2]."),
+        (
+            "Call the source [1], as list[str] says [open source].",
+            "Call the source [1], as list[str] says [open source].",
+        ),
         ("Call [a] [x](http://evil.example) [1]", "Call [a] [x](http://evil.example) [1]"),
         ("<think>\nwhat [3] says\n</think>\nCall [1]", "Call [1]"),
         ("what [3] says\n</think>\nCall [1]", "Call [1]"),
