@@ -98,6 +98,28 @@ def test_a_version_that_a_reader_holds_survives_the_clean_up(tmp_path: Path) -> 
     assert int(table.version) == second.version
 
 
+def test_the_version_after_a_run_that_was_killed_before_it_folded_its_rows_survives_the_clean_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passages = [passage(number, f"text {number}") for number in range(8)]
+    reconcile(tmp_path, passages[:4])
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as moment:
+        moment.setattr(vectors, "_compact", killed)
+        with pytest.raises(KeyboardInterrupt):
+            reconcile(tmp_path, passages[2:])
+    done = reconcile(tmp_path, passages[2:])
+    table = vectors.open_table(vectors.connect(tmp_path), "t")
+    assert table is not None
+    vectors.drop_old_versions(table, [done.version])
+    pinned = vectors.open_table(vectors.connect(tmp_path), "t", done.version)
+    assert pinned is not None
+    assert pinned.count_rows() == 6
+
+
 def test_a_folder_is_opened_without_the_rest_client_that_others_still_find(tmp_path: Path) -> None:
     program = (
         "import sys; from pathlib import Path\n"
