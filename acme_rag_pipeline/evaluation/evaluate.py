@@ -8,7 +8,8 @@ from typing import Any
 
 from acme_rag_pipeline.evaluation.arms import CHAMPION, FINE_TUNED, FINE_TUNED_HYBRID, metric_rows
 from acme_rag_pipeline.evaluation.card import write_on_card
-from acme_rag_pipeline.evaluation.contest import Evaluation, arms_for, contest, run
+from acme_rag_pipeline.evaluation.contest import Evaluation, run
+from acme_rag_pipeline.evaluation.contestants import arms_for, contest
 from acme_rag_pipeline.evaluation.metrics import PRIMARY
 from acme_rag_pipeline.evaluation.query_sets import HELD_OUT
 from acme_rag_pipeline.evaluation.report_content import write_report

@@ -16,7 +16,8 @@ from acme_rag_pipeline.evaluation.comparison import (
     compare_segments,
     units_needed,
 )
-from acme_rag_pipeline.evaluation.contest import Contest, arms_for, champion_arm, contest, segments_of
+from acme_rag_pipeline.evaluation.contest import segments_of
+from acme_rag_pipeline.evaluation.contestants import Contest, arms_for, champion_arm, contest
 from acme_rag_pipeline.evaluation.golden import JudgedQuery, golden_queries, judged_queries
 from acme_rag_pipeline.evaluation.metrics import PRIMARY
 from acme_rag_pipeline.evaluation.query_sets import GOLDEN

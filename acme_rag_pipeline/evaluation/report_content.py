@@ -7,7 +7,8 @@ from typing import Any
 
 from acme_rag_pipeline.evaluation.arms import BASE, FINE_TUNED
 from acme_rag_pipeline.evaluation.comparison import ArmScores, GateSettings, compare, compare_segments, units_needed
-from acme_rag_pipeline.evaluation.contest import Evaluation, champion_arm, measured_candidate, segments_of
+from acme_rag_pipeline.evaluation.contest import Evaluation, segments_of
+from acme_rag_pipeline.evaluation.contestants import champion_arm, measured_candidate
 from acme_rag_pipeline.evaluation.gate import CANNOT_TELL, NOT_BETTER, Decision
 from acme_rag_pipeline.evaluation.metrics import PRIMARY
 from acme_rag_pipeline.evaluation.picture import report_picture

@@ -9,7 +9,7 @@ import dagster as dg
 from acme_rag_pipeline.documents.source import DocumentsFolderError
 from acme_rag_pipeline.documents.state import folder_state
 from acme_rag_pipeline.evaluation import golden
-from acme_rag_pipeline.evaluation.contest import candidate_undecided
+from acme_rag_pipeline.evaluation.contestants import candidate_undecided
 from acme_rag_pipeline.orchestration.dead_runs import fail_dead_runs
 from acme_rag_pipeline.orchestration.resources import Pipeline, plain_failures
 from acme_rag_pipeline.pairs import curated, synthetic

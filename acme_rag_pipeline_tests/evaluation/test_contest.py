@@ -13,16 +13,8 @@ from acme_rag_pipeline.chunking.chunks import split_documents
 from acme_rag_pipeline.documents.ingest import ingest_documents
 from acme_rag_pipeline.evaluation.arms import BASE, CHAMPION, FINE_TUNED, ArmResult
 from acme_rag_pipeline.evaluation.card import write_on_card
-from acme_rag_pipeline.evaluation.contest import (
-    Contest,
-    Evaluation,
-    _verdict,
-    arms_for,
-    contest,
-    measured_candidate,
-    run,
-    with_document_age,
-)
+from acme_rag_pipeline.evaluation.contest import Evaluation, _verdict, run, with_document_age
+from acme_rag_pipeline.evaluation.contestants import Contest, arms_for, contest, measured_candidate
 from acme_rag_pipeline.evaluation.gate import Decision
 from acme_rag_pipeline.evaluation.golden import JudgedQuery
 from acme_rag_pipeline.evaluation.metrics import PRIMARY, Evidence

@@ -17,7 +17,8 @@ import pytest
 
 from acme_rag_pipeline.embedding.base_model import functional_files, model_digest, resolve_base_model
 from acme_rag_pipeline.evaluation.arms import BASE, BASE_HYBRID, FINE_TUNED, FINE_TUNED_HYBRID
-from acme_rag_pipeline.evaluation.contest import contest, measured_candidate, run
+from acme_rag_pipeline.evaluation.contest import run
+from acme_rag_pipeline.evaluation.contestants import contest, measured_candidate
 from acme_rag_pipeline.evaluation.evaluate import evaluate
 from acme_rag_pipeline.evaluation.golden import resolve_golden_queries
 from acme_rag_pipeline.evaluation.query_sets import GOLDEN, HELD_OUT

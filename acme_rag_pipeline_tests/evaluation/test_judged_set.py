@@ -14,7 +14,8 @@ from click.testing import CliRunner
 from acme_rag_pipeline import cli
 from acme_rag_pipeline.chunking.chunks import split_documents
 from acme_rag_pipeline.documents.ingest import ingest_documents
-from acme_rag_pipeline.evaluation.contest import contest, run
+from acme_rag_pipeline.evaluation.contest import run
+from acme_rag_pipeline.evaluation.contestants import contest
 from acme_rag_pipeline.evaluation.evaluate import evaluate
 from acme_rag_pipeline.evaluation.report import render_report
 from acme_rag_pipeline.evaluation.report_content import report_of

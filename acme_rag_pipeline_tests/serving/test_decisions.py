@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from acme_rag_pipeline.evaluation.contest import candidate_undecided, contest
+from acme_rag_pipeline.evaluation.contestants import candidate_undecided, contest
 from acme_rag_pipeline.orchestration.automation import gate
 from acme_rag_pipeline.orchestration.resources import Pipeline
 from acme_rag_pipeline.retrieval.index import PassageEncoder

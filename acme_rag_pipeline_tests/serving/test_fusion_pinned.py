@@ -12,7 +12,7 @@ import pytest
 from acme_rag_pipeline.chunking.chunks import split_documents
 from acme_rag_pipeline.documents.ingest import ingest_documents
 from acme_rag_pipeline.evaluation.arms import BASE_HYBRID, CHAMPION
-from acme_rag_pipeline.evaluation.contest import arms_for, champion_arm, contest
+from acme_rag_pipeline.evaluation.contestants import arms_for, champion_arm, contest
 from acme_rag_pipeline.retrieval import Retriever, index
 from acme_rag_pipeline.serving import decisions, serve
 from acme_rag_pipeline.setting_groups import RetrievalSettings

@@ -1,0 +1,184 @@
+"""Who is compared with whom: the candidate, its twin, the champion, and the arms that stand for them. Reads the store."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from typing import Any
+
+from acme_rag_pipeline.evaluation.arms import (
+    BASE,
+    BASE_HYBRID,
+    BM25,
+    CHAMPION,
+    FINE_TUNED,
+    FINE_TUNED_HYBRID,
+    Arm,
+)
+from acme_rag_pipeline.evaluation.query_sets import GOLDEN, HELD_OUT
+from acme_rag_pipeline.retrieval import index
+from acme_rag_pipeline.retrieval.fusion import judged_fusion
+from acme_rag_pipeline.serving import decisions
+from acme_rag_pipeline.setting_groups import RetrievalSettings
+from acme_rag_pipeline.settings import Settings
+from acme_rag_pipeline.store import models
+from acme_rag_pipeline.store.fingerprints import fingerprint
+from acme_rag_pipeline.store.layout import Store
+from acme_rag_pipeline.store.stages import stored_detail
+from acme_rag_pipeline.store.warehouse import records
+
+
+@dataclass(frozen=True)
+class Contest:
+    """Who is compared: the candidate, its twin, and the champion it must beat.
+
+    Attributes:
+        candidate: as it would be served; None when none was trained.
+        twin: what is measured on held-out units in its place; None where the candidate itself never saw them.
+        champion: what readers use before this decision.
+        champion_twin: what is measured in the champion's place on held-out units.
+        champion_twin_lost: the champion had a twin and the store has not: the champion itself, which was trained on these
+            units, is measured.
+        champion_trained: the champion's model learned from questions. One that was the base once did not.
+        golden_decides: golden queries decide; else held-out units do.
+        candidate_key: identity of this candidate for the rule of one decision each.
+        decided_before: decisions on this candidate by other golden queries, or with another fusion: each was a chance to be
+            promoted by chance, so this one asks for more.
+        base: the base model as it is indexed.
+        fusion: how the fused challengers join their rankings; the champion keeps what it was promoted with.
+    """
+
+    candidate: index.PassageEncoder | None
+    twin: index.PassageEncoder | None
+    champion: decisions.Decision
+    champion_twin: index.PassageEncoder | None
+    golden_decides: bool
+    candidate_key: str
+    base: index.PassageEncoder
+    fusion: RetrievalSettings
+    decided_before: int = 0
+    champion_twin_lost: bool = False
+    champion_trained: bool = False
+
+    @property
+    def champion_fusion(self) -> RetrievalSettings:
+        """How the champion joins its rankings, if it is fused."""
+        return judged_fusion(self.champion.fusion) if self.champion.fusion else self.fusion
+
+    @property
+    def deciding_set(self) -> str:
+        """The query set whose comparison is the verdict."""
+        return GOLDEN if self.golden_decides else HELD_OUT
+
+
+def contest(store: Store, settings: Settings) -> Contest:
+    """Read from the store who is to be compared. Before the first decision two calls differ in the champion's time."""
+    base = index.PassageEncoder(index.install_base(store, settings).digest, index.BASE_PREFIX)
+    candidate = index.newest_candidate(store)
+    key = _key_of_today(store, candidate) + _other_fusion(settings)
+    before = decisions.champion_before(store, settings, key)
+    champion_twin = _twin_of(store, before)
+    champion_twin_lost = champion_twin is not None and not in_store(store, champion_twin)
+    return Contest(
+        candidate=candidate,
+        twin=_twin(candidate, stored_detail(store.warehouse, "fine_tuned_model", "twin_digest")),
+        champion=before,
+        champion_twin=None if champion_twin_lost else champion_twin,
+        golden_decides=_golden_decides(store),
+        candidate_key=key,
+        base=base,
+        fusion=settings.retrieval,
+        decided_before=decisions.decided_with_other_evidence(store, candidate, key),
+        champion_twin_lost=champion_twin_lost,
+        champion_trained=_trained(store, before.model_digest),
+    )
+
+
+def candidate_undecided(store: Store) -> bool:
+    """Whether the newest candidate was never decided on with the evidence of today: a run ended too early."""
+    candidate = index.newest_candidate(store)
+    if candidate is None:
+        return False
+    key = _key_of_today(store, candidate)
+    return all(not (decision.candidate_key or "").startswith(key) for decision in decisions.decisions(store))
+
+
+def arms_for(who: Contest, *, held_out: bool) -> list[Arm]:
+    """The arms, the simplest first; on held-out units twins stand in for models that have seen them."""
+    arms = [Arm(BM25, None, False), Arm(BASE, who.base, False), Arm(BASE_HYBRID, who.base, True)]
+    if who.candidate is not None:
+        measured = measured_candidate(who, held_out=held_out)
+        arms += [Arm(FINE_TUNED, measured, False), Arm(FINE_TUNED_HYBRID, measured, True)]
+    if champion_arm(who) == CHAMPION:
+        measured = who.champion_twin if held_out and who.champion_twin else who.champion.encoder
+        arms.append(Arm(CHAMPION, measured, who.champion.recipe == "hybrid", who.champion_fusion))
+    return arms
+
+
+def measured_candidate(who: Contest, *, held_out: bool) -> index.PassageEncoder | None:
+    """What is measured in the candidate's name: its twin on held-out units, where it has one."""
+    return who.twin if held_out and who.twin else who.candidate
+
+
+def champion_arm(who: Contest) -> str:
+    """The name under which the champion runs: one of the other arms where it is the same."""
+    hybrid = who.champion.recipe == "hybrid"
+    if hybrid and who.champion_fusion != who.fusion:
+        return CHAMPION
+    if who.champion.encoder == who.base:
+        return BASE_HYBRID if hybrid else BASE
+    if who.champion.encoder == who.candidate:
+        return FINE_TUNED_HYBRID if hybrid else FINE_TUNED
+    return CHAMPION
+
+
+def in_store(store: Store, encoder: index.PassageEncoder) -> bool:
+    """Whether a model's folder is there."""
+    return models.model_folder(store, encoder.model_digest).exists()
+
+
+def _key_of_today(store: Store, candidate: index.PassageEncoder | None) -> str:
+    """New judged queries are new evidence where they decide: then a candidate may be decided on again.
+
+    Where held-out units decide it is decided on once: golden queries that are only shown are no evidence for the verdict.
+    """
+    golden: list[Any] = []
+    if _golden_decides(store):
+        with store.warehouse.read() as connection:
+            golden = connection.execute(
+                "SELECT query_id, query, doc_path, quote, relevance FROM golden_queries JOIN golden_judgements "
+                "USING (query_id) ORDER BY query_id, ordinal"
+            ).fetchall()
+    return f"{decisions.candidate_key(candidate)}/{fingerprint(golden)[:12]}"
+
+
+def _golden_decides(store: Store) -> bool:
+    return stored_detail(store.warehouse, "training_set", "judged_by") == "golden queries"
+
+
+def _other_fusion(settings: Settings) -> str:
+    """Rankings that are joined in another way than by the first version's defaults are another recipe, to be decided on."""
+    first = RetrievalSettings(sentence_weight=0, dense_weight=0.6).model_dump()
+    changed = {name: value for name, value in settings.retrieval.model_dump().items() if value != first[name]}
+    return f"/{fingerprint(changed)[:12]}" if changed else ""
+
+
+def _twin_of(store: Store, decision: decisions.Decision) -> index.PassageEncoder | None:
+    with store.warehouse.read() as connection:
+        rows = records(
+            connection,
+            "SELECT twin_digest FROM models WHERE model_digest = ? AND twin_digest IS NOT NULL ORDER BY created_at DESC",
+            [decision.model_digest],
+        )
+    return _twin(decision.encoder, rows[0]["twin_digest"]) if rows else None
+
+
+def _twin(served: index.PassageEncoder | None, digest: str | None) -> index.PassageEncoder | None:
+    return replace(served, model_digest=digest) if served is not None and digest is not None else None
+
+
+def _trained(store: Store, digest: str) -> bool:
+    """Whether a model has tuned weights: a candidate that validation gave none of them is the base, or the base whitened."""
+    with store.warehouse.read() as connection:
+        rows = records(connection, "SELECT manifest FROM models WHERE model_digest = ?", [digest])
+    return any(json.loads(row["manifest"]).get("share") != 0 for row in rows)
