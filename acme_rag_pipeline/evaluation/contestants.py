@@ -141,12 +141,13 @@ def _key_of_today(store: Store, candidate: index.PassageEncoder | None) -> str:
     """New judged queries are new evidence where they decide: then a candidate may be decided on again.
 
     Where held-out units decide it is decided on once: golden queries that are only shown are no evidence for the verdict.
+    A judgement without a quote is known by all that its line says, the span among it, and not by where it was found.
     """
     golden: list[Any] = []
     if _golden_decides(store):
         with store.warehouse.read() as connection:
             golden = connection.execute(
-                "SELECT query_id, query, doc_path, quote, relevance FROM golden_queries JOIN golden_judgements "
+                "SELECT query_id, query, doc_path, coalesce(quote, judgement_id), relevance FROM golden_queries JOIN golden_judgements "
                 "USING (query_id) ORDER BY query_id, ordinal"
             ).fetchall()
     return f"{decisions.candidate_key(candidate)}/{fingerprint(golden)[:12]}"

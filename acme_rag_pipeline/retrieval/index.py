@@ -266,6 +266,9 @@ def nothing_done(details: dict[str, Any]) -> dict[str, Any]:
     return known | {"embedded": 0, "sentences_embedded": 0, "reused": details["rows"], "removed": 0}
 
 
+_NAMED_BY_AN_ARM = ("model_digest", "model_dir", "table", "passage_prefix")
+
+
 def _remember_arm(store: Store, arm: str, which: PassageEncoder, version: int) -> None:
     """Let readers find the arms without the warehouse, which a writer may hold, and open no version but a finished one."""
     entry = {
@@ -297,11 +300,20 @@ def arms_file(store: Store) -> Path:
 
 
 def known_arms(store: Store) -> dict[str, dict[str, Any]]:
-    """The content of `arms.json`, empty if there is none. Entries of older stores lack `lance_version`."""
+    """The content of `arms.json` without what is no entry, empty if there is none.
+
+    Entries of older stores lack `lance_version`. What is lost is written again by the run that indexes the arm.
+    """
     try:
-        return json.loads(arms_file(store).read_text(encoding="utf-8"))
+        read = json.loads(arms_file(store).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
+    entries = read.items() if isinstance(read, dict) else ()
+    return {
+        arm: entry
+        for arm, entry in entries
+        if isinstance(entry, dict) and all(isinstance(entry.get(name), str) for name in _NAMED_BY_AN_ARM)
+    }
 
 
 def now() -> datetime:

@@ -13,6 +13,7 @@ from acme_rag_pipeline.chunking.chunks import split_documents
 from acme_rag_pipeline.documents.ingest import ingest_documents
 from acme_rag_pipeline.embedding import encoder
 from acme_rag_pipeline.retrieval import Retriever, index
+from acme_rag_pipeline.retrieval.retriever import ArmMissing
 from acme_rag_pipeline.retrieval.sentences import sentences
 from acme_rag_pipeline.serving import decisions
 from acme_rag_pipeline.serving.serve import serve
@@ -122,3 +123,22 @@ def test_equal_passages_of_several_documents_come_in_one_order_whatever_the_hist
             assert ranked[0] == ranked[1], (retriever, k)
     found = Retriever.open(store.root).search("sabbatical of six weeks", 8, "base")
     assert [hit.doc_path for hit in found] == [*names, "hr/leave.md"]
+
+
+@pytest.mark.parametrize(
+    "content", ['["base"]', '{"base": 7}', '{"base": {"table": "t"}}', '{"base": {"table": ["t"]}}']
+)
+def test_an_arms_file_of_another_shape_names_no_arm_and_the_next_run_mends_it(
+    store: Store, settings_for: Callable[..., Settings], documents: Path, content: str
+) -> None:
+    settings = settings_for()
+    for stage in (ingest_documents, split_documents, index.index_base, serve):
+        stage(store, settings)
+    whole = index.arms_file(store).read_text()
+    index.arms_file(store).write_text(content)
+    retriever = Retriever.open(store.root)
+    assert retriever.search("hotel limit in Rotterdam"), "readers of what is promoted need no arms"
+    with pytest.raises(ArmMissing, match="materialise it first"):
+        retriever.search("hotel limit in Rotterdam", retriever="base")
+    index.index_base(store, settings)
+    assert index.arms_file(store).read_text() == whole

@@ -274,3 +274,13 @@ def test_golden_queries_are_new_evidence_only_where_they_decide(
     assert (who.candidate_key != key) is again
     assert who.decided_before == again
     assert candidate_undecided(store) is again
+
+    with store.warehouse.write() as connection:
+        connection.execute("UPDATE golden_judgements SET judgement_id = 'another span'")
+    assert (contest(store, settings).candidate_key != who.candidate_key) is again, "a corrected span is other evidence"
+    with store.warehouse.write() as connection:
+        connection.execute("UPDATE golden_judgements SET quote = 'the company pays'")
+    quoted = contest(store, settings).candidate_key
+    with store.warehouse.write() as connection:
+        connection.execute("UPDATE golden_judgements SET judgement_id = 'j', start_char = 7, end_char = 24")
+    assert contest(store, settings).candidate_key == quoted, "a quote is the same evidence wherever it stands"
