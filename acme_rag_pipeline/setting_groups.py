@@ -133,10 +133,11 @@ class TrainingSettings(Group):
         description="Exponent of the soft whitening behind the model: 0 is none, 0.5 makes every direction count the same. "
         "Default: validation chooses from 0, 0.1 and 0.2.",
     )
-    interpolation: tuple[Annotated[float, Field(ge=0, le=1)], ...] | None = Field(
+    interpolation: tuple[Annotated[float, Field(ge=0, le=2)], ...] | None = Field(
         default=None,
         min_length=1,
-        description="Shares of the tuned weights tried on validation; 0 (the base) always competes. Default: 0.5, 0.75 and 1.",
+        description="Shares of the tuned weights tried on validation; 0 (the base) always competes, above 1 goes on past "
+        "the tuned weights. Default: 0.5, 0.75, 1, 1.25 and 1.5.",
     )
     minimum_pairs: int = Field(default=50, ge=1, description="With fewer training pairs no candidate is trained.")
     seed: int = Field(

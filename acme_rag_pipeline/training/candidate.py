@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 STAGE = "fine_tuned_model"
-CODE_VERSION = "15"
+CODE_VERSION = "16"
 # A twin is measured on what it never saw; what is served knows everything but the questions of validation.
 TWIN_SIDES = ("train",)
 REFIT_SIDES = ("train", "test")

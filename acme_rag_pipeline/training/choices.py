@@ -20,8 +20,8 @@ from acme_rag_pipeline.training.validation import HEADING_METHODS, Validation
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-# How far from the base to the tuned weights, where nobody chose (docs/training.md).
-SHARES = (0.5, 0.75, 1.0)
+# How far from the base to the tuned weights, and on past them, where nobody chose (docs/training.md).
+SHARES = (0.5, 0.75, 1.0, 1.25, 1.5)
 # Headings before the text must help by this much on validation: they cost tokens, a renamed section costs new vectors, and
 # who wrote validation's questions has read the headings (docs/training.md).
 PREFIX_GAIN = 0.03
@@ -99,15 +99,16 @@ class Choices:
         whitening: float,
         curve: Curve,
     ) -> tuple[Choice, list[dict[str, float]]]:
-        """Set the model to the interpolation that validation likes best; the base itself always competes.
+        """Set the model to the share of the tuned weights that validation likes best; the base itself always competes.
 
-        With too few validation queries the largest share is taken.
+        With too few validation queries the largest share that somebody asked for is taken, else the tuned weights as they are.
         """
         base, tuned = base_weights(self.base.folder), weights_of(model)
         shares = self.training.interpolation or SHARES
         if not self.validation.usable:
-            interpolate(model, base, tuned, max(shares))
-            return (max(shares), whitening), []
+            taken = max(self.training.interpolation or (1.0,))
+            interpolate(model, base, tuned, taken)
+            return (taken, whitening), []
         tried: list[dict[str, float]] = []
 
         def note(share: float, exponent: float, ndcg: float | None) -> None:

@@ -317,9 +317,11 @@ class _Work:
 def interpolate(
     model: SentenceTransformer, base: dict[str, torch.Tensor], tuned: dict[str, torch.Tensor], share: float
 ) -> None:
-    """Set the weights to (1 - share) x base + share x tuned (WiSE-FT, Wortsman et al. 2022, arXiv:2109.01903).
+    """Set the weights to (1 - share) x base + share x tuned.
 
-    A whitening, which the base does not have, stays whole.
+    Below 1 that is WiSE-FT (Wortsman et al. 2022, arXiv:2109.01903), above 1 it goes on past the tuned weights, as task
+    arithmetic scales a task vector (Ilharco et al. 2023, arXiv:2212.04089). A whitening, which the base does not have, stays
+    whole.
     """
     import torch
 

@@ -35,7 +35,7 @@ def model_card(about: dict[str, Any], with_base_card: bool = False) -> str:
     choice = (
         f"Validation nDCG@10 by share of the tuned weights (0 is the base) and exponent of the whitening:\n\n| share | whitening | nDCG@10 |\n|---|---|---|\n{sweep}\n"
         if sweep
-        else "Too few validation queries to choose by: the largest share of the tuned weights was taken.\n"
+        else "Too few validation queries to choose a share of the tuned weights by.\n"
     )
     how = "as `Title > Heading` and the text" if about["passage_prefix"] == "heading_path" else "as they are"
     if about["passage_digest"]:

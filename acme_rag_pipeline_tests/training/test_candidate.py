@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from acme_rag_pipeline.embedding.base_model import resolve_base_model
 from acme_rag_pipeline.embedding.encoder import load_model
@@ -72,11 +73,40 @@ def company(built: Path, store: Store) -> Path:
     return built / "company"
 
 
-def test_without_enough_validation_the_largest_share_is_taken(
-    store: Store, settings_for: Callable[..., Settings], documents: Path
+@pytest.mark.parametrize(("asked", "taken"), [((0.25, 0.5), 0.5), (None, 1.0)])
+def test_without_enough_validation_the_largest_share_that_was_asked_for_is_taken(
+    store: Store,
+    settings_for: Callable[..., Settings],
+    documents: Path,
+    asked: tuple[float, ...] | None,
+    taken: float,
 ) -> None:
-    done = trained(store, tuned(settings_for, documents, epochs=1, interpolation=(0.25, 0.5)))
-    assert (done.details["share"], done.details["interpolation"]) == (0.5, [])
+    done = trained(store, tuned(settings_for, documents, epochs=1, interpolation=asked))
+    assert (done.details["share"], done.details["interpolation"]) == (taken, [])
+
+
+def test_validation_may_go_past_the_tuned_weights_and_the_refit_goes_as_far(
+    store: Store, settings_for: Callable[..., Settings], company: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(candidate.Validation, "score", lambda *_: 1.0)
+    weights = {}
+    for share in (1.0, 1.5):
+        settings = tuned(settings_for, company, whitening=0.0, interpolation=(share,), epochs=1)
+        done = trained(store, settings)
+        assert done.details["share"] == share
+        assert done.details["twin_digest"] != done.details["model_digest"]
+        for kind in ("twin_digest", "model_digest"):
+            folder = models.model_folder(store, done.details[kind])
+            weights[kind, share] = weights_of(load_model(folder, "cpu"))
+    base = weights_of(load_model(index.install_base(store, settings).folder, "cpu"))
+    for kind in ("twin_digest", "model_digest"):
+        moved = 0.0
+        for name, weight in base.items():
+            if weight.is_floating_point():
+                further, tuned_weight = weights[kind, 1.5][name], weights[kind, 1.0][name]
+                assert torch.allclose(further - weight, 1.5 * (tuned_weight - weight), atol=1e-6), (kind, name)
+                moved = max(moved, float((tuned_weight - weight).abs().max()))
+        assert moved > 1e-5, f"{kind}: a model that is the base says nothing here"
 
 
 def test_a_base_of_static_word_vectors_has_nothing_to_train_and_that_is_an_outcome(
