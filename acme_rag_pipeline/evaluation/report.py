@@ -122,12 +122,17 @@ class TrainingPoint:
 
 @dataclass(frozen=True)
 class SweepPoint:
-    """nDCG@10 on validation at a share of tuned weights between 0 (base) and 1 (tuned), with a whitening or without (0)."""
+    """nDCG@10 on validation at a share of tuned weights, with a whitening or without (0).
+
+    0 is the base, 1 the tuned weights, and above 1 lies past them. `unlike_training` is nDCG@10 by people's questions and
+    headings, where these chose the share.
+    """
 
     share: float
     validation_ndcg: float
     chosen: bool = False
     whitening: float = 0.0
+    unlike_training: float | None = None
 
 
 @dataclass(frozen=True)

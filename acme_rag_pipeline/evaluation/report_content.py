@@ -82,7 +82,13 @@ def report_of(store: Store, settings: Settings, done: Evaluation) -> Report:
         },
         training=_training(trained),
         sweep=[
-            SweepPoint(row["share"], row["ndcg@10"], _chosen(row, trained), row.get("whitening", 0.0))
+            SweepPoint(
+                row["share"],
+                row["ndcg@10"],
+                _chosen(row, trained),
+                row.get("whitening", 0.0),
+                row.get("unlike_training"),
+            )
             for row in trained.get("interpolation", [])
         ],
         funnel=funnel(store, details.get("training_set", {})),

@@ -73,14 +73,16 @@ class Funnel:
             key=lambda p: (p["origin"] != "curated", p["chunk_id"], p["method"], p["pair_id"]),
         )
         base = resolve_base_model(settings.base_model, settings.root)
-        encoder = index.encoder_for(store, base.digest, settings)
-        cache = index.embedding_cache(store)
+        self.encoder = index.encoder_for(store, base.digest, settings)
+        self.cache = index.embedding_cache(store)
         self.base_table = index.PassageEncoder(base.digest, index.BASE_PREFIX).table
         self.golden = [row[0] for row in golden]
         # One call for all queries keeps the model from being loaded where everything is cached.
-        queries, _ = cache.queries(encoder, [p["query"] for p in self.pairs] + self.golden)
+        queries, _ = self.cache.queries(self.encoder, [p["query"] for p in self.pairs] + self.golden)
         self.query_vectors, self.golden_vectors = queries[: len(self.pairs)], queries[len(self.pairs) :]
-        self.passage_vectors, _ = cache.passages(encoder, [p.rendered(index.BASE_PREFIX) for p in self.passages])
+        self.passage_vectors, _ = self.cache.passages(
+            self.encoder, [p.rendered(index.BASE_PREFIX) for p in self.passages]
+        )
         self.dropped: dict[int, str] = {}
         self.steps: list[dict[str, Any]] = []
 
@@ -147,23 +149,29 @@ class Funnel:
         return dropped
 
     def _near_golden(self) -> list[tuple[int, str]]:
-        if not self.golden:
-            return []
+        near = self._golden_like([pair["query"] for pair in self.pairs], self.query_vectors)
+        return [(i, "near a golden query") for i, is_near in enumerate(near) if is_near]
+
+    def far_from_golden(self, rows: Sequence[dict[str, str]]) -> list[dict[str, str]]:
+        """The rows whose `query` is near no golden one: what golden queries judge must not be chosen by their like."""
+        queries = [row["query"] for row in rows]
+        vectors, _ = self.cache.queries(self.encoder, queries)
+        return [row for row, is_near in zip(rows, self._golden_like(queries, vectors), strict=True) if not is_near]
+
+    def _golden_like(self, queries: Sequence[str], vectors: np.ndarray) -> list[bool]:
         wordings = {query_key(query) for query in self.golden}
-        nearest = self._nearness(range(len(self.pairs)), self.golden_vectors)
+        nearest = self._nearness(vectors, self.golden_vectors)
         return [
-            (i, "near a golden query")
-            for i, pair in enumerate(self.pairs)
-            if query_key(pair["query"]) in wordings or nearest[i] >= self.settings.golden_similarity
+            query_key(query) in wordings or bool(cosine >= self.settings.golden_similarity)
+            for query, cosine in zip(queries, nearest, strict=True)
         ]
 
-    def _nearness(self, rows: Sequence[int], judging: np.ndarray) -> np.ndarray:
-        """Cosine of each row's query and the nearest judging one, base model, shape (rows,); -1 without any."""
-        nearest = np.full(len(rows), -1.0)
+    def _nearness(self, vectors: np.ndarray, judging: np.ndarray) -> np.ndarray:
+        """Cosine of each query and the nearest judging one, base model, shape (queries,); -1 without any."""
+        nearest = np.full(len(vectors), -1.0)
         # In blocks: a large collection has tens of thousands of held-out queries.
-        for first in range(0, len(rows) if len(judging) else 0, 1024):
-            block = self.query_vectors[list(rows[first : first + 1024])]
-            nearest[first : first + 1024] = (block @ judging.T).max(axis=1)
+        for first in range(0, len(vectors) if len(judging) else 0, 1024):
+            nearest[first : first + 1024] = (vectors[first : first + 1024] @ judging.T).max(axis=1)
         return nearest
 
     def _ambiguous(self) -> list[tuple[int, str]]:
@@ -224,7 +232,7 @@ class Funnel:
         judging = [i for i in kept if self._passage(i).side in held_out]
         trained = [i for i in kept if self._passage(i).side not in held_out]
         asked = {query_key(self.pairs[i]["query"]) for i in judging}
-        nearest = self._nearness(trained, self.query_vectors[judging])
+        nearest = self._nearness(self.query_vectors[trained], self.query_vectors[judging])
         dropped = []
         for i, nearness in zip(trained, nearest, strict=True):
             leaks = sides[self._passage(i).near_duplicate_group] & held_out

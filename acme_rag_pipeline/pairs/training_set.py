@@ -12,6 +12,7 @@ import numpy as np
 
 from acme_rag_pipeline.pairs.figures import coverage, histogram, training_set_picture
 from acme_rag_pipeline.pairs.funnel import Funnel
+from acme_rag_pipeline.pairs.heading_queries import heading_queries
 from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store.fingerprints import content_hash, fingerprint
 from acme_rag_pipeline.store.layout import Store
@@ -19,7 +20,7 @@ from acme_rag_pipeline.store.stages import StageResult, data_versions, overtaken
 from acme_rag_pipeline.store.warehouse import reconcile
 
 STAGE = "training_set"
-CODE_VERSION = "8"
+CODE_VERSION = "9"
 # What the answers cost is no business of the training set.
 _FILTER_SETTINGS = {
     "round_trip_top_k",
@@ -51,11 +52,15 @@ def build_training_set(store: Store, settings: Settings) -> StageResult:
             return build_training_set(store, settings)
         funnel = Funnel(store, settings)
         rows = funnel.run()
-        data_version = content_hash(tuple(row.values()) for row in rows)
+        headings: list[dict[str, str]] = []
+        if {row["origin"] for row in rows if row["dropped_because"] is None} & {"openai", "offline"} == {"openai"}:
+            headings = funnel.far_from_golden(heading_queries(funnel.passages, settings.pairs.queries_per_chunk))
+        data_version = content_hash(tuple(row.values()) for row in [*rows, *headings])
         with store.warehouse.write() as connection:
             counts = reconcile(connection, "training_pairs", "pair_id", rows)
-            result = StageResult(STAGE, data_version, counts, details=_details(rows, funnel))
-            return record(connection, result, made_from)
+            reconcile(connection, "heading_queries", "query_id", headings)
+            details = _details(rows, funnel) | {"heading_queries": len(headings)}
+            return record(connection, StageResult(STAGE, data_version, counts, details=details), made_from)
 
 
 def _details(rows: list[dict[str, Any]], funnel: Funnel) -> dict[str, Any]:

@@ -45,6 +45,9 @@ TABLES = (
         pair_id VARCHAR PRIMARY KEY, side VARCHAR NOT NULL, dropped_because VARCHAR, query VARCHAR NOT NULL,
         chunk_id VARCHAR NOT NULL, origin VARCHAR NOT NULL, style VARCHAR NOT NULL, method VARCHAR NOT NULL,
         unit VARCHAR NOT NULL, overlap DOUBLE NOT NULL, negatives VARCHAR[] NOT NULL)""",
+    # The authors' headings as queries for the validation side, where an LLM writes what is trained on.
+    """CREATE TABLE IF NOT EXISTS heading_queries(
+        query_id VARCHAR PRIMARY KEY, query VARCHAR NOT NULL, chunk_id VARCHAR NOT NULL, method VARCHAR NOT NULL)""",
     """CREATE TABLE IF NOT EXISTS golden_queries(
         query_id VARCHAR PRIMARY KEY, query VARCHAR NOT NULL, style VARCHAR NOT NULL, unit VARCHAR,
         status VARCHAR NOT NULL, reason VARCHAR)""",

@@ -29,6 +29,7 @@ from acme_rag_pipeline.training.finetune import epochs_for, finetune, interpolat
 from acme_rag_pipeline.training.model_card import model_files
 from acme_rag_pipeline.training.rows import (
     KeptPair,
+    heading_pairs,
     kept_pairs,
     mined_negatives,
     of_sides,
@@ -76,7 +77,11 @@ def train_candidate(store: Store, settings: Settings) -> StageResult:
     negatives = mined_negatives(trainable, settings.training)
     config_key = fingerprint(CODE_VERSION, base.digest, settings.training, golden_decides)
     unasked = unasked_passages(passages, trainable, REFIT_SIDES) if _whitens(settings.training) else []
-    training_key = fingerprint(config_key, rows_fingerprint(pairs, negatives, unasked))
+    headings = heading_pairs(store.warehouse, passages)
+    chosen_by = [(p.query, p.passage.headings(), p.passage.text) for p in headings]
+    training_key = fingerprint(
+        config_key, rows_fingerprint(pairs, negatives, unasked), *filter(None, [sorted(chosen_by)])
+    )
     made_from = fingerprint(STAGE, training_key, settings.automation.retrain_changed_share)
     if (unchanged := recorded(store.warehouse, STAGE, made_from)) is not None and _still_there(store, unchanged):
         if change_since_training(store).changed_share:
@@ -109,7 +114,9 @@ def train_candidate(store: Store, settings: Settings) -> StageResult:
                 details = due.candidate | {"outcome": due.reason, "trained": False}
             else:
                 logger.info("training: %s", due.reason)
-                details = _Run(store, settings, base, passages, pairs, golden_decides, training_key, config_key).train()
+                details = _Run(
+                    store, settings, base, passages, pairs, headings, golden_decides, training_key, config_key
+                ).train()
                 details |= {"outcome": f"{details['outcome']}; {due.reason}"}
         # Today's training set is dealt with: what a killed run left of another one has no use any more.
         _drop_checkpoints(store)
@@ -133,6 +140,7 @@ class _Run:
         base: BaseModelFiles,
         passages: Sequence[LivePassage],
         pairs: Sequence[KeptPair],
+        headings: Sequence[KeptPair],
         golden_decides: bool,
         training_key: str,
         config_key: str,
@@ -149,7 +157,7 @@ class _Run:
         self.negatives = mined_negatives(of_sides(pairs, REFIT_SIDES), settings.training)
         self.cache = index.embedding_cache(store)
         self.base_encoder = index.encoder_for(store, base.digest, settings)
-        self.validation = Validation(of_sides(pairs, ("validation",)), self.passages)
+        self.validation = Validation(of_sides(pairs, ("validation",)), self.passages, headings)
         self.choices = Choices(settings.training, base, self.base_encoder, self.cache, self.validation)
 
     def train(self) -> dict[str, Any]:
@@ -175,6 +183,7 @@ class _Run:
             "pairs": len(everything),
             "hard_negatives": self.negatives,
             "validation_queries": len(self.validation.pairs),
+            "unlike_training_queries": len(self.validation.unlike_training),
             "share": served.share,
             "whitening": served.whitening,
             "interpolation": served.interpolation,

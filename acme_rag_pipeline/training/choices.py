@@ -9,19 +9,22 @@ from typing import TYPE_CHECKING, Any
 from acme_rag_pipeline.embedding.base_model import BaseModelFiles
 from acme_rag_pipeline.embedding.cache import EmbeddingCache
 from acme_rag_pipeline.embedding.encoder import Encoder
+from acme_rag_pipeline.pairs.heading_queries import HEADING_METHODS
 from acme_rag_pipeline.retrieval import index
 from acme_rag_pipeline.setting_groups import TrainingSettings
 from acme_rag_pipeline.store.passages import PassagePrefix
 from acme_rag_pipeline.training.checkpoint import Curve
 from acme_rag_pipeline.training.finetune import interpolate, weights_of
 from acme_rag_pipeline.training.rows import KeptPair
-from acme_rag_pipeline.training.validation import HEADING_METHODS, Validation
+from acme_rag_pipeline.training.validation import Validation
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-# How far from the base to the tuned weights, and on past them, where nobody chose (docs/training.md).
-SHARES = (0.5, 0.75, 1.0, 1.25, 1.5)
+# How far from the base to the tuned weights, where nobody chose; and on past them, where questions that are unlike those of
+# the training choose (docs/training.md).
+SHARES = (0.5, 0.75, 1.0)
+FURTHER_SHARES = (1.25, 1.5)
 # Headings before the text must help by this much on validation: they cost tokens, a renamed section costs new vectors, and
 # who wrote validation's questions has read the headings (docs/training.md).
 PREFIX_GAIN = 0.03
@@ -101,34 +104,50 @@ class Choices:
     ) -> tuple[Choice, list[dict[str, float]]]:
         """Set the model to the share of the tuned weights that validation likes best; the base itself always competes.
 
-        With too few validation queries the largest share that somebody asked for is taken, else the tuned weights as they are.
+        Questions that are unlike those of the training choose the share, where there are enough; all of validation's say
+        whether it beats the base. With too few validation queries the largest share that somebody asked for is taken, else
+        the tuned weights as they are.
         """
         base, tuned = base_weights(self.base.folder), weights_of(model)
-        shares = self.training.interpolation or SHARES
         if not self.validation.usable:
             taken = max(self.training.interpolation or (1.0,))
             interpolate(model, base, tuned, taken)
             return (taken, whitening), []
+        choosing = "unlike_training" if self.validation.unlike_training else "ndcg@10"
+        shares = self.training.interpolation or (SHARES + FURTHER_SHARES if choosing != "ndcg@10" else SHARES)
         tried: list[dict[str, float]] = []
 
-        def note(share: float, exponent: float, ndcg: float | None) -> None:
+        def note(share: float, exponent: float, ndcg: float | None, unlike: float | None = None) -> None:
             tried.append({"share": share, "whitening": exponent, "ndcg@10": ndcg or 0.0})
-            logger.info("share %.2f of the tuned weights: validation nDCG@10 %.4f", share, tried[-1]["ndcg@10"])
+            said = f"share {share:.2f} of the tuned weights: validation nDCG@10 {tried[-1]['ndcg@10']:.4f}"
+            if unlike is not None:
+                tried[-1]["unlike_training"] = unlike
+                said += f", by people's questions and headings {unlike:.4f}"
+            logger.info("%s", said)
 
         note(0.0, 0.0, self.validation.score_cached(self.base_encoder, prefix, self.cache))
         for share in sorted({0.0, *shares} if whitening else shares):
-            if share == 1.0 and curve.best_epoch is not None:
+            if share == 1.0 and curve.best_epoch is not None and choosing == "ndcg@10":
                 # The best epoch ended with exactly these weights.
                 note(share, whitening, curve.ndcg_of_best())
                 continue
             interpolate(model, base, tuned, share)
-            note(share, whitening, self.score(model, prefix))
-        best = max(tried, key=lambda row: (row["ndcg@10"], row["share"]))
+            note(share, whitening, *self._scores(model, prefix))
+        further = max(
+            (row for row in tried if row["share"] > 0), key=lambda row: (row[choosing], row["share"]), default=None
+        )
+        best = max(
+            (row for row in tried if row["share"] == 0 or row is further),
+            key=lambda row: (row["ndcg@10"], row["share"]),
+        )
         interpolate(model, base, tuned, best["share"])
         return (best["share"], best["whitening"]), tried
 
     def score(self, model: SentenceTransformer, prefix: PassagePrefix) -> float | None:
         """Validation nDCG@10 of the model in training; a query tower searches the base's vectors."""
+        return self._scores(model, prefix)[0]
+
+    def _scores(self, model: SentenceTransformer, prefix: PassagePrefix) -> tuple[float | None, float | None]:
         held = None
         if self.query_only and self.validation.usable:
             rendered = [passage.rendered(prefix) for passage in self.validation.passages]
@@ -136,7 +155,7 @@ class Choices:
         encoder = Encoder(Path(), "in training", self.training.precision, model)
         to_encode = [] if held is not None else [passage.rendered(prefix) for passage in self.validation.passages]
         with encoder.compiled(to_encode):
-            return self.validation.score(encoder, prefix, held)
+            return self.validation.scores(encoder, prefix, held)
 
 
 def whitening_that_helps(scores: dict[float, float]) -> float:

@@ -29,11 +29,15 @@ def model_card(about: dict[str, Any], with_base_card: bool = False) -> str:
     # The hub knows no name for a licence that nobody stated.
     licence = "" if about["licence"] == NOT_STATED else f"license: {json.dumps(about['licence'].split(' (')[0])}\n"
     beside = f", its own card: [{BASE_CARD}]({BASE_CARD})" if with_base_card else ""
+    unlike = any("unlike_training" in row for row in about["interpolation"])
     sweep = "\n".join(
-        f"| {row['share']:.2f} | {row['whitening']:g} | {row['ndcg@10']:.4f} |" for row in about["interpolation"]
+        f"| {row['share']:.2f} | {row['whitening']:g} | {row['ndcg@10']:.4f} |"
+        + (f" {row['unlike_training']:.4f} |" if "unlike_training" in row else " |" if unlike else "")
+        for row in about["interpolation"]
     )
+    of_unlike = (" by people's questions and headings, which chose the share |", "---|") if unlike else ("", "")
     choice = (
-        f"Validation nDCG@10 by share of the tuned weights (0 is the base) and exponent of the whitening:\n\n| share | whitening | nDCG@10 |\n|---|---|---|\n{sweep}\n"
+        f"Validation nDCG@10 by share of the tuned weights (0 is the base) and exponent of the whitening:\n\n| share | whitening | nDCG@10 |{of_unlike[0]}\n|---|---|---|{of_unlike[1]}\n{sweep}\n"
         if sweep
         else "Too few validation queries to choose a share of the tuned weights by.\n"
     )

@@ -69,6 +69,18 @@ def kept_pairs(warehouse: Warehouse, live: Sequence[LivePassage] | None = None) 
     ]
 
 
+def heading_pairs(warehouse: Warehouse, live: Sequence[LivePassage]) -> list[KeptPair]:
+    """The authors' headings as queries of the validation side, in a canonical order; none where templates are trained on."""
+    passages = {passage.chunk_id: passage for passage in live}
+    with warehouse.read() as connection:
+        rows = records(connection, "SELECT query_id, query, chunk_id, method FROM heading_queries ORDER BY query_id")
+    return [
+        KeptPair(row["query_id"], row["query"], passages[row["chunk_id"]], "offline", row["method"], ())
+        for row in rows
+        if row["chunk_id"] in passages
+    ]
+
+
 def of_sides(pairs: Sequence[KeptPair], sides: Collection[str]) -> list[KeptPair]:
     """The pairs whose passage is on one of the sides."""
     return [pair for pair in pairs if pair.passage.side in sides]

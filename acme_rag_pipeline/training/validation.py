@@ -17,8 +17,8 @@ from acme_rag_pipeline.training.whitening import soft_whitening, whitened
 MINIMUM_QUERIES = 20
 # Encoding the haystack is the cost of a validation; its size hardly moves the ranking of models.
 LARGEST_HAYSTACK = 2000
-# Methods of the embedded generator whose queries are made of headings, by the document's author and not from the passage's text.
-HEADING_METHODS = frozenset({"heading", "heading_pair", "faq"})
+# With fewer headings the LLM's own questions are the better judge of how far to go.
+MINIMUM_HEADINGS = 50
 
 
 class Validation:
@@ -27,11 +27,17 @@ class Validation:
     Args:
         pairs: kept pairs of the validation side.
         passages: all passages; a stable sample of them is searched when there are very many.
+        headings: the authors' headings as queries, where an LLM wrote the other pairs.
     """
 
-    def __init__(self, pairs: Sequence[KeptPair], passages: Sequence[LivePassage]) -> None:
+    def __init__(
+        self, pairs: Sequence[KeptPair], passages: Sequence[LivePassage], headings: Sequence[KeptPair] = ()
+    ) -> None:
         self.pairs = list(pairs)
-        own = {pair.passage.chunk_id for pair in pairs}
+        self.unlike_training: list[KeptPair] = []
+        if len(headings) >= MINIMUM_HEADINGS:
+            self.unlike_training = [*headings, *(pair for pair in pairs if pair.origin == "curated")]
+        own = {pair.passage.chunk_id for pair in [*self.pairs, *self.unlike_training]}
         others = sorted(
             (p for p in passages if p.chunk_id not in own), key=lambda p: hashlib.sha256(p.chunk_id.encode()).digest()
         )
@@ -50,12 +56,22 @@ class Validation:
             prefix: how passages are rendered.
             held: vectors of `passages` from another model, for a query tower.
         """
+        return self.scores(encoder, prefix, held)[0]
+
+    def scores(
+        self, encoder: Encoder, prefix: PassagePrefix, held: np.ndarray | None = None
+    ) -> tuple[float | None, float | None]:
+        """The same, and by the questions that are unlike those of the training (people's and headings); None without them."""
         if not self.usable:
-            return None
-        queries = encoder.encode_queries([pair.query for pair in self.pairs])
+            return None, None
         if held is None:
             held = encoder.encode_passages([p.rendered(prefix) for p in self.passages])
-        return self._ndcg(queries, held, self.pairs)
+        queries = encoder.encode_queries([pair.query for pair in self.pairs])
+        unlike = None
+        if self.unlike_training:
+            asked = encoder.encode_queries([pair.query for pair in self.unlike_training])
+            unlike = self._ndcg(asked, held, self.unlike_training)
+        return self._ndcg(queries, held, self.pairs), unlike
 
     def score_cached(
         self,

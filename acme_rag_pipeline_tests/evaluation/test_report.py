@@ -419,6 +419,17 @@ def test_the_choice_of_weights_names_the_whitening_only_where_there_is_one() -> 
     assert "whitening" not in render_report(plain)
 
 
+def test_the_choice_of_weights_shows_the_questions_that_made_it() -> None:
+    plain = minimal(sweep=[SweepPoint(0.0, 0.5), SweepPoint(0.5, 0.6, True)])
+    chosen = minimal(
+        sweep=[SweepPoint(0.0, 0.5), SweepPoint(1.0, 0.7, False, 0, 0.55), SweepPoint(0.5, 0.6, True, 0, 0.58)]
+    )
+    said = "people's questions and headings, which chose the share"
+    assert said in render_report(chosen).replace("&#39;", "'")
+    assert said not in render_report(plain).replace("&#39;", "'")
+    assert render_report(chosen).count('class="dot gain"') == 2
+
+
 def test_edge_values_are_shown_without_noise() -> None:
     unknown = Interval(0.4, -math.inf, math.inf, 1, 3)
     near_one = Interval(0.99, 0.95, 1.03, 4, 8)

@@ -303,3 +303,56 @@ def test_a_setting_of_the_evaluation_that_it_does_not_read_redoes_no_training_se
     # Now golden queries decide, and only validation is held out.
     decided = run_all(**given, evaluation={"golden_minimum_queries": 1, "golden_minimum_units": 1})
     assert not decided["training_set"].unchanged
+
+
+def test_where_an_llm_writes_the_headings_of_the_validation_side_are_queries_to_choose_by(
+    store: Store, settings_for: Callable[..., Settings], run_all: Run, tmp_path: Path
+) -> None:
+    folder = tmp_path / "company"
+    folder.mkdir()
+    for subject in SUBJECTS:
+        sections = "".join(
+            f"## {part} of {subject}\n\nWhoever wants it asks desk {number} of {subject} for the {part} in time.\n\n"
+            for number, part in enumerate(("approval", "budget", "return", "repair"))
+        )
+        (folder / f"{subject}.md").write_text(f"# {subject.title()}\n\n{sections}## Overview\n\nSee {subject} above.\n")
+    given = {
+        "documents": str(folder),
+        "curated_pairs": "none",
+        "golden": "none",
+        "evaluation": {"validation_share": 0.4, "test_share": 0.2},
+    }
+    first = run_all(**given)["training_set"]
+    assert first.details["heading_queries"] == 0, "templates are made of headings, too"
+    templates = rows(store, "SELECT * FROM pairs")
+    assert rows(store, "SELECT * FROM heading_queries") == []
+
+    def as_an_llm_s(pairs: list[dict[str, Any]]) -> Any:
+        with store.warehouse.write() as connection:
+            connection.execute("DELETE FROM pairs")
+            append(connection, "pairs", pairs)
+            connection.execute("DELETE FROM stages WHERE stage = 'training_set'")
+        return build_training_set(store, settings_for(**given))
+
+    written = [pair | {"origin": "openai", "method": "llm"} for pair in templates]
+    second = as_an_llm_s(written)
+    found = rows(store, "SELECT h.*, c.side, c.heading_path FROM heading_queries h JOIN chunks c USING (chunk_id)")
+    assert len(found) == second.details["heading_queries"] > 0
+    assert {row["side"] for row in found} == {"validation"}
+    assert {row["method"] for row in found} <= {"heading", "heading_pair", "faq"}
+    assert len({row["query"].lower() for row in found}) == len(found), "a wording of several passages has no one answer"
+    assert second.data_version != first.data_version
+    again = as_an_llm_s(written)
+    assert again.data_version == second.data_version
+
+    asked_by_people = found[0]["query"]
+    golden = {"query_id": "g", "query": asked_by_people, "style": "question", "status": "resolved"}
+    with store.warehouse.write() as connection:
+        append(connection, "golden_queries", [golden])
+    as_an_llm_s(written)
+    left = {row["query"] for row in rows(store, "SELECT query FROM heading_queries")}
+    assert asked_by_people not in left, "what golden queries judge is not chosen by their like"
+    assert left < {row["query"] for row in found}
+
+    both = as_an_llm_s([*written[1:], templates[0]])
+    assert both.details["heading_queries"] == 0
