@@ -162,6 +162,7 @@ def _retract(connection: duckdb.DuckDBPyConnection) -> None:
     for statement in (
         "DELETE FROM pairs WHERE chunk_id NOT IN (SELECT chunk_id FROM chunks)",
         "DELETE FROM training_pairs WHERE chunk_id NOT IN (SELECT chunk_id FROM chunks)",
+        "DELETE FROM heading_queries WHERE chunk_id NOT IN (SELECT chunk_id FROM chunks)",
         "DELETE FROM curated_negatives WHERE chunk_id NOT IN (SELECT chunk_id FROM chunks)",
         "UPDATE training_pairs SET negatives = list_filter(negatives, lambda n: list_contains(getvariable('live'), n)) "
         "WHERE NOT list_has_all(getvariable('live'), negatives)",

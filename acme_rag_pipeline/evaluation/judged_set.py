@@ -107,7 +107,8 @@ def compare_arms(store: Store, settings: Settings, folder: Path | None) -> Judge
 def _trained_on(store: Store, queries: Sequence[JudgedQuery]) -> str:
     with store.warehouse.read() as connection:
         rows = connection.execute(
-            "SELECT query, side = 'validation' FROM training_pairs WHERE dropped_because IS NULL"
+            "SELECT query, side = 'validation' FROM training_pairs WHERE dropped_because IS NULL "
+            "UNION ALL SELECT query, true FROM heading_queries"
         ).fetchall()
     chose = {query_key(query) for query, validation in rows if validation}
     learned = {query_key(query) for query, validation in rows if not validation}

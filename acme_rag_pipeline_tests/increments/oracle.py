@@ -59,6 +59,7 @@ LIVE_TABLES = {
     "golden_queries": "SELECT * FROM golden_queries ORDER BY query_id",
     "golden_judgements": "SELECT * FROM golden_judgements ORDER BY judgement_id",
     "training_pairs": "SELECT * FROM training_pairs ORDER BY pair_id",
+    "heading_queries": "SELECT * FROM heading_queries ORDER BY query_id",
 }
 
 

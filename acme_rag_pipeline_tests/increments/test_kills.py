@@ -55,7 +55,15 @@ LIVE_TABLES = {
     "documents": "SELECT * EXCLUDE (mtime_ns, scanned_at_ns) FROM documents WHERE status <> 'deleted' ORDER BY ALL",
     **{
         name: f"SELECT * FROM {name} ORDER BY ALL"
-        for name in ("chunks", "curated_pairs", "pairs", "training_pairs", "golden_queries", "golden_judgements")
+        for name in (
+            "chunks",
+            "curated_pairs",
+            "pairs",
+            "training_pairs",
+            "heading_queries",
+            "golden_queries",
+            "golden_judgements",
+        )
     },
 }
 Passages = frozenset[tuple[str, int, int, str]]

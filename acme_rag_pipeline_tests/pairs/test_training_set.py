@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from acme_rag_pipeline.chunking.chunks import split_documents
+from acme_rag_pipeline.documents.ingest import ingest_documents
 from acme_rag_pipeline.orchestration.checks import nothing_leaks
 from acme_rag_pipeline.pairs.leaks import Leaks, find_leaks
 from acme_rag_pipeline.pairs.training_set import build_training_set
@@ -354,5 +356,14 @@ def test_where_an_llm_writes_the_headings_of_the_validation_side_are_queries_to_
     assert asked_by_people not in left, "what golden queries judge is not chosen by their like"
     assert left < {row["query"] for row in found}
 
-    both = as_an_llm_s([*written[1:], templates[0]])
+    gone = next(row["chunk_id"] for row in found if row["query"] in left)
+    path = rows(store, f"SELECT doc_path FROM chunks WHERE chunk_id = '{gone}'")[0]["doc_path"]
+    (folder / path).unlink()
+    settings = settings_for(**given)
+    ingest_documents(store, settings)
+    split_documents(store, settings)
+    assert gone not in {row["chunk_id"] for row in rows(store, "SELECT chunk_id FROM heading_queries")}
+
+    live = {row["chunk_id"] for row in rows(store, "SELECT chunk_id FROM chunks")}
+    both = as_an_llm_s([pair for pair in [*written[1:], templates[0]] if pair["chunk_id"] in live])
     assert both.details["heading_queries"] == 0
