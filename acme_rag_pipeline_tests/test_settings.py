@@ -53,7 +53,7 @@ def test_empty_means_the_default_and_none_means_without(tmp_path: Path, monkeypa
         ("ACME_RAG_TRAINING__EPOCHS", "0"),
         ("ACME_RAG_LOCK_SECONDS", "-1"),
         ("ACME_RAG_TRAINING__SEED", "-1"),
-        ("ACME_RAG_TRAINING__INTERPOLATION", "[2.0]"),
+        ("ACME_RAG_TRAINING__INTERPOLATION", "[2.5]"),
         ("ACME_RAG_TRAINING__SCALE", "inf"),
         ("ACME_RAG_TRAINING__SCALE", "1e308"),
         ("ACME_RAG_DOCUMENT__MAX_MEGABYTES", "inf"),
