@@ -23,7 +23,7 @@ HEADING_METHODS = frozenset({"heading", "heading_pair", "faq"})
 def heading_queries(passages: Sequence[LivePassage], queries_per_chunk: int) -> list[dict[str, str]]:
     """Rows of `heading_queries`: the embedded generator's queries from headings for the passages of the validation side.
 
-    A wording that belongs to different passages is left out: one of them would count as the only answer.
+    A wording that belongs to different passages, of whatever side, is left out: one of them would count as the only answer.
 
     Args:
         passages: all live ones; what is a telling heading depends on the whole collection.
@@ -35,19 +35,18 @@ def heading_queries(passages: Sequence[LivePassage], queries_per_chunk: int) -> 
     rows: list[dict[str, str]] = []
     groups: dict[str, set[str]] = {}
     for passage in passages:
-        if passage.side != "validation":
-            continue
         for written in offline.write(offline.render(known[passage.chunk_id], statistics, parameters)):
             if written.method in HEADING_METHODS:
                 groups.setdefault(query_key(written.query), set()).add(passage.near_duplicate_group)
-                rows.append(
-                    {
-                        "query_id": sha256_text(f"{written.query}\0{passage.chunk_id}"),
-                        "query": written.query,
-                        "chunk_id": passage.chunk_id,
-                        "method": written.method,
-                    }
-                )
+                if passage.side == "validation":
+                    rows.append(
+                        {
+                            "query_id": sha256_text(f"{written.query}\0{passage.chunk_id}"),
+                            "query": written.query,
+                            "chunk_id": passage.chunk_id,
+                            "method": written.method,
+                        }
+                    )
     return sorted(
         (row for row in rows if len(groups[query_key(row["query"])]) == 1),
         key=lambda row: (row["chunk_id"], row["query_id"]),

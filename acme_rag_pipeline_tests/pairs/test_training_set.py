@@ -10,12 +10,14 @@ from typing import Any
 from acme_rag_pipeline.chunking.chunks import split_documents
 from acme_rag_pipeline.documents.ingest import ingest_documents
 from acme_rag_pipeline.orchestration.checks import nothing_leaks
+from acme_rag_pipeline.pairs.heading_queries import heading_queries
 from acme_rag_pipeline.pairs.leaks import Leaks, find_leaks
 from acme_rag_pipeline.pairs.training_set import build_training_set
 from acme_rag_pipeline.retrieval import Retriever
 from acme_rag_pipeline.serving.serve import serve
 from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store.layout import Store
+from acme_rag_pipeline.store.passages import LivePassage
 from acme_rag_pipeline.store.warehouse import append, records
 from acme_rag_pipeline_tests.pairs.conftest import Run
 
@@ -367,3 +369,31 @@ def test_where_an_llm_writes_the_headings_of_the_validation_side_are_queries_to_
     live = {row["chunk_id"] for row in rows(store, "SELECT chunk_id FROM chunks")}
     both = as_an_llm_s([pair for pair in [*written[1:], templates[0]] if pair["chunk_id"] in live])
     assert both.details["heading_queries"] == 0
+
+
+def passages_of_handbooks(*places: tuple[str, str, str]) -> list[LivePassage]:
+    """Two sections of every subject's handbook at each (folder, side, near-duplicate group)."""
+    return [
+        LivePassage(
+            chunk_id=f"{folder}/{subject}/{part}",
+            doc_path=f"{folder}/{subject}.md",
+            title=f"{subject.title()} handbook",
+            heading_path=(f"{subject.title()} handbook", part),
+            text=f"## {part}\n\nWhoever wants it signs form FRM-{number} at the desk of {subject} and waits {number + 3} days.",
+            start_char=0,
+            end_char=9,
+            side=side,  # type: ignore[arg-type]
+            near_duplicate_group=f"{group}/{subject}/{part}",
+            unit=f"{folder}/{subject}.md",
+        )
+        for folder, side, group in places
+        for number, subject in enumerate(SUBJECTS)
+        for part in ("Returning what is broken", "Who pays for repairs")
+    ]
+
+
+def test_a_heading_of_a_passage_on_another_side_has_no_one_answer_either() -> None:
+    alone = heading_queries(passages_of_handbooks(("a", "validation", "a")), 3)
+    assert alone
+    assert heading_queries(passages_of_handbooks(("a", "validation", "a"), ("b", "train", "b")), 3) == []
+    assert heading_queries(passages_of_handbooks(("a", "validation", "a"), ("b", "train", "a")), 3) == alone
