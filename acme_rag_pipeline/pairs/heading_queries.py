@@ -24,6 +24,7 @@ def heading_queries(passages: Sequence[LivePassage], queries_per_chunk: int) -> 
     """Rows of `heading_queries`: the embedded generator's queries from headings for the passages of the validation side.
 
     A wording that belongs to different passages, of whatever side, is left out: one of them would count as the only answer.
+    Passages that nearly repeat each other are one answer, and their wording counts once.
 
     Args:
         passages: all live ones; what is a telling heading depends on the whole collection.
@@ -47,7 +48,8 @@ def heading_queries(passages: Sequence[LivePassage], queries_per_chunk: int) -> 
                             "method": written.method,
                         }
                     )
-    return sorted(
-        (row for row in rows if len(groups[query_key(row["query"])]) == 1),
-        key=lambda row: (row["chunk_id"], row["query_id"]),
-    )
+    first: dict[str, dict[str, str]] = {}
+    for row in sorted(rows, key=lambda row: (row["chunk_id"], row["query_id"])):
+        if len(groups[query_key(row["query"])]) == 1:
+            first.setdefault(query_key(row["query"]), row)
+    return list(first.values())

@@ -397,3 +397,10 @@ def test_a_heading_of_a_passage_on_another_side_has_no_one_answer_either() -> No
     assert alone
     assert heading_queries(passages_of_handbooks(("a", "validation", "a"), ("b", "train", "b")), 3) == []
     assert heading_queries(passages_of_handbooks(("a", "validation", "a"), ("b", "train", "a")), 3) == alone
+
+
+def test_passages_that_nearly_repeat_each_other_ask_by_a_heading_once() -> None:
+    copies = passages_of_handbooks(*((folder, "validation", "a") for folder in "cab"))
+    wordings = [row["query"] for row in heading_queries(copies, 3)]
+    assert len(wordings) >= len(SUBJECTS)
+    assert len(set(wordings)) == len(wordings), "copies must not bring a few headings over the least number"
