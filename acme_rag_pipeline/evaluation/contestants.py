@@ -147,7 +147,7 @@ def _key_of_today(store: Store, candidate: index.PassageEncoder | None) -> str:
     if _golden_decides(store):
         with store.warehouse.read() as connection:
             golden = connection.execute(
-                "SELECT query_id, query, doc_path, coalesce(quote, judgement_id), relevance FROM golden_queries JOIN golden_judgements "
+                "SELECT query_id, query, doc_path, coalesce(nullif(quote, ''), judgement_id), relevance FROM golden_queries JOIN golden_judgements "
                 "USING (query_id) ORDER BY query_id, ordinal"
             ).fetchall()
     return f"{decisions.candidate_key(candidate)}/{fingerprint(golden)[:12]}"

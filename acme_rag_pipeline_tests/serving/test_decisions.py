@@ -275,9 +275,14 @@ def test_golden_queries_are_new_evidence_only_where_they_decide(
     assert who.decided_before == again
     assert candidate_undecided(store) is again
 
-    with store.warehouse.write() as connection:
-        connection.execute("UPDATE golden_judgements SET judgement_id = 'another span'")
-    assert (contest(store, settings).candidate_key != who.candidate_key) is again, "a corrected span is other evidence"
+    # An empty quote is none: other programs write one into every line.
+    for quote in ("NULL", "''"):
+        with store.warehouse.write() as connection:
+            connection.execute(f"UPDATE golden_judgements SET judgement_id = 'j', quote = {quote}")
+        before = contest(store, settings).candidate_key
+        with store.warehouse.write() as connection:
+            connection.execute("UPDATE golden_judgements SET judgement_id = 'another span'")
+        assert (contest(store, settings).candidate_key != before) is again, "a corrected span is other evidence"
     with store.warehouse.write() as connection:
         connection.execute("UPDATE golden_judgements SET quote = 'the company pays'")
     quoted = contest(store, settings).candidate_key
