@@ -31,6 +31,7 @@ from acme_rag_pipeline.settings import Settings, SettingsError
 from acme_rag_pipeline.store.fingerprints import fingerprint
 from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.stages import data_versions
+from acme_rag_pipeline.training.validation import MINIMUM_HEADINGS
 
 _OTHER_QUESTIONS = "Training keeps away from the store's own golden questions only. These questions may be near to what it learned from."
 
@@ -107,8 +108,10 @@ def compare_arms(store: Store, settings: Settings, folder: Path | None) -> Judge
 def _trained_on(store: Store, queries: Sequence[JudgedQuery]) -> str:
     with store.warehouse.read() as connection:
         rows = connection.execute(
-            "SELECT query, side = 'validation' FROM training_pairs WHERE dropped_because IS NULL "
-            "UNION ALL SELECT query, true FROM heading_queries"
+            "SELECT query, side = 'validation' FROM training_pairs WHERE dropped_because IS NULL UNION ALL "
+            "SELECT query, true FROM heading_queries WHERE (SELECT count(*) FROM heading_queries) >= ?",
+            # Fewer choose nothing.
+            [MINIMUM_HEADINGS],
         ).fetchall()
     chose = {query_key(query) for query, validation in rows if validation}
     learned = {query_key(query) for query, validation in rows if not validation}

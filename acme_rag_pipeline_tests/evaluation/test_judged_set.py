@@ -17,6 +17,7 @@ from acme_rag_pipeline.documents.ingest import ingest_documents
 from acme_rag_pipeline.evaluation.contest import run
 from acme_rag_pipeline.evaluation.contestants import contest
 from acme_rag_pipeline.evaluation.evaluate import evaluate
+from acme_rag_pipeline.evaluation.judged_set import compare_arms
 from acme_rag_pipeline.evaluation.report import render_report
 from acme_rag_pipeline.evaluation.report_content import report_of
 from acme_rag_pipeline.retrieval import index
@@ -25,6 +26,7 @@ from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.stages import StageResult, record
 from acme_rag_pipeline.store.warehouse import insert
+from acme_rag_pipeline.training.validation import MINIMUM_HEADINGS
 from acme_rag_pipeline_tests.conftest import files_of
 from acme_rag_pipeline_tests.evaluation.test_gate import Judged
 from acme_rag_pipeline_tests.evaluation.test_report import assert_harmless
@@ -162,6 +164,18 @@ def test_a_judged_set_that_was_trained_on_or_is_tiny_says_so_and_claims_nothing(
     # Both answer every question: that they show no spread does not make the score certain.
     base = next(row for row in json.loads(answer.stdout)["arms"] if row["arm"] == "base")["ndcg@10"]
     assert base["low"] < base["value"]
+
+
+@pytest.mark.parametrize("headings", [MINIMUM_HEADINGS - 1, MINIMUM_HEADINGS])
+def test_a_judged_set_like_the_headings_says_so_where_these_are_enough_to_choose_by(
+    settings: Settings, store: Store, judged: Path, headings: int
+) -> None:
+    asked = [query for query, _, _ in JUDGED] + [f"heading {number}" for number in range(headings - len(JUDGED))]
+    rows = [{"query_id": query, "query": query, "chunk_id": "c", "method": "heading"} for query in asked]
+    with store.warehouse.write() as connection:
+        insert(connection, "heading_queries", rows)
+    note = compare_arms(store, settings, judged).note
+    assert ("chose the weights" in note) is (headings == MINIMUM_HEADINGS), note
 
 
 def test_one_query_is_spoken_of_as_one(settings: Settings, store: Store, judged: Path) -> None:
