@@ -82,7 +82,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> dg.TableMetadataValue | str:
     """Rows as a table; cells are shortened text or numbers."""
     if not rows:
         return "no rows"
-    columns = list(rows[0])
+    columns = list(dict.fromkeys(name for row in rows for name in row))
     cells = [{name: _cell(row.get(name)) for name in columns} for row in rows]
     kinds = {name: _kind([cell[name] for cell in cells]) for name in columns}
     for cell in cells:

@@ -90,3 +90,12 @@ def test_an_evaluation_without_a_judged_question_does_not_show_the_numbers_of_th
         )
     assert [row.data["value"] for row in shown("before").records] == [0.5]
     assert shown("today") == "no rows"
+
+
+def test_the_table_of_the_shares_shows_the_numbers_that_chose_although_the_base_has_none(store: Store) -> None:
+    tried = [
+        {"share": 0.0, "whitening": 0.0, "ndcg@10": 0.5},
+        {"share": 1.5, "whitening": 0.0, "ndcg@10": 0.6, "unlike_training": 0.4},
+    ]
+    shown = metadata_of(store, StageResult("fine_tuned_model", "v", details={"interpolation": tried}))["interpolation"]
+    assert [row.data["unlike_training"] for row in shown.records] == ["", "0.4"]
