@@ -27,7 +27,7 @@ def heading_queries(passages: Sequence[LivePassage], queries_per_chunk: int) -> 
     Passages that nearly repeat each other are one answer, and their wording counts once.
 
     Args:
-        passages: all live ones; what is a telling heading depends on the whole collection.
+        passages: all live ones; what is a telling heading depends on the whole collection. Those under no heading get none.
         queries_per_chunk: how many queries the generator writes for a passage, those of other kinds included.
     """
     known = {p.chunk_id: Passage(p.chunk_id, p.doc_path, p.title, p.heading_path, p.text) for p in passages}
@@ -39,7 +39,8 @@ def heading_queries(passages: Sequence[LivePassage], queries_per_chunk: int) -> 
         for written in offline.write(offline.render(known[passage.chunk_id], statistics, parameters)):
             if written.method in HEADING_METHODS:
                 groups.setdefault(query_key(written.query), set()).add(passage.near_duplicate_group)
-                if passage.side == "validation":
+                # Without a heading the title stands for it: often the file's name, and one for all passages of a document.
+                if passage.side == "validation" and passage.heading_path:
                     rows.append(
                         {
                             "query_id": sha256_text(f"{written.query}\0{passage.chunk_id}"),

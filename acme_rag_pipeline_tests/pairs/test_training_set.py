@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -404,3 +405,10 @@ def test_passages_that_nearly_repeat_each_other_ask_by_a_heading_once() -> None:
     wordings = [row["query"] for row in heading_queries(copies, 3)]
     assert len(wordings) >= len(SUBJECTS)
     assert len(set(wordings)) == len(wordings), "copies must not bring a few headings over the least number"
+
+
+def test_the_name_of_a_file_is_no_heading() -> None:
+    headed = passages_of_handbooks(("a", "validation", "a"))
+    plain = [replace(passage, heading_path=()) for passage in headed]
+    assert heading_queries(headed, 3)
+    assert heading_queries(plain, 3) == []
