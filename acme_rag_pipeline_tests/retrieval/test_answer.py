@@ -67,9 +67,12 @@ def test_an_answer_names_its_sources() -> None:
         ("Call [1][9].", "Call [1]."),
         ("Call [9].", "Call."),
         ("Call [0] now [4][1, 7, 2].", "Call now [1, 2]."),
-        ("Call [1,2].", "Call [1,2]."),
+        ("Call [1,2].", "Call [1, 2]."),
         ("Call [99999999999999999999].", "Call."),
         ("Call [source 1][Sources 2, 9].", "Call [1][2]."),
+        ("Call [Source: 1] or write [sources 1, and 2].", "Call [1] or write [1, 2]."),
+        ("Call [source 1 and source 2].", "Call [1, 2]."),
+        ("Take `rows[0]` [9] of\n```\nrows[7] = [3]\n```\n[2]", "Take `rows[0]` of\n```\nrows[7] = [3]\n```\n[2]"),
         ("Call 【1】 or write 【2†source】【9†source】.", "Call [1] or write [2]."),
         (
             "Call the source [1], as list[str] says [open source].",
