@@ -156,6 +156,27 @@ def test_front_matter_is_left_out_and_a_rule_is_not_front_matter() -> None:
     assert texts_of("---\ntitle: never closed\n")[0].startswith("---")
 
 
+def test_pictures_written_out_as_base64_are_left_out_and_the_text_around_them_stays() -> None:
+    data = f"data:image/png;base64,{'iVBORw0KGgoAAAANSUhEUgAA' * 500}=="
+    text = (
+        f'# Printers ![logo]({data})\n\nPress Scan. ![The panel]({data} "Panel") Press Start.\n\n'
+        f'<img src="{data}" alt="Tray">\n\n![][image1]\n\nFill the tray.\n\n[image1]: <{data}>\n\n![][image1]\n'
+    )
+    spans = split(text, COUNTER)
+    assert [text[span.start : span.end] for span in spans] == [
+        "# Printers ![logo]",
+        "Press Scan. ![The panel]",
+        "Press Start.",
+        "![][image1]\n\nFill the tray.",
+        "![][image1]",
+    ]
+    assert {span.heading_path for span in spans} == {("Printers logo",)}
+    assert all(span.tokens == COUNTER.count(text[span.start : span.end]) for span in spans)
+    icon = "A ![dot](data:image/gif;base64,R0lGODlhAQABAAAAACw=) in the text."
+    assert texts_of(icon) == [icon]
+    assert texts_of(f"![]({data})") == []
+
+
 def test_a_byte_order_mark_does_not_hide_the_first_heading() -> None:
     assert titles("\ufeff# Title\n\nText") == [("Title",)]
 
