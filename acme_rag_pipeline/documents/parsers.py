@@ -21,8 +21,8 @@ from typing import Any
 
 # Bump the version of a parser when its output changes: documents are parsed again only then.
 _PARSERS = {
-    "markdown-1": ("markdown", (".md", ".markdown", ".mdx")),
-    "text-1": ("text", (".txt", ".rst", ".adoc", ".log", ".text")),
+    "markdown-2": ("markdown", (".md", ".markdown", ".mdx")),
+    "text-2": ("text", (".txt", ".rst", ".adoc", ".log", ".text")),
     "html-2": ("html", (".html", ".htm", ".xhtml")),
     "pdf-1": ("pdf", (".pdf",)),
     "docx-1": ("docx", (".docx",)),
@@ -53,6 +53,8 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 _LIGATURE = re.compile("[\ufb00-\ufb06]")
 _FENCE = re.compile(r" {0,3}(`{3,}|~{3,})")
 _HEADING = re.compile(r" {0,3}#{1,2}[ \t]+(\S.*)")
+_ASCIIDOC_HEADING = re.compile(r"[=#]{1,2}[ \t]+(\S.*)")
+_HEADING_MARKS = re.compile(r"\{[ \t]*(?:[#.:]|/\*)[^{}]*\}[ \t]*$|\[\^[^\[\]\s]+\]")
 _UNDERLINE = re.compile(r" {0,3}(=+|-{2,})[ \t]*")
 _NOT_PROSE = re.compile(r"\s*([>|=#:<]|[-*+]\s|[-=]{2,}|\d+[.)]\s)")
 _LIST_ITEM = re.compile(r"([-*•‣◦▪–●○]|\(?\d{1,3}[.)]|\(?[a-z][.)])\s")
@@ -111,7 +113,8 @@ def parse(doc_path: str, data: bytes) -> Parsed:
             text, inner_title = read(data)
         if not text.replace("\ufeff", "").strip():
             raise Unreadable("the file holds no text, only white space or markup")
-        heading = "" if kind == "pdf" else _front_matter_title(text) or _heading_title(text)
+        asciidoc = suffix == ".adoc"
+        heading = "" if kind == "pdf" else _front_matter_title(text) or _heading_title(text, asciidoc=asciidoc)
         title = _one_line(heading) or _one_line(inner_title) or _one_line(_from_file_name(doc_path))
     except Unreadable:
         raise
@@ -295,8 +298,13 @@ def _joined(lines: list[str], whole: str) -> str:
 
 
 def _front_matter_title(text: str) -> str:
-    matter = re.match(r"\ufeff?---[ \t]*\r?\n(.*?)^(?:---|\.\.\.)[ \t]*\r?$", text[:20_000], re.DOTALL | re.MULTILINE)
-    found = re.search(r"^title:[ \t]*([^\r\n]*)", matter[1], re.MULTILINE | re.IGNORECASE) if matter else None
+    matter = re.match(
+        r"\ufeff?(?:---[ \t]*\r?\n(.*?)^(?:---|\.\.\.)|\+\+\+[ \t]*\r?\n(.*?)^\+\+\+)[ \t]*\r?$",
+        text[:20_000],
+        re.DOTALL | re.MULTILINE,
+    )
+    title = r"^title(?::|[ \t]*=)[ \t]*([^\r\n]*)"
+    found = re.search(title, matter[1] or matter[2] or "", re.MULTILINE | re.IGNORECASE) if matter else None
     if not found or found[1].strip()[:1] in ("|", ">"):
         return ""
     value = found[1].strip()
@@ -304,7 +312,8 @@ def _front_matter_title(text: str) -> str:
     return quoted[2] if quoted else re.sub(r"(^|\s)#.*", "", value)
 
 
-def _heading_title(text: str) -> str:
+def _heading_title(text: str, *, asciidoc: bool = False) -> str:
+    pattern = _ASCIIDOC_HEADING if asciidoc else _HEADING
     fence, before = "", ""
     for line in (line[:1000] for line in text.removeprefix("\ufeff").splitlines()):
         mark = _FENCE.match(line)
@@ -312,8 +321,8 @@ def _heading_title(text: str) -> str:
             fence = "" if mark and mark[1].startswith(fence) else fence
         elif mark:
             fence = mark[1]
-        elif heading := _HEADING.fullmatch(line):
-            return re.sub(r"[ \t]+#+[ \t]*$", "", heading[1])
+        elif heading := pattern.fullmatch(line):
+            return re.sub(r"[ \t]+#+[ \t]*$", "", _HEADING_MARKS.sub("", heading[1]).rstrip())
         elif before.strip() and not _NOT_PROSE.match(before) and _UNDERLINE.fullmatch(line):
             return before
         before = line

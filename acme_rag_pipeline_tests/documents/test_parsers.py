@@ -284,7 +284,12 @@ def test_html_becomes_plain_markdown() -> None:
         ("a.md", "```\n# code\n```\n## **Second** [level](http://x) ##\n", "Second level"),
         ("a.md", "### Third\n\nSetext\n---\n", "Setext"),
         ("a.md", "| a |\n|---|\n\n- item\n---\n", "A"),
+        ("a.md", '+++\ndate = 2024-03-01\ntitle = "Your first week"\n+++\n# Other', "Your first week"),
+        ("a.md", "# Travel[^1] { #travel .wide }\n", "Travel"),
+        ("a.mdx", "## Lost devices {/* #lost */}\n", "Lost devices"),
         ("a.rst", "=====\nGuide\n=====\n", "Guide"),
+        ("a.adoc", "= Releases\n:toc:\n\n[NOTE]\n====\nSoon.\n====\n", "Releases"),
+        ("a.adoc", "Releases\n========\n\nText.\n", "Releases"),
         ("hr/leave_of-absence.txt", "no heading", "Leave of absence"),
         ("a.html", "<title> The \n page </title><p>x", "The page"),
         ("my-page.html", "<p>x", "My page"),
@@ -301,7 +306,7 @@ def test_hostile_titles_cost_no_time() -> None:
 
 def test_every_suffix_has_a_versioned_parser() -> None:
     assert set(supported_suffixes()) >= {".md", ".txt", ".html", ".pdf", ".docx"}
-    assert parser_for("x/A.MD") == "markdown-1"
+    assert parser_for("x/A.MD") == "markdown-2"
     assert all(re.search(r"-\d+$", parser_for(f"a{suffix}") or "") for suffix in supported_suffixes())
     assert parser_for("a.xyz") is None
     assert parser_for("a") is None
