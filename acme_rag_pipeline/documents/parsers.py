@@ -68,6 +68,8 @@ _TABLE_PARTS = ("thead", "tbody", "tfoot", "tr", "td", "th", "caption", "colgrou
 # The style "Title" in the HTML of Word and of Google Docs.
 _TITLE_CLASSES = ("MsoTitle", "title")
 _GOOGLE_REDIRECT = re.compile(r"^https?://www\.google\.com/url\?q=([^&\s]+)\S*")
+# Navigation without the tag: by its role, and as Confluence exports path, author, table of contents and footer of each page.
+_DROPPED_PARTS = '[role="navigation"], [role="contentinfo"], #breadcrumb-section, #main-content .toc-macro, #content > .page-metadata'
 _DROPPED_TAGS = ("script", "style", "nav", "noscript", "template", "title")
 _CONTROL = re.compile("[\x00-\x07\x0e-\x1a\x1c-\x1f\x7f]")  # not \b \t \n \v \f \r and the escape of coloured logs
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -206,7 +208,7 @@ def _html_to_markdown(html: str) -> tuple[str, str]:
 
     soup: Any = BeautifulSoup(html.replace("\r\n", "\n").replace("\r", "\n"), "html.parser")
     title = soup.title.get_text(" ") if soup.title else ""
-    for tag in soup.find_all(_DROPPED_TAGS):
+    for tag in (*soup.find_all(_DROPPED_TAGS), *soup.select(_DROPPED_PARTS)):
         tag.extract()
     for node in soup.find_all(string=True):
         if isinstance(node, PreformattedString) and not isinstance(node, CData):  # comments, doctype, <?xml ?>

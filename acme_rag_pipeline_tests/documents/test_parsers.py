@@ -276,6 +276,12 @@ def test_a_docx_is_called_what_its_title_says_and_cells_keep_their_columns() -> 
             "# Desks\n\n[Plan](https://a.example/b?c)\n",
         ),
         ("<p class=MsoTitle>Fleet</p><h2>Fuel</h2>", "# Fleet\n\n## Fuel\n"),
+        (
+            '<div id="breadcrumb-section"><ol><li><a href="index.html">IT</a></li></ol></div><h1>VPN</h1><div id="content">'
+            '<div class="page-metadata">Created by Jo</div><div id="main-content"><div class="toc-macro"><ul><li>Ask</li>'
+            '</ul></div><h2>Ask</h2><p>Open a ticket.</p></div></div><div id="footer" role="contentinfo">Confluence</div>',
+            "# VPN\n\n## Ask\n\nOpen a ticket.\n",
+        ),
         ('<div><p class="title">Contractors</p><p>x</p></div>', "Contractors\n\nx\n"),
     ],
 )
