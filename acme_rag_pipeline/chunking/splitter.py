@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import hashlib
 import re
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from operator import itemgetter
 
 from acme_rag_pipeline.chunking.blocks import markdown_blocks, plain_blocks
 from acme_rag_pipeline.chunking.fragments import torn
@@ -75,6 +77,7 @@ def split(text: str, counter: TokenCounter, *, max_tokens: int = 224, markdown: 
     if max_tokens < _MIN_MAX_TOKENS:
         raise ValueError(f"max_tokens must be at least {_MIN_MAX_TOKENS}, got {max_tokens}")
     pictures = list(_PICTURE.finditer(text)) if markdown else []
+    around = [picture.span() for picture in pictures]
     # Spaces in their place weigh nothing and leave every position as it is.
     seen = _blanked(text, [picture.span("bytes") for picture in pictures])
     blocks = markdown_blocks(seen) if markdown else plain_blocks(seen)
@@ -84,11 +87,7 @@ def split(text: str, counter: TokenCounter, *, max_tokens: int = 224, markdown: 
         members = pieces[first : last + 1]
         section = next((piece.section for piece in members if not piece.is_heading), members[-1].section)
         start, end = _trimmed(seen, members[0].start, members[-1].end)
-        path = sections[section].path
-        if not pictures:
-            spans.append((start, end, path))
-        else:
-            spans += [(*part, path) for part in _around(text, start, end, [picture.span() for picture in pictures])]
+        spans += [(*part, sections[section].path) for part in _around(text, start, end, around)]
     return list(_within(text, counter, spans, max_tokens))
 
 
@@ -103,7 +102,11 @@ def _blanked(text: str, ranges: Sequence[tuple[int, int]]) -> str:
 
 def _around(text: str, start: int, end: int, pictures: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int]]:
     """Yield what of `start..end` stands between the pictures, if it says anything."""
-    for first, last in [*(span for span in pictures if start < span[1] and span[0] < end), (end, end)]:
+    inside = pictures[bisect_right(pictures, start, key=itemgetter(1)) : bisect_left(pictures, end, key=itemgetter(0))]
+    if not inside:
+        yield start, end
+        return
+    for first, last in [*inside, (end, end)]:
         if any(map(str.isalnum, text[start:first])):
             yield _trimmed(text, start, first)
         start = max(start, last)
