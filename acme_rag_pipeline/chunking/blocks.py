@@ -21,7 +21,13 @@ if TYPE_CHECKING:
 _LINE_BREAK = re.compile(r"\r\n|\r|\n")  # CommonMark's line endings, and no others (not \f, \x85, \u2028)
 _FRONT_MATTER_KEY = re.compile(r"""[\w"'][^:\r\n]*:(?:[ \t]|$)""")
 _INLINE_MARKUP = re.compile(r"[*_`\[\]<>&\\!]")
-_HEADING_ANCHOR = re.compile(r"[ \t]*\{[#.:][^{}]*\}[ \t]*$")
+_TOML_LINE = re.compile(r"""[\w"'.-]+[ \t]*=|\[""")
+_MDX_IMPORTS = re.compile(
+    r"""(?:\s*import\s(?:[^'";]{1,1000}\sfrom\s+)?['"][^'"\r\n]{1,300}['"];?[ \t]*(?:[\r\n]|\Z))+"""
+)
+# `{#id .class}` of Pandoc and Hugo, `{ #id }` and `{: #id }` of attribute lists, `{/* #id */}` of MDX.
+_HEADING_ANCHOR = re.compile(r"[ \t]*\{[ \t]*(?:[#.:]|/\*)[^{}]*\}[ \t]*$")
+_FOOTNOTE_MARK = re.compile(r"\[\^[^\[\]\s]+\]")
 
 _KINDS = {
     "heading_open": "heading",
@@ -47,7 +53,7 @@ class Block:
         start: First character (index into the text).
         end: One past the last character; may include trailing blank lines.
         kind: heading, paragraph, list, item, quote, table, fence, code, html, rule or other.
-        level: 1 to 6 for a heading that opens a section (one at the top level of the document), else 0.
+        level: 1 to 6 for a heading that opens a section (one with a title, at the top level of the document), else 0.
         title: The plain text of such a heading.
         children: The blocks of a list, list item or quote; together they cover the block.
     """
@@ -66,20 +72,27 @@ def line_starts(text: str, start: int, end: int) -> list[int]:
 
 
 def front_matter_end(text: str) -> int:
-    """Return where the document begins after its YAML front matter, or 0 where there is none.
+    """Return where the document begins after its front matter and the imports of MDX, or 0 where there are none.
 
-    Front matter is a first line `---`, a YAML mapping, and a line `---` or `...`. A rule at the top of a document that
-    is followed by prose is no front matter.
+    Front matter is a first line `---`, a YAML mapping, and a line `---` or `...`; or TOML between two lines `+++`. A rule
+    at the top of a document that is followed by prose is no front matter.
     """
+    end = _matter_end(text)
+    imports = _MDX_IMPORTS.match(text, end)
+    return imports.end() if imports else end
+
+
+def _matter_end(text: str) -> int:
     bom = 1 if text.startswith("\ufeff") else 0
     starts = line_starts(text, bom, len(text))
     lines = [text[a:b].rstrip() for a, b in zip(starts, [*starts[1:], len(text)], strict=True)]
-    if len(lines) < 2 or lines[0] != "---":
+    if len(lines) < 2 or lines[0] not in ("---", "+++"):
         return 0
+    key, closing = (_FRONT_MATTER_KEY, ("---", "...")) if lines[0] == "---" else (_TOML_LINE, ("+++",))
     for number, line in enumerate(lines[1:], start=1):
-        if line in ("---", "..."):
+        if line in closing:
             body = [entry for entry in lines[1:number] if entry and not entry.startswith("#")]
-            is_mapping = not body or _FRONT_MATTER_KEY.match(body[0])
+            is_mapping = not body or key.match(body[0])
             return (starts[number + 1] if number + 1 < len(starts) else len(text)) if is_mapping else 0
     return 0
 
@@ -132,8 +145,8 @@ def _inline_parser() -> MarkdownIt:
 
 
 def _plain_title(source: str) -> str:
-    """Return the text of a heading without inline markup and without a trailing `{#anchor}`."""
-    source = _HEADING_ANCHOR.sub("", source)
+    """Return the text of a heading without inline markup, footnote marks and a trailing `{#anchor}`."""
+    source = _FOOTNOTE_MARK.sub("", _HEADING_ANCHOR.sub("", source))
     if not _INLINE_MARKUP.search(source):
         return " ".join(source.split())
     tokens = _inline_parser().parseInline(source)[0].children or []
@@ -168,7 +181,9 @@ def _read_nodes(tokens: Sequence[Token], index: int, lines: list[int]) -> tuple[
             children, index = _read_nodes(tokens, index, lines)
         elif token.nesting == 1:
             if kind == "heading" and token.level == 0:
-                level, title = int(token.tag[1]), _plain_title(tokens[index].content)
+                title = _plain_title(tokens[index].content)
+                # An empty line in the style of a heading opens no section, or it would end the one that it stands in.
+                level = int(token.tag[1]) if title else 0
             while not (tokens[index].nesting == -1 and tokens[index].level == token.level):
                 index += 1
             index += 1

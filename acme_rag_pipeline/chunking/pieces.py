@@ -172,7 +172,7 @@ def _open_section(sections: Sequence[Section], heading: Block) -> Section:
         assert above is not None  # the root has level 0
         parent = above
     path = sections[parent].path
-    return Section(parent, heading.level, (*path, heading.title) if heading.title else path)
+    return Section(parent, heading.level, (*path, heading.title))
 
 
 def _leads_in(text: str, block: Block, following: Block) -> bool:

@@ -10,9 +10,12 @@ sections are neighbours in the outline.
 from __future__ import annotations
 
 import hashlib
+import re
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from operator import itemgetter
 
 from acme_rag_pipeline.chunking.blocks import markdown_blocks, plain_blocks
 from acme_rag_pipeline.chunking.fragments import torn
@@ -20,11 +23,20 @@ from acme_rag_pipeline.chunking.packing import pack
 from acme_rag_pipeline.chunking.pieces import HEAD_TOKENS, Piece, Section, cut_pieces
 from acme_rag_pipeline.chunking.tokens import TokenCounter
 
-SPLITTER_VERSION = "splitter-3"  # bump with every change that moves a span
+SPLITTER_VERSION = "splitter-4"  # bump with every change that moves a span
 
 _SMALL_SECTION_TOKENS = 100
 _TINY_TOKENS = 40
 _MIN_MAX_TOKENS = 16
+
+# A picture whose bytes stand in the text, as exports of word processors write it, with the markup around the bytes. A small
+# icon is shorter and may stay.
+_PICTURE = re.compile(
+    r"""(?:<img\b[^<>]{0,300}?["']|\[[^\[\]\r\n]{1,200}\]:[ \t]{0,8}<?|\(<?)?"""
+    r"""(?P<bytes>data:image/[^\s,<>"'()]{1,100},[^\s<>"'()]{64,})"""
+    r"""(?:["'][^<>]{0,300}>|>?(?:[ \t]{1,8}"[^"\r\n]{0,300}")?\)?)""",
+    re.IGNORECASE,
+)
 
 _Order = tuple[float, bytes, bytes]
 
@@ -50,7 +62,8 @@ class Span:
 def split(text: str, counter: TokenCounter, *, max_tokens: int = 224, markdown: bool = True) -> list[Span]:
     """Split a document into chunks.
 
-    The spans are ordered, disjoint and not blank, and hold every visible character of the text but YAML front matter.
+    The spans are ordered, disjoint and not blank, and hold every visible character of the text but front matter and, in
+    Markdown, pictures that are written out as base64.
 
     Args:
         text: The parsed text of the document.
@@ -63,14 +76,40 @@ def split(text: str, counter: TokenCounter, *, max_tokens: int = 224, markdown: 
     """
     if max_tokens < _MIN_MAX_TOKENS:
         raise ValueError(f"max_tokens must be at least {_MIN_MAX_TOKENS}, got {max_tokens}")
-    blocks = markdown_blocks(text) if markdown else plain_blocks(text)
-    pieces, sections = cut_pieces(text, blocks, counter, max_tokens)
+    pictures = list(_PICTURE.finditer(text)) if markdown else []
+    around = [picture.span() for picture in pictures]
+    # Spaces in their place weigh nothing and leave every position as it is.
+    seen = _blanked(text, [picture.span("bytes") for picture in pictures])
+    blocks = markdown_blocks(seen) if markdown else plain_blocks(seen)
+    pieces, sections = cut_pieces(seen, blocks, counter, max_tokens)
     spans: list[tuple[int, int, tuple[str, ...]]] = []
-    for first, last in _groups(text, pieces, sections, max_tokens):
+    for first, last in _groups(seen, pieces, sections, max_tokens):
         members = pieces[first : last + 1]
         section = next((piece.section for piece in members if not piece.is_heading), members[-1].section)
-        spans.append((*_trimmed(text, members[0].start, members[-1].end), sections[section].path))
+        start, end = _trimmed(seen, members[0].start, members[-1].end)
+        spans += [(*part, sections[section].path) for part in _around(text, start, end, around)]
     return list(_within(text, counter, spans, max_tokens))
+
+
+def _blanked(text: str, ranges: Sequence[tuple[int, int]]) -> str:
+    parts: list[str] = []
+    done = 0
+    for start, end in ranges:
+        parts += [text[done:start], " " * (end - start)]
+        done = end
+    return "".join([*parts, text[done:]])
+
+
+def _around(text: str, start: int, end: int, pictures: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """Yield what of `start..end` stands between the pictures, if it says anything."""
+    inside = pictures[bisect_right(pictures, start, key=itemgetter(1)) : bisect_left(pictures, end, key=itemgetter(0))]
+    if not inside:
+        yield start, end
+        return
+    for first, last in [*inside, (end, end)]:
+        if any(map(str.isalnum, text[start:first])):
+            yield _trimmed(text, start, first)
+        start = max(start, last)
 
 
 def _groups(text: str, pieces: Sequence[Piece], sections: Sequence[Section], limit: int) -> list[tuple[int, int]]:

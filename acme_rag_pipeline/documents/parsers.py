@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import copy
 import io
 import logging
 import re
@@ -18,14 +19,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
+from urllib.parse import unquote
 
 # Bump the version of a parser when its output changes: documents are parsed again only then.
 _PARSERS = {
-    "markdown-1": ("markdown", (".md", ".markdown", ".mdx")),
-    "text-1": ("text", (".txt", ".rst", ".adoc", ".log", ".text")),
-    "html-2": ("html", (".html", ".htm", ".xhtml")),
+    "markdown-2": ("markdown", (".md", ".markdown", ".mdx")),
+    "text-2": ("text", (".txt", ".rst", ".adoc", ".log", ".text")),
+    "html-3": ("html", (".html", ".htm", ".xhtml")),
     "pdf-1": ("pdf", (".pdf",)),
-    "docx-1": ("docx", (".docx",)),
+    "docx-2": ("docx", (".docx",)),
 }
 _BY_SUFFIX = {suffix: (kind, name) for name, (kind, suffixes) in _PARSERS.items() for suffix in suffixes}
 MAX_UNPACKED_BYTES = 200_000_000
@@ -47,12 +49,35 @@ _READ_AS = {
     "utf-16-le": "utf-8",
     "utf-16-be": "utf-8",
 }
+# What may be left open in HTML: the tag closes these if one of them is its parent.
+_CLOSES = {
+    "p": ("p",),
+    "li": ("li", "p"),
+    "dt": ("dt", "dd", "p"),
+    "dd": ("dt", "dd", "p"),
+    "td": ("td", "th", "p"),
+    "th": ("td", "th", "p"),
+    "tr": ("tr", "td", "th", "p"),
+}
+MAX_OPEN_TAGS = 2_000
+MAX_NESTED_TABLES = 20
+MAX_ROWSPAN = 200
+MAX_REPEATED_CHARACTERS = 300
+_HEADING_TAGS = ("h1", "h2", "h3", "h4", "h5", "h6")
+_TABLE_PARTS = ("thead", "tbody", "tfoot", "tr", "td", "th", "caption", "colgroup", "col")
+# The style "Title" in the HTML of Word and of Google Docs.
+_TITLE_CLASSES = ("MsoTitle", "title")
+_GOOGLE_REDIRECT = re.compile(r"^https?://www\.google\.com/url\?q=([^&\s]+)\S*")
+# Navigation without the tag: by its role, and as Confluence exports path, author, table of contents and footer of each page.
+_DROPPED_PARTS = '[role="navigation"], [role="contentinfo"], #breadcrumb-section, #main-content .toc-macro, #content > .page-metadata'
 _DROPPED_TAGS = ("script", "style", "nav", "noscript", "template", "title")
 _CONTROL = re.compile("[\x00-\x07\x0e-\x1a\x1c-\x1f\x7f]")  # not \b \t \n \v \f \r and the escape of coloured logs
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _LIGATURE = re.compile("[\ufb00-\ufb06]")
 _FENCE = re.compile(r" {0,3}(`{3,}|~{3,})")
 _HEADING = re.compile(r" {0,3}#{1,2}[ \t]+(\S.*)")
+_ASCIIDOC_HEADING = re.compile(r"[=#]{1,2}[ \t]+(\S.*)")
+_HEADING_MARKS = re.compile(r"\{[ \t]*(?:[#.:]|/\*)[^{}]*\}[ \t]*$|\[\^[^\[\]\s]+\]")
 _UNDERLINE = re.compile(r" {0,3}(=+|-{2,})[ \t]*")
 _NOT_PROSE = re.compile(r"\s*([>|=#:<]|[-*+]\s|[-=]{2,}|\d+[.)]\s)")
 _LIST_ITEM = re.compile(r"([-*•‣◦▪–●○]|\(?\d{1,3}[.)]|\(?[a-z][.)])\s")
@@ -111,7 +136,8 @@ def parse(doc_path: str, data: bytes) -> Parsed:
             text, inner_title = read(data)
         if not text.replace("\ufeff", "").strip():
             raise Unreadable("the file holds no text, only white space or markup")
-        heading = "" if kind == "pdf" else _front_matter_title(text) or _heading_title(text)
+        asciidoc = suffix == ".adoc"
+        heading = "" if kind == "pdf" else _front_matter_title(text) or _heading_title(text, asciidoc=asciidoc)
         title = _one_line(heading) or _one_line(inner_title) or _one_line(_from_file_name(doc_path))
     except Unreadable:
         raise
@@ -180,9 +206,9 @@ def _html_to_markdown(html: str) -> tuple[str, str]:
     from bs4.element import CData, PreformattedString
     from markdownify import MarkdownConverter
 
-    soup = BeautifulSoup(html.replace("\r\n", "\n").replace("\r", "\n"), "html.parser")
+    soup: Any = BeautifulSoup(html.replace("\r\n", "\n").replace("\r", "\n"), "html.parser")
     title = soup.title.get_text(" ") if soup.title else ""
-    for tag in soup.find_all(_DROPPED_TAGS):
+    for tag in (*soup.find_all(_DROPPED_TAGS), *soup.select(_DROPPED_PARTS)):
         tag.extract()
     for node in soup.find_all(string=True):
         if isinstance(node, PreformattedString) and not isinstance(node, CData):  # comments, doctype, <?xml ?>
@@ -190,11 +216,89 @@ def _html_to_markdown(html: str) -> tuple[str, str]:
     for image in soup.find_all("img"):
         if not image.get("src") or str(image["src"]).lstrip().lower().startswith("data:"):
             image.replace_with(str(image.get("alt") or ""))
+    for link in soup.find_all("a", href=_GOOGLE_REDIRECT):
+        # Google Docs sends each link through its own address, with a time stamp: another text with each export.
+        link["href"] = _GOOGLE_REDIRECT.sub(lambda found: unquote(found[1]), link["href"])
+    for paragraph in soup.find_all("p", class_=_TITLE_CLASSES):
+        if "MsoTitle" in paragraph["class"] or paragraph.find_parent("body", class_="doc-content"):
+            paragraph.name = "h1"
+    inside = [tag for tag in soup.find_all(list(_CLOSES)) if tag.parent.name in _CLOSES[tag.name]]
+    # Nested so deeply, every step costs as many others; the page counts as unreadable soon.
+    if len(inside) <= MAX_OPEN_TAGS:
+        _close_tags(inside)
+        for table in reversed(soup.find_all("table")):
+            _plain_table(table)
+    for node in soup.find_all(string=re.compile(r"\|")):
+        if node.find_parent(("td", "th")):
+            node.replace_with(node.replace("|", r"\|"))
     options: dict[str, Any] = {"heading_style": "atx", "bullets": "-", "table_infer_header": True}
     options |= dict.fromkeys(("escape_asterisks", "escape_underscores", "escape_misc"), False)
     converter = MarkdownConverter(**options)
     text = _SURROGATE.sub("\ufffd", converter.convert_soup(soup))
     return re.sub(r"\n(?:[ \t]*\n){2,}", "\n\n", text).strip() + "\n", title
+
+
+def _close_tags(inside: list[Any]) -> None:
+    """Take items and cells out of those before them: their end tags may be left out, of which the parser knows nothing."""
+    for tag in inside:
+        while tag.parent.name in _CLOSES[tag.name]:
+            tag.parent.insert_after(tag)
+
+
+def _plain_table(table: Any) -> None:
+    """Make a table one that Markdown can show: a cell over several rows in each of them, no table in a cell.
+
+    A table that only arranges a page (around headings, or around another table in a single row or column) is none.
+    """
+    if len(table.find_parents("table", limit=MAX_NESTED_TABLES)) == MAX_NESTED_TABLES:
+        return
+    parts = [part for part in table.find_all(_TABLE_PARTS) if part.find_parent("table") is table]
+    rows = [part.find_all(["td", "th"], recursive=False) for part in parts if part.name == "tr"]
+    is_grid = len(rows) > 1 and any(len(row) > 1 for row in rows)
+    if (table.find("table") and not is_grid) or any(_has_section(cell) for row in rows for cell in row):
+        for part in (table, *parts):
+            part.name = "div"
+        return
+    _repeat_over_rows(rows)
+    for inner in table.find_all("table"):
+        found = [
+            [cell.get_text(" ", strip=True) for cell in row.find_all(["td", "th"])] for row in inner.find_all("tr")
+        ]
+        inner.replace_with("; ".join(", ".join(filter(None, row)) for row in found))
+
+
+def _has_section(cell: Any) -> bool:
+    heading = cell.find(_HEADING_TAGS)
+    return bool(heading) and heading.get_text(strip=True) != cell.get_text(strip=True)
+
+
+def _repeat_over_rows(rows: list[list[Any]]) -> None:
+    open_cells: dict[int, tuple[Any, int]] = {}
+    for number, row in enumerate(filter(None, rows)):
+        column, at = 0, 0
+        while at < len(row) or open_cells.get(column, (None, -1))[1] >= number:
+            cell, last = open_cells.get(column, (None, -1))
+            if last >= number:
+                cell = copy.copy(cell)
+                if at:
+                    row[at - 1].insert_after(cell)
+                else:
+                    row[0].insert_before(cell)
+                row.insert(at, cell)
+            else:
+                cell = row[at]
+                last = number + min(_span(cell, "rowspan"), MAX_ROWSPAN) - 1
+                if last > number:
+                    open_cells[column] = (copy.copy(cell), last)
+                    if len(cell.get_text()) > MAX_REPEATED_CHARACTERS:
+                        open_cells[column][0].clear()
+            at += 1
+            column += _span(cell, "colspan")
+
+
+def _span(cell: Any, name: str) -> int:
+    value = str(cell.get(name) or "")
+    return max(1, int(value)) if value.isdecimal() and len(value) < 4 else 1
 
 
 def _docx(data: bytes) -> tuple[str, str]:
@@ -211,7 +315,10 @@ def _docx(data: bytes) -> tuple[str, str]:
     except ImportError as error:
         raise Unreadable("reading DOCX files needs mammoth; install acme-rag-pipeline[office]") from error
     without_data = mammoth.images.img_element(lambda image: {"src": ""})
-    return _html_to_markdown(mammoth.convert_to_html(io.BytesIO(data), convert_image=without_data).value)
+    # Where the title is not in the style of a heading, the first section would name the document.
+    title = "p[style-name='Title'] => h1:fresh"
+    html = mammoth.convert_to_html(io.BytesIO(data), convert_image=without_data, style_map=title).value
+    return _html_to_markdown(html)
 
 
 def _pdf(data: bytes) -> tuple[str, str]:
@@ -295,8 +402,13 @@ def _joined(lines: list[str], whole: str) -> str:
 
 
 def _front_matter_title(text: str) -> str:
-    matter = re.match(r"\ufeff?---[ \t]*\r?\n(.*?)^(?:---|\.\.\.)[ \t]*\r?$", text[:20_000], re.DOTALL | re.MULTILINE)
-    found = re.search(r"^title:[ \t]*([^\r\n]*)", matter[1], re.MULTILINE | re.IGNORECASE) if matter else None
+    matter = re.match(
+        r"\ufeff?(?:---[ \t]*\r?\n(.*?)^(?:---|\.\.\.)|\+\+\+[ \t]*\r?\n(.*?)^\+\+\+)[ \t]*\r?$",
+        text[:20_000],
+        re.DOTALL | re.MULTILINE,
+    )
+    title = r"^title(?::|[ \t]*=)[ \t]*([^\r\n]*)"
+    found = re.search(title, matter[1] or matter[2] or "", re.MULTILINE | re.IGNORECASE) if matter else None
     if not found or found[1].strip()[:1] in ("|", ">"):
         return ""
     value = found[1].strip()
@@ -304,7 +416,8 @@ def _front_matter_title(text: str) -> str:
     return quoted[2] if quoted else re.sub(r"(^|\s)#.*", "", value)
 
 
-def _heading_title(text: str) -> str:
+def _heading_title(text: str, *, asciidoc: bool = False) -> str:
+    pattern = _ASCIIDOC_HEADING if asciidoc else _HEADING
     fence, before = "", ""
     for line in (line[:1000] for line in text.removeprefix("\ufeff").splitlines()):
         mark = _FENCE.match(line)
@@ -312,8 +425,8 @@ def _heading_title(text: str) -> str:
             fence = "" if mark and mark[1].startswith(fence) else fence
         elif mark:
             fence = mark[1]
-        elif heading := _HEADING.fullmatch(line):
-            return re.sub(r"[ \t]+#+[ \t]*$", "", heading[1])
+        elif heading := pattern.fullmatch(line):
+            return re.sub(r"[ \t]+#+[ \t]*$", "", _HEADING_MARKS.sub("", heading[1]).rstrip())
         elif before.strip() and not _NOT_PROSE.match(before) and _UNDERLINE.fullmatch(line):
             return before
         before = line

@@ -24,7 +24,7 @@ from hashlib import blake2b
 from acme_rag_pipeline.pairs.analyzer import ENGLISH_ANALYZER, Analyzer, analyzer_of
 from acme_rag_pipeline.pairs.languages import ENGLISH, language_of, most_common_language
 from acme_rag_pipeline.pairs.passage import Passage
-from acme_rag_pipeline.pairs.plain_text import blocks, sentences, strip_markup, words
+from acme_rag_pipeline.pairs.plain_text import blocks, sentences, strip_markup, without_site_markup, words
 
 MAX_CHARACTERS = 20_000
 """Longer passages are read up to here: a question about one passage needs no more."""
@@ -88,7 +88,7 @@ class CorpusStatistics:
             terms = frozenset(passage_terms(passage, analyzer))
             term_sets.append(terms)
             frequency.update(terms)
-            long_forms.update(set(find_acronyms(passage.text[:MAX_CHARACTERS], analyzer)))
+            long_forms.update(set(find_acronyms(readable_text(passage), analyzer)))
 
         for passage in passages:
             language = language_of(passage_words(passage))
@@ -148,6 +148,11 @@ class CorpusStatistics:
         return self.passages_in_section.get((passage.doc_path, passage.heading_path), 1) > _LONG_SECTION
 
 
+def readable_text(passage: Passage) -> str:
+    """What is read of a passage's text."""
+    return without_site_markup(passage.text[:MAX_CHARACTERS])
+
+
 def passage_terms(passage: Passage, analyzer: Analyzer = ENGLISH_ANALYZER) -> list[str]:
     """Content words of a passage, its code left out, and of its headings."""
     return [word for text in _texts(passage) for word in analyzer.content_words(text)]
@@ -161,14 +166,14 @@ def passage_words(passage: Passage) -> list[str]:
 def _analyzer(passage: Passage, language: str, beside: Sequence[str] = ()) -> Analyzer:
     if language == ENGLISH:
         return ENGLISH_ANALYZER
-    read = [block.text for block in blocks(passage.text[:MAX_CHARACTERS])]
+    read = [block.text for block in blocks(readable_text(passage))]
     return analyzer_of(
         language, "\n".join((*read, *map(strip_markup, (*passage.heading_path, passage.title)), *beside))
     )
 
 
 def _texts(passage: Passage) -> list[str]:
-    found = [block.text for block in blocks(passage.text[:MAX_CHARACTERS]) if block.kind != "code"]
+    found = [block.text for block in blocks(readable_text(passage)) if block.kind != "code"]
     return [*found, *map(strip_markup, passage.heading_path)]
 
 
@@ -183,7 +188,7 @@ def _languages_of_documents(spoken: Mapping[str, Sequence[str]], undecided: Sequ
         prose = [
             word.lower()
             for passage in passages
-            for block in blocks(passage.text[:MAX_CHARACTERS])
+            for block in blocks(readable_text(passage))
             for sentence in sentences(block)
             for word in words(sentence)
         ]

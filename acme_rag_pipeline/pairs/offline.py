@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 
 from acme_rag_pipeline.pairs.analyzer import Analyzer
-from acme_rag_pipeline.pairs.corpus_statistics import MAX_CHARACTERS, CorpusStatistics, acronyms_in, passage_terms
+from acme_rag_pipeline.pairs.corpus_statistics import CorpusStatistics, acronyms_in, passage_terms, readable_text
 from acme_rag_pipeline.pairs.offline_methods import METHODS, ONLY_ENGLISH
 from acme_rag_pipeline.pairs.offline_source import Source
 from acme_rag_pipeline.pairs.passage import Passage, WrittenQuery
@@ -70,7 +70,7 @@ def render(passage: Passage, statistics: CorpusStatistics, parameters: OfflinePa
     are generic, the acronyms and associated terms in question. Most edits elsewhere change none of them. Where the
     passage is not in English, `function_words` are those of its words, sorted, that carry no topic in its language.
     """
-    text = _clean(passage.text[:MAX_CHARACTERS])
+    text = _clean(readable_text(passage))
     reader = sha256(text.encode("utf-8")).digest()
     headings = [_clean(heading) for heading in passage.heading_path]
     acronyms = _relevant_acronyms(" \n ".join((passage.title, *headings, text)), statistics, reader)

@@ -45,6 +45,37 @@ _INLINE = (
     (re.compile(r"\\([^\w\s])"), r"\1"),
     (re.compile(r"(?<![^\W_])_+|_+(?![^\W_])|(?<!\w)#+|[*`~|<>\[\]{}\\^=]+"), " "),
 )
+# What site generators and wikis add to Markdown, and what stays of it for a reader: first what spans lines.
+_SITE_MARKUP = tuple(
+    (re.compile(pattern, re.MULTILINE), replacement)
+    for pattern, replacement in (
+        (r"<!--(?:[^<]|<(?!!--)){0,4000}?-->|\{/\*(?:[^{]|\{(?!/\*)){0,4000}?\*/\}", " "),
+        (r"\{%-?\s?comment\s?-?%\}(?:[^{]|\{(?!%-?\s?(?:end)?comment)){0,4000}?\{%-?\s?endcomment\s?-?%\}", " "),
+        # `!!! note "Title"`, `=== "Tab"`, `:::tip Title`, `:::tip[Title]`, `> [!NOTE] Title`: the title is a line of its own.
+        (
+            r'^[ \t]*(?:!!!|\?\?\?\+?)[ \t]+[\w-]{1,40}(?:[ \t][\w-]{1,40}){0,3}(?:[ \t]+"([^"\n]{0,200})")?[ \t]*$',
+            r"\n\1\n",
+        ),
+        (r'^[ \t]*===[!+]?[ \t]+"([^"\n]{0,200})"[ \t]*$', r"\n\1\n"),
+        (
+            r"^[ \t]*:{3,}[ \t]*(?:\{[^{}\n]{0,200}\}|[\w-]{1,40})?(?:\[([^\[\]\n]{0,200})\])?([^\n:{}\[\]]{0,200})$",
+            r"\n\1\2\n",
+        ),
+        (r"^[ \t]*>[ \t]*\[!\w{1,20}\][+-]?([^\n]{0,200})$", r"\n>\1\n\n"),
+        (r"\[\[_TOC_\]\]|^\[TOC\]$|^-{1,4}8<-{1,4}[^\n]{0,200}$", " "),
+        # Marks of footnotes and comments in what was a Word or Google document, and of footnotes in Markdown.
+        (r"\[(?:\[[^\[\]\n]{1,10}\]|↑)\]\([^()\s]{0,200}\)", " "),
+        (r"^\[\^[^\[\]\s]{1,40}\]:", "\n"),
+        (r"\[\^[^\[\]\s]{1,40}\]", ""),
+        (r"!\[\[[^\[\]\n]{1,200}\]\]", " "),
+        (r"\[\[(?:[^\[\]|\n]{1,200}\|)?([^\[\]|\n]{1,200})\]\]", r"\1"),
+        (r"\{(?::[^{}\n]{1,200}|[ \t]?[.#][^{}\n]{0,200})\}", " "),
+        (r"(?<![\w:]):[a-z][a-z0-9_+-]{1,60}:(?![\w:])", " "),
+        (r"^([ \t]*(?:[-*+]|\d{1,3}[.)])[ \t]+)\[[ xX]\][ \t]+", r"\1"),
+        # A bar in a cell begins no other one.
+        (r"\\\|", "/"),
+    )
+)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2064\ufeff]+")
 _SENTENCE_END = re.compile(r"(?<=[.!?])[\"”’)]?\s+|(?<=[。！？])")
 _ABBREVIATION = re.compile(r"(?:\b(?:e\.g|i\.e|etc|vs|no|dr|mr|ms|mrs|approx|incl|u\.s|fig)|\b[A-Z])\.$", re.IGNORECASE)
@@ -88,6 +119,13 @@ def strip_markup(text: str) -> str:
         # Entities may spell markup ("&lt;b&gt;"), so what they unfold to is stripped once more.
         text = _INLINE[-1][0].sub(" ", html.unescape(text))
     return " ".join(_CONTROL.sub(" ", text).split())
+
+
+def without_site_markup(text: str) -> str:
+    """A passage as its site shows it: no comments, attribute lists, emoji codes, footnote marks; links and notes by their titles."""
+    for pattern, replacement in _SITE_MARKUP:
+        text = pattern.sub(replacement, text)
+    return text
 
 
 def table_cells(line: str) -> tuple[str, ...]:

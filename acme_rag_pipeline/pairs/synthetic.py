@@ -33,7 +33,7 @@ from acme_rag_pipeline.store.stages import StageResult, data_versions, overtaken
 from acme_rag_pipeline.store.warehouse import reconcile, records
 
 STAGE = "synthetic_pairs"
-CODE_VERSION = "3"
+CODE_VERSION = "4"
 COMMIT_EVERY = 500
 _UNFINISHED = "unfinished "
 # The quick one first: its questions are there whatever becomes of the LLM.

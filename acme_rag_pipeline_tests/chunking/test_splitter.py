@@ -154,6 +154,48 @@ def test_front_matter_is_left_out_and_a_rule_is_not_front_matter() -> None:
     rule = "---\nSome prose.\n\n---\nMore."
     assert "Some prose." in "".join(texts_of(rule))
     assert texts_of("---\ntitle: never closed\n")[0].startswith("---")
+    assert texts_of('+++\ntitle = "x"\n[params]\nowner = "y"\n+++\nText') == ["Text"]
+    prose = "+++\nSome prose.\n\n+++\nMore."
+    assert texts_of(prose) == [prose]
+
+
+def test_the_imports_of_mdx_belong_to_no_passage() -> None:
+    imports = (
+        "import Tabs from '@theme/Tabs';\r\nimport {\r\n  Card,\r\n} from \"./cards\"\r\n\r\nimport './page.css';\r\n"
+    )
+    assert texts_of(f"---\r\ntitle: x\r\n---\r\n{imports}\r\n# T\r\n\r\nText") == ["# T\r\n\r\nText"]
+    prose = "import duties are paid by the 'buyer'\n\nMore."
+    assert texts_of(prose) == [prose]
+
+
+def test_a_heading_has_no_anchor_and_no_footnote_mark_in_its_title_and_an_empty_one_opens_no_section() -> None:
+    body = sentence(random.Random(4), 110, 120)
+    text = (
+        f"# Travel {{ #travel .wide }}\n\n{body}\n\n# \n\n## Receipts[^1]\n\n{body}\n\n"
+        f"## Lost devices {{/* #lost */}}\n\n{body}\n\n[^1]: Photos are fine.\n"
+    )
+    assert titles(text) == [("Travel",), ("Travel", "Receipts"), ("Travel", "Lost devices")]
+
+
+def test_pictures_written_out_as_base64_are_left_out_and_the_text_around_them_stays() -> None:
+    data = f"data:image/png;base64,{'iVBORw0KGgoAAAANSUhEUgAA' * 500}=="
+    text = (
+        f'# Printers ![logo]({data})\n\nPress Scan. ![The panel]({data} "Panel") Press Start.\n\n'
+        f'<img src="{data}" alt="Tray">\n\n![][image1]\n\nFill the tray.\n\n[image1]: <{data}>\n\n![][image1]\n'
+    )
+    spans = split(text, COUNTER)
+    assert [text[span.start : span.end] for span in spans] == [
+        "# Printers ![logo]",
+        "Press Scan. ![The panel]",
+        "Press Start.",
+        "![][image1]\n\nFill the tray.",
+        "![][image1]",
+    ]
+    assert {span.heading_path for span in spans} == {("Printers logo",)}
+    assert all(span.tokens == COUNTER.count(text[span.start : span.end]) for span in spans)
+    icon = "A ![dot](data:image/gif;base64,R0lGODlhAQABAAAAACw=) in the text."
+    assert texts_of(icon) == [icon]
+    assert texts_of(f"![]({data})") == []
 
 
 def test_a_byte_order_mark_does_not_hide_the_first_heading() -> None:

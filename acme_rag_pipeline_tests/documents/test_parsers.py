@@ -236,7 +236,57 @@ def test_docx_keeps_headings_and_tables() -> None:
     assert parsed.text == (
         "# Gift policy\n\nGifts up to 75 euros need no form_name.\n\n| Gift | Limit |\n| --- | --- |\n| Meal | 60 |\n"
     )
-    assert (parsed.title, parsed.format, parsed.parser) == ("Gift policy", "docx", "docx-1")
+    assert (parsed.title, parsed.format, parsed.parser) == ("Gift policy", "docx", "docx-2")
+
+
+def test_a_docx_is_called_what_its_title_says_and_cells_keep_their_columns() -> None:
+    style = '<w:style w:type="paragraph" w:styleId="Titel"><w:name w:val="Title"/></w:style></w:styles>'
+    title = '<w:p><w:pPr><w:pStyle w:val="Titel"/></w:pPr><w:r><w:t>Compliance manual</w:t></w:r></w:p>'
+    document = DOCUMENT_XML.replace("<w:body>", f"<w:body>{title}").replace("Meal", "Meal | drinks")
+    parsed = parse("a.docx", docx(document, **{"word/styles.xml": STYLES_XML.replace("</w:styles>", style).encode()}))
+    assert parsed.title == "Compliance manual"
+    assert parsed.text.startswith("# Compliance manual\n\n# Gift policy\n\n")
+    assert r"| Meal \| drinks | 60 |" in parsed.text
+
+
+@pytest.mark.parametrize(
+    ("page", "text"),
+    [
+        ("<ul><li>a<li>b<ul><li>c</ul><li>d</ul><p>e<p>f", "- a\n- b\n  - c\n- d\n\ne\n\nf\n"),
+        ("<ul>" + "<li>x" * 1500, "- x\n" * 1500),
+        ("<table><tr><th>A<th>B<tr><td>1<td>2</table>", "| A | B |\n| --- | --- |\n| 1 | 2 |\n"),
+        (
+            "<table><tr><th>A</th><th>B</th><th>C</th></tr><tr><td rowspan=3>1</td><td>2</td><td rowspan=2>3</td></tr>"
+            "<tr><td>4</td></tr><tr><td>5</td><td>6</td></tr><tr><td colspan=2>7</td><td>8</td></tr></table>",
+            "| A | B | C |\n| --- | --- | --- |\n| 1 | 2 | 3 |\n| 1 | 4 | 3 |\n| 1 | 5 | 6 |\n| 7 | | 8 |\n",
+        ),
+        (
+            "<table><tr><th>A</th><th>B</th></tr><tr><td>1</td><td><table><tr><td>Port</td><td>443</td></tr>"
+            "<tr><td>Protocol</td><td>TCP</td></tr></table></td></tr></table>",
+            "| A | B |\n| --- | --- |\n| 1 | Port, 443; Protocol, TCP |\n",
+        ),
+        (
+            "<table><tr><td>Menu</td><td><h1>Stairs</h1><p>Keep right.</p><table><tr><th>A</th></tr><tr><td>1</td></tr>"
+            "</table></td></tr></table>",
+            "Menu\n\n# Stairs\n\nKeep right.\n\n| A |\n| --- |\n| 1 |\n",
+        ),
+        (
+            '<body class="c1 doc-content"><p class="c9 title">Desks</p><p><a href="https://www.google.com/url?q='
+            'https://a.example/b%3Fc&amp;sa=D&amp;ust=17">Plan</a>',
+            "# Desks\n\n[Plan](https://a.example/b?c)\n",
+        ),
+        ("<p class=MsoTitle>Fleet</p><h2>Fuel</h2>", "# Fleet\n\n## Fuel\n"),
+        (
+            '<div id="breadcrumb-section"><ol><li><a href="index.html">IT</a></li></ol></div><h1>VPN</h1><div id="content">'
+            '<div class="page-metadata">Created by Jo</div><div id="main-content"><div class="toc-macro"><ul><li>Ask</li>'
+            '</ul></div><h2>Ask</h2><p>Open a ticket.</p></div></div><div id="footer" role="contentinfo">Confluence</div>',
+            "# VPN\n\n## Ask\n\nOpen a ticket.\n",
+        ),
+        ('<div><p class="title">Contractors</p><p>x</p></div>', "Contractors\n\nx\n"),
+    ],
+)
+def test_html_as_old_editors_and_exports_write_it(page: str, text: str) -> None:
+    assert parse("a.html", page.encode()).text == text
 
 
 @pytest.mark.parametrize(
@@ -284,7 +334,12 @@ def test_html_becomes_plain_markdown() -> None:
         ("a.md", "```\n# code\n```\n## **Second** [level](http://x) ##\n", "Second level"),
         ("a.md", "### Third\n\nSetext\n---\n", "Setext"),
         ("a.md", "| a |\n|---|\n\n- item\n---\n", "A"),
+        ("a.md", '+++\ndate = 2024-03-01\ntitle = "Your first week"\n+++\n# Other', "Your first week"),
+        ("a.md", "# Travel[^1] { #travel .wide }\n", "Travel"),
+        ("a.mdx", "## Lost devices {/* #lost */}\n", "Lost devices"),
         ("a.rst", "=====\nGuide\n=====\n", "Guide"),
+        ("a.adoc", "= Releases\n:toc:\n\n[NOTE]\n====\nSoon.\n====\n", "Releases"),
+        ("a.adoc", "Releases\n========\n\nText.\n", "Releases"),
         ("hr/leave_of-absence.txt", "no heading", "Leave of absence"),
         ("a.html", "<title> The \n page </title><p>x", "The page"),
         ("my-page.html", "<p>x", "My page"),
@@ -301,7 +356,7 @@ def test_hostile_titles_cost_no_time() -> None:
 
 def test_every_suffix_has_a_versioned_parser() -> None:
     assert set(supported_suffixes()) >= {".md", ".txt", ".html", ".pdf", ".docx"}
-    assert parser_for("x/A.MD") == "markdown-1"
+    assert parser_for("x/A.MD") == "markdown-2"
     assert all(re.search(r"-\d+$", parser_for(f"a{suffix}") or "") for suffix in supported_suffixes())
     assert parser_for("a.xyz") is None
     assert parser_for("a") is None

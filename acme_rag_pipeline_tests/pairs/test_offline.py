@@ -17,7 +17,7 @@ from acme_rag_pipeline.pairs.corpus_statistics import CorpusStatistics
 from acme_rag_pipeline.pairs.offline import MAX_QUERY_CHARACTERS, MAX_WORDS, OfflineParameters, render, write
 from acme_rag_pipeline.pairs.offline_methods import METHODS
 from acme_rag_pipeline.pairs.passage import Passage, WrittenQuery
-from acme_rag_pipeline.pairs.plain_text import blocks, content_words, normal_form, sentences
+from acme_rag_pipeline.pairs.plain_text import blocks, content_words, normal_form, sentences, without_site_markup
 from acme_rag_pipeline.pairs.question_forms import first_person, without_gaps
 
 MARKUP = set("|*`[]<>{}\\\n\t")
@@ -446,8 +446,38 @@ def test_other_languages_and_code_get_queries(text: str) -> None:
     assert queries(passage(text, ("Urlaub / 休暇 policy",)))
 
 
+@pytest.mark.parametrize(
+    ("text", "read"),
+    [
+        ('!!! note "Short trips"\n    Take the train.', ["Short trips", "Take the train."]),
+        ("???+ warning\n    Take the train.", ["Take the train."]),
+        ('=== "Windows"\n\n    Restart once.', ["Windows", "Restart once."]),
+        (":::tip Passwords\nUse the vault.\n:::", ["Passwords", "Use the vault."]),
+        (":::danger[Phishing]\nCall us.\n:::", ["Phishing", "Call us."]),
+        ("> [!NOTE] Who decides\n> The commander.", ["Who decides", "The commander."]),
+        ("One.<!-- TODO\n\nask Karen --> Two.{% comment %} old\n\ntext {% endcomment %}", ["One. Two."]),
+        ("[[_TOC_]]\n\nSee [[On-Call Rota]] or [[Levels|severity]].", ["See On-Call Rota or severity."]),
+        ("Sign a form[^lost].\n\n[^lost]: Form FIN-12.", ["Sign a form.", "Form FIN-12."]),
+        ("Every year.[[1]](#footnote-2)\n\n1. Or so. [↑](#footnote-ref-2)", ["Every year.", "Or so."]),
+        (":material-heart:{ .lg .middle } Health\n{: .note }", ["Health"]),
+        ("At 10:30:45 take :airplane: or a:b:c.", ["At 10:30:45 take or a:b:c."]),
+        ("- [x] Keep it\n- [ ] Scan it", ["Keep it", "Scan it"]),
+        ("| A | B |\n|---|---|\n| US \\| Canada | 60 |", ["US / Canada 60"]),
+        ("Send `POST /orders/{id}` to {{ host }}.", ["Send POST /orders/ id to ."]),
+    ],
+)
+def test_a_passage_is_read_without_the_markup_of_sites_and_wikis(text: str, read: list[str]) -> None:
+    assert [block.text for block in blocks(without_site_markup(text))] == read
+    # The statistics and the writer must not read two different texts.
+    passage = Passage("1", "a.md", "Guide", (), text)
+    assert json.loads(render(passage, CorpusStatistics.from_passages([passage]), OfflineParameters()))["text"] == (
+        without_site_markup(text)
+    )
+
+
 def test_huge_and_hostile_passages_take_little_time() -> None:
     pieces = ["[", "(", "a|", "<!--", "A ", "x", "to a ", "If you ", "[a](", "ABC (Aaa ", "&amp;", "_a", "word. "]
+    pieces += ["[[a|", "{/*", "{% comment %}", "\n> [!a]"]
     hostile = [piece * 50_000 for piece in pieces]
     start = time.process_time()
     for text in hostile:
