@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from acme_rag_pipeline.chunking.chunks import MARKDOWN_FORMATS
 from acme_rag_pipeline.chunking.splitter import split
 from acme_rag_pipeline.chunking.tokens import TokenCounter
 from acme_rag_pipeline.documents.parsers import Unreadable, parse
@@ -42,8 +41,8 @@ class Oracle:
                 parsed = parse(path, (folder / path).read_bytes())
             except (FileNotFoundError, Unreadable):
                 continue
-            text, markdown = parsed.text, parsed.format in MARKDOWN_FORMATS
-            spans = split(text, self._counter, max_tokens=self._max_tokens, markdown=markdown)
+            text = parsed.text
+            spans = split(text, self._counter, max_tokens=self._max_tokens, format=parsed.format)
             self.texts[path] = text
             self._passages[path] = [(path, span.start, span.end, text[span.start : span.end]) for span in spans]
             # Before the first promotion of a tuned model the rendered inputs are the text alone and its sentences.

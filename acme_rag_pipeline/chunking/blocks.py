@@ -14,6 +14,8 @@ from functools import lru_cache
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+from acme_rag_pipeline.documents.headings import headings
+
 if TYPE_CHECKING:
     from markdown_it import MarkdownIt
     from markdown_it.token import Token
@@ -28,6 +30,9 @@ _MDX_IMPORTS = re.compile(
 # `{#id .class}` of Pandoc and Hugo, `{ #id }` and `{: #id }` of attribute lists, `{/* #id */}` of MDX.
 _HEADING_ANCHOR = re.compile(r"[ \t]*\{[ \t]*(?:[#.:]|/\*)[^{}]*\}[ \t]*$")
 _FOOTNOTE_MARK = re.compile(r"\[\^[^\[\]\s]+\]")
+
+# Of code, examples, side notes, quotes and tables in AsciiDoc.
+_DELIMITER = re.compile(r"(?:([-.+/=*_])\1{3,}|[|,:!]={3,}|--)")
 
 _KINDS = {
     "heading_open": "heading",
@@ -108,9 +113,51 @@ def markdown_blocks(text: str) -> list[Block]:
     return list(_cover(text, start, len(text), children))
 
 
-def plain_blocks(text: str) -> list[Block]:
-    """Return the paragraphs (separated by blank lines) of a text that is not Markdown."""
-    return [Block(start, end, "paragraph") for start, end in stanzas(text, 0, len(text))]
+def plain_blocks(text: str, format: str = "text") -> list[Block]:
+    """Return the blocks of a text that is not Markdown: paragraphs, which blank lines separate.
+
+    In reStructuredText and AsciiDoc headings too; a paragraph there holds the indented ones below it, as a directive or the
+    end of a sentence with `::` has them, or all up to the line that closes a delimited block.
+
+    Args:
+        format: 'rst', 'asciidoc', or any other that is no Markdown.
+    """
+    found: list[Block] = []
+    cursor = 0
+    for heading in headings(text, format):
+        found += _paragraphs(text, cursor, heading.start, format)
+        found.append(Block(heading.start, heading.end, "heading", heading.level, heading.title))
+        cursor = heading.end
+    return [*found, *_paragraphs(text, cursor, len(text), format)]
+
+
+def _paragraphs(text: str, start: int, end: int, format: str) -> Iterator[Block]:
+    parts: list[Block] = []
+    delimiter = ""
+    for first, last in stanzas(text, start, end):
+        goes_on = bool(delimiter) or (format == "rst" and text[first].isspace())
+        if parts and not goes_on:
+            yield _joined(parts)
+            parts = []
+        parts.append(Block(first, last, "paragraph"))
+        if format == "asciidoc":
+            delimiter = _open_delimiter(text[first:last], delimiter)
+    if parts:
+        yield _joined(parts)
+
+
+def _joined(parts: Sequence[Block]) -> Block:
+    return parts[0] if len(parts) == 1 else Block(parts[0].start, parts[-1].end, "other", children=tuple(parts))
+
+
+def _open_delimiter(stanza: str, delimiter: str) -> str:
+    """Return the line that closes the delimited block that is open after a stanza; empty: none is open."""
+    for line in map(str.rstrip, stanza.splitlines()):
+        if delimiter:
+            delimiter = "" if line == delimiter else delimiter
+        elif _DELIMITER.fullmatch(line):
+            delimiter = line
+    return delimiter
 
 
 def stanzas(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:

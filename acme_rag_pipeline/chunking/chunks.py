@@ -24,8 +24,6 @@ STAGE = "chunks"
 # How many golden queries decide is no business of the chunks.
 _SIDE_SETTINGS = {"validation_share", "test_share", "section_units_below"}
 CODE_VERSION = "1"
-# Their text is Markdown; in the others a `#` or an indentation means nothing.
-MARKDOWN_FORMATS = {"markdown", "html", "docx"}
 _SPAN_COLUMNS = (
     "chunk_id",
     "doc_path",
@@ -108,9 +106,9 @@ def _split_rows(
 
 def _chunks_of(document: dict[str, Any], counter: TokenCounter, max_tokens: int) -> list[dict[str, Any]]:
     seen: Counter[str] = Counter()
-    structured = document["format"] in MARKDOWN_FORMATS
     rows = []
-    for ordinal, span in enumerate(split(document["text"], counter, max_tokens=max_tokens, markdown=structured)):
+    spans = split(document["text"], counter, max_tokens=max_tokens, format=document["format"])
+    for ordinal, span in enumerate(spans):
         text = document["text"][span.start : span.end]
         text_hash = sha256_text(normalised(text))
         # Equal texts of one document are told apart by their order among equals, so that a moved chunk keeps its id.

@@ -25,6 +25,9 @@ from acme_rag_pipeline.chunking.tokens import TokenCounter
 
 SPLITTER_VERSION = "splitter-4"  # bump with every change that moves a span
 
+# Their text is Markdown; in the others a `#` or an indentation means nothing.
+MARKDOWN_FORMATS = {"markdown", "html", "docx"}
+
 _SMALL_SECTION_TOKENS = 100
 _TINY_TOKENS = 40
 _MIN_MAX_TOKENS = 16
@@ -59,7 +62,7 @@ class Span:
     tokens: int
 
 
-def split(text: str, counter: TokenCounter, *, max_tokens: int = 224, markdown: bool = True) -> list[Span]:
+def split(text: str, counter: TokenCounter, *, max_tokens: int = 224, format: str = "markdown") -> list[Span]:
     """Split a document into chunks.
 
     The spans are ordered, disjoint and not blank, and hold every visible character of the text but front matter and, in
@@ -69,18 +72,19 @@ def split(text: str, counter: TokenCounter, *, max_tokens: int = 224, markdown: 
         text: The parsed text of the document.
         counter: Counts tokens as the passage encoder does.
         max_tokens: No span is longer, special tokens left out.
-        markdown: False for plain text: no headings, no front matter, paragraphs only.
+        format: Of the document. In 'rst' and 'asciidoc' only headings are known, in plain text and PDF nothing but paragraphs.
 
     Raises:
         ValueError: `max_tokens` is below 16.
     """
     if max_tokens < _MIN_MAX_TOKENS:
         raise ValueError(f"max_tokens must be at least {_MIN_MAX_TOKENS}, got {max_tokens}")
+    markdown = format in MARKDOWN_FORMATS
     pictures = list(_PICTURE.finditer(text)) if markdown else []
     around = [picture.span() for picture in pictures]
     # Spaces in their place weigh nothing and leave every position as it is.
     seen = _blanked(text, [picture.span("bytes") for picture in pictures])
-    blocks = markdown_blocks(seen) if markdown else plain_blocks(seen)
+    blocks = markdown_blocks(seen) if markdown else plain_blocks(seen, format)
     pieces, sections = cut_pieces(seen, blocks, counter, max_tokens)
     spans: list[tuple[int, int, tuple[str, ...]]] = []
     for first, last in _groups(seen, pieces, sections, max_tokens):

@@ -21,10 +21,14 @@ from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import unquote
 
+from acme_rag_pipeline.documents.headings import headings
+
 # Bump the version of a parser when its output changes: documents are parsed again only then.
 _PARSERS = {
     "markdown-2": ("markdown", (".md", ".markdown", ".mdx")),
-    "text-2": ("text", (".txt", ".rst", ".adoc", ".log", ".text")),
+    "text-2": ("text", (".txt", ".log", ".text")),
+    "rst-1": ("rst", (".rst",)),
+    "asciidoc-1": ("asciidoc", (".adoc", ".asciidoc")),
     "html-3": ("html", (".html", ".htm", ".xhtml")),
     "pdf-1": ("pdf", (".pdf",)),
     "docx-2": ("docx", (".docx",)),
@@ -76,7 +80,6 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 _LIGATURE = re.compile("[\ufb00-\ufb06]")
 _FENCE = re.compile(r" {0,3}(`{3,}|~{3,})")
 _HEADING = re.compile(r" {0,3}#{1,2}[ \t]+(\S.*)")
-_ASCIIDOC_HEADING = re.compile(r"[=#]{1,2}[ \t]+(\S.*)")
 _HEADING_MARKS = re.compile(r"\{[ \t]*(?:[#.:]|/\*)[^{}]*\}[ \t]*$|\[\^[^\[\]\s]+\]")
 _UNDERLINE = re.compile(r" {0,3}(=+|-{2,})[ \t]*")
 _NOT_PROSE = re.compile(r"\s*([>|=#:<]|[-*+]\s|[-=]{2,}|\d+[.)]\s)")
@@ -93,9 +96,9 @@ class Parsed:
     """A readable document.
 
     Attributes:
-        text: valid Unicode; for Markdown and plain text exactly the file's characters.
+        text: valid Unicode; but for HTML, PDF and DOCX exactly the file's characters.
         title: one line for people and for the context of a chunk.
-        format: 'markdown', 'text', 'html', 'pdf' or 'docx'.
+        format: 'markdown', 'text', 'rst', 'asciidoc', 'html', 'pdf' or 'docx'.
         parser: name and version of what made the text.
     """
 
@@ -113,6 +116,11 @@ def supported_suffixes() -> tuple[str, ...]:
 def parser_for(doc_path: str) -> str | None:
     """Name and version of the parser for this path, or None without one."""
     return _BY_SUFFIX.get(PurePosixPath(doc_path).suffix.lower(), (None, None))[1]
+
+
+def format_of(doc_path: str) -> str | None:
+    """The format that this path's ending says, as in `Parsed`, or None where no parser reads it."""
+    return _BY_SUFFIX.get(PurePosixPath(doc_path).suffix.lower(), (None, None))[0]
 
 
 def parse(doc_path: str, data: bytes) -> Parsed:
@@ -136,8 +144,7 @@ def parse(doc_path: str, data: bytes) -> Parsed:
             text, inner_title = read(data)
         if not text.replace("\ufeff", "").strip():
             raise Unreadable("the file holds no text, only white space or markup")
-        asciidoc = suffix == ".adoc"
-        heading = "" if kind == "pdf" else _front_matter_title(text) or _heading_title(text, asciidoc=asciidoc)
+        heading = "" if kind == "pdf" else _front_matter_title(text) or _heading_title(text, kind)
         title = _one_line(heading) or _one_line(inner_title) or _one_line(_from_file_name(doc_path))
     except Unreadable:
         raise
@@ -416,8 +423,9 @@ def _front_matter_title(text: str) -> str:
     return quoted[2] if quoted else re.sub(r"(^|\s)#.*", "", value)
 
 
-def _heading_title(text: str, *, asciidoc: bool = False) -> str:
-    pattern = _ASCIIDOC_HEADING if asciidoc else _HEADING
+def _heading_title(text: str, kind: str) -> str:
+    if kind in ("rst", "asciidoc"):
+        return next((heading.title for heading in headings(text, kind)), "")
     fence, before = "", ""
     for line in (line[:1000] for line in text.removeprefix("\ufeff").splitlines()):
         mark = _FENCE.match(line)
@@ -425,7 +433,7 @@ def _heading_title(text: str, *, asciidoc: bool = False) -> str:
             fence = "" if mark and mark[1].startswith(fence) else fence
         elif mark:
             fence = mark[1]
-        elif heading := pattern.fullmatch(line):
+        elif heading := _HEADING.fullmatch(line):
             return re.sub(r"[ \t]+#+[ \t]*$", "", _HEADING_MARKS.sub("", heading[1]).rstrip())
         elif before.strip() and not _NOT_PROSE.match(before) and _UNDERLINE.fullmatch(line):
             return before

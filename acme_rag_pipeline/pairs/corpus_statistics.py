@@ -21,7 +21,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 
+from acme_rag_pipeline.documents.parsers import format_of
 from acme_rag_pipeline.pairs.analyzer import ENGLISH_ANALYZER, Analyzer, analyzer_of
+from acme_rag_pipeline.pairs.as_markdown import as_markdown
 from acme_rag_pipeline.pairs.languages import ENGLISH, language_of, most_common_language
 from acme_rag_pipeline.pairs.passage import Passage
 from acme_rag_pipeline.pairs.plain_text import blocks, sentences, strip_markup, without_site_markup, words
@@ -150,7 +152,7 @@ class CorpusStatistics:
 
 def readable_text(passage: Passage) -> str:
     """What is read of a passage's text."""
-    return without_site_markup(passage.text[:MAX_CHARACTERS])
+    return without_site_markup(as_markdown(passage.text[:MAX_CHARACTERS], format_of(passage.doc_path)))
 
 
 def passage_terms(passage: Passage, analyzer: Analyzer = ENGLISH_ANALYZER) -> list[str]:

@@ -38,6 +38,7 @@ MARKDOWN_LINES = (
     *("# A", "## B *c*", "### [D](http://e)", "#", "\\# no", "\t# tab", "Setext\n===", "Other\n---", "---", "***"),
     *("```python", "```", "~~~", "# comment", "<!-- # no", "-->", "<div>", "</div>", "    deep", "> quote"),
     *("- item", "  - inner", "1. one", "[ref]: http://x.y", "| a | b |", "|---|---|", "| 1 | 2 |", "title: x"),
+    *("*****\nOver\n*****", ".. _a:", "= Document", "== Section [[id]]", "----", "Under\n~~~~~", "[NOTE]"),
     *("\ufeff", "\xa0", "\u2028", "e\u0301\u0301", "漢字。次の文。"),
 )
 markdown_lines = st.one_of(
@@ -56,8 +57,8 @@ def sentence(rng: random.Random, least: int = 6, most: int = 18) -> str:
     return " ".join(rng.choice(WORDS) for _ in range(rng.randint(least, most)))
 
 
-def texts_of(text: str, *, markdown: bool = True) -> list[str]:
-    return [text[span.start : span.end] for span in split(text, COUNTER, markdown=markdown)]
+def texts_of(text: str, *, format: str = "markdown") -> list[str]:
+    return [text[span.start : span.end] for span in split(text, COUNTER, format=format)]
 
 
 def changed(before: str, after: str) -> int:
@@ -70,12 +71,16 @@ def titles(text: str) -> list[tuple[str, ...]]:
 
 
 @settings(max_examples=150, deadline=None)
-@given(text=documents, max_tokens=st.sampled_from([16, 40, 224]), markdown=st.booleans())
+@given(
+    text=documents,
+    max_tokens=st.sampled_from([16, 40, 224]),
+    format=st.sampled_from(["markdown", "text", "rst", "asciidoc"]),
+)
 def test_spans_are_exact_ordered_within_the_limit_and_leave_nothing_out(
-    text: str, max_tokens: int, markdown: bool
+    text: str, max_tokens: int, format: str
 ) -> None:
-    spans = split(text, COUNTER, max_tokens=max_tokens, markdown=markdown)
-    position = front_matter_end(text) if markdown else 0
+    spans = split(text, COUNTER, max_tokens=max_tokens, format=format)
+    position = front_matter_end(text) if format == "markdown" else 0
     for span in spans:
         content = text[span.start : span.end]
         assert position <= span.start < span.end
@@ -84,7 +89,7 @@ def test_spans_are_exact_ordered_within_the_limit_and_leave_nothing_out(
         assert span.tokens == COUNTER.count(content) <= max_tokens
         position = span.end
     assert not text[position:].strip()
-    assert spans == split(text, COUNTER, max_tokens=max_tokens, markdown=markdown)
+    assert spans == split(text, COUNTER, max_tokens=max_tokens, format=format)
 
 
 @settings(max_examples=60, deadline=None)
@@ -92,7 +97,7 @@ def test_spans_are_exact_ordered_within_the_limit_and_leave_nothing_out(
 def test_any_unicode_keeps_the_properties(text: str, times: int) -> None:
     text *= times
     position = 0
-    for span in split(text, COUNTER, max_tokens=20, markdown=False):
+    for span in split(text, COUNTER, max_tokens=20, format="text"):
         assert not text[position : span.start].strip()
         assert span.tokens <= 20
         position = span.end
@@ -203,7 +208,7 @@ def test_a_byte_order_mark_does_not_hide_the_first_heading() -> None:
 
 
 def test_plain_text_has_no_headings_and_no_front_matter() -> None:
-    [span] = split("---\ntitle: x\n---\n# a comment\n", COUNTER, markdown=False)
+    [span] = split("---\ntitle: x\n---\n# a comment\n", COUNTER, format="text")
     assert (span.start, span.heading_path) == (0, ())
 
 
@@ -361,3 +366,17 @@ def test_no_two_packed_neighbours_fit_together() -> None:
     assert all(left + right > 200 for left, right in pairwise(sums))
     assert pack([300, 1, 1], [1, 2], 200) == [(0, 0), (1, 2)]
     assert pack([], [], 200) == []
+
+
+@pytest.mark.parametrize(
+    ("format", "keys", "doors"), [("rst", "Keys\n====", "Doors\n-----"), ("asciidoc", "== Keys", "=== Doors")]
+)
+def test_sections_of_other_markup_have_their_headings(format: str, keys: str, doors: str) -> None:
+    rng = random.Random(3)
+    body = [" ".join(sentence(rng) for _ in range(12)) for _ in range(2)]
+    text = f"{keys}\n\n{body[0]}\n\n{doors}\n{body[1]}\n"
+    spans = split(text, COUNTER, format=format)
+    assert [(span.heading_path, text[span.start : span.end]) for span in spans] == [
+        (("Keys",), f"{keys}\n\n{body[0]}"),
+        (("Keys", "Doors"), f"{doors}\n{body[1]}"),
+    ]
