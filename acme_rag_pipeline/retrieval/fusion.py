@@ -57,7 +57,8 @@ def convex_combination(dense: Sequence[Scored], lexical: Sequence[Scored], dense
         best, last = dense[0][1], dense[-1][1]
         for key, value in dense:
             scores[key] = dense_weight * ((value - last) / (best - last) if best > last else 1.0)
-    if lexical and lexical[0][1] > 0:
+    # With no weight a chance word must not lift a passage over those that the cosine alone has put behind the candidates.
+    if lexical and lexical[0][1] > 0 and dense_weight < 1:
         for key, value in lexical:
             scores[key] = scores.get(key, 0.0) + (1 - dense_weight) * value / lexical[0][1]
     return sorted(scores.items(), key=lambda item: (-item[1], item[0]))

@@ -13,19 +13,27 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 # Raised when the code from here on cuts a text into other sentences.
-SENTENCES_VERSION = "1"
+SENTENCES_VERSION = "2"
 # Characters; what is shorter says little alone and is joined with what follows it.
 SHORTEST = 40
 # A passage of nothing but short lines is not worth more vectors than that.
 MOST = 64
+# A line of so many characters was broken by its writer's editor, and goes on in the next one.
+WRAPPED = 50
 # Passages whose sentence vectors are in memory at a time, 10 MB for 1,000 of seven sentences.
 PASSAGES_AT_A_TIME = 1_000
 _END = re.compile(r"(?<=[.!?])\s+(?=[\"'“‘(\[]?[^\W\d_a-zß-öø-ÿа-я])|(?<=[。！？])")
 _WORD = re.compile(r"\w")
+_FENCE = re.compile(r"\s*(?:```|~~~)")
+# A list item, a table row, a heading, a quote, a directive or a field goes on with no line above it.
+_BEGINS = re.compile(r"\s*(?:[-*+•|#>]|\d{1,3}[.)]\s|\.\. |:\w)")
+_HOLDS_ONE_LINE = re.compile(r"\s*[|#]")
 
 
 def sentences(text: str) -> list[str]:
     """The sentences of a passage in order: each line (paragraph, list item, table row) cut where a sentence ends.
+
+    Lines of a paragraph that was wrapped are one.
 
     Args:
         text: of the passage, markup and all.
@@ -35,7 +43,7 @@ def sentences(text: str) -> list[str]:
     """
     found: list[str] = []
     begun = ""
-    for line in text.splitlines():
+    for line in _unwrapped(text.splitlines()):
         if not _WORD.search(line):
             continue
         for piece in _END.split(line.strip()):
@@ -50,6 +58,23 @@ def sentences(text: str) -> list[str]:
     if len(found) > MOST:
         found = [*found[: MOST - 1], " ".join(found[MOST - 1 :])]
     return found or [text]
+
+
+def _unwrapped(lines: Sequence[str]) -> list[str]:
+    found: list[str] = []
+    before, code = "", False
+    for line in lines:
+        fence = bool(_FENCE.match(line))
+        code ^= fence
+        wrapped = len(before.strip()) >= WRAPPED and not _HOLDS_ONE_LINE.match(before)
+        goes_on = line.strip()
+        # What begins with a capital may be the next row of a table in a PDF, or of an address.
+        if wrapped and goes_on and not (code or fence or goes_on[0].isupper() or _BEGINS.match(line)):
+            found[-1] = f"{found[-1]} {goes_on}"
+        else:
+            found.append(line)
+        before = "" if fence else line
+    return found
 
 
 def packed_sentences(

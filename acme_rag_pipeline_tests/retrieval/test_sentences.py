@@ -53,6 +53,25 @@ def test_lines_and_sentence_ends_cut_and_short_pieces_wait_for_the_next() -> Non
     assert len(sentences("One of so many lines that all say nothing.\n" * 3 * MOST)) == MOST
 
 
+def test_the_lines_of_a_wrapped_paragraph_are_one_and_those_of_lists_tables_and_code_are_not() -> None:
+    text = (
+        "Hotels in London may cost approx. two hundred and ten euros a\nnight, and more while a fair is held. Ask before you book\n"
+        "a room.\n\nThe porter of the night keeps these in the drawer below\n- keys of all the rooms that nobody has booked for today,\n"
+        "  and of the lift\n- lamps\n\n"
+        "Country and the limit that holds in it for a single night\nNetherlands and Belgium one hundred and sixty euros a night\n"
+        "```\nsatchel versions list ~/documents/of/the/calibration.xlsx\nsatchel versions restore ~/documents/of/the/calibration\n```\n"
+    )
+    assert sentences(text) == [
+        "Hotels in London may cost approx. two hundred and ten euros a night, and more while a fair is held.",
+        "Ask before you book a room. The porter of the night keeps these in the drawer below",
+        "- keys of all the rooms that nobody has booked for today, and of the lift",
+        "- lamps Country and the limit that holds in it for a single night",
+        "Netherlands and Belgium one hundred and sixty euros a night",
+        "satchel versions list ~/documents/of/the/calibration.xlsx",
+        "satchel versions restore ~/documents/of/the/calibration",
+    ]
+
+
 def test_half_precision_keeps_the_cosines() -> None:
     rng = np.random.default_rng(0)
     rows = rng.normal(size=(9, 384))
