@@ -345,7 +345,9 @@ def _source(doc_path: str, heading: str) -> str:
 
 def _snippet(text: str, characters: int) -> str:
     # Control characters of a document must not reach the terminal.
-    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    words = "".join(c if c.isprintable() else " " for c in text).split()
+    # Lines below headings and around tables take the room of what is to be read.
+    line = " ".join(w for w in words if len(w) < 4 or w[0].isalnum() or len(set(w)) > 1)
     return line if len(line) <= characters else line[: characters - 1] + "…"
 
 
