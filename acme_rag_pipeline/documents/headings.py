@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 DEEPEST_LEVEL = 6
+LONGEST_TITLE = 500  # characters; what is longer is no title, and would take the patterns long
 _LINE_BREAK = re.compile(r"\r\n|\r|\n")
 
 _ADORNMENT = re.compile(r"([!-/:-@\[-`{-~])\1*")
@@ -107,15 +108,14 @@ def asciidoc_headings(text: str) -> list[Heading]:
         number += 1
         if fence:
             fence = "" if line == fence else fence
-        elif heading := _ATX.fullmatch(line):
-            title = plain(_SECTION_MARKS.sub("", heading[2]))
-            if title:
+        elif len(line) <= LONGEST_TITLE and (heading := _ATX.fullmatch(line)):
+            if title := plain(_SECTION_MARKS.sub("", heading[2])):
                 start = _start(lines, number - 1, _BLOCK_ATTRIBUTES)
                 found.append(Heading(start, lines[number - 1].end, len(heading[1]), title))
         elif _is_underlined(lines, number - 1):
-            level = _UNDERLINE_LEVELS[lines[number].text[0]]
-            start = _start(lines, number - 1, _BLOCK_ATTRIBUTES)
-            found.append(Heading(start, lines[number].end, level, plain(line)))
+            if title := plain(line):
+                start = _start(lines, number - 1, _BLOCK_ATTRIBUTES)
+                found.append(Heading(start, lines[number].end, _UNDERLINE_LEVELS[lines[number].text[0]], title))
             number += 1
         elif _VERBATIM.fullmatch(line):
             fence = "```" if line.startswith("```") else line
@@ -151,7 +151,7 @@ def _is_title(lines: Sequence[_Line], number: int, before: int, *, overlined: bo
         return False
     title, below = lines[number].text, lines[number + 1].text
     adornment = _ADORNMENT.fullmatch(below)
-    if not title.strip() or not adornment:
+    if not title.strip() or len(title) > LONGEST_TITLE or not adornment:
         return False
     if overlined:
         if lines[before].text != below or (before > 0 and not _ends_block(lines[before - 1].text)):
@@ -188,7 +188,8 @@ def _is_underlined(lines: Sequence[_Line], number: int) -> bool:
     title, below = lines[number].text, lines[number + 1].text
     before = lines[number - 1].text if number else ""
     return bool(
-        _UNDERLINE.fullmatch(below)
+        len(title) <= LONGEST_TITLE
+        and _UNDERLINE.fullmatch(below)
         and re.match(r"[^\W_]", title)
         and abs(_width(title) - len(below)) <= 1
         and (not before or _BLOCK_ATTRIBUTES.fullmatch(before))

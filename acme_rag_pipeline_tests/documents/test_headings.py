@@ -138,6 +138,13 @@ def test_letters_that_are_two_columns_wide_need_a_longer_line() -> None:
     assert headings("鍵\n=\n", "rst") == []
 
 
+def test_a_line_of_a_thousand_characters_is_no_title_and_one_without_words_neither() -> None:
+    for long in ("* " * 500 + "*", "link:" * 200, "`" * 999 + "a"):
+        assert headings(f"{long}\n{'=' * len(long)}\n", "rst") == []
+        assert headings(f"== {long}\n\na{long}\n{'=' * (len(long) + 1)}\n", "asciidoc") == []
+    assert headings("== [[id]]\n\nlink:page[]\n-----------\n", "asciidoc") == []
+
+
 LINES = st.sampled_from(["====", "----", "Keys", "== Keys", "", "*", "= ", "````", ".. x", "  in", "[[a]]", "\ufeff"])
 
 
