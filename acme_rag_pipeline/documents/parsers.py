@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import codecs
 import contextlib
-import copy
 import io
 import logging
 import re
@@ -18,10 +17,9 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Any
-from urllib.parse import unquote
 
 from acme_rag_pipeline.documents.headings import headings
+from acme_rag_pipeline.documents.html_markdown import SURROGATE, html_to_markdown
 
 # Bump the version of a parser when its output changes: documents are parsed again only then.
 _PARSERS = {
@@ -53,30 +51,7 @@ _READ_AS = {
     "utf-16-le": "utf-8",
     "utf-16-be": "utf-8",
 }
-# What may be left open in HTML: the tag closes these if one of them is its parent.
-_CLOSES = {
-    "p": ("p",),
-    "li": ("li", "p"),
-    "dt": ("dt", "dd", "p"),
-    "dd": ("dt", "dd", "p"),
-    "td": ("td", "th", "p"),
-    "th": ("td", "th", "p"),
-    "tr": ("tr", "td", "th", "p"),
-}
-MAX_OPEN_TAGS = 2_000
-MAX_NESTED_TABLES = 20
-MAX_ROWSPAN = 200
-MAX_REPEATED_CHARACTERS = 300
-_HEADING_TAGS = ("h1", "h2", "h3", "h4", "h5", "h6")
-_TABLE_PARTS = ("thead", "tbody", "tfoot", "tr", "td", "th", "caption", "colgroup", "col")
-# The style "Title" in the HTML of Word and of Google Docs.
-_TITLE_CLASSES = ("MsoTitle", "title")
-_GOOGLE_REDIRECT = re.compile(r"^https?://www\.google\.com/url\?q=([^&\s]+)\S*")
-# Navigation without the tag: by its role, and as Confluence exports path, author, table of contents and footer of each page.
-_DROPPED_PARTS = '[role="navigation"], [role="contentinfo"], #breadcrumb-section, #main-content .toc-macro, #content > .page-metadata'
-_DROPPED_TAGS = ("script", "style", "nav", "noscript", "template", "title")
 _CONTROL = re.compile("[\x00-\x07\x0e-\x1a\x1c-\x1f\x7f]")  # not \b \t \n \v \f \r and the escape of coloured logs
-_SURROGATE = re.compile("[\ud800-\udfff]")
 _LIGATURE = re.compile("[\ufb00-\ufb06]")
 _FENCE = re.compile(r" {0,3}(`{3,}|~{3,})")
 _HEADING = re.compile(r" {0,3}#{1,2}[ \t]+(\S.*)")
@@ -153,7 +128,7 @@ def parse(doc_path: str, data: bytes) -> Parsed:
     except Exception as error:
         # Only the kind of the error: library messages can hold memory addresses and would differ between runs.
         raise Unreadable(f"damaged or not a {kind} file ({type(error).__name__}); save it again") from error
-    return Parsed(text, _SURROGATE.sub("\ufffd", title), kind, parser)
+    return Parsed(text, SURROGATE.sub("\ufffd", title), kind, parser)
 
 
 def _plain(data: bytes) -> tuple[str, str]:
@@ -189,7 +164,7 @@ def _html(data: bytes) -> tuple[str, str]:
     if text is None:
         tried = ", ".join(dict.fromkeys((likely, *others)))
         raise Unreadable(f"the characters fit none of the encodings {tried}; save the file as UTF-8")
-    return _html_to_markdown(_not_binary(text))
+    return html_to_markdown(_not_binary(text))
 
 
 def _decoded(data: bytes, likely: str, others: list[str]) -> str | None:
@@ -206,106 +181,6 @@ def _decoded(data: bytes, likely: str, others: list[str]) -> str | None:
         with contextlib.suppress(UnicodeError):
             return data.decode(encoding)
     return None
-
-
-def _html_to_markdown(html: str) -> tuple[str, str]:
-    from bs4 import BeautifulSoup
-    from bs4.element import CData, PreformattedString
-    from markdownify import MarkdownConverter
-
-    soup: Any = BeautifulSoup(html.replace("\r\n", "\n").replace("\r", "\n"), "html.parser")
-    title = soup.title.get_text(" ") if soup.title else ""
-    for tag in (*soup.find_all(_DROPPED_TAGS), *soup.select(_DROPPED_PARTS)):
-        tag.extract()
-    for node in soup.find_all(string=True):
-        if isinstance(node, PreformattedString) and not isinstance(node, CData):  # comments, doctype, <?xml ?>
-            node.extract()
-    for image in soup.find_all("img"):
-        if not image.get("src") or str(image["src"]).lstrip().lower().startswith("data:"):
-            image.replace_with(str(image.get("alt") or ""))
-    for link in soup.find_all("a", href=_GOOGLE_REDIRECT):
-        # Google Docs sends each link through its own address, with a time stamp: another text with each export.
-        link["href"] = _GOOGLE_REDIRECT.sub(lambda found: unquote(found[1]), link["href"])
-    for paragraph in soup.find_all("p", class_=_TITLE_CLASSES):
-        if "MsoTitle" in paragraph["class"] or paragraph.find_parent("body", class_="doc-content"):
-            paragraph.name = "h1"
-    inside = [tag for tag in soup.find_all(list(_CLOSES)) if tag.parent.name in _CLOSES[tag.name]]
-    # Nested so deeply, every step costs as many others; the page counts as unreadable soon.
-    if len(inside) <= MAX_OPEN_TAGS:
-        _close_tags(inside)
-        for table in reversed(soup.find_all("table")):
-            _plain_table(table)
-    for node in soup.find_all(string=re.compile(r"\|")):
-        if node.find_parent(("td", "th")):
-            node.replace_with(node.replace("|", r"\|"))
-    options: dict[str, Any] = {"heading_style": "atx", "bullets": "-", "table_infer_header": True}
-    options |= dict.fromkeys(("escape_asterisks", "escape_underscores", "escape_misc"), False)
-    converter = MarkdownConverter(**options)
-    text = _SURROGATE.sub("\ufffd", converter.convert_soup(soup))
-    return re.sub(r"\n(?:[ \t]*\n){2,}", "\n\n", text).strip() + "\n", title
-
-
-def _close_tags(inside: list[Any]) -> None:
-    """Take items and cells out of those before them: their end tags may be left out, of which the parser knows nothing."""
-    for tag in inside:
-        while tag.parent.name in _CLOSES[tag.name]:
-            tag.parent.insert_after(tag)
-
-
-def _plain_table(table: Any) -> None:
-    """Make a table one that Markdown can show: a cell over several rows in each of them, no table in a cell.
-
-    A table that only arranges a page (around headings, or around another table in a single row or column) is none.
-    """
-    if len(table.find_parents("table", limit=MAX_NESTED_TABLES)) == MAX_NESTED_TABLES:
-        return
-    parts = [part for part in table.find_all(_TABLE_PARTS) if part.find_parent("table") is table]
-    rows = [part.find_all(["td", "th"], recursive=False) for part in parts if part.name == "tr"]
-    is_grid = len(rows) > 1 and any(len(row) > 1 for row in rows)
-    if (table.find("table") and not is_grid) or any(_has_section(cell) for row in rows for cell in row):
-        for part in (table, *parts):
-            part.name = "div"
-        return
-    _repeat_over_rows(rows)
-    for inner in table.find_all("table"):
-        found = [
-            [cell.get_text(" ", strip=True) for cell in row.find_all(["td", "th"])] for row in inner.find_all("tr")
-        ]
-        inner.replace_with("; ".join(", ".join(filter(None, row)) for row in found))
-
-
-def _has_section(cell: Any) -> bool:
-    heading = cell.find(_HEADING_TAGS)
-    return bool(heading) and heading.get_text(strip=True) != cell.get_text(strip=True)
-
-
-def _repeat_over_rows(rows: list[list[Any]]) -> None:
-    open_cells: dict[int, tuple[Any, int]] = {}
-    for number, row in enumerate(filter(None, rows)):
-        column, at = 0, 0
-        while at < len(row) or open_cells.get(column, (None, -1))[1] >= number:
-            cell, last = open_cells.get(column, (None, -1))
-            if last >= number:
-                cell = copy.copy(cell)
-                if at:
-                    row[at - 1].insert_after(cell)
-                else:
-                    row[0].insert_before(cell)
-                row.insert(at, cell)
-            else:
-                cell = row[at]
-                last = number + min(_span(cell, "rowspan"), MAX_ROWSPAN) - 1
-                if last > number:
-                    open_cells[column] = (copy.copy(cell), last)
-                    if len(cell.get_text()) > MAX_REPEATED_CHARACTERS:
-                        open_cells[column][0].clear()
-            at += 1
-            column += _span(cell, "colspan")
-
-
-def _span(cell: Any, name: str) -> int:
-    value = str(cell.get(name) or "")
-    return max(1, int(value)) if value.isdecimal() and len(value) < 4 else 1
 
 
 def _docx(data: bytes) -> tuple[str, str]:
@@ -325,7 +200,7 @@ def _docx(data: bytes) -> tuple[str, str]:
     # Where the title is not in the style of a heading, the first section would name the document.
     title = "p[style-name='Title'] => h1:fresh"
     html = mammoth.convert_to_html(io.BytesIO(data), convert_image=without_data, style_map=title).value
-    return _html_to_markdown(html)
+    return html_to_markdown(html)
 
 
 def _pdf(data: bytes) -> tuple[str, str]:
@@ -344,7 +219,7 @@ def _pdf(data: bytes) -> tuple[str, str]:
         raise Unreadable("the PDF is encrypted; save a copy without a password")
     pages = [page.extract_text() for page in reader.pages]
     text = _LIGATURE.sub(lambda found: unicodedata.normalize("NFKC", found[0]), "\f".join(pages))
-    text = _CONTROL.sub("", _SURROGATE.sub("\ufffd", text))
+    text = _CONTROL.sub("", SURROGATE.sub("\ufffd", text))
     if not any(character.isalnum() for character in text):
         raise Unreadable("the PDF has no text layer (scanned?); run text recognition (OCR) on it")
     lines = [line for number, page in enumerate(text.split("\f"), 1) for line in _page_lines(page, number)]

@@ -1,0 +1,134 @@
+"""HTML as Markdown, with what editors and exports leave open, merge or put around a page."""
+
+from __future__ import annotations
+
+import copy
+import re
+from typing import Any
+from urllib.parse import unquote
+
+# Half of a character, which an entity can spell.
+SURROGATE = re.compile("[\ud800-\udfff]")
+# What may be left open in HTML: the tag closes these if one of them is its parent.
+_CLOSES = {
+    "p": ("p",),
+    "li": ("li", "p"),
+    "dt": ("dt", "dd", "p"),
+    "dd": ("dt", "dd", "p"),
+    "td": ("td", "th", "p"),
+    "th": ("td", "th", "p"),
+    "tr": ("tr", "td", "th", "p"),
+}
+MAX_OPEN_TAGS = 2_000
+MAX_NESTED_TABLES = 20
+MAX_ROWSPAN = 200
+MAX_REPEATED_CHARACTERS = 300
+_HEADING_TAGS = ("h1", "h2", "h3", "h4", "h5", "h6")
+_TABLE_PARTS = ("thead", "tbody", "tfoot", "tr", "td", "th", "caption", "colgroup", "col")
+# The style "Title" in the HTML of Word and of Google Docs.
+_TITLE_CLASSES = ("MsoTitle", "title")
+_GOOGLE_REDIRECT = re.compile(r"^https?://www\.google\.com/url\?q=([^&\s]+)\S*")
+# Navigation without the tag: by its role, and as Confluence exports path, author, table of contents and footer of each page.
+_DROPPED_PARTS = '[role="navigation"], [role="contentinfo"], #breadcrumb-section, #main-content .toc-macro, #content > .page-metadata'
+_DROPPED_TAGS = ("script", "style", "nav", "noscript", "template", "title")
+
+
+def html_to_markdown(html: str) -> tuple[str, str]:
+    """Text in Markdown, and the title of the page (empty where it has none)."""
+    from bs4 import BeautifulSoup
+    from bs4.element import CData, PreformattedString
+    from markdownify import MarkdownConverter
+
+    soup: Any = BeautifulSoup(html.replace("\r\n", "\n").replace("\r", "\n"), "html.parser")
+    title = soup.title.get_text(" ") if soup.title else ""
+    for tag in (*soup.find_all(_DROPPED_TAGS), *soup.select(_DROPPED_PARTS)):
+        tag.extract()
+    for node in soup.find_all(string=True):
+        if isinstance(node, PreformattedString) and not isinstance(node, CData):  # comments, doctype, <?xml ?>
+            node.extract()
+    for image in soup.find_all("img"):
+        if not image.get("src") or str(image["src"]).lstrip().lower().startswith("data:"):
+            image.replace_with(str(image.get("alt") or ""))
+    for link in soup.find_all("a", href=_GOOGLE_REDIRECT):
+        # Google Docs sends each link through its own address, with a time stamp: another text with each export.
+        link["href"] = _GOOGLE_REDIRECT.sub(lambda found: unquote(found[1]), link["href"])
+    for paragraph in soup.find_all("p", class_=_TITLE_CLASSES):
+        if "MsoTitle" in paragraph["class"] or paragraph.find_parent("body", class_="doc-content"):
+            paragraph.name = "h1"
+    inside = [tag for tag in soup.find_all(list(_CLOSES)) if tag.parent.name in _CLOSES[tag.name]]
+    # Nested so deeply, every step costs as many others; the page counts as unreadable soon.
+    if len(inside) <= MAX_OPEN_TAGS:
+        _close_tags(inside)
+        for table in reversed(soup.find_all("table")):
+            _plain_table(table)
+    for node in soup.find_all(string=re.compile(r"\|")):
+        if node.find_parent(("td", "th")):
+            node.replace_with(node.replace("|", r"\|"))
+    options: dict[str, Any] = {"heading_style": "atx", "bullets": "-", "table_infer_header": True}
+    options |= dict.fromkeys(("escape_asterisks", "escape_underscores", "escape_misc"), False)
+    converter = MarkdownConverter(**options)
+    text = SURROGATE.sub("\ufffd", converter.convert_soup(soup))
+    return re.sub(r"\n(?:[ \t]*\n){2,}", "\n\n", text).strip() + "\n", title
+
+
+def _close_tags(inside: list[Any]) -> None:
+    """Take items and cells out of those before them: their end tags may be left out, of which the parser knows nothing."""
+    for tag in inside:
+        while tag.parent.name in _CLOSES[tag.name]:
+            tag.parent.insert_after(tag)
+
+
+def _plain_table(table: Any) -> None:
+    """Make a table one that Markdown can show: a cell over several rows in each of them, no table in a cell.
+
+    A table that only arranges a page (around headings, or around another table in a single row or column) is none.
+    """
+    if len(table.find_parents("table", limit=MAX_NESTED_TABLES)) == MAX_NESTED_TABLES:
+        return
+    parts = [part for part in table.find_all(_TABLE_PARTS) if part.find_parent("table") is table]
+    rows = [part.find_all(["td", "th"], recursive=False) for part in parts if part.name == "tr"]
+    is_grid = len(rows) > 1 and any(len(row) > 1 for row in rows)
+    if (table.find("table") and not is_grid) or any(_has_section(cell) for row in rows for cell in row):
+        for part in (table, *parts):
+            part.name = "div"
+        return
+    _repeat_over_rows(rows)
+    for inner in table.find_all("table"):
+        found = [
+            [cell.get_text(" ", strip=True) for cell in row.find_all(["td", "th"])] for row in inner.find_all("tr")
+        ]
+        inner.replace_with("; ".join(", ".join(filter(None, row)) for row in found))
+
+
+def _has_section(cell: Any) -> bool:
+    heading = cell.find(_HEADING_TAGS)
+    return bool(heading) and heading.get_text(strip=True) != cell.get_text(strip=True)
+
+
+def _repeat_over_rows(rows: list[list[Any]]) -> None:
+    open_cells: dict[int, tuple[Any, int]] = {}
+    for number, row in enumerate(filter(None, rows)):
+        column, at = 0, 0
+        while at < len(row) or open_cells.get(column, (None, -1))[1] >= number:
+            cell, last = open_cells.get(column, (None, -1))
+            if last >= number:
+                cell = copy.copy(cell)
+                if at:
+                    row[at - 1].insert_after(cell)
+                else:
+                    row[0].insert_before(cell)
+                row.insert(at, cell)
+            else:
+                cell = row[at]
+                last = number + min(_span(cell, "rowspan"), MAX_ROWSPAN) - 1
+                if last > number:
+                    open_cells[column] = (copy.copy(cell), last)
+                    if len(cell.get_text()) > MAX_REPEATED_CHARACTERS:
+                        open_cells[column][0].clear()
+            at += 1
+            column += _span(cell, "colspan")
+
+
+def _span(cell: Any, name: str) -> int:
+    value = str(cell.get(name) or "")
+    return max(1, int(value)) if value.isdecimal() and len(value) < 4 else 1
