@@ -60,7 +60,7 @@ class Block:
         kind: heading, paragraph, list, item, quote, table, fence, code, html, rule or other.
         level: 1 to 6 for a heading that opens a section (one with a title, at the top level of the document), else 0.
         title: The plain text of such a heading.
-        children: The blocks of a list, list item or quote; together they cover the block.
+        children: The blocks of a list, list item or quote, which together cover it, or the paragraphs that belong together.
     """
 
     start: int

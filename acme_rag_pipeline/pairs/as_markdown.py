@@ -88,13 +88,12 @@ def _without_directives(lines: list[str]) -> Iterator[str]:
         line = lines[number]
         number += 1
         depth, said = _indentation(line), line.strip()
-        code, block = False, ""
+        code, silent = False, False
         if directive := _DIRECTIVE.fullmatch(said):
             name, argument = directive[1].lower(), (directive[2] or "").strip()
             code = bool(_CODE_DIRECTIVES.fullmatch(name))
-            if _SILENT_DIRECTIVES.fullmatch(name):
-                block = "silent"
-            elif not code and not _VERSION.fullmatch(argument):
+            silent = bool(_SILENT_DIRECTIVES.fullmatch(name))
+            if not silent and not code and not _VERSION.fullmatch(argument):
                 yield from ("", argument)
             while (
                 number < len(lines) and _OPTION.fullmatch(lines[number].strip()) and _indentation(lines[number]) > depth
@@ -104,11 +103,11 @@ def _without_directives(lines: list[str]) -> Iterator[str]:
             yield said[footnote.end() :]
         elif _COMMENT.fullmatch(said):
             # A target has no block, and what is indented below it belongs to something else.
-            block = "" if said.startswith((".. _", "__")) else "silent"
+            silent = not said.startswith((".. _", "__"))
         else:
             code = said.endswith("::")
             yield line[: len(line.rstrip()) - 1] if code else _FIELD.sub(r"\1\2: ", line, count=1)
-        if code or block:
+        if code or silent:
             end = _end_of_block(lines, number, depth)
             if code:
                 yield from ("", "```", *lines[number:end], "```", "")
