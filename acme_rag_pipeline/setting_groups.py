@@ -196,6 +196,13 @@ class RetrievalSettings(Group):
         description="Share of a passage's best sentence in the dense score of hybrid retrieval, its own vector has the "
         "rest. 0: sentences are neither encoded nor stored, which saves over half of the encoding and of the index.",
     )
+    expansion_weight: float = Field(
+        default=0.5,
+        ge=0,
+        le=10,
+        description="Weight of the queries that people or an LLM wrote for a passage beside its own vector (1), in hybrid "
+        "retrieval that golden queries decide on; BM25 reads them too. 0: without.",
+    )
 
 
 class ServingSettings(Group):

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,7 +16,7 @@ from acme_rag_pipeline.embedding.encoder import Encoder
 from acme_rag_pipeline.evaluation.golden import JudgedQuery
 from acme_rag_pipeline.evaluation.intervals import Interval, mean_interval
 from acme_rag_pipeline.evaluation.metrics import METRICS, Hit, score_query
-from acme_rag_pipeline.retrieval import index
+from acme_rag_pipeline.retrieval import expansion, index
 from acme_rag_pipeline.retrieval.fusion import Scored, fuse
 from acme_rag_pipeline.retrieval.retriever import lexical
 from acme_rag_pipeline.retrieval.sentences import best_sentence, packed_sentences, with_best_sentence
@@ -20,7 +24,10 @@ from acme_rag_pipeline.setting_groups import RetrievalSettings
 from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store import vectors
 from acme_rag_pipeline.store.layout import Store
-from acme_rag_pipeline.store.passages import LivePassage, live_passages
+from acme_rag_pipeline.store.passages import LivePassage, live_passages, written_queries
+
+if TYPE_CHECKING:
+    from lancedb.table import Table
 
 DEPTH = 20
 BM25, BASE, BASE_HYBRID = "bm25", "base", "base_hybrid"
@@ -33,7 +40,7 @@ class Arm:
 
     Attributes:
         encoder: of the passages; None: BM25 alone.
-        hybrid: with the best sentences, and fused with BM25.
+        hybrid: with the passages' own queries and best sentences, and fused with BM25.
         fusion: how; None: as the settings say.
     """
 
@@ -81,7 +88,8 @@ class ArmRunner:
         self._by_id: dict[str, LivePassage] = {passage.chunk_id: passage for passage in self.passages}
         self._cache: EmbeddingCache = index.embedding_cache(store)
         self._encoders: dict[str, Encoder] = {}
-        self._lexical: dict[tuple[str, int], list[Scored]] = {}
+        self._queries = written_queries(store.warehouse)
+        self._lexical: dict[tuple[str, int, bool], list[Scored]] = {}
         base = index.install_base(store, settings)
         self._lexical_table = index.PassageEncoder(base.digest, index.BASE_PREFIX).table
 
@@ -105,14 +113,18 @@ class ArmRunner:
         fusion = arm.fusion or self._settings.retrieval
         if arm.encoder is None:
             return [_ids(self._bm25(query, fusion.candidates))[:DEPTH] for query in queries]
-        depth = fusion.candidates if arm.hybrid else DEPTH
-        dense = self._dense(arm.encoder, queries, depth)
         if not arm.hybrid:
-            return [_ids(ranking) for ranking in dense]
+            return [_ids(ranking) for ranking in self._dense(arm.encoder, queries, DEPTH)]
+        expanded = fusion.expansion_weight > 0 and bool(self._queries)
+        if expanded:
+            deep = self._dense(arm.encoder, queries, expansion.DEPTH * fusion.candidates)
+            dense = self._with_own_queries(arm.encoder, queries, deep, fusion)
+        else:
+            dense = self._dense(arm.encoder, queries, fusion.candidates)
         if fusion.sentence_weight:
             dense = self._with_sentences(arm.encoder, queries, dense, fusion.sentence_weight)
         return [
-            _ids(fuse(ranking, self._bm25(query, fusion.candidates), fusion))[:DEPTH]
+            _ids(fuse(ranking, self._bm25(query, fusion.candidates, expanded=expanded), fusion))[:DEPTH]
             for query, ranking in zip(queries, dense, strict=True)
         ]
 
@@ -128,6 +140,34 @@ class ArmRunner:
             order = sorted(best, key=lambda i: (-line[i], int(i)))
             rankings.append([(self.passages[i].chunk_id, float(line[i])) for i in order])
         return rankings
+
+    def _with_own_queries(
+        self,
+        which: index.PassageEncoder,
+        queries: Sequence[str],
+        rankings: list[list[Scored]],
+        fusion: RetrievalSettings,
+    ) -> list[list[Scored]]:
+        asking = self._encoder(which.model_digest)
+        asked, _ = self._cache.queries(asking, queries)
+        held, _ = self._cache.passages(
+            self._encoder(which.passage_model), [p.rendered(which.prefix) for p in self.passages]
+        )
+        means, _ = expansion.packed_means(
+            [self._queries.get(p.chunk_id, ()) for p in self.passages],
+            lambda texts: self._cache.queries(asking, texts),
+        )
+        row = {passage.chunk_id: number for number, passage in enumerate(self.passages)}
+        moved = []
+        for vector, ranking in zip(asked, rankings, strict=True):
+            scored = []
+            for chunk_id, cosine in ranking:
+                mean = means[row[chunk_id]]
+                if mean is not None:
+                    cosine = expansion.expanded_cosine(vector, held[row[chunk_id]], mean, fusion.expansion_weight)
+                scored.append((chunk_id, cosine))
+            moved.append(sorted(scored, key=lambda one: -one[1])[: fusion.candidates])
+        return moved
 
     def _with_sentences(
         self, which: index.PassageEncoder, queries: Sequence[str], rankings: list[list[Scored]], weight: float
@@ -154,12 +194,24 @@ class ArmRunner:
             self._encoders[digest] = index.encoder_for(self._store, digest, self._settings)
         return self._encoders[digest]
 
-    def _bm25(self, query: str, depth: int) -> list[Scored]:
-        if (query, depth) not in self._lexical:
-            table = vectors.open_table(vectors.connect(self._store.lancedb), self._lexical_table)
+    def _bm25(self, query: str, depth: int, *, expanded: bool = False) -> list[Scored]:
+        key = query, depth, expanded
+        if key not in self._lexical:
+            table = self._words_and_queries if expanded else self._words
             hits = lexical(table, query, depth) if table is not None else []
-            self._lexical[query, depth] = [(hit.chunk_id, hit.score) for hit in hits if hit.chunk_id in self._by_id]
-        return self._lexical[query, depth]
+            self._lexical[key] = [(hit.chunk_id, hit.score) for hit in hits if hit.chunk_id in self._by_id]
+        return self._lexical[key]
+
+    @functools.cached_property
+    def _words(self) -> Table | None:
+        return vectors.open_table(vectors.connect(self._store.lancedb), self._lexical_table)
+
+    @functools.cached_property
+    def _words_and_queries(self) -> Table:
+        """For BM25 alone and for this comparison alone: which arm's table knows the queries by now is history."""
+        self._folder = tempfile.TemporaryDirectory()
+        texts = {p.chunk_id: expansion.expanded_text(p.text, self._queries.get(p.chunk_id, ())) for p in self.passages}
+        return vectors.table_of_words(vectors.connect(Path(self._folder.name)), self.passages, texts)
 
 
 def _ids(ranking: Sequence[Scored]) -> list[str]:

@@ -17,6 +17,7 @@ from acme_rag_pipeline.evaluation.arms import (
 )
 from acme_rag_pipeline.evaluation.query_sets import GOLDEN, HELD_OUT
 from acme_rag_pipeline.retrieval import index
+from acme_rag_pipeline.retrieval.expansion import without_expansion
 from acme_rag_pipeline.retrieval.fusion import judged_fusion
 from acme_rag_pipeline.serving import decisions
 from acme_rag_pipeline.setting_groups import RetrievalSettings
@@ -24,6 +25,7 @@ from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store import models
 from acme_rag_pipeline.store.fingerprints import fingerprint
 from acme_rag_pipeline.store.layout import Store
+from acme_rag_pipeline.store.passages import written_queries
 from acme_rag_pipeline.store.stages import stored_detail
 from acme_rag_pipeline.store.warehouse import records
 
@@ -75,7 +77,8 @@ def contest(store: Store, settings: Settings) -> Contest:
     """Read from the store who is to be compared. Before the first decision two calls differ in the champion's time."""
     base = index.PassageEncoder(index.install_base(store, settings).digest, index.BASE_PREFIX)
     candidate = index.newest_candidate(store)
-    key = _key_of_today(store, candidate) + _other_fusion(settings)
+    fusion = _fusion(store, settings)
+    key = _key_of_today(store, candidate) + _other_fusion(fusion)
     before = decisions.champion_before(store, settings, key)
     champion_twin = _twin_of(store, before)
     champion_twin_lost = champion_twin is not None and not in_store(store, champion_twin)
@@ -87,7 +90,7 @@ def contest(store: Store, settings: Settings) -> Contest:
         golden_decides=_golden_decides(store),
         candidate_key=key,
         base=base,
-        fusion=settings.retrieval,
+        fusion=fusion,
         decided_before=decisions.decided_with_other_evidence(store, candidate, key),
         champion_twin_lost=champion_twin_lost,
         champion_trained=_trained(store, before.model_digest),
@@ -104,14 +107,21 @@ def candidate_undecided(store: Store) -> bool:
 
 
 def arms_for(who: Contest, *, held_out: bool) -> list[Arm]:
-    """The arms, the simplest first; on held-out units twins stand in for models that have seen them."""
-    arms = [Arm(BM25, None, False), Arm(BASE, who.base, False), Arm(BASE_HYBRID, who.base, True)]
+    """The arms, the simplest first.
+
+    On held-out units twins stand in for models that have seen them, and no arm knows the queries that were written for the
+    passages: they are the ones that judge.
+    """
+    fusion, champion_fusion = who.fusion, who.champion_fusion
+    if held_out:
+        fusion, champion_fusion = without_expansion(fusion), without_expansion(champion_fusion)
+    arms = [Arm(BM25, None, False), Arm(BASE, who.base, False), Arm(BASE_HYBRID, who.base, True, fusion)]
     if who.candidate is not None:
         measured = measured_candidate(who, held_out=held_out)
-        arms += [Arm(FINE_TUNED, measured, False), Arm(FINE_TUNED_HYBRID, measured, True)]
+        arms += [Arm(FINE_TUNED, measured, False), Arm(FINE_TUNED_HYBRID, measured, True, fusion)]
     if champion_arm(who) == CHAMPION:
         measured = who.champion_twin if held_out and who.champion_twin else who.champion.encoder
-        arms.append(Arm(CHAMPION, measured, who.champion.recipe == "hybrid", who.champion_fusion))
+        arms.append(Arm(CHAMPION, measured, who.champion.recipe == "hybrid", champion_fusion))
     return arms
 
 
@@ -123,7 +133,8 @@ def measured_candidate(who: Contest, *, held_out: bool) -> index.PassageEncoder 
 def champion_arm(who: Contest) -> str:
     """The name under which the champion runs: one of the other arms where it is the same."""
     hybrid = who.champion.recipe == "hybrid"
-    if hybrid and who.champion_fusion != who.fusion:
+    fusion = who.champion_fusion if who.fusion.expansion_weight else without_expansion(who.champion_fusion)
+    if hybrid and fusion != who.fusion:
         return CHAMPION
     if who.champion.encoder == who.base:
         return BASE_HYBRID if hybrid else BASE
@@ -157,10 +168,19 @@ def _golden_decides(store: Store) -> bool:
     return stored_detail(store.warehouse, "training_set", "judged_by") == "golden queries"
 
 
-def _other_fusion(settings: Settings) -> str:
+def _fusion(store: Store, settings: Settings) -> RetrievalSettings:
+    """The settings' own; without the passages' queries where there are none, and where nobody could judge them.
+
+    Held-out units are judged by the queries that were written for them: in the index each would find itself.
+    """
+    known = _golden_decides(store) and settings.retrieval.expansion_weight and written_queries(store.warehouse)
+    return settings.retrieval if known else without_expansion(settings.retrieval)
+
+
+def _other_fusion(fusion: RetrievalSettings) -> str:
     """Rankings that are joined in another way than by the first version's defaults are another recipe, to be decided on."""
-    first = RetrievalSettings(sentence_weight=0, dense_weight=0.6).model_dump()
-    changed = {name: value for name, value in settings.retrieval.model_dump().items() if value != first[name]}
+    first = RetrievalSettings(sentence_weight=0, dense_weight=0.6, expansion_weight=0).model_dump()
+    changed = {name: value for name, value in fusion.model_dump().items() if value != first[name]}
     return f"/{fingerprint(changed)[:12]}" if changed else ""
 
 

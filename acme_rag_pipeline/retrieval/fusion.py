@@ -11,12 +11,12 @@ Scored = tuple[str, float]
 
 
 def judged_fusion(stored: Mapping[str, Any]) -> RetrievalSettings:
-    """How a promoted recipe joins its rankings, as it was written down; earlier versions knew no sentences.
+    """How a promoted recipe joins its rankings, as it was written down; earlier versions knew no sentences and no expansion.
 
     Raises:
         ValueError, TypeError: it is not what any version wrote.
     """
-    return RetrievalSettings(**({"sentence_weight": 0.0} | dict(stored)))
+    return RetrievalSettings(**({"sentence_weight": 0.0, "expansion_weight": 0.0} | dict(stored)))
 
 
 def fuse(dense: Sequence[Scored], lexical: Sequence[Scored], settings: RetrievalSettings) -> list[Scored]:

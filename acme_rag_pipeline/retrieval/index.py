@@ -19,6 +19,7 @@ from acme_rag_pipeline.embedding.base_model import (
 )
 from acme_rag_pipeline.embedding.cache import EmbeddingCache
 from acme_rag_pipeline.embedding.encoder import Encoder, versioned
+from acme_rag_pipeline.retrieval.expansion import expanded_text, expansion_key, packed_means
 from acme_rag_pipeline.retrieval.fusion import judged_fusion
 from acme_rag_pipeline.retrieval.sentences import SENTENCES_VERSION, packed_sentences
 from acme_rag_pipeline.settings import Settings
@@ -26,7 +27,7 @@ from acme_rag_pipeline.store import models, vectors
 from acme_rag_pipeline.store.fingerprints import fingerprint, sha256_text
 from acme_rag_pipeline.store.lance_files import lost_files, newest_version
 from acme_rag_pipeline.store.layout import Store, write_atomically
-from acme_rag_pipeline.store.passages import PassagePrefix, live_passages
+from acme_rag_pipeline.store.passages import LivePassage, PassagePrefix, live_passages
 from acme_rag_pipeline.store.promotion import NothingPromoted, PointerDamaged, read_pointer
 from acme_rag_pipeline.store.stages import StageResult, data_versions, overtaken, record, recorded
 from acme_rag_pipeline.store.warehouse import Counts, records
@@ -61,6 +62,11 @@ class PassageEncoder:
     def table(self) -> str:
         """The LanceDB table that holds its vectors."""
         return vectors.table_name(self.passage_model, self.prefix)
+
+    @property
+    def expanded_table(self) -> str:
+        """The table of the same passages with the queries that were written for them."""
+        return f"{self.table}_queries"
 
 
 def install_base(store: Store, settings: Settings) -> BaseModelFiles:
@@ -116,7 +122,12 @@ def sentences_wanted(store: Store, settings: Settings, fusion: Mapping[str, Any]
 
 
 def reconcile_index(
-    store: Store, settings: Settings, which: PassageEncoder, *, with_sentences: bool
+    store: Store,
+    settings: Settings,
+    which: PassageEncoder,
+    *,
+    with_sentences: bool,
+    queries: Mapping[str, Sequence[str]] | None = None,
 ) -> vectors.Reconciled:
     """Make a passage encoder's table hold exactly the chunks of today, encoding only inputs never seen before.
 
@@ -124,7 +135,9 @@ def reconcile_index(
         store, settings: as everywhere.
         which: the encoder.
         with_sentences: rows hold the vectors of their sentences too.
+        queries: that were written for passages, by chunk id: it is the expanded table that is reconciled. None: the plain one.
     """
+    name = which.table if queries is None else which.expanded_table
     passages = live_passages(store.warehouse)
     encoder = encoder_for(store, which.passage_model, settings)
     cache = embedding_cache(store)
@@ -138,10 +151,10 @@ def reconcile_index(
     def sentences_of(texts: Sequence[str]) -> tuple[list[bytes], int]:
         return packed_sentences(texts, lambda sentences: cache.passages(encoder, sentences))
 
-    with store.writer(which.table):
+    with store.writer(name):
         done = vectors.reconcile_table(
             vectors.connect(store.lancedb),
-            which.table,
+            name,
             passages,
             which.prefix,
             dimension,
@@ -149,8 +162,27 @@ def reconcile_index(
             model_name=models.relative_folder(which.passage_model),
             input_hash=lambda rendered: versioned(sha256_text(rendered)) + sentences_key(with_sentences),
             sentences_of=sentences_of if with_sentences else None,
+            expanded=None if queries is None else _expanded(store, settings, which, passages, queries),
         )
         return replace(done, embedded=done.embedded + first)
+
+
+def _expanded(
+    store: Store,
+    settings: Settings,
+    which: PassageEncoder,
+    passages: Sequence[LivePassage],
+    queries: Mapping[str, Sequence[str]],
+) -> vectors.Expanded:
+    asking = encoder_for(store, which.model_digest, settings)
+    cache = embedding_cache(store)
+    return vectors.Expanded(
+        texts={p.chunk_id: expanded_text(p.text, queries[p.chunk_id]) for p in passages if p.chunk_id in queries},
+        keys={chunk_id: expansion_key(asked) for chunk_id, asked in queries.items()},
+        means_of=lambda ids: packed_means(
+            [queries.get(i, ()) for i in ids], lambda texts: cache.queries(asking, texts)
+        ),
+    )
 
 
 def sentences_key(with_sentences: bool) -> str:
@@ -236,15 +268,18 @@ def reconciled_by_a_stage(store: Store, which: PassageEncoder, *, with_sentences
     return None
 
 
-def index_details(store: Store, which: PassageEncoder, done: vectors.Reconciled) -> dict[str, Any]:
+def index_details(
+    store: Store, which: PassageEncoder, done: vectors.Reconciled, *, expanded: bool = False
+) -> dict[str, Any]:
     """What an index stage reports: `embedded` texts went through the model, a `reused` row's vector was known."""
     rebuilt = f"the table was built again: {', '.join(done.lost[:5])} missing or cut off"
+    table = which.expanded_table if expanded else which.table
     return ({"outcome": rebuilt} if done.lost else {}) | {
-        "table": which.table,
+        "table": table,
         "model_digest": which.model_digest,
         "passage_prefix": which.prefix,
         "lance_version": done.version,
-        "newest_version": newest_version(store.lancedb, which.table),
+        "newest_version": newest_version(store.lancedb, table),
         "rows": done.rows,
         "content": done.content,
         "embedded": done.embedded,
@@ -266,15 +301,33 @@ def nothing_done(details: dict[str, Any]) -> dict[str, Any]:
     return known | {"embedded": 0, "sentences_embedded": 0, "reused": details["rows"], "removed": 0}
 
 
+def index_expanded_arms(store: Store, settings: Settings, queries: Mapping[str, Sequence[str]]) -> None:
+    """Give the arms `base_hybrid` and `fine_tuned_hybrid` tables that know the queries, or take them away without any.
+
+    Args:
+        store, settings: as everywhere.
+        queries: that were written for passages, by chunk id.
+    """
+    candidate = newest_candidate(store)
+    base = PassageEncoder(install_base(store, settings).digest, BASE_PREFIX)
+    for arm, which in (("base_hybrid", base), ("fine_tuned_hybrid", candidate)):
+        if not queries or which is None:
+            _forget_arm(store, arm)
+            continue
+        wanted = sentences_wanted(store, settings)
+        done = reconcile_index(store, settings, which, with_sentences=wanted, queries=queries)
+        _remember_arm(store, arm, which, done.version, table=which.expanded_table)
+
+
 _NAMED_BY_AN_ARM = ("model_digest", "model_dir", "table", "passage_prefix")
 
 
-def _remember_arm(store: Store, arm: str, which: PassageEncoder, version: int) -> None:
+def _remember_arm(store: Store, arm: str, which: PassageEncoder, version: int, *, table: str | None = None) -> None:
     """Let readers find the arms without the warehouse, which a writer may hold, and open no version but a finished one."""
     entry = {
         "model_digest": which.model_digest,
         "model_dir": models.relative_folder(which.model_digest),
-        "table": which.table,
+        "table": table or which.table,
         "lance_version": version,
         "passage_prefix": which.prefix,
     }
@@ -295,7 +348,7 @@ def _write_arms(store: Store, arms: dict[str, dict[str, Any]]) -> None:
 
 
 def arms_file(store: Store) -> Path:
-    """`arms.json`: the finished tables of the base and of the newest candidate."""
+    """`arms.json`: the finished tables of the base and of the newest candidate, and of both with their queries."""
     return store.root / "arms.json"
 
 

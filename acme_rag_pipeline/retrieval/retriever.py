@@ -12,6 +12,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from acme_rag_pipeline.embedding.encoder import Encoder
+from acme_rag_pipeline.retrieval.expansion import DEPTH, expanded_cosine, weighed
 from acme_rag_pipeline.retrieval.fusion import fuse, judged_fusion
 from acme_rag_pipeline.retrieval.index import known_arms
 from acme_rag_pipeline.retrieval.sentences import best_sentence, with_best_sentence
@@ -140,9 +141,11 @@ class Retriever:
 
     def _named(self, retriever: str) -> Any:
         """Which finished table the retriever is to search now."""
-        if retriever in ("promoted", "bm25"):
+        if retriever == "promoted":
             return self.promoted()
-        return known_arms(self._store).get(_arm_name(retriever))
+        arms = known_arms(self._store)
+        named = arms.get(_arm_name(retriever)), arms.get(retriever)
+        return (self.promoted(), *named) if retriever == "bm25" else named
 
     def _search_arm(self, arm: _Arm, queries: list[str], k: int, retriever: str) -> list[list[SearchHit]]:
         asked = [query for query in queries if query]
@@ -154,7 +157,7 @@ class Retriever:
             if arm.hybrid:
                 found = [
                     _fused(
-                        dense_with_sentences(arm.table, vector, deep, arm.fusion),
+                        dense_for_fusion(arm.table, vector, deep, arm.fusion),
                         lexical(arm.table, query, deep),
                         arm.fusion,
                         k,
@@ -173,12 +176,19 @@ class Retriever:
 
     def _open_arm(self, retriever: str) -> _Arm:
         with self._lock:
-            if retriever in ("promoted", "bm25"):
-                return self._open_promoted()
+            arms = known_arms(self._store)
             name = _arm_name(retriever)
-            entry = known_arms(self._store).get(name)
+            # BM25 alone reads the passages and not the queries that were written for them.
+            words_alone = retriever == "bm25" and name in arms and weighed(read_pointer(self._store.pointer).fusion)
+            if retriever == "promoted" or (retriever == "bm25" and not words_alone):
+                return self._open_promoted()
+            entry = arms.get(name)
             if entry is None:
                 raise ArmMissing(f"this store has no `{name}` index yet: materialise it first (`make materialize`)")
+            expanded = arms.get(retriever)
+            # Until `served_index` has run, that of a new candidate is still the one of the candidate before.
+            if self._settings.expansion_weight and expanded is not None and _same_model(expanded, entry):
+                entry = expanded
             db = vectors.connect(self._store.lancedb)
             try:
                 table = vectors.open_table(db, entry["table"], entry.get("lance_version"))
@@ -222,7 +232,11 @@ def _whole_characters(query: str) -> str:
 
 
 def _arm_name(retriever: str) -> str:
-    return "base" if retriever.startswith("base") else "fine_tuned"
+    return "fine_tuned" if retriever.startswith("fine_tuned") else "base"
+
+
+def _same_model(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    return all(one[name] == other[name] for name in ("model_digest", "passage_prefix"))
 
 
 def _pinned(promoted: Promoted) -> RetrievalSettings | None:
@@ -247,17 +261,28 @@ def dense(table: Table, vector: np.ndarray, k: int) -> list[SearchHit]:
     return _hits(rows, [1.0 - distance for distance in rows["_distance"].to_pylist()])
 
 
-def dense_with_sentences(table: Table, vector: np.ndarray, k: int, fusion: RetrievalSettings) -> list[SearchHit]:
-    """The same, with the first `fusion.candidates` scored and ordered by their best sentences too.
+def dense_for_fusion(table: Table, vector: np.ndarray, k: int, fusion: RetrievalSettings) -> list[SearchHit]:
+    """The same, with the first ones scored and ordered by their own queries, and of these the first by their best sentences.
 
-    A table without sentence vectors (of an earlier version, or of settings that weigh them with 0) gives cosines alone.
+    A table without them (of an earlier version, or of settings that weigh them with 0) gives cosines alone.
     """
-    if not fusion.sentence_weight or vectors.SENTENCES_COLUMN not in table.schema.names:
+    known = set(table.schema.names)
+    by_queries = bool(fusion.expansion_weight) and vectors.QUERIES_COLUMN in known
+    by_sentences = bool(fusion.sentence_weight) and vectors.SENTENCES_COLUMN in known
+    if not (by_queries or by_sentences):
         return dense(table, vector, k)
-    rows = _nearest(table, vector, k, [*_COLUMNS, vectors.SENTENCES_COLUMN])
+    columns = [vectors.SENTENCES_COLUMN] * by_sentences + ["vector", vectors.QUERIES_COLUMN] * by_queries
+    rows = _nearest(table, vector, max(k, DEPTH * fusion.candidates) if by_queries else k, [*_COLUMNS, *columns])
     cosines = [1.0 - distance for distance in rows["_distance"].to_pylist()]
-    near = min(len(cosines), fusion.candidates)
-    packs = rows[vectors.SENTENCES_COLUMN].slice(0, near).to_pylist()
+    if by_queries:
+        for row, mean in enumerate(rows[vectors.QUERIES_COLUMN].to_pylist()):
+            if mean is not None:
+                own = np.array(rows["vector"][row].as_py(), dtype=np.float32)
+                cosines[row] = expanded_cosine(vector, own, mean, fusion.expansion_weight)
+        order = sorted(range(len(cosines)), key=lambda row: -cosines[row])
+        rows, cosines = rows.take(order), [cosines[row] for row in order]
+    near = min(len(cosines), fusion.candidates) if by_sentences else 0
+    packs = rows[vectors.SENTENCES_COLUMN].slice(0, near).to_pylist() if near else []
     scores = [
         with_best_sentence(cosine, best_sentence(vector, pack), fusion.sentence_weight)
         for cosine, pack in zip(cosines, packs, strict=False)

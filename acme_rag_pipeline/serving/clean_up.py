@@ -47,6 +47,7 @@ def policy(store: Store, settings: Settings) -> Policy:
     # Going back and forth between two of them pushes no third one out.
     latest = list(dict.fromkeys(d.encoder for d in reversed(past)))
     kept = set(latest[: settings.serving.keep_promotions])
+    expanded = {d.table for d in past if d.expanded and d.encoder in kept}
     newest = index.newest_candidate(store)
     # What the newest candidate was compared with: a later evaluation compares them again.
     kept |= {
@@ -73,7 +74,7 @@ def policy(store: Store, settings: Settings) -> Policy:
     digests |= {name for name in _model_folders(store) if any(name[:16] in table for table in pins)}
     return Policy(
         digests,
-        {encoder.table for encoder in kept} | set(pins),
+        {encoder.table for encoder in kept} | expanded | set(pins),
         pins,
         {row["table_name"] for row in served if row["superseded_at"] is None} | {arm["table"] for arm in arms},
         [row for row in served if row not in held],

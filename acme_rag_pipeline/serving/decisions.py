@@ -13,6 +13,7 @@ from typing import Any, cast
 import duckdb
 
 from acme_rag_pipeline.retrieval import index
+from acme_rag_pipeline.retrieval.expansion import weighed
 from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store import models
 from acme_rag_pipeline.store.fingerprints import fingerprint
@@ -58,6 +59,16 @@ class Decision:
     def retriever(self) -> Retriever:
         """Model, recipe and fusion: two decisions with the same one answer alike."""
         return retriever_of(self.model_digest, self.recipe, self.fusion)
+
+    @property
+    def expanded(self) -> bool:
+        """Whether readers search passages with the queries that were written for them."""
+        return self.recipe == "hybrid" and weighed(self.fusion)
+
+    @property
+    def table(self) -> str:
+        """What readers search."""
+        return self.encoder.expanded_table if self.expanded else self.encoder.table
 
     @property
     def encoder(self) -> index.PassageEncoder:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
@@ -14,6 +16,7 @@ from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store import models
 from acme_rag_pipeline.store.fingerprints import fingerprint
 from acme_rag_pipeline.store.layout import Store
+from acme_rag_pipeline.store.passages import written_queries
 from acme_rag_pipeline.store.promotion import NothingPromoted, PointerDamaged, Promoted, read_pointer, write_pointer
 from acme_rag_pipeline.store.stages import StageResult, data_versions, overtaken, record, recorded, stored_detail
 from acme_rag_pipeline.store.warehouse import records
@@ -57,7 +60,9 @@ def _serve(
 ) -> StageResult:
     with_sentences = index.sentences_wanted(store, settings, decision.fusion or {})
     sentences = index.sentences_key(with_sentences)
-    made_from = fingerprint(STAGE, versioned(CODE_VERSION), upstream, decision.decision, sentences)
+    queries = written_queries(store.warehouse) if decision.expanded or settings.retrieval.expansion_weight else {}
+    expansion = _expansion(store, settings, queries)
+    made_from = fingerprint(STAGE, versioned(CODE_VERSION), upstream, decision.decision, sentences, *expansion)
     unchanged = recorded(store.warehouse, STAGE, made_from)
     if unchanged is not None and index.holds(store, unchanged.details) and _serves(store, decision, unchanged.details):
         # A grace time ends without any work; another run that writes just now will see to it.
@@ -69,11 +74,17 @@ def _serve(
     with store.writer(STAGE):
         if overtaken(store.warehouse, upstream) or decisions.champion(store, settings) != decision:
             return serve(store, settings)
-        known = index.reconciled_by_a_stage(store, decision.encoder, with_sentences=with_sentences)
-        done = known or index.reconcile_index(store, settings, decision.encoder, with_sentences=with_sentences)
+        if decision.expanded:
+            done = index.reconcile_index(
+                store, settings, decision.encoder, with_sentences=with_sentences, queries=queries
+            )
+        else:
+            known = index.reconciled_by_a_stage(store, decision.encoder, with_sentences=with_sentences)
+            done = known or index.reconcile_index(store, settings, decision.encoder, with_sentences=with_sentences)
         pointer = _pointer(decision, done.version)
         write_pointer(store.pointer, pointer)
-        details = index.index_details(store, decision.encoder, done) | {
+        index.index_expanded_arms(store, settings, queries if settings.retrieval.expansion_weight else {})
+        details = index.index_details(store, decision.encoder, done, expanded=decision.expanded) | {
             "recipe": decision.recipe,
             "verdict": decision.verdict,
             "sources": _sources(store),
@@ -163,6 +174,14 @@ def _is_whole(store: Store, digest: str) -> bool:
     return folder.is_dir() and model_digest(folder) == digest
 
 
+def _expansion(store: Store, settings: Settings, queries: Mapping[str, Sequence[str]]) -> list[Any]:
+    """What the tables with queries are made from; nothing where there are none."""
+    if not queries:
+        return []
+    candidate = index.newest_candidate(store)
+    return [queries, bool(settings.retrieval.expansion_weight), asdict(candidate) if candidate else None]
+
+
 def _model_files(store: Store, settings: Settings, decision: decisions.Decision) -> dict[str, int]:
     """The functional files of the promoted model by size, as they were when it was first served."""
     # A damaged base model is copied anew.
@@ -193,7 +212,7 @@ def _pointer(decision: decisions.Decision, version: int) -> Promoted:
     return Promoted(
         model_digest=decision.model_digest,
         model_dir=models.relative_folder(decision.model_digest),
-        table=decision.encoder.table,
+        table=decision.table,
         lance_version=version,
         recipe=decision.recipe,
         decided_at=decision.decided_at.astimezone(UTC).isoformat(),

@@ -9,7 +9,7 @@ import importlib.util
 import json
 import logging
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 EXACT_SEARCH_ROWS = 50_000
 SEARCH_COLUMN = "search_text"
 SENTENCES_COLUMN = "sentence_vectors"
+QUERIES_COLUMN = "query_vector"
 KEEP_ALL_VERSIONS = timedelta(days=36_500)
 logger = logging.getLogger(__name__)
 _STRUCT = pa.struct(
@@ -50,6 +51,7 @@ class Reconciled:
     Attributes:
         lost: files of the table that were missing or cut off, so that it was built again.
         sentences_embedded: of the sentences, how many had to be encoded.
+        queries_embedded: of the queries that were written for the passages, how many had to be encoded.
     """
 
     counts: Counts
@@ -59,11 +61,27 @@ class Reconciled:
     content: str
     lost: tuple[str, ...] = ()
     sentences_embedded: int = 0
+    queries_embedded: int = 0
 
 
 def table_name(encoder_digest: str, prefix: PassagePrefix) -> str:
     """One table per passage encoder; the prefix is part of what the encoder sees."""
     return f"passages_{encoder_digest[:16]}{'_headings' if prefix == 'heading_path' else ''}"
+
+
+@dataclass(frozen=True)
+class Expanded:
+    """What makes of a table of passages one of passages with the queries that were written for them.
+
+    Attributes:
+        texts: by chunk id what BM25 reads behind the headings; a passage that is not named has none but its own text.
+        keys: by chunk id, to be appended to the row's input hash.
+        means_of: chunk ids to the packed mean vectors of their queries, and how many queries had to be encoded.
+    """
+
+    texts: Mapping[str, str]
+    keys: Mapping[str, str]
+    means_of: Callable[[Sequence[str]], tuple[Sequence[bytes | None], int]]
 
 
 def connect(folder: Path) -> DBConnection:
@@ -131,6 +149,7 @@ def reconcile_table(
     model_name: str,
     input_hash: Callable[[str], str] = sha256_text,
     sentences_of: Callable[[Sequence[str]], tuple[Sequence[bytes], int]] | None = None,
+    expanded: Expanded | None = None,
 ) -> Reconciled:
     """Make a table hold exactly one row per passage, writing and encoding only the difference.
 
@@ -145,11 +164,12 @@ def reconcile_table(
         input_hash: of a rendered input; a row whose hash is another one is encoded again.
         sentences_of: passages' texts to the packed vectors of their sentences, and how many had to be encoded; None: rows
             hold none. A change needs another `input_hash`.
+        expanded: the queries that were written for the passages; None: the table knows none, in any of its rows.
 
     Raises:
         RuntimeError: the written table does not hold the wanted rows (never promoted then).
     """
-    wanted = {passage.chunk_id: _row(passage, prefix, input_hash) for passage in passages}
+    wanted = {passage.chunk_id: _row(passage, prefix, input_hash, expanded) for passage in passages}
     lost = lost_files(Path(db.uri), name)
     table = None if lost else open_table(db, name)
     if table is not None and SENTENCES_COLUMN not in table.schema.names:
@@ -159,9 +179,9 @@ def reconcile_table(
     added = [i for i in wanted if i not in held]
     changed = [i for i in wanted if i in held and held[i] != wanted[i]]
     removed = [i for i in held if i not in wanted]
-    embedded = sentences_embedded = 0
+    embedded = sentences_embedded = queries_embedded = 0
     if table is None:
-        table = _created(db, name, _schema(dimension(), model_name), lost)
+        table = _created(db, name, _schema(dimension(), model_name, expanded=expanded is not None), lost)
     if not any(b"primary-key" in key for key in table.schema.field("id").metadata or ()):
         # Without it two writers of the same new ids would double rows silently (lancedb#3377).
         cast("LanceTable", table).set_unenforced_primary_key("id")
@@ -172,10 +192,15 @@ def reconcile_table(
         packs: Sequence[bytes | None] = [None] * len(writes)
         if sentences_of is not None:
             packs, sentences_embedded = sentences_of([passage.text for passage in writes])
+        means: Sequence[bytes | None] = [None] * len(writes)
+        if expanded is not None:
+            means, queries_embedded = expanded.means_of([passage.chunk_id for passage in writes])
         rows = pa.Table.from_pylist(
             [
-                wanted[passage.chunk_id] | {"vector": vector, SENTENCES_COLUMN: pack}
-                for passage, vector, pack in zip(writes, vectors.tolist(), packs, strict=True)
+                wanted[passage.chunk_id]
+                | {"vector": vector, SENTENCES_COLUMN: pack}
+                | ({} if expanded is None else {QUERIES_COLUMN: mean})
+                for passage, vector, pack, mean in zip(writes, vectors.tolist(), packs, means, strict=True)
             ],
             schema=table.schema,
         )
@@ -191,7 +216,26 @@ def reconcile_table(
         raise RuntimeError(f"table {name} holds {found} rows instead of {len(wanted)}: run again, nothing is promoted")
     counts = Counts(len(added), len(changed), len(removed), len(wanted) - len(added) - len(changed))
     content = content_hash((i, *(str(v) for v in row.values())) for i, row in wanted.items())
-    return Reconciled(counts, embedded, int(table.version), len(wanted), content, tuple(lost), sentences_embedded)
+    return Reconciled(
+        counts, embedded, int(table.version), len(wanted), content, tuple(lost), sentences_embedded, queries_embedded
+    )
+
+
+def table_of_words(db: DBConnection, passages: Sequence[LivePassage], texts: Mapping[str, str]) -> Table:
+    """A table for BM25 alone, with the full-text index of the others.
+
+    Args:
+        db: a folder of its own.
+        passages: its rows.
+        texts: by chunk id what BM25 reads of it behind its headings.
+    """
+    rows = [_row(p, "none", sha256_text, Expanded(texts, {}, lambda ids: ([None] * len(ids), 0))) for p in passages]
+    schema = pa.schema(
+        [("id", pa.string()), ("text", pa.string()), ("metadata", _STRUCT), (SEARCH_COLUMN, pa.string())]
+    )
+    table = db.create_table("words", pa.Table.from_pylist(rows, schema=schema))
+    _index(table, 0)
+    return table
 
 
 def _created(db: DBConnection, name: str, schema: pa.Schema, lost: Sequence[str]) -> LanceTable:
@@ -204,8 +248,12 @@ def _created(db: DBConnection, name: str, schema: pa.Schema, lost: Sequence[str]
     return cast("LanceTable", db.create_table(name, schema=schema, mode="overwrite"))
 
 
-def _row(passage: LivePassage, prefix: PassagePrefix, input_hash: Callable[[str], str]) -> dict[str, Any]:
+def _row(
+    passage: LivePassage, prefix: PassagePrefix, input_hash: Callable[[str], str], expanded: Expanded | None
+) -> dict[str, Any]:
     headings = passage.headings()
+    text = passage.text if expanded is None else expanded.texts.get(passage.chunk_id, passage.text)
+    key = "" if expanded is None else expanded.keys.get(passage.chunk_id, "")
     return {
         "id": passage.chunk_id,
         "doc_id": passage.doc_path,
@@ -216,13 +264,9 @@ def _row(passage: LivePassage, prefix: PassagePrefix, input_hash: Callable[[str]
             "end_char": passage.end_char,
             "heading_path": headings,
         },
-        SEARCH_COLUMN: _search_text(passage),
-        "input_hash": input_hash(passage.rendered(prefix)),
+        SEARCH_COLUMN: f"{headings}\n{text}",
+        "input_hash": input_hash(passage.rendered(prefix)) + key,
     }
-
-
-def _search_text(passage: LivePassage) -> str:
-    return f"{passage.headings()}\n{passage.text}"
 
 
 def _held_rows(table: Table) -> dict[str, dict[str, Any]]:
@@ -239,7 +283,7 @@ def _held_rows(table: Table) -> dict[str, dict[str, Any]]:
     return held
 
 
-def _schema(dimension: int, model_name: str) -> pa.Schema:
+def _schema(dimension: int, model_name: str, *, expanded: bool) -> pa.Schema:
     from lancedb.embeddings import EmbeddingFunctionConfig, get_registry
 
     fields = [
@@ -252,6 +296,8 @@ def _schema(dimension: int, model_name: str) -> pa.Schema:
         pa.field("input_hash", pa.string()),
         pa.field(SENTENCES_COLUMN, pa.binary()),
     ]
+    if expanded:
+        fields.append(pa.field(QUERIES_COLUMN, pa.binary()))
     function = (
         get_registry()
         .get("sentence-transformers")
@@ -300,10 +346,10 @@ def delete_gone(table: Table, passages: Sequence[LivePassage]) -> int:
     Returns:
         The number of rows deleted.
     """
-    wanted = {passage.chunk_id: _search_text(passage) for passage in passages}
-    columns = ["id", SEARCH_COLUMN]
+    wanted = {passage.chunk_id: (passage.text, passage.headings()) for passage in passages}
+    columns = ["id", "text", "metadata"]
     rows = table.search().select(columns).limit(max(1, table.count_rows())).to_arrow().select(columns).to_pylist()
-    gone = [row["id"] for row in rows if wanted.get(row["id"]) != row[SEARCH_COLUMN]]
+    gone = [row["id"] for row in rows if wanted.get(row["id"]) != (row["text"], row["metadata"]["heading_path"])]
     _delete(table, gone)
     return len(gone)
 

@@ -171,7 +171,8 @@ def test_a_recipe_that_was_judged_with_sentences_keeps_them(store: Store, settin
 
 def test_a_recipe_of_an_earlier_version_is_served_as_it_was_judged(store: Store, settings: Settings) -> None:
     champion = decisions.champion(store, settings).encoder
-    earlier = {name: value for name, value in RetrievalSettings().model_dump().items() if name != "sentence_weight"}
+    unknown = {"sentence_weight", "expansion_weight"}
+    earlier = {name: value for name, value in RetrievalSettings().model_dump().items() if name not in unknown}
     decisions.append(store, encoder=champion, recipe="hybrid", verdict=decisions.PROMOTED, reason="r", fusion=earlier)
     serve.serve(store, settings)
     assert json.loads(store.pointer.read_text())["fusion"] == earlier

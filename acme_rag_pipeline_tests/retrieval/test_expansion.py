@@ -1,0 +1,216 @@
+"""Passages with the queries that were written for them: what a table holds, who finds what, and who may judge it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from acme_rag_pipeline.evaluation.arms import BASE_HYBRID, BM25, Arm, ArmRunner
+from acme_rag_pipeline.evaluation.contestants import arms_for, champion_arm, contest
+from acme_rag_pipeline.evaluation.golden import JudgedQuery
+from acme_rag_pipeline.evaluation.metrics import Evidence
+from acme_rag_pipeline.retrieval import Retriever, index
+from acme_rag_pipeline.retrieval.expansion import expanded_cosine, packed_means
+from acme_rag_pipeline.serving import decisions, serve
+from acme_rag_pipeline.setting_groups import RetrievalSettings
+from acme_rag_pipeline.settings import Settings
+from acme_rag_pipeline.store import vectors
+from acme_rag_pipeline.store.layout import Store
+from acme_rag_pipeline.store.passages import live_passages, written_queries
+from acme_rag_pipeline.store.promotion import read_pointer
+from acme_rag_pipeline_tests.increments import oracle
+
+# Words of this company that stand in no document; the base takes other passages for them.
+TEAL = "I have a teal day, whom must I phone"
+MEETING = "which weekdays must I show my face downtown"
+HEADINGS = {TEAL: "27 FLEX days", MEETING: "Hub days are counted"}
+OFF = RetrievalSettings(expansion_weight=0)
+FAR = RetrievalSettings(expansion_weight=5)
+ASKED = [TEAL, MEETING, "hotel in London", "paid leave after years of service", "?"]
+
+
+@pytest.fixture
+def settings(documents: Path, settings_for: Callable[..., Settings], store: Store) -> Settings:
+    made = settings_for()
+    oracle.run(store, made, oracle.REFRESH)
+    return made
+
+
+def chunk_of(store: Store, words: str) -> str:
+    return next(p.chunk_id for p in live_passages(store.warehouse) if words in p.text)
+
+
+def write(store: Store, queries: Mapping[str, str], origin: str = "openai", dropped: str | None = None) -> None:
+    """Training pairs as `training_set` leaves them; query to words of its passage."""
+    rows = [[f"{origin}/{query}", dropped, query, chunk_of(store, words), origin] for query, words in queries.items()]
+    with store.warehouse.write() as connection:
+        connection.executemany(
+            "INSERT INTO training_pairs VALUES (?, 'train', ?, ?, ?, ?, 'question', 'm', 'u', 0, [])", rows
+        )
+
+
+def promote(store: Store, settings: Settings, fusion: RetrievalSettings) -> None:
+    encoder = decisions.champion(store, settings).encoder
+    decisions.append(
+        store, encoder=encoder, recipe="hybrid", verdict=decisions.PROMOTED, reason="r", fusion=fusion.model_dump()
+    )
+    serve.serve(store, settings)
+
+
+def rows_of(store: Store, name: str, version: int | None = None) -> dict[str, dict[str, Any]]:
+    table = vectors.open_table(vectors.connect(store.lancedb), name, version)
+    assert table is not None
+    return {row["id"]: row for row in table.search().limit(1_000).to_arrow().to_pylist()}
+
+
+def served_rows(store: Store) -> dict[str, dict[str, Any]]:
+    pointer = read_pointer(store.pointer)
+    return rows_of(store, pointer.table, pointer.lance_version)
+
+
+def found(store: Store, query: str, retriever: str = "promoted") -> list[str]:
+    return [hit.chunk_id for hit in Retriever.open(store.root).search(query, k=20, retriever=retriever)]
+
+
+def test_a_passage_moves_towards_its_queries_and_others_stay() -> None:
+    rng = np.random.default_rng(0)
+    unit = rng.normal(size=(5, 384)).astype(np.float32)
+    unit /= np.linalg.norm(unit, axis=1, keepdims=True)
+    own, query = unit[:3], unit[3]
+    means, encoded = packed_means([["a", "b"], [], ["b"]], lambda texts: (unit[3 : 3 + len(texts)], len(texts)))
+    assert encoded == 2, "a query that two passages share is encoded once"
+    moved = own[0] + 0.5 * (unit[3] + unit[4]) / 2
+    assert means[0] is not None
+    assert means[1] is None
+    expected = moved @ query / np.linalg.norm(moved)
+    assert expanded_cosine(query, own[0], means[0], 0.5) == pytest.approx(expected, abs=1e-3)
+    assert expanded_cosine(query, own[0], means[0], 0) == pytest.approx(own[0] @ query, abs=1e-6)
+    assert packed_means([[], []], lambda texts: pytest.fail("nothing is encoded")) == ([None, None], 0)
+
+
+def test_people_and_an_llm_write_and_templates_do_not(store: Store, settings: Settings) -> None:
+    write(store, HEADINGS)
+    write(store, {"who signs": "FRM-EX-09", TEAL: "Hub days are counted"}, origin="curated")
+    write(store, {"mend days tern": "Mend days"}, origin="offline")
+    write(store, {"near a golden one": "Evergreen"}, origin="openai", dropped="near a golden query")
+    assert written_queries(store.warehouse) == {
+        chunk_of(store, "27 FLEX days"): (TEAL,),
+        chunk_of(store, "FRM-EX-09"): ("who signs",),
+        chunk_of(store, "Hub days are counted"): (TEAL, MEETING),
+    }
+
+
+def test_who_searches_finds_a_passage_by_what_others_asked(store: Store, settings: Settings) -> None:
+    right = chunk_of(store, "27 FLEX days")
+    promote(store, settings, OFF)
+    assert read_pointer(store.pointer).table.endswith("_queries") is False
+    assert found(store, TEAL)[0] != right
+    plain, by_words = served_rows(store), found(store, TEAL, "bm25")
+    write(store, HEADINGS)
+    promote(store, settings, settings.retrieval)
+    assert found(store, TEAL)[0] == right
+    assert found(store, "somebody has a teal day")[0] == right, "in other words, too"
+    assert found(store, TEAL, "bm25") == by_words, "BM25 alone reads the passages"
+    # The rows are those of before, their vectors too; the queries lie beside them.
+    rows = served_rows(store)
+    for name in ("id", "doc_id", "text", "metadata", "vector", "sentence_vectors"):
+        assert {i: row[name] for i, row in rows.items()} == {i: row[name] for i, row in plain.items()}, name
+    asked = {i for i, row in rows.items() if row[vectors.QUERIES_COLUMN]}
+    assert asked == set(written_queries(store.warehouse))
+
+
+def test_readers_and_the_evaluation_rank_alike(store: Store, settings: Settings) -> None:
+    write(store, HEADINGS)
+    serve.serve(store, settings)
+    base = index.PassageEncoder(index.install_base(store, settings).digest, index.BASE_PREFIX)
+    judged = [JudgedQuery(str(n), q, (Evidence("travel.md", None, None, 1),), "u", {}) for n, q in enumerate(ASKED)]
+    few = FAR.model_copy(update={"candidates": 3})
+    for fusion in (settings.retrieval, FAR, few, OFF, FAR.model_copy(update={"sentence_weight": 0.0})):
+        runner = ArmRunner(store, settings.model_copy(update={"retrieval": fusion}))
+        reader = Retriever.open(store.root, fusion)
+        for arm in (Arm(BASE_HYBRID, base, True), Arm(BM25, None, False)):
+            ran = runner.run(arm, judged)
+            for query in judged:
+                hits = reader.search(query.query, k=3, retriever=arm.name)
+                assert [hit.chunk_id for hit in hits] == list(ran.best[query.query_id]), (fusion, arm.name)
+
+
+def test_a_change_costs_what_it_touches(
+    documents: Path, settings_for: Callable[..., Settings], store: Store, settings: Settings
+) -> None:
+    write(store, HEADINGS)
+    with oracle.watched() as work:
+        promote(store, settings, settings.retrieval)
+        assert work.passages == [], "vectors of passages and sentences are known"
+        assert sorted(work.queries) == sorted(HEADINGS)
+        before = served_rows(store)
+        assert serve.serve(store, settings).unchanged
+        write(store, {"may I carry days over to January": "27 FLEX days"})
+        done = serve.serve(store, settings)
+        assert (done.counts.added, done.counts.changed, done.counts.removed) == (0, 1, 0)
+        assert len(work.queries) == len(HEADINGS) + 1
+    changed = {i for i, row in served_rows(store).items() if row != before[i]}
+    assert changed == {chunk_of(store, "27 FLEX days")}
+    # Deleted text leaves every live table, and so does what was asked about it.
+    gone = {p.chunk_id for p in live_passages(store.warehouse) if p.doc_path == "hr/leave.md"}
+    (documents / "hr/leave.md").unlink()
+    oracle.run(store, settings, oracle.REFRESH)
+    for name in vectors.names(vectors.connect(store.lancedb)):
+        rows = rows_of(store, name)
+        assert rows.keys() == {p.chunk_id for p in live_passages(store.warehouse)}, name
+        assert not gone & rows.keys()
+        assert "teal" not in json.dumps([row["search_text"] for row in rows.values()])
+    assert all(result.unchanged for result in oracle.run(store, settings, oracle.REFRESH).values())
+
+
+def test_without_queries_or_with_a_weight_of_0_there_is_no_further_table(store: Store, settings: Settings) -> None:
+    def tables() -> list[str]:
+        return [name for name in vectors.names(vectors.connect(store.lancedb)) if name.endswith("_queries")]
+
+    assert tables() == []
+    write(store, HEADINGS)
+    serve.serve(store, settings)
+    assert len(tables()) == 1
+    assert "base_hybrid" in index.known_arms(store)
+    serve.serve(store, settings.model_copy(update={"retrieval": OFF}))
+    assert tables() == []
+    assert "base_hybrid" not in index.known_arms(store)
+    assert found(store, TEAL, "base_hybrid")
+
+
+def test_what_was_promoted_keeps_its_queries_and_a_rollback_brings_them_back(store: Store, settings: Settings) -> None:
+    write(store, HEADINGS)
+    promote(store, settings, settings.retrieval)
+    answers = [found(store, query) for query in ASKED]
+    off = settings.model_copy(update={"retrieval": OFF})
+    oracle.run(store, off, oracle.REFRESH)
+    assert [found(store, query) for query in ASKED] == answers
+    promote(store, off, OFF)
+    assert [found(store, query) for query in ASKED] != answers
+    serve.rollback(store, off)
+    assert read_pointer(store.pointer).table.endswith("_queries")
+    assert [found(store, query) for query in ASKED] == answers
+    assert all(result.unchanged for result in oracle.run(store, off, oracle.REFRESH).values())
+
+
+def test_queries_in_the_index_are_judged_by_people_alone(
+    store: Store, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def weights(golden: bool, *, held_out: bool) -> set[float]:
+        monkeypatch.setattr("acme_rag_pipeline.evaluation.contestants._golden_decides", lambda store: golden)
+        arms = arms_for(contest(store, settings), held_out=held_out)
+        return {arm.fusion.expansion_weight for arm in arms if arm.hybrid and arm.fusion}
+
+    assert weights(golden=True, held_out=False) == {0}, "nobody wrote any"
+    write(store, HEADINGS)
+    assert weights(golden=True, held_out=False) == {0.5}
+    assert weights(golden=True, held_out=True) == {0}, "each would find itself"
+    assert weights(golden=False, held_out=True) == weights(golden=False, held_out=False) == {0}
+    promote(store, settings, settings.retrieval)
+    assert champion_arm(contest(store, settings)) == BASE_HYBRID
+    assert weights(golden=False, held_out=True) == {0}
