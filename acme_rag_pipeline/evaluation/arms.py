@@ -116,13 +116,14 @@ class ArmRunner:
         if not arm.hybrid:
             return [_ids(ranking) for ranking in self._dense(arm.encoder, queries, DEPTH)]
         expanded = fusion.expansion_weight > 0 and bool(self._queries)
+        written = self._written(arm.encoder) if expanded else {}
         if expanded:
             deep = self._dense(arm.encoder, queries, expansion.DEPTH * fusion.candidates)
-            dense = self._with_own_queries(arm.encoder, queries, deep, fusion)
+            dense = self._with_written(arm.encoder, queries, deep, written, fusion)
         else:
             dense = self._dense(arm.encoder, queries, fusion.candidates)
         if fusion.sentence_weight:
-            dense = self._with_sentences(arm.encoder, queries, dense, fusion.sentence_weight)
+            dense = self._with_sentences(arm.encoder, queries, dense, written, fusion.sentence_weight)
         return [
             _ids(fuse(ranking, self._bm25(query, fusion.candidates, expanded=expanded), fusion))[:DEPTH]
             for query, ranking in zip(queries, dense, strict=True)
@@ -141,36 +142,45 @@ class ArmRunner:
             rankings.append([(self.passages[i].chunk_id, float(line[i])) for i in order])
         return rankings
 
-    def _with_own_queries(
+    def _written(self, which: index.PassageEncoder) -> dict[str, bytes]:
+        """By chunk id the vectors of the queries that were written for it."""
+        asking = self._encoder(which.model_digest)
+        packs, _ = expansion.packed_queries(
+            list(self._queries.values()), lambda texts: self._cache.queries(asking, texts)
+        )
+        return {chunk_id: packed for chunk_id, packed in zip(self._queries, packs, strict=True) if packed}
+
+    def _with_written(
         self,
         which: index.PassageEncoder,
         queries: Sequence[str],
         rankings: list[list[Scored]],
+        written: Mapping[str, bytes],
         fusion: RetrievalSettings,
     ) -> list[list[Scored]]:
-        asking = self._encoder(which.model_digest)
-        asked, _ = self._cache.queries(asking, queries)
+        asked, _ = self._cache.queries(self._encoder(which.model_digest), queries)
         held, _ = self._cache.passages(
             self._encoder(which.passage_model), [p.rendered(which.prefix) for p in self.passages]
         )
-        means, _ = expansion.packed_means(
-            [self._queries.get(p.chunk_id, ()) for p in self.passages],
-            lambda texts: self._cache.queries(asking, texts),
-        )
-        row = {passage.chunk_id: number for number, passage in enumerate(self.passages)}
+        own = {passage.chunk_id: vector for passage, vector in zip(self.passages, held, strict=True)}
         moved = []
         for vector, ranking in zip(asked, rankings, strict=True):
-            scored = []
-            for chunk_id, cosine in ranking:
-                mean = means[row[chunk_id]]
-                if mean is not None:
-                    cosine = expansion.expanded_cosine(vector, held[row[chunk_id]], mean, fusion.expansion_weight)
-                scored.append((chunk_id, cosine))
+            scored = [
+                (key, expansion.expanded_cosine(vector, own[key], written[key], fusion.expansion_weight))
+                if key in written
+                else (key, cosine)
+                for key, cosine in ranking
+            ]
             moved.append(sorted(scored, key=lambda one: -one[1])[: fusion.candidates])
         return moved
 
     def _with_sentences(
-        self, which: index.PassageEncoder, queries: Sequence[str], rankings: list[list[Scored]], weight: float
+        self,
+        which: index.PassageEncoder,
+        queries: Sequence[str],
+        rankings: list[list[Scored]],
+        written: Mapping[str, bytes],
+        weight: float,
     ) -> list[list[Scored]]:
         encoder = self._encoder(which.passage_model)
         ranked = sorted({chunk_id for ranking in rankings for chunk_id, _ in ranking})
@@ -182,7 +192,7 @@ class ArmRunner:
         asked, _ = self._cache.queries(self._encoder(which.model_digest), queries)
         weighed = [
             [
-                (key, with_best_sentence(cosine, best_sentence(vector, of_passage[key]), weight))
+                (key, with_best_sentence(cosine, best_sentence(vector, of_passage[key], written.get(key)), weight))
                 for key, cosine in ranking
             ]
             for vector, ranking in zip(asked, rankings, strict=True)

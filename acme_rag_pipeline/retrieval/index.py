@@ -19,7 +19,7 @@ from acme_rag_pipeline.embedding.base_model import (
 )
 from acme_rag_pipeline.embedding.cache import EmbeddingCache
 from acme_rag_pipeline.embedding.encoder import Encoder, versioned
-from acme_rag_pipeline.retrieval.expansion import expanded_text, expansion_key, packed_means
+from acme_rag_pipeline.retrieval.expansion import expanded_text, expansion_key, packed_queries
 from acme_rag_pipeline.retrieval.fusion import judged_fusion
 from acme_rag_pipeline.retrieval.sentences import SENTENCES_VERSION, packed_sentences
 from acme_rag_pipeline.settings import Settings
@@ -179,7 +179,7 @@ def _expanded(
     return vectors.Expanded(
         texts={p.chunk_id: expanded_text(p.text, queries[p.chunk_id]) for p in passages if p.chunk_id in queries},
         keys={chunk_id: expansion_key(asked) for chunk_id, asked in queries.items()},
-        means_of=lambda ids: packed_means(
+        queries_of=lambda ids: packed_queries(
             [queries.get(i, ()) for i in ids], lambda texts: cache.queries(asking, texts)
         ),
     )

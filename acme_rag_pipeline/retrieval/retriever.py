@@ -275,17 +275,18 @@ def dense_for_fusion(table: Table, vector: np.ndarray, k: int, fusion: Retrieval
     rows = _nearest(table, vector, max(k, DEPTH * fusion.candidates) if by_queries else k, [*_COLUMNS, *columns])
     cosines = [1.0 - distance for distance in rows["_distance"].to_pylist()]
     if by_queries:
-        for row, mean in enumerate(rows[vectors.QUERIES_COLUMN].to_pylist()):
-            if mean is not None:
+        for row, packed in enumerate(rows[vectors.QUERIES_COLUMN].to_pylist()):
+            if packed is not None:
                 own = np.array(rows["vector"][row].as_py(), dtype=np.float32)
-                cosines[row] = expanded_cosine(vector, own, mean, fusion.expansion_weight)
+                cosines[row] = expanded_cosine(vector, own, packed, fusion.expansion_weight)
         order = sorted(range(len(cosines)), key=lambda row: -cosines[row])
         rows, cosines = rows.take(order), [cosines[row] for row in order]
     near = min(len(cosines), fusion.candidates) if by_sentences else 0
-    packs = rows[vectors.SENTENCES_COLUMN].slice(0, near).to_pylist() if near else []
+    counted = [vectors.SENTENCES_COLUMN, *[vectors.QUERIES_COLUMN] * by_queries]
+    packs = zip(*(rows[name].slice(0, near).to_pylist() for name in counted), strict=True) if near else ()
     scores = [
-        with_best_sentence(cosine, best_sentence(vector, pack), fusion.sentence_weight)
-        for cosine, pack in zip(cosines, packs, strict=False)
+        with_best_sentence(cosine, best_sentence(vector, *packed), fusion.sentence_weight)
+        for cosine, packed in zip(cosines, packs, strict=False)
     ]
     hits = _hits(rows.select([*_COLUMNS, "_distance"]), scores + cosines[near:])
     return sorted(hits[:near], key=lambda hit: -hit.score) + hits[near:]

@@ -109,12 +109,20 @@ def pack(vectors: np.ndarray) -> bytes:
     return np.ascontiguousarray(vectors, dtype="<f2").tobytes()
 
 
-def best_sentence(query: np.ndarray, packed: bytes | None) -> float | None:
-    """The highest cosine of a query's unit vector with a sentence of the passage; None where the table holds none."""
-    if not packed:
-        return None
-    vectors = np.frombuffer(packed, dtype="<f2").reshape(-1, len(query)).astype(np.float32)
-    return float((vectors @ query).max())
+def unpacked(packed: bytes, dimension: int) -> np.ndarray:
+    """What `pack` packed, as float32."""
+    return np.frombuffer(packed, dtype="<f2").reshape(-1, dimension).astype(np.float32)
+
+
+def best_sentence(query: np.ndarray, *packs: bytes | None) -> float | None:
+    """The highest cosine of a query's unit vector with a sentence of the passage; None where the table holds none.
+
+    Args:
+        query: unit vector.
+        packs: of the passage's sentences, and of what else counts as one.
+    """
+    best = [float((unpacked(packed, len(query)) @ query).max()) for packed in packs if packed]
+    return max(best) if best else None
 
 
 def with_best_sentence(cosine: float, sentence: float | None, weight: float) -> float:

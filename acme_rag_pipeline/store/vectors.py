@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 EXACT_SEARCH_ROWS = 50_000
 SEARCH_COLUMN = "search_text"
 SENTENCES_COLUMN = "sentence_vectors"
-QUERIES_COLUMN = "query_vector"
+QUERIES_COLUMN = "query_vectors"
 KEEP_ALL_VERSIONS = timedelta(days=36_500)
 logger = logging.getLogger(__name__)
 _STRUCT = pa.struct(
@@ -76,12 +76,12 @@ class Expanded:
     Attributes:
         texts: by chunk id what BM25 reads behind the headings; a passage that is not named has none but its own text.
         keys: by chunk id, to be appended to the row's input hash.
-        means_of: chunk ids to the packed mean vectors of their queries, and how many queries had to be encoded.
+        queries_of: chunk ids to the packed vectors of their queries, and how many queries had to be encoded.
     """
 
     texts: Mapping[str, str]
     keys: Mapping[str, str]
-    means_of: Callable[[Sequence[str]], tuple[Sequence[bytes | None], int]]
+    queries_of: Callable[[Sequence[str]], tuple[Sequence[bytes | None], int]]
 
 
 def connect(folder: Path) -> DBConnection:
@@ -192,15 +192,15 @@ def reconcile_table(
         packs: Sequence[bytes | None] = [None] * len(writes)
         if sentences_of is not None:
             packs, sentences_embedded = sentences_of([passage.text for passage in writes])
-        means: Sequence[bytes | None] = [None] * len(writes)
+        asked: Sequence[bytes | None] = [None] * len(writes)
         if expanded is not None:
-            means, queries_embedded = expanded.means_of([passage.chunk_id for passage in writes])
+            asked, queries_embedded = expanded.queries_of([passage.chunk_id for passage in writes])
         rows = pa.Table.from_pylist(
             [
                 wanted[passage.chunk_id]
                 | {"vector": vector, SENTENCES_COLUMN: pack}
-                | ({} if expanded is None else {QUERIES_COLUMN: mean})
-                for passage, vector, pack, mean in zip(writes, vectors.tolist(), packs, means, strict=True)
+                | ({} if expanded is None else {QUERIES_COLUMN: queries})
+                for passage, vector, pack, queries in zip(writes, vectors.tolist(), packs, asked, strict=True)
             ],
             schema=table.schema,
         )

@@ -15,7 +15,7 @@ from acme_rag_pipeline.evaluation.contestants import arms_for, champion_arm, con
 from acme_rag_pipeline.evaluation.golden import JudgedQuery
 from acme_rag_pipeline.evaluation.metrics import Evidence
 from acme_rag_pipeline.retrieval import Retriever, index
-from acme_rag_pipeline.retrieval.expansion import expanded_cosine, packed_means
+from acme_rag_pipeline.retrieval.expansion import expanded_cosine, packed_queries
 from acme_rag_pipeline.serving import decisions, serve
 from acme_rag_pipeline.setting_groups import RetrievalSettings
 from acme_rag_pipeline.settings import Settings
@@ -82,15 +82,15 @@ def test_a_passage_moves_towards_its_queries_and_others_stay() -> None:
     unit = rng.normal(size=(5, 384)).astype(np.float32)
     unit /= np.linalg.norm(unit, axis=1, keepdims=True)
     own, query = unit[:3], unit[3]
-    means, encoded = packed_means([["a", "b"], [], ["b"]], lambda texts: (unit[3 : 3 + len(texts)], len(texts)))
+    packs, encoded = packed_queries([["a", "b"], [], ["b"]], lambda texts: (unit[3 : 3 + len(texts)], len(texts)))
     assert encoded == 2, "a query that two passages share is encoded once"
     moved = own[0] + 0.5 * (unit[3] + unit[4]) / 2
-    assert means[0] is not None
-    assert means[1] is None
+    assert packs[0] is not None
+    assert packs[1] is None
     expected = moved @ query / np.linalg.norm(moved)
-    assert expanded_cosine(query, own[0], means[0], 0.5) == pytest.approx(expected, abs=1e-3)
-    assert expanded_cosine(query, own[0], means[0], 0) == pytest.approx(own[0] @ query, abs=1e-6)
-    assert packed_means([[], []], lambda texts: pytest.fail("nothing is encoded")) == ([None, None], 0)
+    assert expanded_cosine(query, own[0], packs[0], 0.5) == pytest.approx(expected, abs=1e-3)
+    assert expanded_cosine(query, own[0], packs[0], 0) == pytest.approx(own[0] @ query, abs=1e-6)
+    assert packed_queries([[], []], lambda texts: pytest.fail("nothing is encoded")) == ([None, None], 0)
 
 
 def test_people_and_an_llm_write_and_templates_do_not(store: Store, settings: Settings) -> None:
