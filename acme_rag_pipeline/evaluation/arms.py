@@ -103,6 +103,11 @@ class ArmRunner:
             best[query.query_id] = ranking[:3]
         return ArmResult(arm.name, scores, best)
 
+    @property
+    def has_written_queries(self) -> bool:
+        """Whether people or an LLM wrote queries for any passage."""
+        return bool(self._queries)
+
     def passage(self, chunk_id: str) -> LivePassage:
         """The passage of a hit."""
         return self._by_id[chunk_id]

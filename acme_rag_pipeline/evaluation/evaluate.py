@@ -144,7 +144,7 @@ def _insert_all(connection: Any, done: Evaluation, rows: list[dict[str, Any]]) -
         "winner_prefix": done.winner[0].prefix if done.winner else None,
         "winner_passage_digest": done.winner[0].passage_digest if done.winner else None,
         "winner_recipe": done.winner[1] if done.winner else None,
-        "winner_fusion": json.dumps(who.fusion.model_dump()) if done.winner and done.winner[1] == "hybrid" else None,
+        "winner_fusion": json.dumps(done.fusion.model_dump()) if done.winner and done.winner[1] == "hybrid" else None,
         "evidence": who.deciding_set,
         "details": json.dumps(asdict(done.decision) | {"bm25_ahead": done.bm25_ahead}),
         "evaluated_at": now,

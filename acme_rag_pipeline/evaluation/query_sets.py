@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 from acme_rag_pipeline.evaluation.golden import JudgedQuery, folder_of, golden_queries
 from acme_rag_pipeline.evaluation.metrics import Evidence
 from acme_rag_pipeline.store.layout import Store
@@ -27,18 +29,33 @@ def query_sets(store: Store, held_out_side: str) -> dict[str, list[JudgedQuery]]
 
 def held_out_queries(store: Store, side: str) -> list[JudgedQuery]:
     """The kept pairs of one side as judged queries: the source passage, and those that nearly repeat it, answer them."""
+    with store.warehouse.read() as connection:
+        rows = records(
+            connection,
+            "SELECT pair_id AS query_id, query, chunk_id, origin, style, method FROM training_pairs "
+            "WHERE side = ? AND dropped_because IS NULL ORDER BY pair_id",
+            [side],
+        )
+    return _judged(store, rows)
+
+
+def heading_questions(store: Store) -> list[JudgedQuery]:
+    """The authors' headings of the validation side as judged queries; none where the embedded generator writes the pairs."""
+    with store.warehouse.read() as connection:
+        rows = records(
+            connection,
+            "SELECT query_id, query, chunk_id, 'offline' AS origin, 'keywords' AS style, method FROM heading_queries "
+            "ORDER BY query_id",
+        )
+    return _judged(store, rows)
+
+
+def _judged(store: Store, rows: Sequence[Mapping[str, str]]) -> list[JudgedQuery]:
     passages = live_passages(store.warehouse)
     by_id = {passage.chunk_id: passage for passage in passages}
     by_group: dict[str, list[LivePassage]] = {}
     for passage in passages:
         by_group.setdefault(passage.near_duplicate_group, []).append(passage)
-    with store.warehouse.read() as connection:
-        rows = records(
-            connection,
-            "SELECT pair_id, query, chunk_id, origin, style, method, unit FROM training_pairs "
-            "WHERE side = ? AND dropped_because IS NULL ORDER BY pair_id",
-            [side],
-        )
     queries = []
     for row in rows:
         source = by_id.get(row["chunk_id"])
@@ -53,5 +70,5 @@ def held_out_queries(store: Store, side: str) -> list[JudgedQuery]:
             "method": row["method"],
         }
         spans = tuple(Evidence(p.doc_path, p.start_char, p.end_char) for p in evidence)
-        queries.append(JudgedQuery(row["pair_id"], row["query"], spans, row["unit"], segments))
+        queries.append(JudgedQuery(row["query_id"], row["query"], spans, source.unit, segments))
     return queries

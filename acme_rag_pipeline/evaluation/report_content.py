@@ -113,7 +113,7 @@ def _standing(store: Store, done: Evaluation) -> tuple[str, bool]:
     winner = None
     if done.winner is not None:
         encoder, recipe = done.winner
-        fusion = done.contest.fusion.model_dump() if recipe == "hybrid" else None
+        fusion = done.fusion.model_dump() if recipe == "hybrid" else None
         winner = decisions.retriever_of(encoder.model_digest, recipe, fusion)
     earlier = decisions.decision_on(store, done.contest.candidate_key)
     if earlier is not None:

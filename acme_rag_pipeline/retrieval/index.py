@@ -7,7 +7,6 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from acme_rag_pipeline.embedding.base_model import (
@@ -24,9 +23,10 @@ from acme_rag_pipeline.retrieval.fusion import judged_fusion
 from acme_rag_pipeline.retrieval.sentences import SENTENCES_VERSION, packed_sentences
 from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store import models, vectors
+from acme_rag_pipeline.store.arms_file import forget_arm, remember_arm
 from acme_rag_pipeline.store.fingerprints import fingerprint, sha256_text
 from acme_rag_pipeline.store.lance_files import lost_files, newest_version
-from acme_rag_pipeline.store.layout import Store, write_atomically
+from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.passages import LivePassage, PassagePrefix, live_passages
 from acme_rag_pipeline.store.promotion import NothingPromoted, PointerDamaged, read_pointer
 from acme_rag_pipeline.store.stages import StageResult, data_versions, overtaken, record, recorded
@@ -211,7 +211,7 @@ def index_candidate(store: Store, settings: Settings) -> StageResult:
     upstream = data_versions(store.warehouse, "chunks")
     which = newest_candidate(store)
     if which is None:
-        _forget_arm(store, "fine_tuned")
+        forget_arm(store, "fine_tuned")
         made_from = fingerprint(FINE_TUNED_STAGE, CODE_VERSION, None)
         if (unchanged := recorded(store.warehouse, FINE_TUNED_STAGE, made_from)) is not None:
             return unchanged
@@ -237,13 +237,13 @@ def _index_stage(
     with_sentences = sentences_wanted(store, settings)
     made_from = fingerprint(stage, versioned(CODE_VERSION), upstream, asdict(which), sentences_key(with_sentences))
     if (unchanged := recorded(store.warehouse, stage, made_from)) is not None and holds(store, unchanged.details):
-        _remember_arm(store, arm, which, unchanged.details["lance_version"])
+        remember_arm(store, arm, _arm(which, unchanged.details["lance_version"], which.table))
         return StageResult(stage, unchanged.data_version, unchanged.counts, True, nothing_done(unchanged.details))
     with store.writer(stage):
         if overtaken(store.warehouse, upstream):
             return _index_stage(store, settings, stage, which, data_versions(store.warehouse, *upstream), arm)
         done = reconcile_index(store, settings, which, with_sentences=with_sentences)
-        _remember_arm(store, arm, which, done.version)
+        remember_arm(store, arm, _arm(which, done.version, which.table))
         details = index_details(store, which, done) | {
             "chunks_version": upstream["chunks"],
             "sentences_key": sentences_key(with_sentences),
@@ -312,60 +312,20 @@ def index_expanded_arms(store: Store, settings: Settings, queries: Mapping[str, 
     base = PassageEncoder(install_base(store, settings).digest, BASE_PREFIX)
     for arm, which in (("base_hybrid", base), ("fine_tuned_hybrid", candidate)):
         if not queries or which is None:
-            _forget_arm(store, arm)
+            forget_arm(store, arm)
             continue
         wanted = sentences_wanted(store, settings)
         done = reconcile_index(store, settings, which, with_sentences=wanted, queries=queries)
-        _remember_arm(store, arm, which, done.version, table=which.expanded_table)
+        remember_arm(store, arm, _arm(which, done.version, which.expanded_table))
 
 
-_NAMED_BY_AN_ARM = ("model_digest", "model_dir", "table", "passage_prefix")
-
-
-def _remember_arm(store: Store, arm: str, which: PassageEncoder, version: int, *, table: str | None = None) -> None:
-    """Let readers find the arms without the warehouse, which a writer may hold, and open no version but a finished one."""
-    entry = {
+def _arm(which: PassageEncoder, version: int, table: str) -> dict[str, Any]:
+    return {
         "model_digest": which.model_digest,
         "model_dir": models.relative_folder(which.model_digest),
-        "table": table or which.table,
+        "table": table,
         "lance_version": version,
         "passage_prefix": which.prefix,
-    }
-    if known_arms(store).get(arm) != entry:
-        with store.writer(arm):
-            _write_arms(store, known_arms(store) | {arm: entry})
-
-
-def _forget_arm(store: Store, arm: str) -> None:
-    """A candidate that is gone is no arm: nobody would take deleted text out of its table."""
-    if arm in known_arms(store):
-        with store.writer(arm):
-            _write_arms(store, {name: entry for name, entry in known_arms(store).items() if name != arm})
-
-
-def _write_arms(store: Store, arms: dict[str, dict[str, Any]]) -> None:
-    write_atomically(arms_file(store), json.dumps(arms, indent=1) + "\n")
-
-
-def arms_file(store: Store) -> Path:
-    """`arms.json`: the finished tables of the base and of the newest candidate, and of both with their queries."""
-    return store.root / "arms.json"
-
-
-def known_arms(store: Store) -> dict[str, dict[str, Any]]:
-    """The content of `arms.json` without what is no entry, empty if there is none.
-
-    Entries of older stores lack `lance_version`. What is lost is written again by the run that indexes the arm.
-    """
-    try:
-        read = json.loads(arms_file(store).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    entries = read.items() if isinstance(read, dict) else ()
-    return {
-        arm: entry
-        for arm, entry in entries
-        if isinstance(entry, dict) and all(isinstance(entry.get(name), str) for name in _NAMED_BY_AN_ARM)
     }
 
 

@@ -14,10 +14,10 @@ from pydantic import ValidationError
 from acme_rag_pipeline.embedding.encoder import Encoder
 from acme_rag_pipeline.retrieval.expansion import DEPTH, expanded_cosine, weighed
 from acme_rag_pipeline.retrieval.fusion import fuse, judged_fusion
-from acme_rag_pipeline.retrieval.index import known_arms
 from acme_rag_pipeline.retrieval.sentences import best_sentence, with_best_sentence
 from acme_rag_pipeline.setting_groups import RetrievalSettings
 from acme_rag_pipeline.store import vectors
+from acme_rag_pipeline.store.arms_file import known_arms
 from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.promotion import NothingPromoted, PointerDamaged, Promoted, in_words, read_pointer
 

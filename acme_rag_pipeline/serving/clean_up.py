@@ -15,10 +15,12 @@ from acme_rag_pipeline.retrieval.sentences import sentences
 from acme_rag_pipeline.serving import decisions
 from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store import models, vectors
+from acme_rag_pipeline.store.arms_file import known_arms
 from acme_rag_pipeline.store.fingerprints import sha256_text
 from acme_rag_pipeline.store.lance_files import lost_files
 from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.passages import PassagePrefix, live_passages
+from acme_rag_pipeline.store.table_clean_up import delete_gone, drop_old_versions
 from acme_rag_pipeline.store.warehouse import records
 
 
@@ -64,7 +66,7 @@ def policy(store: Store, settings: Settings) -> Policy:
     digests |= {row["twin_digest"] for row in twins if row["model_digest"] in digests}
     grace = datetime.now(UTC) - timedelta(seconds=settings.serving.reader_grace_seconds)
     held = [row for row in served if row["superseded_at"] is None or row["superseded_at"] > grace]
-    arms = index.known_arms(store).values()
+    arms = known_arms(store).values()
     pins: dict[str, set[int]] = defaultdict(set)
     for row in held:
         pins[row["table_name"]].add(row["lance_version"])
@@ -103,8 +105,8 @@ def clean_up(store: Store, settings: Settings) -> None:
         table = vectors.open_table(db, name)
         if table is not None:
             if waits:
-                vectors.delete_gone(table, passages)
-            vectors.drop_old_versions(table, stays.pins.get(name, set()))
+                delete_gone(table, passages)
+            drop_old_versions(table, stays.pins.get(name, set()))
     # A training run puts its model in place before it is known to anybody.
     if store.idle("training"):
         models.remove_models(store, stays.digests)

@@ -9,9 +9,9 @@ import importlib.util
 import json
 import logging
 import sys
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, cast
@@ -205,7 +205,7 @@ def reconcile_table(
             schema=table.schema,
         )
         table.merge_insert("id").when_matched_update_all().when_not_matched_insert_all().execute(rows)
-    _delete(table, removed)
+    delete_rows(table, removed)
     if added or changed or removed or not _indexed(table):
         _index(table, len(wanted))
     # Also without a difference: a run that was killed between its rows and this left a version that the clean-up would fold
@@ -278,7 +278,7 @@ def _held_rows(table: Table) -> dict[str, dict[str, Any]]:
         counted: dict[str, int] = {}
         for row in rows:
             counted[row["id"]] = counted.get(row["id"], 0) + 1
-        _delete(table, [i for i, n in counted.items() if n > 1])
+        delete_rows(table, [i for i, n in counted.items() if n > 1])
         held = {i: row for i, row in held.items() if counted[i] == 1}
     return held
 
@@ -340,42 +340,12 @@ def _compact(table: Table) -> None:
             return
 
 
-def delete_gone(table: Table, passages: Sequence[LivePassage]) -> int:
-    """Delete the rows whose headings and text are no passage of today. Encodes nothing, adds nothing.
-
-    Returns:
-        The number of rows deleted.
-    """
-    wanted = {passage.chunk_id: (passage.text, passage.headings()) for passage in passages}
-    columns = ["id", "text", "metadata"]
-    rows = table.search().select(columns).limit(max(1, table.count_rows())).to_arrow().select(columns).to_pylist()
-    gone = [row["id"] for row in rows if wanted.get(row["id"]) != (row["text"], row["metadata"]["heading_path"])]
-    _delete(table, gone)
-    return len(gone)
-
-
-def _delete(table: Table, ids: Sequence[str]) -> None:
+def delete_rows(table: Table, ids: Sequence[str]) -> None:
+    """Delete the rows of these ids."""
     from lancedb.expr import col
 
     for first in range(0, len(ids), 10_000):
         table.delete(col("id").isin(ids[first : first + 10_000]))
-
-
-def drop_old_versions(table: Table, pins: Collection[int]) -> None:
-    """Delete the files of versions older than the oldest pinned one, and those of no version; the newest always stays.
-
-    Args:
-        table: not pinned to a version; nobody else writes to it now.
-        pins: versions that a reader may hold.
-    """
-    keep = {*pins, int(table.version)}
-    age = timedelta(milliseconds=1)
-    if keep != {int(table.version)}:
-        times = [v["timestamp"] for v in table.list_versions() if v["version"] in keep]
-        # The steps of a reconciliation stand close together, and this one takes a moment too.
-        age = datetime.now(UTC) - min(times).astimezone(UTC) + timedelta(seconds=5)
-    # Killed writers leave files that belong to no version. The store's writer lock says that nobody is writing now.
-    table.optimize(cleanup_older_than=age, delete_unverified=True)
 
 
 def recorded_model(table: Table) -> str:

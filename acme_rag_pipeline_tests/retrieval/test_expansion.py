@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from acme_rag_pipeline.evaluation.arms import BASE_HYBRID, BM25, Arm, ArmRunner
+from acme_rag_pipeline.evaluation.contest import expansion_by_headings
 from acme_rag_pipeline.evaluation.contestants import arms_for, champion_arm, contest
 from acme_rag_pipeline.evaluation.golden import JudgedQuery
 from acme_rag_pipeline.evaluation.metrics import Evidence
@@ -20,9 +21,11 @@ from acme_rag_pipeline.serving import decisions, serve
 from acme_rag_pipeline.setting_groups import RetrievalSettings
 from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store import vectors
+from acme_rag_pipeline.store.arms_file import known_arms
 from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.passages import live_passages, written_queries
 from acme_rag_pipeline.store.promotion import read_pointer
+from acme_rag_pipeline.training.validation import MINIMUM_HEADINGS
 from acme_rag_pipeline_tests.increments import oracle
 
 # Words of this company that stand in no document; the base takes other passages for them.
@@ -176,10 +179,10 @@ def test_without_queries_or_with_a_weight_of_0_there_is_no_further_table(store: 
     write(store, HEADINGS)
     serve.serve(store, settings)
     assert len(tables()) == 1
-    assert "base_hybrid" in index.known_arms(store)
+    assert "base_hybrid" in known_arms(store)
     serve.serve(store, settings.model_copy(update={"retrieval": OFF}))
     assert tables() == []
-    assert "base_hybrid" not in index.known_arms(store)
+    assert "base_hybrid" not in known_arms(store)
     assert found(store, TEAL, "base_hybrid")
 
 
@@ -214,3 +217,24 @@ def test_queries_in_the_index_are_judged_by_people_alone(
     promote(store, settings, settings.retrieval)
     assert champion_arm(contest(store, settings)) == BASE_HYBRID
     assert weights(golden=False, held_out=True) == {0}
+
+
+@pytest.mark.parametrize(("written_for", "served"), [("27 FLEX days", True), ("FRM-EX-09", False)])
+def test_authors_headings_may_object_where_held_out_queries_decide(
+    store: Store, settings: Settings, written_for: str, served: bool
+) -> None:
+    base = index.PassageEncoder(index.install_base(store, settings).digest, index.BASE_PREFIX)
+
+    def asked() -> tuple[RetrievalSettings, str]:
+        return expansion_by_headings(store, ArmRunner(store, settings), base, settings.retrieval)
+
+    assert asked() == (OFF, ""), "nobody wrote any"
+    write(store, {TEAL: written_for})
+    assert asked() == (OFF, ""), "nobody can tell"
+    heading = [[str(n), "The teal day", chunk_of(store, "27 FLEX days"), "heading"] for n in range(MINIMUM_HEADINGS)]
+    with store.warehouse.write() as connection:
+        connection.executemany("INSERT INTO heading_queries VALUES (?, ?, ?, ?)", heading)
+    fusion, words = asked()
+    assert fusion == (settings.retrieval if served else OFF)
+    assert words.startswith("It is served with " if served else "It is served without ")
+    assert f"on {MINIMUM_HEADINGS} headings of the authors" in words

@@ -19,6 +19,7 @@ from acme_rag_pipeline.serving import decisions
 from acme_rag_pipeline.serving.serve import serve
 from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store import models, vectors
+from acme_rag_pipeline.store.arms_file import arms_file, known_arms
 from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.passages import PassagePrefix, live_passages
 from acme_rag_pipeline.store.stages import StageResult, record
@@ -40,10 +41,10 @@ def test_a_new_query_tower_over_the_base_s_table_is_the_arm_from_then_on(
             record(connection, StageResult("fine_tuned_model", tower, details=details), tower)
         done = index.index_candidate(store, settings)
         assert (done.details["model_digest"], done.details["embedded"]) == (tower, 0)
-        assert index.known_arms(store)["fine_tuned"]["model_digest"] == tower
-    index.arms_file(store).unlink()
+        assert known_arms(store)["fine_tuned"]["model_digest"] == tower
+    arms_file(store).unlink()
     assert index.index_candidate(store, settings).unchanged
-    assert index.known_arms(store)["fine_tuned"]["model_digest"] == "2" * 64
+    assert known_arms(store)["fine_tuned"]["model_digest"] == "2" * 64
 
 
 def test_an_arm_answers_from_its_finished_version_while_a_run_writes_the_next(
@@ -54,13 +55,13 @@ def test_an_arm_answers_from_its_finished_version_while_a_run_writes_the_next(
         stage(store, settings)
     retriever = Retriever.open(store.root)
     before = {arm: retriever.search("hotel limit in Rotterdam", retriever=arm) for arm in ("base", "base_hybrid")}
-    arm = index.known_arms(store)["base"]
+    arm = known_arms(store)["base"]
     table = vectors.open_table(vectors.connect(store.lancedb), arm["table"])
     assert table is not None
     table.delete("doc_id = 'travel.md'")
     assert {arm: retriever.search("hotel limit in Rotterdam", retriever=arm) for arm in before} == before
     index.index_base(store, settings)
-    assert index.known_arms(store)["base"]["lance_version"] > arm["lance_version"]
+    assert known_arms(store)["base"]["lance_version"] > arm["lance_version"]
     assert [hit.chunk_id for hit in retriever.search("hotel limit in Rotterdam", retriever="base")] == [
         hit.chunk_id for hit in before["base"]
     ]
@@ -74,11 +75,11 @@ def test_a_candidate_that_is_gone_is_no_arm(
         stage(store, settings)
     oracle.adopt_headed_candidate(store, settings)
     index.index_candidate(store, settings)
-    assert set(index.known_arms(store)) == {"base", "fine_tuned"}
+    assert set(known_arms(store)) == {"base", "fine_tuned"}
     with store.warehouse.write() as connection:
         record(connection, StageResult("fine_tuned_model", "none", details={"model_digest": None}), "none")
     index.index_candidate(store, settings)
-    assert set(index.known_arms(store)) == {"base"}
+    assert set(known_arms(store)) == {"base"}
 
 
 def test_another_version_of_the_encoding_code_writes_every_live_vector_anew(
@@ -134,11 +135,11 @@ def test_an_arms_file_of_another_shape_names_no_arm_and_the_next_run_mends_it(
     settings = settings_for()
     for stage in (ingest_documents, split_documents, index.index_base, serve):
         stage(store, settings)
-    whole = index.arms_file(store).read_text()
-    index.arms_file(store).write_text(content)
+    whole = arms_file(store).read_text()
+    arms_file(store).write_text(content)
     retriever = Retriever.open(store.root)
     assert retriever.search("hotel limit in Rotterdam"), "readers of what is promoted need no arms"
     with pytest.raises(ArmMissing, match="materialise it first"):
         retriever.search("hotel limit in Rotterdam", retriever="base")
     index.index_base(store, settings)
-    assert index.arms_file(store).read_text() == whole
+    assert arms_file(store).read_text() == whole

@@ -14,6 +14,7 @@ from acme_rag_pipeline.retrieval.sentences import sentences
 from acme_rag_pipeline.serving import decisions, serve
 from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store import vectors
+from acme_rag_pipeline.store.arms_file import known_arms
 from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.promotion import read_pointer
 from acme_rag_pipeline_tests.conftest import TRAVEL, files_of
@@ -92,7 +93,7 @@ def test_the_version_of_an_arm_survives_the_clean_up_beside_a_killed_write(
     decisions.append(store, encoder=headed, recipe="dense", verdict=decisions.PROMOTED, reason="by hand")
     before = Retriever.open(store.root).search(QUERY, retriever="base_hybrid")
     # A run that was killed in the middle of writing the base's table; then another model is served.
-    killed = table_of(store, index.known_arms(store)["base"]["table"])
+    killed = table_of(store, known_arms(store)["base"]["table"])
     killed.delete("doc_id = 'travel.md'")
     killed.optimize()
     serve.serve(store, settings)

@@ -9,6 +9,7 @@ import pytest
 
 from acme_rag_pipeline.store import vectors
 from acme_rag_pipeline.store.lance_files import lost_files
+from acme_rag_pipeline.store.table_clean_up import drop_old_versions
 from acme_rag_pipeline_tests.store.test_vectors import passage, reconcile
 
 FIRST = [passage(number, f"text {number} about topic{number}") for number in range(40)]
@@ -24,7 +25,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     reconcile(folder, WANTED)
     table = vectors.open_table(vectors.connect(folder), "t")
     assert table is not None
-    vectors.drop_old_versions(table, set())
+    drop_old_versions(table, set())
     return folder
 
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from acme_rag_pipeline.store import vectors
 from acme_rag_pipeline.store.fingerprints import sha256_text
 from acme_rag_pipeline.store.passages import LivePassage
+from acme_rag_pipeline.store.table_clean_up import drop_old_versions
 from acme_rag_pipeline.store.vectors import Reconciled
 
 TEXTS = st.sampled_from(["FLEX days", "it's 'quoted'; DROP TABLE", "näïve 東京", "x" * 50, '{"a": 1}'])
@@ -93,7 +94,7 @@ def test_a_version_that_a_reader_holds_survives_the_clean_up(tmp_path: Path) -> 
     table = vectors.open_table(vectors.connect(tmp_path), "t")
     assert table is not None
     assert pinned is not None
-    vectors.drop_old_versions(table, [first.version, second.version])
+    drop_old_versions(table, [first.version, second.version])
     assert pinned.search(np.ones(8, dtype=np.float32)).limit(5).to_arrow().num_rows == 1
     assert int(table.version) == second.version
 
@@ -114,7 +115,7 @@ def test_the_version_after_a_run_that_was_killed_before_it_folded_its_rows_survi
     done = reconcile(tmp_path, passages[2:])
     table = vectors.open_table(vectors.connect(tmp_path), "t")
     assert table is not None
-    vectors.drop_old_versions(table, [done.version])
+    drop_old_versions(table, [done.version])
     pinned = vectors.open_table(vectors.connect(tmp_path), "t", done.version)
     assert pinned is not None
     assert pinned.count_rows() == 6
