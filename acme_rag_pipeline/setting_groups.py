@@ -197,11 +197,11 @@ class RetrievalSettings(Group):
         "rest. 0: sentences are neither encoded nor stored, which saves over half of the encoding and of the index.",
     )
     expansion_weight: float = Field(
-        default=0.5,
+        default=1.0,
         ge=0,
         le=10,
-        description="Weight of the queries that people or an LLM wrote for a passage beside its own vector (1), in hybrid "
-        "retrieval that golden queries decide on; BM25 reads them too. 0: without.",
+        description="Weight of the queries that an LLM and people wrote for a passage beside its own vector (1), in hybrid "
+        "retrieval, where an LLM was asked about nine of ten passages; BM25 reads them too. 0: without.",
     )
 
 

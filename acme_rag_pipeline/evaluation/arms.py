@@ -24,7 +24,8 @@ from acme_rag_pipeline.setting_groups import RetrievalSettings
 from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store import vectors
 from acme_rag_pipeline.store.layout import Store
-from acme_rag_pipeline.store.passages import LivePassage, live_passages, written_queries
+from acme_rag_pipeline.store.passages import LivePassage, live_passages
+from acme_rag_pipeline.store.written_queries import written_queries
 
 if TYPE_CHECKING:
     from lancedb.table import Table
@@ -121,14 +122,13 @@ class ArmRunner:
         if not arm.hybrid:
             return [_ids(ranking) for ranking in self._dense(arm.encoder, queries, DEPTH)]
         expanded = fusion.expansion_weight > 0 and bool(self._queries)
-        written = self._written(arm.encoder) if expanded else {}
         if expanded:
             deep = self._dense(arm.encoder, queries, expansion.DEPTH * fusion.candidates)
-            dense = self._with_written(arm.encoder, queries, deep, written, fusion)
+            dense = self._moved(arm.encoder, queries, deep, fusion)
         else:
             dense = self._dense(arm.encoder, queries, fusion.candidates)
         if fusion.sentence_weight:
-            dense = self._with_sentences(arm.encoder, queries, dense, written, fusion.sentence_weight)
+            dense = self._with_sentences(arm.encoder, queries, dense, fusion.sentence_weight)
         return [
             _ids(fuse(ranking, self._bm25(query, fusion.candidates, expanded=expanded), fusion))[:DEPTH]
             for query, ranking in zip(queries, dense, strict=True)
@@ -147,20 +147,21 @@ class ArmRunner:
             rankings.append([(self.passages[i].chunk_id, float(line[i])) for i in order])
         return rankings
 
-    def _written(self, which: index.PassageEncoder) -> dict[str, bytes]:
-        """By chunk id the vectors of the queries that were written for it."""
+    def _shifts(self, which: index.PassageEncoder) -> dict[str, bytes]:
+        """By chunk id where the queries that were written for it move a passage."""
         asking = self._encoder(which.model_digest)
-        packs, _ = expansion.packed_queries(
-            list(self._queries.values()), lambda texts: self._cache.queries(asking, texts)
+        packs, _ = expansion.packed_shifts(
+            list(self._queries.values()),
+            lambda texts: self._cache.queries(asking, texts),
+            index.any_question(self._cache, asking),
         )
-        return {chunk_id: packed for chunk_id, packed in zip(self._queries, packs, strict=True) if packed}
+        return {chunk_id: shift for chunk_id, shift in zip(self._queries, packs, strict=True) if shift}
 
-    def _with_written(
+    def _moved(
         self,
         which: index.PassageEncoder,
         queries: Sequence[str],
         rankings: list[list[Scored]],
-        written: Mapping[str, bytes],
         fusion: RetrievalSettings,
     ) -> list[list[Scored]]:
         asked, _ = self._cache.queries(self._encoder(which.model_digest), queries)
@@ -168,11 +169,12 @@ class ArmRunner:
             self._encoder(which.passage_model), [p.rendered(which.prefix) for p in self.passages]
         )
         own = {passage.chunk_id: vector for passage, vector in zip(self.passages, held, strict=True)}
+        shifts = self._shifts(which)
         moved = []
         for vector, ranking in zip(asked, rankings, strict=True):
             scored = [
-                (key, expansion.expanded_cosine(vector, own[key], written[key], fusion.expansion_weight))
-                if key in written
+                (key, expansion.expanded_cosine(vector, own[key], shifts[key], fusion.expansion_weight))
+                if key in shifts
                 else (key, cosine)
                 for key, cosine in ranking
             ]
@@ -184,7 +186,6 @@ class ArmRunner:
         which: index.PassageEncoder,
         queries: Sequence[str],
         rankings: list[list[Scored]],
-        written: Mapping[str, bytes],
         weight: float,
     ) -> list[list[Scored]]:
         encoder = self._encoder(which.passage_model)
@@ -197,7 +198,7 @@ class ArmRunner:
         asked, _ = self._cache.queries(self._encoder(which.model_digest), queries)
         weighed = [
             [
-                (key, with_best_sentence(cosine, best_sentence(vector, of_passage[key], written.get(key)), weight))
+                (key, with_best_sentence(cosine, best_sentence(vector, of_passage[key]), weight))
                 for key, cosine in ranking
             ]
             for vector, ranking in zip(asked, rankings, strict=True)
@@ -215,7 +216,7 @@ class ArmRunner:
             table = self._words_and_queries if expanded else self._words
             hits = lexical(table, query, depth) if table is not None else []
             self._lexical[key] = [(hit.chunk_id, hit.score) for hit in hits if hit.chunk_id in self._by_id]
-        return self._lexical[key]
+        return expansion.joined_words(self._bm25(query, depth), self._lexical[key]) if expanded else self._lexical[key]
 
     @functools.cached_property
     def _words(self) -> Table | None:

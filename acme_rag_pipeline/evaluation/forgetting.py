@@ -1,27 +1,22 @@
 """The forgetting probe: does a candidate still answer questions that have nothing to do with its documents?
 
 Fine-tuning on one collection can cost general ability (catastrophic forgetting, McCloskey and Cohen 1989). The shipped
-`general_probe.jsonl` asks about everyday knowledge, with several passages on each topic that distract from one another.
-The result is reported and gates nothing: a retriever for these documents may forget how bread is baked.
+probe (`embedding/general_probe.jsonl`) asks about everyday knowledge. The result is reported and gates nothing: a retriever for these documents may forget how bread is baked.
 """
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 
+from acme_rag_pipeline.embedding.general_probe import probe_entries
 from acme_rag_pipeline.evaluation.intervals import Interval, paired_interval
 from acme_rag_pipeline.evaluation.metrics import DEPTH
 from acme_rag_pipeline.retrieval import index
 from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store.layout import Store
-
-PROBE = Path(__file__).with_name("general_probe.jsonl")
 
 
 @dataclass(frozen=True)
@@ -87,13 +82,6 @@ def general_probe(
     before, after = (_ndcg(store, settings, which) for which in (base, candidate))
     difference = paired_interval(before.tolist(), after.tolist(), queries)
     return Forgetting(float(before.mean()), float(after.mean()), difference, len(queries))
-
-
-@lru_cache
-def probe_entries() -> tuple[tuple[str, str], ...]:
-    """Query and passage of each shipped entry; an entry's passage is the one right answer to its query."""
-    rows = [json.loads(line) for line in PROBE.read_text(encoding="utf-8").splitlines()]
-    return tuple((row["query"], row["passage"]) for row in rows)
 
 
 def _ndcg(store: Store, settings: Settings, which: index.PassageEncoder) -> np.ndarray:

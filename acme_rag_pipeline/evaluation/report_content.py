@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from acme_rag_pipeline.evaluation.arms import BASE, FINE_TUNED
@@ -29,10 +30,12 @@ from acme_rag_pipeline.evaluation.report_parts import (
     similarity_histograms,
     unit_noun,
 )
+from acme_rag_pipeline.evaluation.words import counted
 from acme_rag_pipeline.retrieval.index import now
 from acme_rag_pipeline.serving import decisions
 from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store.layout import Store, write_atomically
+from acme_rag_pipeline.store.written_queries import written_queries
 
 _TRAINING_POINTS = 60
 
@@ -100,7 +103,7 @@ def report_of(store: Store, settings: Settings, done: Evaluation) -> Report:
         lineage=lineage(store, done, details),
         trail=trail(store, done, details),
         forgetting=done.forgetting,
-        caveats=_caveats(done, trained),
+        caveats=_caveats(done, trained, written_queries(store.warehouse)),
         units_needed=units_needed(len(done.decision.comparisons), GateSettings(**settings.gate.model_dump())),
     )
 
@@ -225,7 +228,7 @@ def _similarities(store: Store, settings: Settings, done: Evaluation) -> list[Si
     return similarity_histograms(store, settings, pair, done.queries.get(name, ()))
 
 
-def _caveats(done: Evaluation, trained: dict[str, Any]) -> list[str]:
+def _caveats(done: Evaluation, trained: dict[str, Any], written: Mapping[str, Sequence[str]]) -> list[str]:
     caveats = []
     if not done.contest.golden_decides:
         caveats.append(
@@ -240,6 +243,12 @@ def _caveats(done: Evaluation, trained: dict[str, Any]) -> list[str]:
     if HELD_OUT in done.queries and done.contest.golden_decides:
         caveats.append(
             "The held-out numbers here are the validation share, which chose the weights; golden queries decide."
+        )
+    if done.contest.fusion.expansion_weight:
+        queries = counted(sum(map(len, written.values())), "queries")
+        caveats.append(
+            f"The hybrid arms know {queries} that people or an LLM wrote for {counted(len(written), 'passages')}. None lies near "
+            "a golden query, but where the same people wrote both they flatter these arms."
         )
     if done.bm25_ahead:
         caveats.append(done.bm25_ahead)

@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
+import numpy as np
+
 from acme_rag_pipeline.embedding.base_model import (
     BASE_CARD,
     BaseModelFiles,
@@ -18,7 +20,8 @@ from acme_rag_pipeline.embedding.base_model import (
 )
 from acme_rag_pipeline.embedding.cache import EmbeddingCache
 from acme_rag_pipeline.embedding.encoder import Encoder, versioned
-from acme_rag_pipeline.retrieval.expansion import expanded_text, expansion_key, packed_queries
+from acme_rag_pipeline.embedding.general_probe import probe_entries
+from acme_rag_pipeline.retrieval.expansion import expanded_text, expansion_key, packed_shifts
 from acme_rag_pipeline.retrieval.fusion import judged_fusion
 from acme_rag_pipeline.retrieval.sentences import SENTENCES_VERSION, packed_sentences
 from acme_rag_pipeline.settings import Settings
@@ -179,10 +182,16 @@ def _expanded(
     return vectors.Expanded(
         texts={p.chunk_id: expanded_text(p.text, queries[p.chunk_id]) for p in passages if p.chunk_id in queries},
         keys={chunk_id: expansion_key(asked) for chunk_id, asked in queries.items()},
-        queries_of=lambda ids: packed_queries(
-            [queries.get(i, ()) for i in ids], lambda texts: cache.queries(asking, texts)
+        shifts_of=lambda ids: packed_shifts(
+            [queries.get(i, ()) for i in ids], lambda texts: cache.queries(asking, texts), any_question(cache, asking)
         ),
     )
+
+
+def any_question(cache: EmbeddingCache, encoder: Encoder) -> np.ndarray:
+    """What all questions have in common for a model: the mean vector of the general ones, shape (dimension,)."""
+    found, _ = cache.queries(encoder, [query for query, _ in probe_entries()])
+    return found.mean(axis=0)
 
 
 def sentences_key(with_sentences: bool) -> str:
@@ -284,6 +293,7 @@ def index_details(
         "content": done.content,
         "embedded": done.embedded,
         "sentences_embedded": done.sentences_embedded,
+        **({"queries_embedded": done.queries_embedded} if expanded else {}),
         "reused": done.rows - done.embedded,
         "removed": done.counts.removed,
     }
@@ -298,7 +308,8 @@ def holds(store: Store, details: dict[str, Any]) -> bool:
 def nothing_done(details: dict[str, Any]) -> dict[str, Any]:
     """The details of an index that had to do nothing."""
     known = {name: value for name, value in details.items() if name != "outcome"}
-    return known | {"embedded": 0, "sentences_embedded": 0, "reused": details["rows"], "removed": 0}
+    nothing = {"embedded": 0, "sentences_embedded": 0, "reused": details["rows"], "removed": 0}
+    return known | nothing | ({"queries_embedded": 0} if "queries_embedded" in known else {})
 
 
 def index_expanded_arms(store: Store, settings: Settings, queries: Mapping[str, Sequence[str]]) -> None:

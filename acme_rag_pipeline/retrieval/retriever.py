@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from acme_rag_pipeline.embedding.encoder import Encoder
-from acme_rag_pipeline.retrieval.expansion import DEPTH, expanded_cosine, weighed
+from acme_rag_pipeline.retrieval.expansion import DEPTH, expanded_cosine, joined_words
 from acme_rag_pipeline.retrieval.fusion import fuse, judged_fusion
 from acme_rag_pipeline.retrieval.sentences import best_sentence, with_best_sentence
 from acme_rag_pipeline.setting_groups import RetrievalSettings
@@ -141,11 +141,10 @@ class Retriever:
 
     def _named(self, retriever: str) -> Any:
         """Which finished table the retriever is to search now."""
-        if retriever == "promoted":
+        if retriever in ("promoted", "bm25"):
             return self.promoted()
         arms = known_arms(self._store)
-        named = arms.get(_arm_name(retriever)), arms.get(retriever)
-        return (self.promoted(), *named) if retriever == "bm25" else named
+        return arms.get(_arm_name(retriever)), arms.get(retriever)
 
     def _search_arm(self, arm: _Arm, queries: list[str], k: int, retriever: str) -> list[list[SearchHit]]:
         asked = [query for query in queries if query]
@@ -158,7 +157,7 @@ class Retriever:
                 found = [
                     _fused(
                         dense_for_fusion(arm.table, vector, deep, arm.fusion),
-                        lexical(arm.table, query, deep),
+                        lexical_for_fusion(arm.table, query, deep, arm.fusion),
                         arm.fusion,
                         k,
                     )
@@ -176,12 +175,10 @@ class Retriever:
 
     def _open_arm(self, retriever: str) -> _Arm:
         with self._lock:
-            arms = known_arms(self._store)
-            name = _arm_name(retriever)
-            # BM25 alone reads the passages and not the queries that were written for them.
-            words_alone = retriever == "bm25" and name in arms and weighed(read_pointer(self._store.pointer).fusion)
-            if retriever == "promoted" or (retriever == "bm25" and not words_alone):
+            if retriever in ("promoted", "bm25"):
                 return self._open_promoted()
+            name = _arm_name(retriever)
+            arms = known_arms(self._store)
             entry = arms.get(name)
             if entry is None:
                 raise ArmMissing(f"this store has no `{name}` index yet: materialise it first (`make materialize`)")
@@ -232,7 +229,7 @@ def _whole_characters(query: str) -> str:
 
 
 def _arm_name(retriever: str) -> str:
-    return "fine_tuned" if retriever.startswith("fine_tuned") else "base"
+    return "base" if retriever.startswith("base") else "fine_tuned"
 
 
 def _same_model(one: dict[str, Any], other: dict[str, Any]) -> bool:
@@ -267,25 +264,24 @@ def dense_for_fusion(table: Table, vector: np.ndarray, k: int, fusion: Retrieval
     A table without them (of an earlier version, or of settings that weigh them with 0) gives cosines alone.
     """
     known = set(table.schema.names)
-    by_queries = bool(fusion.expansion_weight) and vectors.QUERIES_COLUMN in known
+    by_queries = bool(fusion.expansion_weight) and vectors.SHIFT_COLUMN in known
     by_sentences = bool(fusion.sentence_weight) and vectors.SENTENCES_COLUMN in known
     if not (by_queries or by_sentences):
         return dense(table, vector, k)
-    columns = [vectors.SENTENCES_COLUMN] * by_sentences + ["vector", vectors.QUERIES_COLUMN] * by_queries
+    columns = [vectors.SENTENCES_COLUMN] * by_sentences + ["vector", vectors.SHIFT_COLUMN] * by_queries
     rows = _nearest(table, vector, max(k, DEPTH * fusion.candidates) if by_queries else k, [*_COLUMNS, *columns])
     cosines = [1.0 - distance for distance in rows["_distance"].to_pylist()]
     if by_queries:
-        for row, packed in enumerate(rows[vectors.QUERIES_COLUMN].to_pylist()):
-            if packed is not None:
+        for row, shift in enumerate(rows[vectors.SHIFT_COLUMN].to_pylist()):
+            if shift is not None:
                 own = np.array(rows["vector"][row].as_py(), dtype=np.float32)
-                cosines[row] = expanded_cosine(vector, own, packed, fusion.expansion_weight)
+                cosines[row] = expanded_cosine(vector, own, shift, fusion.expansion_weight)
         order = sorted(range(len(cosines)), key=lambda row: -cosines[row])
         rows, cosines = rows.take(order), [cosines[row] for row in order]
     near = min(len(cosines), fusion.candidates) if by_sentences else 0
-    counted = [vectors.SENTENCES_COLUMN, *[vectors.QUERIES_COLUMN] * by_queries]
-    packs = zip(*(rows[name].slice(0, near).to_pylist() for name in counted), strict=True) if near else ()
+    packs = rows[vectors.SENTENCES_COLUMN].slice(0, near).to_pylist() if near else []
     scores = [
-        with_best_sentence(cosine, best_sentence(vector, *packed), fusion.sentence_weight)
+        with_best_sentence(cosine, best_sentence(vector, packed), fusion.sentence_weight)
         for cosine, packed in zip(cosines, packs, strict=False)
     ]
     hits = _hits(rows.select([*_COLUMNS, "_distance"]), scores + cosines[near:])
@@ -311,11 +307,22 @@ def _nearest(table: Table, vector: np.ndarray, k: int, columns: list[str]) -> pa
     return rows.take(order[:k])
 
 
-def lexical(table: Table, query: str, k: int) -> list[SearchHit]:
+def lexical_for_fusion(table: Table, query: str, k: int, fusion: RetrievalSettings) -> list[SearchHit]:
+    """The same as `lexical`, and over the queries that were written for the passages where the table knows them."""
+    plain = lexical(table, query, k)
+    if not fusion.expansion_weight or vectors.EXPANDED_COLUMN not in table.schema.names:
+        return plain
+    expanded = lexical(table, query, k, vectors.EXPANDED_COLUMN)
+    by_id = {hit.chunk_id: hit for hit in (*plain, *expanded)}
+    ranking = joined_words(*([(hit.chunk_id, hit.score) for hit in hits] for hits in (plain, expanded)))
+    return [replace(by_id[chunk_id], score=score) for chunk_id, score in ranking]
+
+
+def lexical(table: Table, query: str, k: int, column: str = vectors.SEARCH_COLUMN) -> list[SearchHit]:
     """Passages by BM25 over headings and text. The query is words only: it has no operators."""
     from lancedb.query import MatchQuery
 
-    asked = MatchQuery(query, vectors.SEARCH_COLUMN)  # type: ignore[call-arg]
+    asked = MatchQuery(query, column)  # type: ignore[call-arg]
     rows = table.search(asked).select([*_COLUMNS, "_score"]).limit(k).to_arrow()
     # Equal scores come in any order from the index; an answer must not depend on the table's history.
     return sorted(_hits(rows, rows["_score"].to_pylist()), key=lambda hit: (-hit.score, hit.chunk_id))

@@ -114,15 +114,9 @@ def unpacked(packed: bytes, dimension: int) -> np.ndarray:
     return np.frombuffer(packed, dtype="<f2").reshape(-1, dimension).astype(np.float32)
 
 
-def best_sentence(query: np.ndarray, *packs: bytes | None) -> float | None:
-    """The highest cosine of a query's unit vector with a sentence of the passage; None where the table holds none.
-
-    Args:
-        query: unit vector.
-        packs: of the passage's sentences, and of what else counts as one.
-    """
-    best = [float((unpacked(packed, len(query)) @ query).max()) for packed in packs if packed]
-    return max(best) if best else None
+def best_sentence(query: np.ndarray, packed: bytes | None) -> float | None:
+    """The highest cosine of a query's unit vector with a sentence of the passage; None where the table holds none."""
+    return float((unpacked(packed, len(query)) @ query).max()) if packed else None
 
 
 def with_best_sentence(cosine: float, sentence: float | None, weight: float) -> float:

@@ -16,10 +16,10 @@ from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store import models
 from acme_rag_pipeline.store.fingerprints import fingerprint
 from acme_rag_pipeline.store.layout import Store
-from acme_rag_pipeline.store.passages import written_queries
 from acme_rag_pipeline.store.promotion import NothingPromoted, PointerDamaged, Promoted, read_pointer, write_pointer
 from acme_rag_pipeline.store.stages import StageResult, data_versions, overtaken, record, recorded, stored_detail
 from acme_rag_pipeline.store.warehouse import records
+from acme_rag_pipeline.store.written_queries import written_queries
 
 STAGE = "served_index"
 CODE_VERSION = "1"
@@ -86,6 +86,7 @@ def _serve(
         index.index_expanded_arms(store, settings, queries if settings.retrieval.expansion_weight else {})
         details = index.index_details(store, decision.encoder, done, expanded=decision.expanded) | {
             "recipe": decision.recipe,
+            **_written(queries if decision.expanded else {}),
             "verdict": decision.verdict,
             "sources": _sources(store),
             "model_files": model_files,
@@ -180,6 +181,12 @@ def _expansion(store: Store, settings: Settings, queries: Mapping[str, Sequence[
         return []
     candidate = index.newest_candidate(store)
     return [queries, bool(settings.retrieval.expansion_weight), asdict(candidate) if candidate else None]
+
+
+def _written(queries: Mapping[str, Sequence[str]]) -> dict[str, int]:
+    return (
+        {"passages_with_queries": len(queries), "written_queries": sum(map(len, queries.values()))} if queries else {}
+    )
 
 
 def _model_files(store: Store, settings: Settings, decision: decisions.Decision) -> dict[str, int]:

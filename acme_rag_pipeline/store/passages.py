@@ -43,20 +43,6 @@ def heading_line(title: str, heading_path: Sequence[str]) -> str:
     return " > ".join(parts)
 
 
-def written_queries(warehouse: Warehouse) -> dict[str, tuple[str, ...]]:
-    """By chunk id the queries that people or an LLM wrote for a passage, in a canonical order; no templates.
-
-    They are those that the filters kept: none that lies near a golden query, and none that a reviewer rejected.
-    """
-    with warehouse.read() as connection:
-        rows = records(
-            connection,
-            "SELECT chunk_id, list(DISTINCT query ORDER BY query) AS queries FROM training_pairs "
-            "JOIN chunks USING (chunk_id) WHERE dropped_because IS NULL AND origin <> 'offline' GROUP BY chunk_id ORDER BY chunk_id",
-        )
-    return {row["chunk_id"]: tuple(row["queries"]) for row in rows}
-
-
 def live_passages(warehouse: Warehouse) -> list[LivePassage]:
     """All chunks of today in a canonical order (document, position)."""
     with warehouse.read() as connection:

@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 EXACT_SEARCH_ROWS = 50_000
 SEARCH_COLUMN = "search_text"
 SENTENCES_COLUMN = "sentence_vectors"
-QUERIES_COLUMN = "query_vectors"
+EXPANDED_COLUMN = "expanded_text"
+SHIFT_COLUMN = "query_shift"
 KEEP_ALL_VERSIONS = timedelta(days=36_500)
 logger = logging.getLogger(__name__)
 _STRUCT = pa.struct(
@@ -76,12 +77,12 @@ class Expanded:
     Attributes:
         texts: by chunk id what BM25 reads behind the headings; a passage that is not named has none but its own text.
         keys: by chunk id, to be appended to the row's input hash.
-        queries_of: chunk ids to the packed vectors of their queries, and how many queries had to be encoded.
+        shifts_of: chunk ids to where their queries move them, packed, and how many queries had to be encoded.
     """
 
     texts: Mapping[str, str]
     keys: Mapping[str, str]
-    queries_of: Callable[[Sequence[str]], tuple[Sequence[bytes | None], int]]
+    shifts_of: Callable[[Sequence[str]], tuple[Sequence[bytes | None], int]]
 
 
 def connect(folder: Path) -> DBConnection:
@@ -192,21 +193,21 @@ def reconcile_table(
         packs: Sequence[bytes | None] = [None] * len(writes)
         if sentences_of is not None:
             packs, sentences_embedded = sentences_of([passage.text for passage in writes])
-        asked: Sequence[bytes | None] = [None] * len(writes)
+        shifts: Sequence[bytes | None] = [None] * len(writes)
         if expanded is not None:
-            asked, queries_embedded = expanded.queries_of([passage.chunk_id for passage in writes])
+            shifts, queries_embedded = expanded.shifts_of([passage.chunk_id for passage in writes])
         rows = pa.Table.from_pylist(
             [
                 wanted[passage.chunk_id]
                 | {"vector": vector, SENTENCES_COLUMN: pack}
-                | ({} if expanded is None else {QUERIES_COLUMN: queries})
-                for passage, vector, pack, queries in zip(writes, vectors.tolist(), packs, asked, strict=True)
+                | ({} if expanded is None else {SHIFT_COLUMN: shift, EXPANDED_COLUMN: _text(passage, expanded)})
+                for passage, vector, pack, shift in zip(writes, vectors.tolist(), packs, shifts, strict=True)
             ],
             schema=table.schema,
         )
         table.merge_insert("id").when_matched_update_all().when_not_matched_insert_all().execute(rows)
     delete_rows(table, removed)
-    if added or changed or removed or not _indexed(table):
+    if added or changed or removed or _unindexed(table):
         _index(table, len(wanted))
     # Also without a difference: a run that was killed between its rows and this left a version that the clean-up would fold
     # into a newer one, and delete while the pointer names it.
@@ -229,11 +230,10 @@ def table_of_words(db: DBConnection, passages: Sequence[LivePassage], texts: Map
         passages: its rows.
         texts: by chunk id what BM25 reads of it behind its headings.
     """
-    rows = [_row(p, "none", sha256_text, Expanded(texts, {}, lambda ids: ([None] * len(ids), 0))) for p in passages]
-    schema = pa.schema(
-        [("id", pa.string()), ("text", pa.string()), ("metadata", _STRUCT), (SEARCH_COLUMN, pa.string())]
-    )
-    table = db.create_table("words", pa.Table.from_pylist(rows, schema=schema))
+    expanded = Expanded(texts, {}, lambda ids: ([None] * len(ids), 0))
+    rows = [_row(p, "none", sha256_text, None) | {SEARCH_COLUMN: _text(p, expanded)} for p in passages]
+    columns = [("id", pa.string()), ("text", pa.string()), ("metadata", _STRUCT), (SEARCH_COLUMN, pa.string())]
+    table = db.create_table("words", pa.Table.from_pylist(rows, schema=pa.schema(columns)))
     _index(table, 0)
     return table
 
@@ -252,7 +252,6 @@ def _row(
     passage: LivePassage, prefix: PassagePrefix, input_hash: Callable[[str], str], expanded: Expanded | None
 ) -> dict[str, Any]:
     headings = passage.headings()
-    text = passage.text if expanded is None else expanded.texts.get(passage.chunk_id, passage.text)
     key = "" if expanded is None else expanded.keys.get(passage.chunk_id, "")
     return {
         "id": passage.chunk_id,
@@ -264,9 +263,14 @@ def _row(
             "end_char": passage.end_char,
             "heading_path": headings,
         },
-        SEARCH_COLUMN: f"{headings}\n{text}",
+        SEARCH_COLUMN: _text(passage, None),
         "input_hash": input_hash(passage.rendered(prefix)) + key,
     }
+
+
+def _text(passage: LivePassage, expanded: Expanded | None) -> str:
+    text = passage.text if expanded is None else expanded.texts.get(passage.chunk_id, passage.text)
+    return f"{passage.headings()}\n{text}"
 
 
 def _held_rows(table: Table) -> dict[str, dict[str, Any]]:
@@ -297,7 +301,7 @@ def _schema(dimension: int, model_name: str, *, expanded: bool) -> pa.Schema:
         pa.field(SENTENCES_COLUMN, pa.binary()),
     ]
     if expanded:
-        fields.append(pa.field(QUERIES_COLUMN, pa.binary()))
+        fields += [pa.field(SHIFT_COLUMN, pa.binary()), pa.field(EXPANDED_COLUMN, pa.string())]
     function = (
         get_registry()
         .get("sentence-transformers")
@@ -309,16 +313,17 @@ def _schema(dimension: int, model_name: str, *, expanded: bool) -> pa.Schema:
     return pa.schema(fields, metadata=metadata)
 
 
-def _indexed(table: Table) -> bool:
-    return any(list(index.columns) == [SEARCH_COLUMN] for index in table.list_indices())
+def _unindexed(table: Table) -> list[str]:
+    known = [list(index.columns) for index in table.list_indices()]
+    return [name for name in (SEARCH_COLUMN, EXPANDED_COLUMN) if name in table.schema.names and [name] not in known]
 
 
 def _index(table: Table, rows: int) -> None:
     from lancedb.index import FTS, IvfFlat
 
-    if not _indexed(table):
+    for name in _unindexed(table):
         table.create_index(
-            SEARCH_COLUMN,
+            name,
             config=FTS(base_tokenizer="icu/split", stem=True, remove_stop_words=True, ascii_folding=True),
         )
     if rows >= EXACT_SEARCH_ROWS:

@@ -12,7 +12,8 @@ import pytest
 
 from acme_rag_pipeline.embedding.base_model import model_digest
 from acme_rag_pipeline.embedding.encoder import Encoder, load_model
-from acme_rag_pipeline.evaluation.forgetting import Forgetting, general_probe, probe_entries
+from acme_rag_pipeline.embedding.general_probe import probe_entries
+from acme_rag_pipeline.evaluation.forgetting import Forgetting, general_probe
 from acme_rag_pipeline.evaluation.intervals import Interval
 from acme_rag_pipeline.retrieval import index
 from acme_rag_pipeline.settings import Settings

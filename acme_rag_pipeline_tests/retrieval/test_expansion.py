@@ -16,15 +16,17 @@ from acme_rag_pipeline.evaluation.contestants import arms_for, champion_arm, con
 from acme_rag_pipeline.evaluation.golden import JudgedQuery
 from acme_rag_pipeline.evaluation.metrics import Evidence
 from acme_rag_pipeline.retrieval import Retriever, index
-from acme_rag_pipeline.retrieval.expansion import expanded_cosine, packed_queries
+from acme_rag_pipeline.retrieval.expansion import expanded_cosine, joined_words, packed_shifts
 from acme_rag_pipeline.serving import decisions, serve
 from acme_rag_pipeline.setting_groups import RetrievalSettings
 from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store import vectors
 from acme_rag_pipeline.store.arms_file import known_arms
 from acme_rag_pipeline.store.layout import Store
-from acme_rag_pipeline.store.passages import live_passages, written_queries
+from acme_rag_pipeline.store.passages import live_passages
 from acme_rag_pipeline.store.promotion import read_pointer
+from acme_rag_pipeline.store.stages import StageResult, record
+from acme_rag_pipeline.store.written_queries import written_queries
 from acme_rag_pipeline.training.validation import MINIMUM_HEADINGS
 from acme_rag_pipeline_tests.increments import oracle
 
@@ -51,10 +53,19 @@ def chunk_of(store: Store, words: str) -> str:
 def write(store: Store, queries: Mapping[str, str], origin: str = "openai", dropped: str | None = None) -> None:
     """Training pairs as `training_set` leaves them; query to words of its passage."""
     rows = [[f"{origin}/{query}", dropped, query, chunk_of(store, words), origin] for query, words in queries.items()]
+    pairs = [[row[0], row[2], row[3], row[4]] for row in rows]
     with store.warehouse.write() as connection:
+        connection.executemany("INSERT INTO pairs VALUES (?, ?, ?, ?, 'question', 'm', 'g', NULL)", pairs)
         connection.executemany(
             "INSERT INTO training_pairs VALUES (?, 'train', ?, ?, ?, ?, 'question', 'm', 'u', 0, [])", rows
         )
+
+
+def asked_about(store: Store, prompts: int, unanswered: int) -> None:
+    """What `synthetic_pairs` says about the LLM."""
+    details = {"prompts": prompts, "unanswered": unanswered}
+    with store.warehouse.write() as connection:
+        record(connection, StageResult("synthetic_pairs", "v", details=details), "made from")
 
 
 def promote(store: Store, settings: Settings, fusion: RetrievalSettings) -> None:
@@ -82,30 +93,42 @@ def found(store: Store, query: str, retriever: str = "promoted") -> list[str]:
 
 def test_a_passage_moves_towards_its_queries_and_others_stay() -> None:
     rng = np.random.default_rng(0)
-    unit = rng.normal(size=(5, 384)).astype(np.float32)
+    unit = rng.normal(size=(6, 384)).astype(np.float32)
     unit /= np.linalg.norm(unit, axis=1, keepdims=True)
-    own, query = unit[:3], unit[3]
-    packs, encoded = packed_queries([["a", "b"], [], ["b"]], lambda texts: (unit[3 : 3 + len(texts)], len(texts)))
+    own, query, common = unit[:3], unit[3], 0.3 * unit[5]
+    asked = [["a", "b"], [], ["b"]]
+    shifts, encoded = packed_shifts(asked, lambda texts: (unit[3 : 3 + len(texts)], len(texts)), common)
     assert encoded == 2, "a query that two passages share is encoded once"
-    moved = own[0] + 0.5 * (unit[3] + unit[4]) / 2
-    assert packs[0] is not None
-    assert packs[1] is None
+    moved = own[0] + 0.5 * ((unit[3] + unit[4]) / 2 - common)
+    assert shifts[0] is not None
+    assert shifts[1] is None
     expected = moved @ query / np.linalg.norm(moved)
-    assert expanded_cosine(query, own[0], packs[0], 0.5) == pytest.approx(expected, abs=1e-3)
-    assert expanded_cosine(query, own[0], packs[0], 0) == pytest.approx(own[0] @ query, abs=1e-6)
-    assert packed_queries([[], []], lambda texts: pytest.fail("nothing is encoded")) == ([None, None], 0)
+    assert expanded_cosine(query, own[0], shifts[0], 0.5) == pytest.approx(expected, abs=1e-3)
+    assert expanded_cosine(query, own[0], shifts[0], 0) == pytest.approx(own[0] @ query, abs=1e-6)
+    nothing = packed_shifts([[], []], lambda texts: pytest.fail("nothing is encoded"), common)
+    assert nothing == ([None, None], 0)
+
+
+def test_bm25_with_queries_and_without_count_alike_however_large_their_scores_are() -> None:
+    assert joined_words([("a", 4.0), ("b", 2.0)], [("b", 30.0), ("c", 15.0)]) == [("b", 0.75), ("a", 0.5), ("c", 0.25)]
+    assert joined_words([], [("c", 3.0)]) == [("c", 0.5)]
 
 
 def test_people_and_an_llm_write_and_templates_do_not(store: Store, settings: Settings) -> None:
-    write(store, HEADINGS)
     write(store, {"who signs": "FRM-EX-09", TEAL: "Hub days are counted"}, origin="curated")
     write(store, {"mend days tern": "Mend days"}, origin="offline")
+    assert written_queries(store.warehouse) == {}, "most passages would have none"
+    write(store, HEADINGS)
     write(store, {"near a golden one": "Evergreen"}, origin="openai", dropped="near a golden query")
     assert written_queries(store.warehouse) == {
         chunk_of(store, "27 FLEX days"): (TEAL,),
         chunk_of(store, "FRM-EX-09"): ("who signs",),
         chunk_of(store, "Hub days are counted"): (TEAL, MEETING),
     }
+    asked_about(store, prompts=100, unanswered=11)
+    assert written_queries(store.warehouse) == {}, "a budget ended it"
+    asked_about(store, prompts=100, unanswered=10)
+    assert len(written_queries(store.warehouse)) == 3
 
 
 def test_who_searches_finds_a_passage_by_what_others_asked(store: Store, settings: Settings) -> None:
@@ -123,7 +146,7 @@ def test_who_searches_finds_a_passage_by_what_others_asked(store: Store, setting
     rows = served_rows(store)
     for name in ("id", "doc_id", "text", "metadata", "vector", "sentence_vectors"):
         assert {i: row[name] for i, row in rows.items()} == {i: row[name] for i, row in plain.items()}, name
-    asked = {i for i, row in rows.items() if row[vectors.QUERIES_COLUMN]}
+    asked = {i for i, row in rows.items() if row[vectors.SHIFT_COLUMN]}
     assert asked == set(written_queries(store.warehouse))
 
 
@@ -211,7 +234,7 @@ def test_queries_in_the_index_are_judged_by_people_alone(
 
     assert weights(golden=True, held_out=False) == {0}, "nobody wrote any"
     write(store, HEADINGS)
-    assert weights(golden=True, held_out=False) == {0.5}
+    assert weights(golden=True, held_out=False) == {1.0}
     assert weights(golden=True, held_out=True) == {0}, "each would find itself"
     assert weights(golden=False, held_out=True) == weights(golden=False, held_out=False) == {0}
     promote(store, settings, settings.retrieval)
