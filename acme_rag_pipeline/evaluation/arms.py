@@ -153,7 +153,7 @@ class ArmRunner:
         packs, _ = expansion.packed_shifts(
             list(self._queries.values()),
             lambda texts: self._cache.queries(asking, texts),
-            index.any_question(self._cache, asking),
+            lambda: index.any_question(self._cache, asking),
         )
         return {chunk_id: shift for chunk_id, shift in zip(self._queries, packs, strict=True) if shift}
 

@@ -41,7 +41,7 @@ def expansion_key(queries: Sequence[str]) -> str:
 def packed_shifts(
     queries: Sequence[Sequence[str]],
     vectors_of: Callable[[Sequence[str]], tuple[np.ndarray, int]],
-    any_question: np.ndarray,
+    any_question: Callable[[], np.ndarray],
 ) -> tuple[list[bytes | None], int]:
     """Where each passage's queries move it, as it lies in a table.
 
@@ -51,7 +51,7 @@ def packed_shifts(
     Args:
         queries: of each passage, possibly none.
         vectors_of: queries to (unit vectors, how many had to be encoded).
-        any_question: mean vector of general questions.
+        any_question: the mean vector of general questions; not asked for without queries.
 
     Returns:
         Half-precision bytes of a vector, or None, for each passage; and how many queries had to be encoded.
@@ -61,9 +61,9 @@ def packed_shifts(
         return [None] * len(queries), 0
     vectors, encoded = vectors_of(flat)
     row = {query: number for number, query in enumerate(flat)}
+    common = any_question()
     return [
-        pack(vectors[[row[query] for query in asked]].mean(axis=0) - any_question) if asked else None
-        for asked in queries
+        pack(vectors[[row[query] for query in asked]].mean(axis=0) - common) if asked else None for asked in queries
     ], encoded
 
 

@@ -183,7 +183,9 @@ def _expanded(
         texts={p.chunk_id: expanded_text(p.text, queries[p.chunk_id]) for p in passages if p.chunk_id in queries},
         keys={chunk_id: expansion_key(asked) for chunk_id, asked in queries.items()},
         shifts_of=lambda ids: packed_shifts(
-            [queries.get(i, ()) for i in ids], lambda texts: cache.queries(asking, texts), any_question(cache, asking)
+            [queries.get(i, ()) for i in ids],
+            lambda texts: cache.queries(asking, texts),
+            lambda: any_question(cache, asking),
         ),
     )
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from acme_rag_pipeline.embedding.general_probe import probe_entries
 from acme_rag_pipeline.evaluation.arms import BASE_HYBRID, BM25, Arm, ArmRunner
 from acme_rag_pipeline.evaluation.contest import expansion_by_headings
 from acme_rag_pipeline.evaluation.contestants import arms_for, champion_arm, contest
@@ -97,7 +98,7 @@ def test_a_passage_moves_towards_its_queries_and_others_stay() -> None:
     unit /= np.linalg.norm(unit, axis=1, keepdims=True)
     own, query, common = unit[:3], unit[3], 0.3 * unit[5]
     asked = [["a", "b"], [], ["b"]]
-    shifts, encoded = packed_shifts(asked, lambda texts: (unit[3 : 3 + len(texts)], len(texts)), common)
+    shifts, encoded = packed_shifts(asked, lambda texts: (unit[3 : 3 + len(texts)], len(texts)), lambda: common)
     assert encoded == 2, "a query that two passages share is encoded once"
     moved = own[0] + 0.5 * ((unit[3] + unit[4]) / 2 - common)
     assert shifts[0] is not None
@@ -105,7 +106,7 @@ def test_a_passage_moves_towards_its_queries_and_others_stay() -> None:
     expected = moved @ query / np.linalg.norm(moved)
     assert expanded_cosine(query, own[0], shifts[0], 0.5) == pytest.approx(expected, abs=1e-3)
     assert expanded_cosine(query, own[0], shifts[0], 0) == pytest.approx(own[0] @ query, abs=1e-6)
-    nothing = packed_shifts([[], []], lambda texts: pytest.fail("nothing is encoded"), common)
+    nothing = packed_shifts([[], []], lambda texts: pytest.fail("nothing is encoded"), lambda: pytest.fail("nor that"))
     assert nothing == ([None, None], 0)
 
 
@@ -173,13 +174,14 @@ def test_a_change_costs_what_it_touches(
     with oracle.watched() as work:
         promote(store, settings, settings.retrieval)
         assert work.passages == [], "vectors of passages and sentences are known"
-        assert sorted(work.queries) == sorted(HEADINGS)
+        probe = [query for query, _ in probe_entries()]
+        assert sorted(work.queries) == sorted([*HEADINGS, *probe])
         before = served_rows(store)
         assert serve.serve(store, settings).unchanged
         write(store, {"may I carry days over to January": "27 FLEX days"})
         done = serve.serve(store, settings)
         assert (done.counts.added, done.counts.changed, done.counts.removed) == (0, 1, 0)
-        assert len(work.queries) == len(HEADINGS) + 1
+        assert len(work.queries) == len(HEADINGS) + len(probe) + 1
     changed = {i for i, row in served_rows(store).items() if row != before[i]}
     assert changed == {chunk_of(store, "27 FLEX days")}
     # Deleted text leaves every live table, and so does what was asked about it.
