@@ -20,16 +20,19 @@ from acme_rag_pipeline.evaluation.arms import BASE, BASE_HYBRID, FINE_TUNED, FIN
 from acme_rag_pipeline.evaluation.contest import run
 from acme_rag_pipeline.evaluation.contestants import contest, measured_candidate
 from acme_rag_pipeline.evaluation.evaluate import evaluate
-from acme_rag_pipeline.evaluation.golden import resolve_golden_queries
+from acme_rag_pipeline.evaluation.golden import JudgedQuery, golden_queries, resolve_golden_queries
+from acme_rag_pipeline.evaluation.metrics import Hit, score_query
 from acme_rag_pipeline.evaluation.query_sets import GOLDEN, HELD_OUT
 from acme_rag_pipeline.evaluation.report_content import report_of
 from acme_rag_pipeline.evaluation.words_alone import bm25_ahead
 from acme_rag_pipeline.pairs.training_set import build_training_set
 from acme_rag_pipeline.retrieval import Retriever, index
+from acme_rag_pipeline.retrieval.expansion import without_expansion
 from acme_rag_pipeline.serving import decisions, serve
 from acme_rag_pipeline.settings import EMBEDDED_BASE_MODEL, Settings
 from acme_rag_pipeline.store import models
 from acme_rag_pipeline.store.layout import Store
+from acme_rag_pipeline.store.passages import LivePassage, live_passages
 from acme_rag_pipeline.store.promotion import read_pointer
 from acme_rag_pipeline.store.stages import StageResult, record
 from acme_rag_pipeline.store.warehouse import records
@@ -152,7 +155,8 @@ def test_people_decide_which_candidate_readers_get(shared: Path, tmp_path: Path)
     assert decided.details["model_digest"] == better
     pointer = read_pointer(made.store.pointer)
     assert (pointer.model_digest, pointer.reason) == (better, decided.details["reason"])
-    assert pointer.fusion == (made.settings.retrieval.model_dump() if pointer.recipe == "hybrid" else None)
+    fusion = without_expansion(made.settings.retrieval).model_dump()
+    assert pointer.fusion == (fusion if pointer.recipe == "hybrid" else None)
     assert "Promoted: readers now get the candidate" in made.page()
     found = Retriever.open(made.store.root).search("may I work from another country for some weeks", k=3)
     assert any(hit.doc_path.startswith("remote-work/") for hit in found)
@@ -245,3 +249,47 @@ def test_on_held_out_units_twins_are_measured_and_machine_written_questions_coun
     assert "BM25 alone, without a model, scores higher than base on the held-out questions" in said
     assert bm25_ahead(done.queries, done.results, "nobody") == ""
     assert {BASE, BASE_HYBRID} <= {result.arm for result in done.results[HELD_OUT]}
+
+
+def test_readers_get_the_written_queries_that_golden_ones_judged(shared: Path, tmp_path: Path) -> None:
+    made = Collection(shared, tmp_path, golden_decides=True)
+    made.candidate(good())
+    # An LLM that asks what people ask, as it were: what is measured here is the way to the readers, not the gain.
+    passages = live_passages(made.store.warehouse)
+    wrote = [
+        (f"openai/{query.query_id}", query.query, next(p.chunk_id for p in passages if answers(p, query)))
+        for query in golden_queries(made.store)
+        if any(answers(p, query) for p in passages)
+    ]
+    with made.store.warehouse.write() as connection:
+        connection.executemany(
+            "INSERT INTO pairs VALUES (?, ?, ?, 'openai', 'question', 'llm', 'g', NULL)", [list(row) for row in wrote]
+        )
+        connection.executemany(
+            "INSERT INTO training_pairs VALUES (?, 'train', NULL, ?, ?, 'openai', 'question', 'llm', 'u', 0, [])",
+            [list(row) for row in wrote],
+        )
+    decided = made.decide()
+    assert decided.details["verdict"] == "promoted", decided.details["reason"]
+    pointer = read_pointer(made.store.pointer)
+    assert (pointer.recipe, pointer.fusion) == ("hybrid", made.settings.retrieval.model_dump())
+    assert pointer.table.endswith("_queries")
+    assert f"The hybrid arms know {len(wrote)} queries" in made.page()
+    served = serve.serve(made.store, made.settings)
+    assert served.unchanged
+    assert served.details["written_queries"] == len(wrote)
+    # What was measured is what readers get.
+    stored = made.rows(
+        "SELECT value FROM evaluations WHERE query_set = 'golden' AND metric = 'ndcg@10' AND arm LIKE '%_hybrid'"
+    )
+    reader = Retriever.open(made.store.root, made.settings.retrieval)
+    scores = []
+    for query in golden_queries(made.store):
+        hits = [Hit(hit.doc_path, hit.start, hit.end) for hit in reader.search(query.query, k=20)]
+        scores.append(score_query(hits, query.evidence)["ndcg@10"])
+    assert min(abs(sum(scores) / len(scores) - row["value"]) for row in stored) < 1e-3
+
+
+def answers(passage: LivePassage, query: JudgedQuery) -> bool:
+    """Whether a passage holds some of a query's evidence."""
+    return score_query([Hit(passage.doc_path, passage.start_char, passage.end_char)], query.evidence)["ndcg@10"] > 0

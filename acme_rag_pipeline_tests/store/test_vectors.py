@@ -57,6 +57,51 @@ def test_any_history_ends_in_the_same_rows(states: list[dict], tmp_path_factory:
     assert reconcile(folder, wanted).counts.nothing_changed
 
 
+QUERIES = st.dictionaries(
+    st.integers(0, 7), st.lists(st.sampled_from(["who signs", "大阪", "'; --"]), min_size=1, max_size=2)
+)
+
+
+def reconcile_expanded(folder: Path, wanted: list[LivePassage], queries: dict[int, list[str]]) -> Reconciled:
+    """As `retrieval/index.py` asks for it: texts and keys of the passages with queries, and vectors made of them."""
+    by_id = {f"id'{number}": asked for number, asked in queries.items()}
+    expanded = vectors.Expanded(
+        {p.chunk_id: "\n".join([p.text, *by_id[p.chunk_id]]) for p in wanted if p.chunk_id in by_id},
+        {chunk_id: f"+{asked}" for chunk_id, asked in by_id.items()},
+        lambda ids: ([repr(by_id[i]).encode() if i in by_id else None for i in ids], 0),
+    )
+    return vectors.reconcile_table(
+        vectors.connect(folder), "q", wanted, "none", lambda: 8, unit_vectors, model_name="m", expanded=expanded
+    )
+
+
+def rows_with_queries(folder: Path) -> dict[str, tuple[object, ...]]:
+    table = vectors.open_table(vectors.connect(folder), "q")
+    assert table is not None
+    columns = ("text", "search_text", vectors.EXPANDED_COLUMN, vectors.SHIFT_COLUMN, "input_hash", "vector", "metadata")
+    return {row["id"]: tuple(row[name] for name in columns) for row in table.search().limit(100).to_arrow().to_pylist()}
+
+
+@given(states=st.lists(st.tuples(PASSAGES, QUERIES), min_size=1, max_size=4))
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_history_of_passages_and_their_queries_ends_in_the_same_rows(
+    states: list[tuple[dict, dict[int, list[str]]]], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder, fresh = tmp_path_factory.mktemp("lance"), tmp_path_factory.mktemp("fresh")
+    for state, queries in states:
+        wanted = [passage(number, text, start) for number, (text, start) in state.items()]
+        reconcile_expanded(folder, wanted, queries)
+    assert reconcile_expanded(folder, wanted, queries).counts.nothing_changed
+    reconcile_expanded(fresh, wanted, queries)
+    assert rows_with_queries(folder) == rows_with_queries(fresh)
+    for chunk_id, (text, search, expanded, shift, *_) in rows_with_queries(folder).items():
+        asked = queries.get(int(chunk_id.removeprefix("id'")))
+        assert text in str(search)
+        assert (shift is not None) == (asked is not None)
+        assert all(query in str(expanded) for query in asked or ())
+        assert not asked or not any(query in str(search) for query in asked)
+
+
 def test_a_moved_passage_costs_no_encoding_twice(tmp_path: Path) -> None:
     reconcile(tmp_path, [passage(1, "FLEX days")])
     before = reconcile(tmp_path, [passage(1, "FLEX days")])
