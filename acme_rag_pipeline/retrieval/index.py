@@ -68,8 +68,9 @@ class PassageEncoder:
 
     @property
     def expanded_table(self) -> str:
-        """The table of the same passages with the queries that were written for them."""
-        return f"{self.table}_queries"
+        """The table of the same passages with the queries that were written for them, as this model encodes queries."""
+        tower = f"_{self.model_digest[:16]}" if self.passage_model != self.model_digest else ""
+        return f"{self.table}_queries{tower}"
 
 
 def install_base(store: Store, settings: Settings) -> BaseModelFiles:

@@ -196,6 +196,13 @@ def test_a_change_costs_what_it_touches(
     assert all(result.unchanged for result in oracle.run(store, settings, oracle.REFRESH).values())
 
 
+def test_a_query_tower_shares_the_passages_of_the_base_and_not_its_queries() -> None:
+    base, tower = index.PassageEncoder("1" * 64, "none"), index.PassageEncoder("2" * 64, "none", "1" * 64)
+    assert base.table == tower.table
+    assert base.expanded_table != tower.expanded_table
+    assert "2" * 16 in tower.expanded_table, "by this the clean-up knows whose table it is"
+
+
 def test_without_queries_or_with_a_weight_of_0_there_is_no_further_table(store: Store, settings: Settings) -> None:
     def tables() -> list[str]:
         return [name for name in vectors.names(vectors.connect(store.lancedb)) if name.endswith("_queries")]
