@@ -15,8 +15,8 @@ def written_queries(warehouse: Warehouse) -> dict[str, tuple[str, ...]]:
     They are those that the filters kept: none that lies near a golden query, and none that a reviewer rejected.
 
     Returns:
-        Empty unless an LLM was asked about nine of ten passages of today, whatever it answered: where a few passages have
-        queries, those that have none are found less.
+        Empty unless an LLM was asked about nine of ten passages, whatever it answered: where a few passages have queries, those
+        that have none are found less.
     """
     if not _all_asked(warehouse):
         return {}
@@ -32,10 +32,5 @@ def written_queries(warehouse: Warehouse) -> dict[str, tuple[str, ...]]:
 def _all_asked(warehouse: Warehouse) -> bool:
     prompts, unanswered = (int(stored_detail(warehouse, "synthetic_pairs", n) or 0) for n in ("prompts", "unanswered"))
     with warehouse.read() as connection:
-        by_llm, seen, since_then = connection.execute(
-            "SELECT (SELECT count(*) FROM pairs WHERE origin = 'openai'), (SELECT count(*) FROM trained_chunks), "
-            "(SELECT count(*) FROM chunks ANTI JOIN trained_chunks USING (chunk_id))"
-        ).fetchall()[0]
-    # What came since the last retrain waits for the next one to be asked about.
-    waiting = since_then if seen else 0
-    return by_llm > 0 and unanswered + waiting <= MOST_UNASKED * (prompts + waiting)
+        by_llm = connection.execute("SELECT count(*) FROM pairs WHERE origin = 'openai'").fetchall()[0][0]
+    return by_llm > 0 and unanswered <= MOST_UNASKED * prompts
