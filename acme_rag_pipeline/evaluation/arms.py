@@ -25,7 +25,7 @@ from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store import vectors
 from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.passages import LivePassage, live_passages
-from acme_rag_pipeline.store.written_queries import written_queries
+from acme_rag_pipeline.store.written_queries import nearly_all_asked, written_queries
 
 if TYPE_CHECKING:
     from lancedb.table import Table
@@ -42,7 +42,7 @@ class Arm:
     Attributes:
         encoder: of the passages; None: BM25 alone.
         hybrid: with the passages' own queries and best sentences, and fused with BM25.
-        fusion: how; None: as the settings say.
+        fusion: how; None: as the settings say, without the passages' own queries where an LLM was asked about few of them.
     """
 
     name: str
@@ -104,10 +104,11 @@ class ArmRunner:
             best[query.query_id] = ranking[:3]
         return ArmResult(arm.name, scores, best)
 
-    @property
-    def has_written_queries(self) -> bool:
-        """Whether people or an LLM wrote queries for any passage."""
-        return bool(self._queries)
+    @functools.cached_property
+    def fusion(self) -> RetrievalSettings:
+        """How a hybrid joins its rankings where nothing else is said."""
+        known = self._settings.retrieval.expansion_weight and nearly_all_asked(self._store.warehouse)
+        return self._settings.retrieval if known else expansion.without_expansion(self._settings.retrieval)
 
     def passage(self, chunk_id: str) -> LivePassage:
         """The passage of a hit."""
@@ -116,7 +117,7 @@ class ArmRunner:
     def _rankings(self, arm: Arm, queries: Sequence[str]) -> list[list[str]]:
         if not self.passages:
             return [[] for _ in queries]
-        fusion = arm.fusion or self._settings.retrieval
+        fusion = arm.fusion or self.fusion
         if arm.encoder is None:
             return [_ids(self._bm25(query, fusion.candidates))[:DEPTH] for query in queries]
         if not arm.hybrid:

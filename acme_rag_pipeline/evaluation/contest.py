@@ -100,7 +100,7 @@ def run(store: Store, settings: Settings, who: Contest, evaluation_id: str) -> E
     winner = _winner(decision, who)
     fusion = who.fusion
     if winner is not None and winner[1] == "hybrid" and not who.golden_decides:
-        fusion, words = expansion_by_headings(store, runner, winner[0], settings.retrieval)
+        fusion, words = expansion_by_headings(store, runner, winner[0])
         decision = replace(decision, reason=" ".join(filter(None, [decision.reason, words])))
     forgetting = None
     if who.candidate is not None and who.candidate.model_digest != who.base.model_digest:
@@ -121,7 +121,7 @@ def run(store: Store, settings: Settings, who: Contest, evaluation_id: str) -> E
 
 
 def expansion_by_headings(
-    store: Store, runner: ArmRunner, encoder: index.PassageEncoder, fusion: RetrievalSettings
+    store: Store, runner: ArmRunner, encoder: index.PassageEncoder
 ) -> tuple[RetrievalSettings, str]:
     """How a hybrid is served that held-out queries have judged: with the queries that were written for the passages, or without.
 
@@ -131,8 +131,8 @@ def expansion_by_headings(
     Returns:
         The recipe and a sentence about it, empty where there is nothing to choose.
     """
-    without = without_expansion(fusion)
-    if not fusion.expansion_weight or not runner.has_written_queries:
+    fusion, without = runner.fusion, without_expansion(runner.fusion)
+    if not fusion.expansion_weight:
         return without, ""
     headings = heading_questions(store)
     if len(headings) < MINIMUM_HEADINGS:

@@ -27,7 +27,7 @@ from acme_rag_pipeline.store.fingerprints import fingerprint
 from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.stages import stored_detail
 from acme_rag_pipeline.store.warehouse import records
-from acme_rag_pipeline.store.written_queries import written_queries
+from acme_rag_pipeline.store.written_queries import nearly_all_asked
 
 
 @dataclass(frozen=True)
@@ -169,11 +169,11 @@ def _golden_decides(store: Store) -> bool:
 
 
 def _fusion(store: Store, settings: Settings) -> RetrievalSettings:
-    """The settings' own; without the passages' queries where there are none, and where nobody could judge them.
+    """The settings' own; without the passages' queries where few have any, and where nobody could judge them.
 
     Held-out units are judged by the queries that were written for them: in the index each would find itself.
     """
-    known = _golden_decides(store) and settings.retrieval.expansion_weight and written_queries(store.warehouse)
+    known = _golden_decides(store) and settings.retrieval.expansion_weight and nearly_all_asked(store.warehouse)
     return settings.retrieval if known else without_expansion(settings.retrieval)
 
 

@@ -19,7 +19,7 @@ from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.promotion import NothingPromoted, PointerDamaged, Promoted, read_pointer, write_pointer
 from acme_rag_pipeline.store.stages import StageResult, data_versions, overtaken, record, recorded, stored_detail
 from acme_rag_pipeline.store.warehouse import records
-from acme_rag_pipeline.store.written_queries import written_queries
+from acme_rag_pipeline.store.written_queries import nearly_all_asked, written_queries
 
 STAGE = "served_index"
 CODE_VERSION = "1"
@@ -60,8 +60,9 @@ def _serve(
 ) -> StageResult:
     with_sentences = index.sentences_wanted(store, settings, decision.fusion or {})
     sentences = index.sentences_key(with_sentences)
-    queries = written_queries(store.warehouse) if decision.expanded or settings.retrieval.expansion_weight else {}
-    expansion = _expansion(store, settings, queries)
+    for_arms = settings.retrieval.expansion_weight > 0 and nearly_all_asked(store.warehouse)
+    queries = written_queries(store.warehouse) if decision.expanded or for_arms else {}
+    expansion = _expansion(store, queries, for_arms=for_arms)
     made_from = fingerprint(STAGE, versioned(CODE_VERSION), upstream, decision.decision, sentences, *expansion)
     unchanged = recorded(store.warehouse, STAGE, made_from)
     if unchanged is not None and index.holds(store, unchanged.details) and _serves(store, decision, unchanged.details):
@@ -83,7 +84,7 @@ def _serve(
             done = known or index.reconcile_index(store, settings, decision.encoder, with_sentences=with_sentences)
         pointer = _pointer(decision, done.version)
         write_pointer(store.pointer, pointer)
-        index.index_expanded_arms(store, settings, queries if settings.retrieval.expansion_weight else {})
+        index.index_expanded_arms(store, settings, queries if for_arms else {})
         details = index.index_details(store, decision.encoder, done, expanded=decision.expanded) | {
             "recipe": decision.recipe,
             **_written(queries if decision.expanded else {}),
@@ -175,12 +176,12 @@ def _is_whole(store: Store, digest: str) -> bool:
     return folder.is_dir() and model_digest(folder) == digest
 
 
-def _expansion(store: Store, settings: Settings, queries: Mapping[str, Sequence[str]]) -> list[Any]:
+def _expansion(store: Store, queries: Mapping[str, Sequence[str]], *, for_arms: bool) -> list[Any]:
     """What the tables with queries are made from; nothing where there are none."""
     if not queries:
         return []
     candidate = index.newest_candidate(store)
-    return [queries, bool(settings.retrieval.expansion_weight), asdict(candidate) if candidate else None]
+    return [queries, for_arms, asdict(candidate) if candidate else None]
 
 
 def _written(queries: Mapping[str, Sequence[str]]) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""The queries that people and an LLM wrote for the passages of today."""
+"""The queries that an LLM and people wrote for the passages of today."""
 
 from __future__ import annotations
 
@@ -10,27 +10,22 @@ MOST_UNASKED = 0.1
 
 
 def written_queries(warehouse: Warehouse) -> dict[str, tuple[str, ...]]:
-    """By chunk id the queries that people or an LLM wrote for a passage, in a canonical order; no templates.
+    """By chunk id the queries that an LLM and people wrote for a passage, in a canonical order; no templates.
 
-    They are those that the filters kept: none that lies near a golden query, and none that a reviewer rejected.
-
-    Returns:
-        Empty unless an LLM was asked about nine of ten passages, whatever it answered: where a few passages have queries, those
-        that have none are found less.
+    They are those that the filters kept: none that lies near a golden query, and none that a reviewer rejected. Without an LLM
+    there are none: people ask about a few passages, and the others would be found less.
     """
-    if not _all_asked(warehouse):
-        return {}
     with warehouse.read() as connection:
         rows = records(
             connection,
-            "SELECT chunk_id, list(DISTINCT query ORDER BY query) AS queries FROM training_pairs JOIN chunks USING (chunk_id) "
-            "WHERE dropped_because IS NULL AND origin <> 'offline' GROUP BY chunk_id ORDER BY chunk_id",
+            "SELECT chunk_id, list(DISTINCT query ORDER BY query) AS queries FROM training_pairs "
+            "JOIN chunks USING (chunk_id) WHERE dropped_because IS NULL AND origin <> 'offline' "
+            "AND EXISTS (FROM pairs WHERE origin = 'openai') GROUP BY chunk_id ORDER BY chunk_id",
         )
     return {row["chunk_id"]: tuple(row["queries"]) for row in rows}
 
 
-def _all_asked(warehouse: Warehouse) -> bool:
+def nearly_all_asked(warehouse: Warehouse) -> bool:
+    """Whether an LLM was asked about nine of ten passages, whatever it answered, when it was asked last."""
     prompts, unanswered = (int(stored_detail(warehouse, "synthetic_pairs", n) or 0) for n in ("prompts", "unanswered"))
-    with warehouse.read() as connection:
-        by_llm = connection.execute("SELECT count(*) FROM pairs WHERE origin = 'openai'").fetchall()[0][0]
-    return by_llm > 0 and unanswered <= MOST_UNASKED * prompts
+    return unanswered <= MOST_UNASKED * prompts and bool(written_queries(warehouse))
