@@ -100,12 +100,12 @@ def compare_arms(store: Store, settings: Settings, folder: Path | None) -> Judge
     units = {query.query_id: query.unit for query in queries}
     base = next(_scores(result) for result in results if result.arm == BASE)
     gate = _gate(settings)
-    note = "; ".join(filter(None, [note, _trained_on(store, queries), _too_few(set(units.values()), gate)]))
+    note = "; ".join(filter(None, [note, _trained_on(store, queries, who), _too_few(set(units.values()), gate)]))
     gains = [compare(base, [_scores(r)], units, gate)[0] for r in results if r.arm != BASE]
     return JudgedComparison(folder, queries, note, who, results, gains)
 
 
-def _trained_on(store: Store, queries: Sequence[JudgedQuery]) -> str:
+def _trained_on(store: Store, queries: Sequence[JudgedQuery], who: Contest) -> str:
     with store.warehouse.read() as connection:
         rows = connection.execute(
             "SELECT query, side = 'validation' FROM training_pairs WHERE dropped_because IS NULL UNION ALL "
@@ -121,6 +121,7 @@ def _trained_on(store: Store, queries: Sequence[JudgedQuery]) -> str:
         notes.append(
             f"{shared} of {counted(len(queries), 'queries')} stand in the training set too: a tuned model learned them, so "
             "its gain here says little about others"
+            + ("; the hybrid arms find them beside their passages" if who.fusion.expansion_weight else "")
         )
     if shared := sum(key in chose for key in asked):
         notes.append(
