@@ -203,7 +203,7 @@ def test_a_card_that_is_not_utf_8_stays_as_it_is_and_the_log_says_so(
 ) -> None:
     settings = settings_for()
     who = candidate_over(settings)
-    done = Evaluation("e", who, {}, {}, decided(settings, 0), None, 0.0)
+    done = Evaluation("e", who, {}, {}, decided(settings, 0), None, 0.0, who.fusion)
     assert who.candidate is not None
     card = models.model_folder(store, who.candidate.model_digest) / "README.md"
     card.parent.mkdir(parents=True)
