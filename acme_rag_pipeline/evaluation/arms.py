@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,7 @@ from acme_rag_pipeline.embedding.cache import EmbeddingCache
 from acme_rag_pipeline.embedding.encoder import Encoder
 from acme_rag_pipeline.evaluation.golden import JudgedQuery
 from acme_rag_pipeline.evaluation.intervals import Interval, mean_interval
-from acme_rag_pipeline.evaluation.metrics import METRICS, Hit, score_query
+from acme_rag_pipeline.evaluation.metrics import METRICS, PRIMARY, Hit, score_query
 from acme_rag_pipeline.retrieval import expansion, index
 from acme_rag_pipeline.retrieval.fusion import Scored, fuse
 from acme_rag_pipeline.retrieval.retriever import lexical
@@ -109,6 +109,23 @@ class ArmRunner:
         """How a hybrid joins its rankings where nothing else is said."""
         known = self._settings.retrieval.expansion_weight and nearly_all_asked(self._store.warehouse)
         return self._settings.retrieval if known else expansion.without_expansion(self._settings.retrieval)
+
+    def with_asked(self, queries: Sequence[JudgedQuery]) -> list[JudgedQuery]:
+        """The queries with a segment `asked about`: whether a passage that answers it has written queries in the index.
+
+        Passages without any are found less beside those that have some.
+        """
+        of_document: dict[str, list[Hit]] = {}
+        for chunk_id in self._queries:
+            passage = self._by_id[chunk_id]
+            hit = Hit(passage.doc_path, passage.start_char, passage.end_char)
+            of_document.setdefault(passage.doc_path, []).append(hit)
+        found = []
+        for query in queries:
+            hits = [hit for path in {e.doc_path for e in query.evidence} for hit in of_document.get(path, ())]
+            asked = any(score_query([hit], query.evidence)[PRIMARY] > 0 for hit in hits)
+            found.append(replace(query, segments=query.segments | {"asked about": "yes" if asked else "no"}))
+        return found
 
     def passage(self, chunk_id: str) -> LivePassage:
         """The passage of a hit."""

@@ -89,6 +89,8 @@ def run(store: Store, settings: Settings, who: Contest, evaluation_id: str) -> E
         name: with_document_age(store, queries, who.champion.decided_at)
         for name, queries in query_sets(store, side).items()
     }
+    if who.fusion.expansion_weight:
+        sets |= {name: runner.with_asked(queries) for name, queries in sets.items() if name != HELD_OUT}
     results: dict[str, list[ArmResult]] = {}
     for name, queries in sets.items():
         results[name] = []

@@ -275,6 +275,12 @@ def test_readers_get_the_written_queries_that_golden_ones_judged(shared: Path, t
     assert (pointer.recipe, pointer.fusion) == ("hybrid", made.settings.retrieval.model_dump())
     assert pointer.table.endswith("_queries")
     assert f"The hybrid arms know {len(wrote)} queries" in made.page()
+    # A passage that nobody asked about is found less, so the guard looks at these questions apart.
+    segments = json.loads(made.rows("SELECT details FROM verdicts")[0]["details"])["segments"]
+    unasked = len(golden_queries(made.store)) - len(wrote)
+    assert {row["queries"] for row in segments if row["kind"] == "asked about"} == (
+        {len(wrote), unasked} if unasked else set()
+    )
     served = serve.serve(made.store, made.settings)
     assert served.unchanged
     assert served.details["written_queries"] == len(wrote)
