@@ -1,7 +1,8 @@
 """The forgetting probe: does a candidate still answer questions that have nothing to do with its documents?
 
 Fine-tuning on one collection can cost general ability (catastrophic forgetting, McCloskey and Cohen 1989). The shipped
-probe (`embedding/general_probe.jsonl`) asks about everyday knowledge. The result is reported and gates nothing: a retriever for these documents may forget how bread is baked.
+probe (`embedding/general_probe.jsonl`) asks about everyday knowledge. The result is reported and gates nothing: a retriever
+for these documents may forget how bread is baked.
 """
 
 from __future__ import annotations
