@@ -89,8 +89,14 @@ def run(store: Store, settings: Settings, who: Contest, evaluation_id: str) -> E
         name: with_document_age(store, queries, who.champion.decided_at)
         for name, queries in query_sets(store, side).items()
     }
+    said, words = None, ""
     if who.fusion.expansion_weight:
         sets |= {name: runner.with_asked(queries) for name, queries in sets.items() if name != HELD_OUT}
+        said = expansion_by_headings(store, runner, who.base)
+        if said is not None and said[1] < 0:
+            # An LLM that asks about something else must not spoil every hybrid.
+            who = replace(who, fusion=without_expansion(who.fusion))
+            words = f"No challenger knows the queries that were written for the passages: {_on_headings(*said)}."
     results: dict[str, list[ArmResult]] = {}
     for name, queries in sets.items():
         results[name] = []
@@ -102,8 +108,16 @@ def run(store: Store, settings: Settings, who: Contest, evaluation_id: str) -> E
     winner = _winner(decision, who)
     fusion = who.fusion
     if winner is not None and winner[1] == "hybrid" and not who.golden_decides:
-        fusion, words = expansion_by_headings(store, runner, winner[0])
-        decision = replace(decision, reason=" ".join(filter(None, [decision.reason, words])))
+        # As a twin that never saw the held-out units stands for a refit that has, the hybrid that does not know the queries,
+        # since they judge, stands for the one that does.
+        said = expansion_by_headings(store, runner, winner[0])
+        if said is not None:
+            fusion = runner.fusion if said[1] >= 0 else fusion
+            words = (
+                f"It is served {'with' if said[1] >= 0 else 'without'} the queries that were written for the passages, which no "
+                f"figure here knows, since they are the ones that judge: {_on_headings(*said)}."
+            )
+    decision = replace(decision, reason=" ".join(filter(None, [decision.reason, words])))
     forgetting = None
     if who.candidate is not None and who.candidate.model_digest != who.base.model_digest:
         forgetting = general_probe(store, settings, who.base, who.candidate)
@@ -122,33 +136,25 @@ def run(store: Store, settings: Settings, who: Contest, evaluation_id: str) -> E
     )
 
 
-def expansion_by_headings(
-    store: Store, runner: ArmRunner, encoder: index.PassageEncoder
-) -> tuple[RetrievalSettings, str]:
-    """How a hybrid is served that held-out queries have judged: with the queries that were written for the passages, or without.
-
-    Those are the ones that judge, so no arm knew them. As a twin that never saw the held-out units stands for a refit that has,
-    the hybrid without them stands for the one that knows them, if the authors' headings, which no LLM wrote, do not object.
+def expansion_by_headings(store: Store, runner: ArmRunner, encoder: index.PassageEncoder) -> tuple[int, float] | None:
+    """What the authors' headings, which no LLM wrote, say about the queries that were written for the passages.
 
     Returns:
-        The recipe and a sentence about it, empty where there is nothing to choose.
+        How many headings, and by how much the hybrid's nDCG@10 on them changes when it knows the queries; None where there is
+        nothing to choose, or too few headings.
     """
-    fusion, without = runner.fusion, without_expansion(runner.fusion)
-    if not fusion.expansion_weight:
-        return without, ""
     headings = heading_questions(store)
-    if len(headings) < MINIMUM_HEADINGS:
-        return without, ""
+    if not runner.fusion.expansion_weight or len(headings) < MINIMUM_HEADINGS:
+        return None
     means = []
-    for way in (without, fusion):
-        scores = runner.run(Arm(FINE_TUNED_HYBRID, encoder, True, way), headings).metric(PRIMARY)
+    for fusion in (without_expansion(runner.fusion), runner.fusion):
+        scores = runner.run(Arm(FINE_TUNED_HYBRID, encoder, True, fusion), headings).metric(PRIMARY)
         means.append(sum(scores.values()) / len(scores))
-    gain = means[1] - means[0]
-    served = "It is served with" if gain >= 0 else "It is served without"
-    return fusion if gain >= 0 else without, (
-        f"{served} the queries that were written for the passages, which no figure here knows, since they are the ones that "
-        f"judge: on {len(headings)} headings of the authors they change nDCG@10 by {gain:+.3f}."
-    )
+    return len(headings), means[1] - means[0]
+
+
+def _on_headings(headings: int, gain: float) -> str:
+    return f"on {headings} headings of the authors they change nDCG@10 by {gain:+.3f}"
 
 
 def _arm_of_readers(store: Store, settings: Settings, who: Contest, decision: Decision) -> str:

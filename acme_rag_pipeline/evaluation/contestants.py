@@ -133,7 +133,7 @@ def measured_candidate(who: Contest, *, held_out: bool) -> index.PassageEncoder 
 def champion_arm(who: Contest) -> str:
     """The name under which the champion runs: one of the other arms where it is the same."""
     hybrid = who.champion.recipe == "hybrid"
-    fusion = who.champion_fusion if who.fusion.expansion_weight else without_expansion(who.champion_fusion)
+    fusion = who.champion_fusion if who.golden_decides else without_expansion(who.champion_fusion)
     if hybrid and fusion != who.fusion:
         return CHAMPION
     if who.champion.encoder == who.base:

@@ -37,6 +37,7 @@ from acme_rag_pipeline.store.promotion import read_pointer
 from acme_rag_pipeline.store.stages import StageResult, record
 from acme_rag_pipeline.store.warehouse import records
 from acme_rag_pipeline.training.model_card import EVALUATION_BEGINS, EVALUATION_ENDS
+from acme_rag_pipeline.training.validation import MINIMUM_HEADINGS
 from acme_rag_pipeline_tests.conftest import PROJECT
 from acme_rag_pipeline_tests.training.test_strategies import build_up_to_training_set
 
@@ -261,14 +262,7 @@ def test_readers_get_the_written_queries_that_golden_ones_judged(shared: Path, t
         for query in golden_queries(made.store)
         if any(answers(p, query) for p in passages)
     ]
-    with made.store.warehouse.write() as connection:
-        connection.executemany(
-            "INSERT INTO pairs VALUES (?, ?, ?, 'openai', 'question', 'llm', 'g', NULL)", [list(row) for row in wrote]
-        )
-        connection.executemany(
-            "INSERT INTO training_pairs VALUES (?, 'train', NULL, ?, ?, 'openai', 'question', 'llm', 'u', 0, [])",
-            [list(row) for row in wrote],
-        )
+    written_by_an_llm(made, wrote)
     decided = made.decide()
     assert decided.details["verdict"] == "promoted", decided.details["reason"]
     pointer = read_pointer(made.store.pointer)
@@ -294,6 +288,37 @@ def test_readers_get_the_written_queries_that_golden_ones_judged(shared: Path, t
         hits = [Hit(hit.doc_path, hit.start, hit.end) for hit in reader.search(query.query, k=20)]
         scores.append(score_query(hits, query.evidence)["ndcg@10"])
     assert min(abs(sum(scores) / len(scores) - row["value"]) for row in stored) < 1e-3
+
+
+def test_an_llm_that_asks_about_something_else_spoils_no_hybrid(shared: Path, tmp_path: Path) -> None:
+    made = Collection(shared, tmp_path, golden_decides=True)
+    made.candidate(good())
+    passages = live_passages(made.store.warehouse)
+    # Each passage is asked what another one's heading says.
+    wrote = [
+        (f"openai/{n}", passages[n - 7].headings().split(" > ")[-1], passage.chunk_id)
+        for n, passage in enumerate(passages)
+    ]
+    written_by_an_llm(made, wrote)
+    headings = [[str(n), p.headings().split(" > ")[-1], p.chunk_id, "heading"] for n, p in enumerate(passages)]
+    assert len(headings) >= MINIMUM_HEADINGS
+    with made.store.warehouse.write() as connection:
+        connection.executemany("INSERT INTO heading_queries VALUES (?, ?, ?, ?)", headings)
+    who = contest(made.store, made.settings)
+    assert who.fusion.expansion_weight == 1
+    done = run(made.store, made.settings, who, "e")
+    assert done.fusion == without_expansion(made.settings.retrieval) == done.contest.fusion
+    assert "No challenger knows the queries that were written for the passages" in done.decision.reason
+
+
+def written_by_an_llm(made: Collection, wrote: list[tuple[str, str, str]]) -> None:
+    """Pair id, query and chunk id, as `synthetic_pairs` and `training_set` leave them."""
+    rows = [list(row) for row in wrote]
+    with made.store.warehouse.write() as connection:
+        connection.executemany("INSERT INTO pairs VALUES (?, ?, ?, 'openai', 'question', 'llm', 'g', NULL)", rows)
+        connection.executemany(
+            "INSERT INTO training_pairs VALUES (?, 'train', NULL, ?, ?, 'openai', 'question', 'llm', 'u', 0, [])", rows
+        )
 
 
 def answers(passage: LivePassage, query: JudgedQuery) -> bool:
