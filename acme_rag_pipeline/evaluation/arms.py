@@ -140,11 +140,7 @@ class ArmRunner:
         if not arm.hybrid:
             return [_ids(ranking) for ranking in self._dense(arm.encoder, queries, DEPTH)]
         expanded = fusion.expansion_weight > 0 and bool(self._queries)
-        if expanded:
-            deep = self._dense(arm.encoder, queries, expansion.DEPTH * fusion.candidates)
-            dense = self._moved(arm.encoder, queries, deep, fusion)
-        else:
-            dense = self._dense(arm.encoder, queries, fusion.candidates)
+        dense = self._dense(arm.encoder, queries, fusion.candidates, fusion.expansion_weight if expanded else 0.0)
         if fusion.sentence_weight:
             dense = self._with_sentences(arm.encoder, queries, dense, fusion.sentence_weight)
         return [
@@ -152,17 +148,30 @@ class ArmRunner:
             for query, ranking in zip(queries, dense, strict=True)
         ]
 
-    def _dense(self, which: index.PassageEncoder, queries: Sequence[str], depth: int) -> list[list[Scored]]:
+    def _dense(
+        self, which: index.PassageEncoder, queries: Sequence[str], depth: int, expansion_weight: float = 0.0
+    ) -> list[list[Scored]]:
         asked, _ = self._cache.queries(self._encoder(which.model_digest), queries)
         held, _ = self._cache.passages(
             self._encoder(which.passage_model), [p.rendered(which.prefix) for p in self.passages]
         )
-        depth = min(depth, len(self.passages))
+        shifts = self._shifts(which) if expansion_weight else {}
+        deep = min(depth * expansion.DEPTH if shifts else depth, len(self.passages))
         rankings = []
-        for line in asked @ held.T:
-            best = np.argpartition(-line, depth - 1)[:depth]
+        for vector, line in zip(asked, asked @ held.T, strict=True):
+            best = np.argpartition(-line, deep - 1)[:deep]
             order = sorted(best, key=lambda i: (-line[i], int(i)))
-            rankings.append([(self.passages[i].chunk_id, float(line[i])) for i in order])
+            ranking = [(self.passages[i].chunk_id, float(line[i])) for i in order]
+            if shifts:
+                moved = [
+                    expansion.expanded_cosine(vector, held[i], shifts[key], expansion_weight)
+                    if key in shifts
+                    else cosine
+                    for i, (key, cosine) in zip(order, ranking, strict=True)
+                ]
+                ranking = [(key, cosine) for (key, _), cosine in zip(ranking, moved, strict=True)]
+                ranking = sorted(ranking, key=lambda scored: -scored[1])[:depth]
+            rankings.append(ranking)
         return rankings
 
     def _shifts(self, which: index.PassageEncoder) -> dict[str, bytes]:
@@ -174,30 +183,6 @@ class ArmRunner:
             lambda: index.any_question(self._cache, asking),
         )
         return {chunk_id: shift for chunk_id, shift in zip(self._queries, packs, strict=True) if shift}
-
-    def _moved(
-        self,
-        which: index.PassageEncoder,
-        queries: Sequence[str],
-        rankings: list[list[Scored]],
-        fusion: RetrievalSettings,
-    ) -> list[list[Scored]]:
-        asked, _ = self._cache.queries(self._encoder(which.model_digest), queries)
-        held, _ = self._cache.passages(
-            self._encoder(which.passage_model), [p.rendered(which.prefix) for p in self.passages]
-        )
-        own = {passage.chunk_id: vector for passage, vector in zip(self.passages, held, strict=True)}
-        shifts = self._shifts(which)
-        moved = []
-        for vector, ranking in zip(asked, rankings, strict=True):
-            scored = [
-                (key, expansion.expanded_cosine(vector, own[key], shifts[key], fusion.expansion_weight))
-                if key in shifts
-                else (key, cosine)
-                for key, cosine in ranking
-            ]
-            moved.append(sorted(scored, key=lambda one: -one[1])[: fusion.candidates])
-        return moved
 
     def _with_sentences(
         self,

@@ -5,15 +5,12 @@ LlamaIndex (`LanceDBVectorStore`) and langchain-community (`LanceDB`) read the t
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import logging
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -21,6 +18,7 @@ import pyarrow as pa
 
 from acme_rag_pipeline.store.fingerprints import content_hash, sha256_text
 from acme_rag_pipeline.store.lance_files import lost_files
+from acme_rag_pipeline.store.lance_import import without_rest_client
 from acme_rag_pipeline.store.passages import LivePassage, PassagePrefix
 from acme_rag_pipeline.store.warehouse import Counts
 
@@ -87,28 +85,10 @@ class Expanded:
 
 def connect(folder: Path) -> DBConnection:
     """Open the LanceDB folder of a store."""
-    _without_rest_client()
+    without_rest_client()
     import lancedb  # 0.7 s
 
     return lancedb.connect(str(folder))
-
-
-class _LoadedWhenNeeded(ModuleType):
-    """A package whose sub-modules can be imported while its own `__init__` waits for the first name it is asked for."""
-
-    def __getattr__(self, name: str) -> Any:
-        self.__class__ = ModuleType  # type: ignore[assignment]
-        cast("Any", self.__spec__).loader.exec_module(self)
-        return getattr(self, name)
-
-
-def _without_rest_client() -> None:
-    """Let LanceDB import the types of its REST client without the client, 0.55 s that a folder on disk never uses."""
-    name = "lance_namespace_urllib3_client"
-    if "lancedb" not in sys.modules and name not in sys.modules and (spec := importlib.util.find_spec(name)):
-        package = importlib.util.module_from_spec(spec)
-        package.__class__ = _LoadedWhenNeeded
-        sys.modules[name] = package
 
 
 def names(db: DBConnection) -> list[str]:
