@@ -26,7 +26,7 @@ from acme_rag_pipeline.retrieval.fusion import judged_fusion
 from acme_rag_pipeline.retrieval.sentences import SENTENCES_VERSION, packed_sentences
 from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store import models, vectors
-from acme_rag_pipeline.store.arms_file import forget_arm, remember_arm
+from acme_rag_pipeline.store.arms_file import forget_arm, known_arms, remember_arm
 from acme_rag_pipeline.store.fingerprints import fingerprint, sha256_text
 from acme_rag_pipeline.store.lance_files import lost_files, newest_version
 from acme_rag_pipeline.store.layout import Store
@@ -39,6 +39,7 @@ BASE_STAGE = "base_index"
 FINE_TUNED_STAGE = "fine_tuned_index"
 CODE_VERSION = "3"
 BASE_PREFIX: PassagePrefix = "none"
+EXPANDED_ARMS = ("base_hybrid", "fine_tuned_hybrid")
 logger = logging.getLogger(__name__)
 
 
@@ -324,13 +325,21 @@ def index_expanded_arms(store: Store, settings: Settings, queries: Mapping[str, 
     """
     candidate = newest_candidate(store)
     base = PassageEncoder(install_base(store, settings).digest, BASE_PREFIX)
-    for arm, which in (("base_hybrid", base), ("fine_tuned_hybrid", candidate)):
+    with_sentences = sentences_wanted(store, settings)
+    for arm, which in ((EXPANDED_ARMS[0], base), (EXPANDED_ARMS[1], candidate)):
         if not queries or which is None:
             forget_arm(store, arm)
             continue
-        wanted = sentences_wanted(store, settings)
-        done = reconcile_index(store, settings, which, with_sentences=wanted, queries=queries)
+        done = reconcile_index(store, settings, which, with_sentences=with_sentences, queries=queries)
         remember_arm(store, arm, _arm(which, done.version, which.expanded_table))
+
+
+def expanded_arms_hold(store: Store, *, wanted: bool) -> bool:
+    """Whether the arms that know the queries are those that are wanted, with all files of their tables."""
+    arms = known_arms(store)
+    there = [arm for arm in EXPANDED_ARMS if arm in arms]
+    expected = [EXPANDED_ARMS[0], *([EXPANDED_ARMS[1]] if newest_candidate(store) else [])] if wanted else []
+    return there == expected and not any(lost_files(store.lancedb, arms[arm]["table"]) for arm in there)
 
 
 def _arm(which: PassageEncoder, version: int, table: str) -> dict[str, Any]:

@@ -65,7 +65,9 @@ def _serve(
     expansion = _expansion(store, queries, for_arms=for_arms)
     made_from = fingerprint(STAGE, versioned(CODE_VERSION), upstream, decision.decision, sentences, *expansion)
     unchanged = recorded(store.warehouse, STAGE, made_from)
-    if unchanged is not None and index.holds(store, unchanged.details) and _serves(store, decision, unchanged.details):
+    arms_hold = index.expanded_arms_hold(store, wanted=for_arms and bool(queries))
+    held = unchanged is not None and index.holds(store, unchanged.details) and arms_hold
+    if unchanged is not None and held and _serves(store, decision, unchanged.details):
         # A grace time ends without any work; another run that writes just now will see to it.
         if clean_up.due(store, settings) and store.idle("writer"):
             with store.writer(STAGE):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from acme_rag_pipeline.serving import decisions, serve
 from acme_rag_pipeline.setting_groups import RetrievalSettings
 from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store import vectors
-from acme_rag_pipeline.store.arms_file import known_arms
+from acme_rag_pipeline.store.arms_file import arms_file, known_arms
 from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.passages import live_passages
 from acme_rag_pipeline.store.promotion import read_pointer
@@ -216,6 +217,20 @@ def test_without_queries_or_with_a_weight_of_0_there_is_no_further_table(store: 
     assert tables() == []
     assert "base_hybrid" not in known_arms(store)
     assert found(store, TEAL, "base_hybrid")
+
+
+def test_a_lost_table_of_an_arm_is_built_again(store: Store, settings: Settings) -> None:
+    write(store, HEADINGS)
+    serve.serve(store, settings)
+    answers = found(store, TEAL, "base_hybrid")
+    assert answers[0] == chunk_of(store, "27 FLEX days")
+    shutil.rmtree(store.lancedb / f"{known_arms(store)['base_hybrid']['table']}.lance/data")
+    assert not serve.serve(store, settings).unchanged
+    assert found(store, TEAL, "base_hybrid") == answers
+    arms_file(store).unlink()
+    oracle.run(store, settings, oracle.REFRESH)
+    assert found(store, TEAL, "base_hybrid") == answers
+    assert all(result.unchanged for result in oracle.run(store, settings, oracle.REFRESH).values())
 
 
 def test_what_was_promoted_keeps_its_queries_and_a_rollback_brings_them_back(store: Store, settings: Settings) -> None:
