@@ -85,6 +85,12 @@ def decisions(store: Store) -> list[Decision]:
     return [Decision(**row | {"fusion": _fusion(row["fusion"])}) for row in rows]
 
 
+def queries_are_searched(store: Store) -> bool:
+    """Whether what was decided on last finds passages by the queries that were written for them, too."""
+    past = decisions(store)
+    return bool(past) and past[-1].expanded
+
+
 def champion(store: Store, settings: Settings) -> Decision:
     """What readers use today; the base, dense, before the first decision (the decision is recorded then)."""
     past = decisions(store)

@@ -237,16 +237,46 @@ def test_the_schedule_asks_again_what_a_night_without_the_llm_left(
     with store.warehouse.write() as connection:
         connection.execute("INSERT INTO trained_chunks(chunk_id) SELECT chunk_id FROM chunks")
 
-    def runs() -> bool:
-        with dg.DagsterInstance.ephemeral() as instance:
-            context = dg.build_schedule_context(instance=instance, resources={"pipeline": pipeline})
-            return isinstance(nightly_retrain(context), dg.RunRequest)
-
-    assert runs() == again
+    assert asks_for_a_run(pipeline) == again
     with ScriptedLLM(lambda *_: ok()) as server:
         monkeypatch.setenv("OPENAI_BASE_URL", server.url)
         write_pairs(store, Pipeline(documents=str(documents), store=str(tmp_path / "store")).settings())
-    assert not runs()
+    assert not asks_for_a_run(pipeline)
+
+
+def asks_for_a_run(pipeline: Pipeline) -> bool:
+    with dg.DagsterInstance.ephemeral() as instance:
+        context = dg.build_schedule_context(instance=instance, resources={"pipeline": pipeline})
+        return isinstance(nightly_retrain(context), dg.RunRequest)
+
+
+@pytest.mark.parametrize(
+    ("weight", "llm", "runs"),
+    [(1.0, True, True), (0.0, True, False), (1.0, False, False)],
+    ids=["queries are searched", "served without queries", "no LLM any more"],
+)
+def test_one_new_passage_is_asked_about_at_night_where_readers_search_queries(
+    documents: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weight: float, llm: bool, runs: bool
+) -> None:
+    if llm:
+        monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9/v1")
+    tuning = {"automation": {"retrain_changed_share": 0.9}}
+    pipeline = Pipeline(documents=str(documents), store=str(tmp_path / "store"), tuning=tuning)
+    settings = pipeline.settings()
+    store = Store(settings.store)
+    for stage in REFRESH:
+        stage(store, settings)
+    with store.warehouse.write() as connection:
+        connection.execute("INSERT INTO trained_chunks(chunk_id) SELECT chunk_id FROM chunks")
+    base = decisions.champion(store, settings).encoder
+    decisions.append(
+        store, encoder=base, recipe="hybrid", fusion={"expansion_weight": weight}, verdict="promoted", reason="by hand"
+    )
+    assert not asks_for_a_run(pipeline)
+    (documents / "parking.md").write_text("# Parking\n\nThe garage under the hub has forty places.\n", encoding="utf-8")
+    for stage in (ingest_documents, split_documents):
+        stage(store, settings)
+    assert asks_for_a_run(pipeline) == runs
 
 
 def test_a_decision_that_is_not_served_yet_is_behind(watch: Watch) -> None:
