@@ -81,6 +81,11 @@ class TrainingSettings(Group):
         description="Default: as many as show about 3,600 passages, at least 1 and at most 8.",
     )
     batch_size: int = Field(default=32, ge=2, le=4096, description="Passages in a batch, each with all its queries.")
+    gradient_cache: bool | None = Field(
+        default=None,
+        description="Hold the activations of 16 texts at a time and run each forward pass twice (GradCache): the same "
+        "gradient with a fraction of the memory. Default: where a batch would take more than half of the machine's.",
+    )
     learning_rate: float | None = Field(default=None, gt=0, lt=1, description="Default: 5e-5, with lora 5e-4.")
     lora_rank: int = Field(default=16, ge=1, le=256)
     warmup_share: float = Field(default=0.1, ge=0, lt=1)

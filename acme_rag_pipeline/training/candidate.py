@@ -75,7 +75,9 @@ def train_candidate(store: Store, settings: Settings) -> StageResult:
     golden_decides = _golden_decides(store)
     trainable = of_sides(pairs, REFIT_SIDES)
     negatives = mined_negatives(trainable, settings.training)
-    config_key = fingerprint(CODE_VERSION, base.digest, settings.training, golden_decides)
+    # How much memory there is changes no more than the last bits of a gradient.
+    recipe = settings.training.model_dump(mode="json", exclude={"gradient_cache"})
+    config_key = fingerprint(CODE_VERSION, base.digest, recipe, golden_decides)
     unasked = unasked_passages(passages, trainable, REFIT_SIDES) if _whitens(settings.training) else []
     headings = heading_pairs(store.warehouse, passages)
     chosen_by = [(p.query, p.passage.headings(), p.passage.text) for p in headings]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from acme_rag_pipeline.embedding.cache import EmbeddingCache
 from acme_rag_pipeline.embedding.encoder import Encoder
@@ -13,7 +13,9 @@ from acme_rag_pipeline.setting_groups import TrainingSettings
 from acme_rag_pipeline.store.fingerprints import fingerprint, sha256_text
 from acme_rag_pipeline.store.passages import LivePassage, PassagePrefix, live_passages
 from acme_rag_pipeline.store.warehouse import Warehouse, records
-from acme_rag_pipeline.training.finetune import TrainingRows
+
+if TYPE_CHECKING:
+    import numpy as np
 
 # So many passages settle a matrix of 384 x 384 to the third digit; more would only cost time where few have a query.
 WHITENED_PASSAGES = 2_000
@@ -35,6 +37,41 @@ class KeptPair:
     def is_template(self) -> bool:
         """Whether the embedded generator wrote it."""
         return self.origin == "offline"
+
+
+@dataclass(frozen=True)
+class TrainingRows:
+    """What to train on.
+
+    Attributes:
+        queries: query texts.
+        positives: for each query the number of its passage.
+        passages: rendered passages, each once: the positives first, then mined negatives or the rest of the collection.
+        groups: near-duplicate group of each passage.
+        negatives: for each query the numbers of its hard negatives, possibly none.
+        templates: of each query, whether the embedded generator wrote it; None: of none.
+        guide_texts: the passages as the guide reads them; None: as they are rendered.
+        frozen_passages: the base's unit vectors that the query tower is trained against, shape (passages, dimension);
+            None where the passages are encoded by the model in training.
+        unasked: rendered passages that no query belongs to; only the whitening reads them.
+        answers: of each query the passages that its wording belongs to, empty if it is its own alone; None: all empty.
+    """
+
+    queries: Sequence[str]
+    positives: Sequence[int]
+    passages: Sequence[str]
+    groups: Sequence[str]
+    negatives: Sequence[Sequence[int]]
+    templates: Sequence[bool] | None = None
+    guide_texts: Sequence[str] | None = None
+    frozen_passages: np.ndarray | None = None
+    unasked: Sequence[str] = ()
+    answers: Sequence[Collection[int]] | None = None
+
+    @property
+    def mostly_templates(self) -> bool:
+        """Whether the embedded generator wrote more than half of the queries."""
+        return sum(self.templates or ()) > len(self.queries) / 2
 
 
 def kept_pairs(warehouse: Warehouse, live: Sequence[LivePassage] | None = None) -> list[KeptPair]:

@@ -41,11 +41,10 @@ def forward(
     """
     import torch
 
-    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
     vectors = []
-    together = FORWARD_ROWS.get(model.device.type, FORWARD_ROWS["cpu"])
-    for first in range(0, len(order), together):
-        part = [texts[i] for i in order[first : first + together]]
+    chosen = parts(texts, FORWARD_ROWS.get(model.device.type, FORWARD_ROWS["cpu"]))
+    for numbers in chosen:
+        part = [texts[i] for i in numbers]
         features = model.tokenizer.pad([text.features for text in part], return_tensors="pt").to(model.device)
         with contextlib.ExitStack() as stack:
             known = [text.lower_output for text in part if text.lower_output is not None]
@@ -56,8 +55,15 @@ def forward(
         for output in outputs:
             for text, row in zip(part, output, strict=True):
                 text.lower_output = row[: len(text)].clone()
+    order = [i for numbers in chosen for i in numbers]
     back = torch.tensor(order, device=model.device).argsort()
     return torch.cat(vectors)[back]
+
+
+def parts(texts: Sequence[Tokens], most: int) -> list[list[int]]:
+    """The numbers of the texts, short ones first, in parts of so many."""
+    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+    return [order[first : first + most] for first in range(0, len(order), most)]
 
 
 def tokenised(model: SentenceTransformer, texts: Sequence[str], *, of_queries: bool = False) -> list[Tokens]:

@@ -15,6 +15,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 from acme_rag_pipeline.embedding.base_model import resolve_base_model
 from acme_rag_pipeline.setting_groups import TrainingSettings
 from acme_rag_pipeline.training import finetune
+from acme_rag_pipeline.training.rows import TrainingRows
 from acme_rag_pipeline_tests.increments.worker import fork_server
 
 PAIRS = 24
@@ -55,7 +56,7 @@ def train(
     """
     passages = [f"Rule {i}: a colleague in team {i % 7} asks for form {i * 13} in week {i % 50}." for i in range(PAIRS)]
     queries = [f"which form for team {i % 7} in week {i % 50}" for i in range(PAIRS)]
-    rows = finetune.TrainingRows(queries, range(PAIRS), passages, [str(i) for i in range(PAIRS)], [[] for _ in queries])
+    rows = TrainingRows(queries, range(PAIRS), passages, [str(i) for i in range(PAIRS)], [[] for _ in queries])
     settings = TrainingSettings(
         epochs=epochs, batch_size=BATCH, precision="fp32", frozen_layers=frozen, whitening=whitening
     ).model_copy(update={"scale": scale})

@@ -23,6 +23,7 @@ from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.training import candidate, finetune
 from acme_rag_pipeline.training.candidate import train_candidate
 from acme_rag_pipeline.training.finetune import weights_of
+from acme_rag_pipeline.training.rows import TrainingRows
 from acme_rag_pipeline_tests.training.test_strategies import build_up_to_training_set, trained
 
 pytestmark = pytest.mark.slow
@@ -190,7 +191,7 @@ def test_a_refit_takes_its_share_from_the_twin_and_its_card_shows_the_choice(
     planned: list[tuple[int, int | None]] = []
     original = candidate.finetune
 
-    def watched(start: Path, rows: finetune.TrainingRows, training: TrainingSettings, *rest: Any, **named: Any) -> Any:
+    def watched(start: Path, rows: TrainingRows, training: TrainingSettings, *rest: Any, **named: Any) -> Any:
         planned.append((finetune.epochs_for(len(set(rows.positives)), training), named["end_after"]))
         return original(start, rows, training, *rest, **named)
 

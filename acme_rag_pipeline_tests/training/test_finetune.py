@@ -11,7 +11,8 @@ from acme_rag_pipeline.embedding.base_model import resolve_base_model
 from acme_rag_pipeline.embedding.encoder import load_model
 from acme_rag_pipeline.setting_groups import TrainingSettings
 from acme_rag_pipeline.settings import SettingsError
-from acme_rag_pipeline.training import finetune
+from acme_rag_pipeline.training.objective import Objective
+from acme_rag_pipeline.training.rows import TrainingRows
 from acme_rag_pipeline_tests.training.killable import KILLED_ITSELF, STEPS_AN_EPOCH, Training, train
 
 pytestmark = pytest.mark.slow
@@ -70,8 +71,8 @@ def test_passages_of_one_wording_are_no_negatives_of_each_other() -> None:
     base = resolve_base_model("all-MiniLM-L6-v2", Path.cwd()).folder
 
     def loss(groups: list[str], answers: list[frozenset[int]] | None) -> float:
-        rows = finetune.TrainingRows(queries, range(8), passages, groups, [[] for _ in queries], answers=answers)
-        work = finetune._Work(load_model(base, "cpu"), rows, TrainingSettings(precision="fp32"))
+        rows = TrainingRows(queries, range(8), passages, groups, [[] for _ in queries], answers=answers)
+        work = Objective(load_model(base, "cpu"), rows, TrainingSettings(precision="fp32"))
         return work.loss(list(range(8))).item()
 
     apart = [str(i) for i in range(8)]

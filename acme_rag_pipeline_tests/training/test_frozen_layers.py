@@ -15,9 +15,10 @@ from acme_rag_pipeline.embedding.base_model import resolve_base_model
 from acme_rag_pipeline.embedding.encoder import load_model
 from acme_rag_pipeline.setting_groups import TrainingSettings
 from acme_rag_pipeline.settings import SettingsError
-from acme_rag_pipeline.training import finetune
-from acme_rag_pipeline.training.finetune import TrainingRows
+from acme_rag_pipeline.training import finetune, objective
 from acme_rag_pipeline.training.frozen_layers import frozen_layers
+from acme_rag_pipeline.training.objective import Objective
+from acme_rag_pipeline.training.rows import TrainingRows
 
 pytestmark = pytest.mark.slow
 PASSAGES = [
@@ -57,7 +58,7 @@ def test_a_step_from_kept_outputs_is_a_step_through_all_layers(
         model = opened(base)
         for module in (model[0].auto_model.embeddings, *model[0].auto_model.encoder.layer[:FROZEN]):
             module.requires_grad_(False)
-        work = finetune._Work(model, rows_of(**more), TrainingSettings(frozen_layers=frozen, precision="fp32"))
+        work = Objective(model, rows_of(**more), TrainingSettings(frozen_layers=frozen, precision="fp32"))
         assert all((text.lower_output is not None) == bool(frozen) for text in (*work.queries, *work.passages))
         loss = work.loss(list(range(12)))
         loss.backward()
@@ -72,9 +73,9 @@ def test_a_step_from_kept_outputs_is_a_step_through_all_layers(
 
 def test_too_much_to_keep_runs_the_layers_in_each_step(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = TrainingSettings(frozen_layers=FROZEN, precision="fp32")
-    kept = finetune._Work(load_model(base, "cpu"), rows_of(), settings)
-    monkeypatch.setattr(finetune, "MOST_BYTES", 1000)
-    running = finetune._Work(load_model(base, "cpu"), rows_of(), settings)
+    kept = Objective(load_model(base, "cpu"), rows_of(), settings)
+    monkeypatch.setattr(objective, "MOST_BYTES", 1000)
+    running = Objective(load_model(base, "cpu"), rows_of(), settings)
     assert running.passages[0].lower_output is None
     assert running.loss([0, 1, 2]).item() == pytest.approx(kept.loss([0, 1, 2]).item(), rel=1e-5)
 
@@ -115,4 +116,4 @@ def test_another_architecture_trains_all_its_layers(base: Path) -> None:
 
 def test_no_layer_left_to_train_is_a_clear_error(base: Path) -> None:
     with pytest.raises(SettingsError, match=r"FROZEN_LAYERS: 6, but the base model has 6 layers"):
-        finetune._Work(load_model(base, "cpu"), rows_of(), TrainingSettings(frozen_layers=6))
+        Objective(load_model(base, "cpu"), rows_of(), TrainingSettings(frozen_layers=6))

@@ -1,0 +1,155 @@
+"""Gradient caching: the activations of a few texts are held at a time, not those of a whole batch.
+
+The loss of a batch needs only the vectors of its texts. They are computed without a gradient, the loss says where each of
+them should move, and then every part of the batch goes through the model once more, takes its share of the gradient and is
+let go (Gao et al. 2021, arXiv:2101.06983). The gradient is that of the whole batch; a step takes a forward pass more.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from acme_rag_pipeline.embedding.encoder import Precision, autocast
+from acme_rag_pipeline.training.frozen_layers import FrozenLayers
+from acme_rag_pipeline.training.tokens import Tokens, forward, parts
+
+if TYPE_CHECKING:
+    import torch
+    from sentence_transformers import SentenceTransformer
+
+HELD_TEXTS = 16
+# The rest is for weights, optimizer, the libraries, and whatever else the machine does.
+SHARE_OF_MEMORY = 0.5
+# Of control groups, version 2 and 1.
+CONTAINER_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+logger = logging.getLogger(__name__)
+
+
+def cached_backward(
+    model: SentenceTransformer,
+    lower: FrozenLayers | None,
+    precision: Precision,
+    texts: Sequence[Sequence[Tokens]],
+    loss_of: Callable[[list[torch.Tensor]], torch.Tensor],
+) -> torch.Tensor:
+    """Add the gradient of a batch to the weights, a part at a time.
+
+    Args:
+        model: in training.
+        lower: its frozen layers, if any.
+        precision: of the forward passes.
+        texts: what the loss compares, such as queries and passages.
+        loss_of: from the vectors of each of them, shape (texts, dimension), to a scalar.
+
+    Returns:
+        The loss, detached.
+    """
+    import torch
+
+    # Each part's vectors are needed twice, with the same dropout.
+    before = _random_states(torch)
+    chosen = [parts(of_kind, HELD_TEXTS) for of_kind in texts]
+    leaves = []
+    for of_kind, numbers in zip(texts, chosen, strict=True):
+        with torch.no_grad(), autocast(model.device, precision):
+            vectors = torch.cat([forward(model, [of_kind[i] for i in part], lower) for part in numbers])
+        back = torch.tensor([i for part in numbers for i in part], device=vectors.device).argsort()
+        leaves.append(vectors.float()[back].requires_grad_())
+    loss = loss_of(leaves)
+    loss.backward()
+    _set_random_states(torch, before)
+    for of_kind, numbers, leaf in zip(texts, chosen, leaves, strict=True):
+        assert leaf.grad is not None
+        for part in numbers:
+            with autocast(model.device, precision):
+                again = forward(model, [of_kind[i] for i in part], lower)
+            again.backward(leaf.grad[part].to(again.dtype))
+    return loss.detach()
+
+
+def held_bytes(model: SentenceTransformer, lower: FrozenLayers | None, precision: Precision, text: Tokens) -> int:
+    """What one more text keeps in memory until the backward pass: measured, with one text and with two."""
+    import torch
+
+    weights = {weight.data_ptr() for weight in model.parameters()}
+
+    def held(rows: int) -> int:
+        sizes: dict[int, int] = {}
+
+        def keep(tensor: torch.Tensor) -> torch.Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in weights:
+                sizes[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+        with hooks, autocast(model.device, precision):
+            vectors = forward(model, [text] * rows, lower)
+        del vectors
+        return sum(sizes.values())
+
+    return held(2) - held(1)
+
+
+def batch_needs_cache(
+    model: SentenceTransformer,
+    lower: FrozenLayers | None,
+    precision: Precision,
+    batch: Sequence[Tokens],
+) -> bool:
+    """Whether the activations of a batch would take more than half of the memory there is.
+
+    Args:
+        model: in training.
+        lower: its frozen layers, if any.
+        precision: of the forward passes.
+        batch: the longest that a step may see.
+    """
+    memory = memory_bytes(model.device)
+    if not batch or memory is None:
+        return False
+    longest = max(batch, key=len)
+    needed = held_bytes(model, lower, precision, longest) * sum(map(len, batch)) / max(1, len(longest))
+    cached = needed > SHARE_OF_MEMORY * memory
+    logger.info(
+        "a batch holds up to %.1f GB until its backward pass, of %.1f GB of memory%s",
+        needed / 1e9, memory / 1e9, ": its gradient is computed in parts" if cached else "",
+    )  # fmt: skip
+    return cached
+
+
+def memory_bytes(device: torch.device) -> int | None:
+    """The memory that a training on this device may fill: the card's, else the machine's or what a container is given."""
+    import torch
+
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    if device.type != "cpu":
+        return None
+    import psutil
+
+    return min([psutil.virtual_memory().total, *_container_limits()])
+
+
+def _container_limits() -> list[int]:
+    """What there is of them; a word in place of the number says that there is none."""
+    limits = []
+    for path in CONTAINER_LIMITS:
+        try:
+            limits.append(int(path.read_text(encoding="ascii")))
+        except (OSError, ValueError):
+            continue
+    return limits
+
+
+def _random_states(torch: Any) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    return torch.get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+
+
+def _set_random_states(torch: Any, states: tuple[torch.Tensor, list[torch.Tensor]]) -> None:
+    torch.set_rng_state(states[0])
+    if states[1]:
+        torch.cuda.set_rng_state_all(states[1])
