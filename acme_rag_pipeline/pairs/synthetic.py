@@ -101,6 +101,8 @@ def write_pairs(store: Store, settings: Settings) -> StageResult:
                 lost = given_up(store, settings.llm)
                 reasons = [lost[h] for h in one.prompts if h in lost and h not in found]
                 figures["given_up"] = len(reasons)
+                # Beside the embedded generator's, which leaves none open, the share of its own prompts would not be seen.
+                details |= {"llm_prompts": len(one.prompts), "llm_unanswered": len(one.prompts) - len(found)}
                 if reasons:
                     details["not_asked_again"] = _not_asked_again(reasons)
                     details["outcome"] += f" {details['not_asked_again']}"

@@ -27,7 +27,13 @@ def written_queries(warehouse: Warehouse) -> dict[str, tuple[str, ...]]:
 
 def nearly_all_asked(warehouse: Warehouse) -> bool:
     """Whether an LLM was asked about nine of ten passages, whatever it answered, when it was asked last."""
-    prompts, unanswered = (int(stored_detail(warehouse, "synthetic_pairs", n) or 0) for n in ("prompts", "unanswered"))
+    prompts, unanswered = (_said_of_the_llm(warehouse, name) for name in ("prompts", "unanswered"))
     with warehouse.read() as connection:
         by_llm = connection.execute("SELECT EXISTS (FROM pairs WHERE origin = 'openai')").fetchall()[0][0]
     return bool(by_llm) and unanswered <= MOST_UNASKED * prompts
+
+
+def _said_of_the_llm(warehouse: Warehouse, name: str) -> int:
+    # An earlier version counted the prompts of all generators together.
+    found = (stored_detail(warehouse, "synthetic_pairs", known) for known in (f"llm_{name}", name))
+    return int(next(filter(None, found), 0))

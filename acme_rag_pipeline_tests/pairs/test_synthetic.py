@@ -27,6 +27,7 @@ from acme_rag_pipeline.store.fingerprints import fingerprint
 from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.passages import live_passages
 from acme_rag_pipeline.store.warehouse import records
+from acme_rag_pipeline.store.written_queries import nearly_all_asked
 from acme_rag_pipeline_tests.conftest import files_of
 from acme_rag_pipeline_tests.llm_server import Act, ScriptedLLM, error, garbage, ok
 from acme_rag_pipeline_tests.pairs.test_prompt import PLAIN
@@ -109,6 +110,23 @@ def test_the_embedded_questions_come_when_the_llm_is_down(chunked: Store, with_l
     assert result.details["unanswered"] == result.details["chunks"] == result.details["asked"]
     assert result.details["outcome"].startswith("Stopped")
     assert not write_pairs(chunked, with_llm(server, generator="both", pairs={"max_calls": 0})).unchanged
+
+
+@pytest.mark.parametrize("who", ["openai", "both"])
+@pytest.mark.parametrize(("left", "nearly_all"), [(1, True), (2, False)])
+def test_nine_of_ten_passages_count_whoever_else_writes(
+    tmp_path: Path, store: Store, with_llm: Any, who: str, left: int, nearly_all: bool
+) -> None:
+    (tmp_path / "documents").mkdir()
+    for number in range(10):
+        text = f"# Desk {number}\n\nDesk {number} settles what you ask about subject {number} within a week.\n"
+        (tmp_path / f"documents/{number}.md").write_text(text)
+    with ScriptedLLM(numbered) as server:
+        settings = with_llm(server, generator=who, pairs={"max_calls": 10 - left})
+        ingest_documents(store, settings)
+        split_documents(store, settings)
+        assert write_pairs(store, settings).details["unanswered"] == left
+    assert nearly_all_asked(store.warehouse) == nearly_all
 
 
 def test_both_need_an_llm(settings_for: Make) -> None:
