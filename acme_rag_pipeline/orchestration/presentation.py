@@ -43,13 +43,14 @@ _PICTURES = {
 }
 # What a person looks for comes first, what only a program compares comes last.
 _SENTENCES = ("verdict", "reason", "outcome")
+_FOR_THE_NEXT_RUN = ("model_files", "expanded_arms")
 _FOR_PROGRAMS = ("_digest", "_key", "_version", "evaluation_id", "content", "sources", "training_set", "table")
 
 
 def metadata_of(store: Store, result: StageResult) -> dict[str, Any]:
     """The metadata of one materialisation."""
     counts = result.counts
-    details = {name: value for name, value in result.details.items() if name != "model_files"}
+    details = {name: value for name, value in result.details.items() if name not in _FOR_THE_NEXT_RUN}
     shown: dict[str, Any] = {}
     if picture := details.pop("picture", None):
         shown["picture"] = dg.MetadataValue.md(

@@ -303,7 +303,7 @@ def index_details(
     }
 
 
-def holds(store: Store, details: dict[str, Any]) -> bool:
+def holds(store: Store, details: Mapping[str, Any]) -> bool:
     """Whether the table is still the one that these details describe, with all its files."""
     newest = newest_version(store.lancedb, details["table"])
     return bool(newest) and newest == details["newest_version"] and not lost_files(store.lancedb, details["table"])
@@ -316,30 +316,47 @@ def nothing_done(details: dict[str, Any]) -> dict[str, Any]:
     return known | nothing | ({"queries_embedded": 0} if "queries_embedded" in known else {})
 
 
-def index_expanded_arms(store: Store, settings: Settings, queries: Mapping[str, Sequence[str]]) -> None:
+def index_expanded_arms(
+    store: Store, settings: Settings, queries: Mapping[str, Sequence[str]]
+) -> dict[str, dict[str, Any]]:
     """Give the arms `base_hybrid` and `fine_tuned_hybrid` tables that know the queries, or take them away without any.
 
     Args:
         store, settings: as everywhere.
         queries: that were written for passages, by chunk id.
+
+    Returns:
+        By arm its entry in `arms.json`, and the newest version of its table: what `expanded_arms_hold` compares.
     """
     candidate = newest_candidate(store)
     base = PassageEncoder(install_base(store, settings).digest, BASE_PREFIX)
     with_sentences = sentences_wanted(store, settings)
+    made: dict[str, dict[str, Any]] = {}
     for arm, which in ((EXPANDED_ARMS[0], base), (EXPANDED_ARMS[1], candidate)):
         if not queries or which is None:
             forget_arm(store, arm)
             continue
         done = reconcile_index(store, settings, which, with_sentences=with_sentences, queries=queries)
-        remember_arm(store, arm, _arm(which, done.version, which.expanded_table))
+        entry = _arm(which, done.version, which.expanded_table)
+        remember_arm(store, arm, entry)
+        made[arm] = entry | {"newest_version": newest_version(store.lancedb, which.expanded_table)}
+    return made
 
 
-def expanded_arms_hold(store: Store, *, wanted: bool) -> bool:
-    """Whether the arms that know the queries are those that are wanted, with all files of their tables."""
+def expanded_arms_hold(store: Store, made: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Whether the arms that know the queries are those that a finished run made, and their tables too, with all files.
+
+    A run that was killed may have brought a table to other queries, which are no longer those of today.
+
+    Args:
+        made: by `index_expanded_arms`.
+    """
     arms = known_arms(store)
-    there = [arm for arm in EXPANDED_ARMS if arm in arms]
-    expected = [EXPANDED_ARMS[0], *([EXPANDED_ARMS[1]] if newest_candidate(store) else [])] if wanted else []
-    return there == expected and not any(lost_files(store.lancedb, arms[arm]["table"]) for arm in there)
+    there = {arm: arms[arm] for arm in EXPANDED_ARMS if arm in arms}
+    return there.keys() == made.keys() and all(
+        entry | {"newest_version": made[arm]["newest_version"]} == made[arm] and holds(store, made[arm])
+        for arm, entry in there.items()
+    )
 
 
 def _arm(which: PassageEncoder, version: int, table: str) -> dict[str, Any]:

@@ -65,9 +65,7 @@ def _serve(
     expansion = _expansion(store, queries, for_arms=for_arms)
     made_from = fingerprint(STAGE, versioned(CODE_VERSION), upstream, decision.decision, sentences, *expansion)
     unchanged = recorded(store.warehouse, STAGE, made_from)
-    arms_hold = index.expanded_arms_hold(store, wanted=for_arms and bool(queries))
-    held = unchanged is not None and index.holds(store, unchanged.details) and arms_hold
-    if unchanged is not None and held and _serves(store, decision, unchanged.details):
+    if unchanged is not None and _holds(store, decision, unchanged.details):
         # A grace time ends without any work; another run that writes just now will see to it.
         if clean_up.due(store, settings) and store.idle("writer"):
             with store.writer(STAGE):
@@ -86,13 +84,14 @@ def _serve(
             done = known or index.reconcile_index(store, settings, decision.encoder, with_sentences=with_sentences)
         pointer = _pointer(decision, done.version)
         write_pointer(store.pointer, pointer)
-        index.index_expanded_arms(store, settings, queries if for_arms else {})
+        arms = index.index_expanded_arms(store, settings, queries if for_arms else {})
         details = index.index_details(store, decision.encoder, done, expanded=decision.expanded) | {
             "recipe": decision.recipe,
             **_written(queries if decision.expanded else {}),
             "verdict": decision.verdict,
             "sources": _sources(store),
             "model_files": model_files,
+            "expanded_arms": arms,
         }
         data_version = fingerprint(
             pointer.table, pointer.recipe, done.content, *([pointer.fusion] if pointer.fusion else [])
@@ -230,6 +229,13 @@ def _pointer(decision: decisions.Decision, version: int) -> Promoted:
         passage_prefix=decision.passage_prefix,
         fusion=decision.fusion,
     )
+
+
+def _holds(store: Store, decision: decisions.Decision, details: dict[str, Any]) -> bool:
+    """Whether all that readers search is as these details describe it."""
+    # Earlier versions did not say which arms they had given tables with queries.
+    arms_hold = index.expanded_arms_hold(store, details.get("expanded_arms", {}))
+    return arms_hold and index.holds(store, details) and _serves(store, decision, details)
 
 
 def _serves(store: Store, decision: decisions.Decision, details: dict[str, Any]) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import shutil
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ import numpy as np
 from acme_rag_pipeline.chunking import chunks
 from acme_rag_pipeline.documents import ingest
 from acme_rag_pipeline.embedding import encoder
+from acme_rag_pipeline.embedding.general_probe import probe_entries
 from acme_rag_pipeline.evaluation import golden
 from acme_rag_pipeline.pairs import curated, offline, synthetic, training_set
 from acme_rag_pipeline.retrieval import index
@@ -23,6 +23,7 @@ from acme_rag_pipeline.retrieval.sentences import sentences
 from acme_rag_pipeline.serving import serve
 from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store import vectors
+from acme_rag_pipeline.store.arms_file import known_arms
 from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.passages import LivePassage, live_passages
 from acme_rag_pipeline.store.promotion import read_pointer
@@ -117,7 +118,10 @@ def rows(store: Store, query: str) -> list[dict[str, Any]]:
 
 
 def from_nothing(root: Path, store: Store, settings: Settings, stages: Sequence[Stage]) -> Store:
-    """Build the documents of today in a fresh store with the same answer cache and embedding cache."""
+    """Build the documents of today in a fresh store with the same answer cache and embedding cache.
+
+    What was promoted is history: the fresh store is told.
+    """
     fresh = Store(root, wait_seconds=10)
     fresh.root.mkdir(parents=True)
     # The base model's 90 MB need no copy each time.
@@ -126,9 +130,10 @@ def from_nothing(root: Path, store: Store, settings: Settings, stages: Sequence[
         fresh.embedding_cache.parent.mkdir()
         shutil.copyfile(store.embedding_cache, fresh.embedding_cache)
     with store.warehouse.read() as connection:
-        answers = records(connection, "SELECT * FROM answers")
+        shared = {name: records(connection, f"SELECT * FROM {name}") for name in ("answers", "promotions")}
     with fresh.warehouse.write() as connection:
-        insert(connection, "answers", answers)
+        for name, held in shared.items():
+            insert(connection, name, held)
     adopt_headed_candidate(fresh, settings)
     run(fresh, settings.model_copy(update={"store": root}), stages)
     return fresh
@@ -159,35 +164,110 @@ class PlainModel:
         return np.array([self._known[text] for text in texts])
 
 
-def encoders(store: Store) -> list[index.PassageEncoder]:
-    """The passage encoders with a live table: the base and the candidate."""
-    candidate = index.newest_candidate(store)
-    served = read_pointer(store.pointer)
-    base = index.PassageEncoder(served.model_digest, "none")
-    assert served.table == base.table
-    return [base, candidate] if candidate else [base]
+@dataclass(frozen=True)
+class LiveTable:
+    """A table that readers search today, at the version that they open."""
+
+    which: index.PassageEncoder
+    name: str
+    version: int
+
+    @property
+    def expanded(self) -> bool:
+        """Whether it knows the queries that were written for the passages."""
+        return self.name == self.which.expanded_table
+
+    def rows(self, store: Store) -> dict[str, dict[str, Any]]:
+        """Its rows by chunk id."""
+        table = vectors.open_table(vectors.connect(store.lancedb), self.name, self.version)
+        assert table is not None
+        held = table.search().limit(100_000).to_arrow().to_pylist()
+        rows = {row["id"]: row for row in held}
+        assert len(rows) == len(held), self.name
+        return rows
+
+
+def live_tables(store: Store) -> dict[str, LiveTable]:
+    """What the pointer (`promoted`) and `arms.json` name."""
+    named = {"promoted": vars(read_pointer(store.pointer))} | known_arms(store)
+    found = {}
+    for arm, entry in named.items():
+        which = index.PassageEncoder(entry["model_digest"], entry["passage_prefix"])
+        assert entry["table"] in (which.table, which.expanded_table)
+        found[arm] = LiveTable(which, entry["table"], entry["lance_version"])
+    return found
+
+
+def queries_written(store: Store) -> dict[str, list[str]]:
+    """By chunk id what an LLM and people asked about it, in the order of a table."""
+    asked: dict[str, set[str]] = {}
+    if rows(store, "SELECT 1 FROM pairs WHERE origin = 'openai' LIMIT 1"):
+        for row in rows(store, "SELECT * FROM training_pairs WHERE dropped_because IS NULL AND origin <> 'offline'"):
+            asked.setdefault(row["chunk_id"], set()).add(row["query"])
+    return {chunk_id: sorted(queries) for chunk_id, queries in asked.items()}
 
 
 def assert_tables_hold_the_chunks(store: Store, plain: PlainModel) -> None:
-    """Law (b): exactly one row for each chunk, same text, place, headings and vector; the pointer names that version."""
+    """Law (b): exactly one row for each chunk, same text, place, headings and vector, and its own queries; in every live table."""
     passages = {passage.chunk_id: passage for passage in live_passages(store.warehouse)}
-    db = vectors.connect(store.lancedb)
-    pointer = read_pointer(store.pointer)
-    for which in encoders(store):
-        pinned = pointer.lance_version if which.table == pointer.table else None
-        table = vectors.open_table(db, which.table, pinned)
-        assert table is not None
-        held = table.search().limit(100_000).to_arrow().to_pylist()
-        assert Counter(row["id"] for row in held) == Counter(passages.keys()), which.table
-        for row in held:
-            _assert_row(row, passages[row["id"]])
-        expected = plain.vectors([passages[row["id"]].rendered(which.prefix) for row in held])
-        found = np.array([row["vector"] for row in held])
-        assert (np.sum(found * expected, axis=1) >= 0.9999).all(), which.table
-        for row in held:
+    written = queries_written(store)
+    for arm, live in live_tables(store).items():
+        held = live.rows(store)
+        assert held.keys() == passages.keys(), (arm, live.name)
+        for chunk_id, row in held.items():
+            _assert_row(row, passages[chunk_id])
+        expected = plain.vectors([passages[i].rendered(live.which.prefix) for i in held])
+        found = np.array([row["vector"] for row in held.values()])
+        assert (np.sum(found * expected, axis=1) >= 0.9999).all(), (arm, live.name)
+        for row in held.values():
             expected = plain.vectors(sentences(row["text"]))
             found = np.frombuffer(row["sentence_vectors"], dtype="<f2").reshape(expected.shape)
             assert (np.sum(found * expected, axis=1) >= 0.999).all(), "half precision"
+            if live.expanded:
+                _assert_queries(row, passages[row["id"]], written.get(row["id"], []), plain)
+    # Nobody takes deleted text out of a table that waits for a rollback later on.
+    db = vectors.connect(store.lancedb)
+    for name in vectors.names(db):
+        table = vectors.open_table(db, name)
+        assert table is not None
+        ids = {row["id"] for row in table.search().select(["id"]).limit(100_000).to_arrow().to_pylist()}
+        assert ids <= passages.keys(), name
+
+
+def _assert_queries(row: dict[str, Any], passage: LivePassage, asked: Sequence[str], plain: PlainModel) -> None:
+    assert row["expanded_text"] == "\n".join([passage.headings(), passage.text, *asked])
+    if not asked:
+        assert row["query_shift"] is None
+        return
+    general = plain.vectors([query for query, _ in probe_entries()]).mean(axis=0)
+    shift = np.frombuffer(row["query_shift"], dtype="<f2").astype(np.float32)
+    assert np.allclose(shift, plain.vectors(asked).mean(axis=0) - general, atol=0.005)
+
+
+def assert_same_tables(store: Store, fresh: Store) -> None:
+    """The arms of the build from nothing, and what is promoted if both promote the same, with the same rows."""
+    ours, theirs = live_tables(store), live_tables(fresh)
+    assert ours.keys() == theirs.keys()
+    for arm, live in ours.items():
+        if arm == "promoted" and live.which != theirs[arm].which:
+            continue
+        assert live.name == theirs[arm].name
+        held, expected = live.rows(store), theirs[arm].rows(fresh)
+        assert held.keys() == expected.keys(), (arm, live.name)
+        for chunk_id, row in held.items():
+            _assert_like(row, expected[chunk_id])
+
+
+def _assert_like(row: dict[str, Any], expected: dict[str, Any]) -> None:
+    """The same text, place and queries; vectors differ as encodings of one text in two batches do."""
+    packed = {"query_shift", "sentence_vectors"} & row.keys()
+    exact = row.keys() - {"vector"} - packed
+    assert {name: row[name] for name in exact} == {name: expected[name] for name in exact}
+    assert np.dot(row["vector"], expected["vector"]) >= 0.9999
+    for name in packed:
+        assert (row[name] is None) == (expected[name] is None), name
+        found, like = (np.frombuffer(one[name] or b"", dtype="<f2").astype(np.float32) for one in (row, expected))
+        assert np.allclose(found, like, atol=0.01), name
 
 
 def _assert_row(row: dict[str, Any], passage: LivePassage) -> None:

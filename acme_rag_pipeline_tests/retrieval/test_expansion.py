@@ -31,11 +31,15 @@ from acme_rag_pipeline.store.stages import StageResult, record
 from acme_rag_pipeline.store.written_queries import nearly_all_asked, written_queries
 from acme_rag_pipeline.training.validation import MINIMUM_HEADINGS
 from acme_rag_pipeline_tests.increments import oracle
+from acme_rag_pipeline_tests.increments.interrupted import Killed, before_write
 
 # Words of this company that stand in no document; the base takes other passages for them.
 TEAL = "I have a teal day, whom must I phone"
 MEETING = "which weekdays must I show my face downtown"
 HEADINGS = {TEAL: "27 FLEX days", MEETING: "Hub days are counted"}
+SOON_TAKEN_BACK = "what nobody shall find any more"
+# Writes of `served_index` with a table of the base and of a candidate: `arms.json` after the first of them, the record.
+KILLED_BEFORE = (4, 8)
 OFF = RetrievalSettings(expansion_weight=0)
 FAR = RetrievalSettings(expansion_weight=5)
 ASKED = [TEAL, MEETING, "hotel in London", "paid leave after years of service", "?"]
@@ -76,6 +80,12 @@ def promote(store: Store, settings: Settings, fusion: RetrievalSettings) -> None
         store, encoder=encoder, recipe="hybrid", verdict=decisions.PROMOTED, reason="r", fusion=fusion.model_dump()
     )
     serve.serve(store, settings)
+
+
+def take_back(store: Store) -> None:
+    with store.warehouse.write() as connection:
+        for table in ("pairs", "training_pairs"):
+            connection.execute(f"DELETE FROM {table} WHERE query = ?", [SOON_TAKEN_BACK])
 
 
 def rows_of(store: Store, name: str, version: int | None = None) -> dict[str, dict[str, Any]]:
@@ -231,6 +241,21 @@ def test_a_lost_table_of_an_arm_is_built_again(store: Store, settings: Settings)
     oracle.run(store, settings, oracle.REFRESH)
     assert found(store, TEAL, "base_hybrid") == answers
     assert all(result.unchanged for result in oracle.run(store, settings, oracle.REFRESH).values())
+
+
+def test_queries_that_came_and_went_with_a_killed_run_are_in_no_table(store: Store, settings: Settings) -> None:
+    oracle.adopt_headed_candidate(store, settings)
+    write(store, HEADINGS)
+    oracle.run(store, settings, oracle.REFRESH)
+    before = {arm: live.rows(store) for arm, live in oracle.live_tables(store).items()}
+    assert before.keys() == {"promoted", "base", "fine_tuned", "base_hybrid", "fine_tuned_hybrid"}
+    for number in KILLED_BEFORE:
+        write(store, {SOON_TAKEN_BACK: "27 FLEX days"})
+        with pytest.raises(Killed), before_write(number):
+            serve.serve(store, settings)
+        take_back(store)
+        serve.serve(store, settings)
+        assert {arm: live.rows(store) for arm, live in oracle.live_tables(store).items()} == before, number
 
 
 def test_what_was_promoted_keeps_its_queries_and_a_rollback_brings_them_back(store: Store, settings: Settings) -> None:
