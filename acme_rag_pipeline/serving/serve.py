@@ -60,8 +60,7 @@ def _serve(
 ) -> StageResult:
     with_sentences = index.sentences_wanted(store, settings, decision.fusion or {})
     sentences = index.sentences_key(with_sentences)
-    for_arms = settings.retrieval.expansion_weight > 0 and nearly_all_asked(store.warehouse)
-    queries = written_queries(store.warehouse) if decision.expanded or for_arms else {}
+    queries, for_arms = _queries(store, settings, decision)
     expansion = _expansion(store, queries, for_arms=for_arms)
     made_from = fingerprint(STAGE, versioned(CODE_VERSION), upstream, decision.decision, sentences, *expansion)
     unchanged = recorded(store.warehouse, STAGE, made_from)
@@ -74,6 +73,10 @@ def _serve(
         return StageResult(STAGE, unchanged.data_version, unchanged.counts, True, details)
     with store.writer(STAGE):
         if overtaken(store.warehouse, upstream) or decisions.champion(store, settings) != decision:
+            return serve(store, settings)
+        # A refresh that waited for a retrain must not bring back queries that were taken out there.
+        queries_now, for_arms_now = _queries(store, settings, decision)
+        if _expansion(store, queries_now, for_arms=for_arms_now) != expansion:
             return serve(store, settings)
         if decision.expanded:
             done = index.reconcile_index(
@@ -175,6 +178,14 @@ def _is_whole(store: Store, digest: str) -> bool:
     """Whether the model's files are those that its name was computed from."""
     folder = models.model_folder(store, digest)
     return folder.is_dir() and model_digest(folder) == digest
+
+
+def _queries(
+    store: Store, settings: Settings, decision: decisions.Decision
+) -> tuple[Mapping[str, Sequence[str]], bool]:
+    """The queries that tables of today know, by chunk id, and whether those of the arms know them too."""
+    for_arms = settings.retrieval.expansion_weight > 0 and nearly_all_asked(store.warehouse)
+    return written_queries(store.warehouse) if decision.expanded or for_arms else {}, for_arms
 
 
 def _expansion(store: Store, queries: Mapping[str, Sequence[str]], *, for_arms: bool) -> list[Any]:

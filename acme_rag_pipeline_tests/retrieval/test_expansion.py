@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -256,6 +258,22 @@ def test_queries_that_came_and_went_with_a_killed_run_are_in_no_table(store: Sto
         take_back(store)
         serve.serve(store, settings)
         assert {arm: live.rows(store) for arm, live in oracle.live_tables(store).items()} == before, number
+
+
+def test_a_run_that_waited_for_another_brings_no_query_back(store: Store, settings: Settings) -> None:
+    write(store, HEADINGS)
+    promote(store, settings, settings.retrieval)
+    write(store, {SOON_TAKEN_BACK: "27 FLEX days"})
+    with Store(store.root, wait_seconds=10).writer("a retrain"):
+        run = threading.Thread(target=serve.serve, args=(store, settings))
+        run.start()
+        time.sleep(0.5)
+        take_back(store)
+    run.join()
+    texts = json.dumps([row[vectors.EXPANDED_COLUMN] for row in served_rows(store).values()])
+    assert TEAL in texts
+    assert SOON_TAKEN_BACK not in texts
+    assert serve.serve(store, settings).unchanged
 
 
 def test_what_was_promoted_keeps_its_queries_and_a_rollback_brings_them_back(store: Store, settings: Settings) -> None:
