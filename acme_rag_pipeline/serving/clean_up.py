@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, get_args
 
 from acme_rag_pipeline.embedding.cache import KEEP_UNUSED
+from acme_rag_pipeline.embedding.general_probe import probe_entries
 from acme_rag_pipeline.retrieval import index
 from acme_rag_pipeline.retrieval.sentences import sentences
 from acme_rag_pipeline.serving import decisions
@@ -119,7 +120,10 @@ def clean_up(store: Store, settings: Settings) -> None:
             queries = connection.execute("SELECT query FROM pairs UNION SELECT query FROM golden_queries").fetchall()
         rendered = {p.rendered(prefix) for p in passages for prefix in get_args(PassagePrefix)}
         rendered |= {sentence for passage in passages for sentence in sentences(passage.text)}
-        cache.forget_unused({sha256_text(text) for text in rendered}, {sha256_text(row[0]) for row in queries})
+        # What belongs to no collection is in use in each: where a passage's queries move it, and what a model may forget.
+        asked = {row[0] for row in queries} | {query for query, _ in probe_entries()}
+        rendered |= {passage for _, passage in probe_entries()}
+        cache.forget_unused({sha256_text(text) for text in rendered}, {sha256_text(query) for query in asked})
     _forget_versions(store, stays.expired)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from acme_rag_pipeline.embedding.cache import EmbeddingCache
 from acme_rag_pipeline.embedding.general_probe import probe_entries
 from acme_rag_pipeline.evaluation.arms import BASE_HYBRID, BM25, Arm, ArmRunner
 from acme_rag_pipeline.evaluation.contest import expansion_by_headings
@@ -21,7 +22,7 @@ from acme_rag_pipeline.evaluation.golden import JudgedQuery
 from acme_rag_pipeline.evaluation.metrics import Evidence
 from acme_rag_pipeline.retrieval import Retriever, index
 from acme_rag_pipeline.retrieval.expansion import expanded_cosine, joined_words, packed_shifts
-from acme_rag_pipeline.serving import decisions, serve
+from acme_rag_pipeline.serving import clean_up, decisions, serve
 from acme_rag_pipeline.setting_groups import RetrievalSettings
 from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store import vectors
@@ -207,6 +208,20 @@ def test_a_change_costs_what_it_touches(
         assert not gone & rows.keys()
         assert "teal" not in json.dumps([row["search_text"] for row in rows.values()])
     assert all(result.unchanged for result in oracle.run(store, settings, oracle.REFRESH).values())
+
+
+def test_what_all_questions_have_in_common_stays_known(
+    store: Store, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many texts come and go: the clean-up takes the vectors that have been out of use the longest."""
+    forget = EmbeddingCache.forget_unused
+    monkeypatch.setattr(clean_up, "KEEP_UNUSED", 0)
+    monkeypatch.setattr(EmbeddingCache, "forget_unused", lambda *in_use: forget(*in_use, keep=0))
+    with oracle.watched() as work:
+        for query in (TEAL, MEETING):
+            write(store, {query: HEADINGS[query]})
+            serve.serve(store, settings)
+        assert len(work.queries) == len(probe_entries()) + len(HEADINGS)
 
 
 def test_a_query_tower_shares_the_passages_of_the_base_and_not_its_queries() -> None:
