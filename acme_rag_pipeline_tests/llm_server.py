@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
+
+from acme_rag_pipeline.store.fingerprints import fingerprint
 
 Body = dict[str, Any]
 
@@ -50,6 +53,18 @@ def ok(*queries: str) -> Act:
     """A good answer."""
     written = [{"query": query, "style": "question"} for query in queries or ("how do I get paid?",)]
     return completion(json.dumps({"queries": written}))
+
+
+def prompt_of(body: Body) -> str:
+    """Which prompt a request holds."""
+    return fingerprint(body["messages"])
+
+
+def in_other_words(number: int, body: Body) -> Act:
+    """Two queries of a passage's own words and of the model's name: the same answer to the same prompt, whoever asks and when."""
+    _, passage, _ = body["messages"][1]["content"].rsplit("\n=====data-", 2)
+    words = [word for word in re.findall(r"\w+", passage.partition("\n")[2]) if len(word) > 3]
+    return ok(f"{body['model']} asks about {' '.join(words[:5])}", f"what do they say of {' '.join(words[-5:])}?")
 
 
 def garbage() -> Act:

@@ -8,9 +8,8 @@ from typing import Any
 
 import pytest
 
-from acme_rag_pipeline.store.fingerprints import fingerprint
 from acme_rag_pipeline_tests.increments.worker import Run, rows_of, settings_of, store_of
-from acme_rag_pipeline_tests.llm_server import Act, ScriptedLLM, ok
+from acme_rag_pipeline_tests.llm_server import Act, ScriptedLLM, ok, prompt_of
 
 pytestmark = pytest.mark.slow
 STAGES = ("documents", "chunks", "synthetic_pairs")
@@ -22,10 +21,6 @@ KILL_AFTER = (5, 8, 13)
 def by_prompt(number: int, body: dict[str, Any]) -> Act:
     """The same answer to the same prompt, whoever asks and when."""
     return ok(f"what does {prompt_of(body)[:12]} say?", f"and {prompt_of(body)[:12]}?")
-
-
-def prompt_of(body: dict[str, Any]) -> str:
-    return fingerprint(body["messages"])
 
 
 def test_a_killed_run_pays_for_no_answer_twice(tmp_path: Path) -> None:

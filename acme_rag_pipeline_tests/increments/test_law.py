@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
 import os
 import shutil
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,12 +20,17 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
 from acme_rag_pipeline.embedding.base_model import resolve_base_model
+from acme_rag_pipeline.retrieval import index
 from acme_rag_pipeline.retrieval.sentences import sentences
+from acme_rag_pipeline.serving import decisions, serve
 from acme_rag_pipeline.settings import EMBEDDED_BASE_MODEL, Settings
 from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.passages import live_passages
-from acme_rag_pipeline_tests.conftest import LEAVE, REMOTE, TRAVEL
+from acme_rag_pipeline.store.promotion import Recipe
+from acme_rag_pipeline_tests.conftest import LEAVE, REMOTE, TRAVEL, files_of
 from acme_rag_pipeline_tests.increments import oracle
+from acme_rag_pipeline_tests.increments.interrupted import Killed, before_write
+from acme_rag_pipeline_tests.llm_server import Act, ScriptedLLM, error, in_other_words, prompt_of
 
 pytestmark = pytest.mark.slow
 # Long enough that a section of two of them is a chunk of its own.
@@ -190,15 +198,22 @@ class Histories(RuleBasedStateMachine):
             self.queries_ever |= {row["query"] for row in asked}
         # Law (d): each distinct input once, over the whole history.
         assert sorted(self.work.passages) == sorted(self.passages_ever)
+        self._each_query_and_prompt_once()
+
+    def _each_query_and_prompt_once(self) -> None:
         assert sorted(self.work.queries) == sorted(self.queries_ever)
         assert len(self.work.prompts) == len(set(self.work.prompts))
 
     def _equals_a_build_from_nothing(self) -> None:
-        done = [list(self.work.passages), list(self.work.queries), list(self.work.prompts)]
+        done = self._done()
         fresh = oracle.from_nothing(self.root / "fresh", self.store, self.settings, oracle.EVERYTHING)
         oracle.assert_same_rows(self.store, fresh)
-        assert [self.work.passages, self.work.queries, self.work.prompts] == done, "the caches lack something"
+        oracle.assert_same_tables(self.store, fresh)
+        assert self._done() == done, "the caches lack something"
         shutil.rmtree(fresh.root)
+
+    def _done(self) -> list[list[str]]:
+        return [list(self.work.passages), list(self.work.queries), list(self.work.prompts)]
 
     def _nothing_of_gone_chunks_is_left(self) -> None:
         live = {row["chunk_id"] for row in oracle.rows(self.store, "SELECT chunk_id FROM chunks")}
@@ -226,6 +241,108 @@ class Histories(RuleBasedStateMachine):
     def _remove(self, path: str) -> None:
         (self.documents / path).unlink()
         del self.files[path]
+
+
+class HistoriesWithAnLLM(Histories):
+    """The same with an LLM, whose queries stand in tables of their own: it is down, another one, or done without.
+
+    Readers get the base or the candidate, with these queries or without; promotions and rollbacks are by hand. A run may end
+    before any of the writes of `served_index`.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down = False
+        self.answered: list[str] = []
+        self.server = ScriptedLLM(self._answer)
+        self.server.__enter__()
+        self.with_llm = {"generator": "openai", "openai_base_url": self.server.url}
+        self.settings = self.settings.model_copy(update=self.with_llm)
+        self.served: list[Counter[str]] = []
+
+    @rule(down=st.booleans(), who=st.sampled_from(["openai", "openai", "offline", "both"]), llm=st.sampled_from("ab"))
+    def another_generator(self, down: bool, who: str, llm: str) -> None:
+        self.down = down
+        self.settings = self.settings.model_copy(update={"generator": who, "llm": llm})
+
+    @rule(weight=st.sampled_from([0.0, 1.0, 1.0]))
+    def weigh_queries(self, weight: float) -> None:
+        retrieval = self.settings.retrieval.model_copy(update={"expansion_weight": weight})
+        self.settings = self.settings.model_copy(update={"retrieval": retrieval})
+
+    @rule(candidate=st.booleans(), recipe=st.sampled_from(["dense", "hybrid", "hybrid"]))
+    def promote(self, candidate: bool, recipe: Recipe) -> None:
+        """What the settings weigh is part of a promoted recipe."""
+        base = index.PassageEncoder(index.install_base(self.store, self.settings).digest, index.BASE_PREFIX)
+        encoder = (index.newest_candidate(self.store) if candidate else None) or base
+        decisions.append(
+            self.store,
+            encoder=encoder,
+            recipe=recipe,
+            verdict=decisions.PROMOTED,
+            reason="by hand",
+            fusion=self.settings.retrieval.model_dump() if recipe == "hybrid" else None,
+        )
+
+    @rule()
+    def roll_back(self) -> None:
+        self._run(oracle.REFRESH)
+        with contextlib.suppress(serve.NoSuchPromotion):
+            serve.rollback(self.store, self.settings)
+        self._run(oracle.REFRESH)
+
+    @rule(write=st.integers(0, 40), stages=st.sampled_from([oracle.REFRESH, oracle.EVERYTHING]))
+    def killed(self, write: int, stages: tuple[oracle.Stage, ...]) -> None:
+        """Before that write of `served_index`, if it has so many."""
+        oracle.run(self.store, self.settings, stages[:-1])
+        before = self.served[-1]
+        with contextlib.suppress(Killed), before_write(write):
+            serve.serve(self.store, self.settings)
+        # What readers open is what was served before or what would be served next, in each table whole.
+        possible = [before, self._passages()]
+        for arm, live in oracle.live_tables(self.store).items():
+            if arm == "promoted" or live.expanded:
+                assert Counter(row["text"] for row in live.rows(self.store).values()) in possible, arm
+
+    def _answer(self, number: int, body: dict[str, Any]) -> Act:
+        if self.down:
+            return error(402)
+        self.answered.append(prompt_of(body) + body["model"])
+        return in_other_words(number, body)
+
+    def _passages(self) -> Counter[str]:
+        return Counter(passage.text for passage in live_passages(self.store.warehouse))
+
+    def _run(self, stages: tuple[oracle.Stage, ...]) -> None:
+        super()._run(stages)
+        self.served.append(self._passages())
+
+    def _each_query_and_prompt_once(self) -> None:
+        """General questions are encoded too, and headings, which the embedded generator writes anew beside an LLM."""
+        assert len(self.work.queries) == len(set(self.work.queries))
+        assert self.queries_ever <= set(self.work.queries)
+        assert len(self.answered) == len(set(self.answered)), "paid twice"
+
+    def _done(self) -> list[list[str]]:
+        return [list(self.work.passages), list(self.work.queries), list(self.answered)]
+
+    def _equals_a_build_from_nothing(self) -> None:
+        before = files_of(self.store)
+        again = oracle.run(self.store, self.settings, oracle.EVERYTHING)
+        changed = {stage for stage, result in again.items() if not result.unchanged}
+        # What an LLM has not answered is asked again.
+        assert changed <= ({"synthetic_pairs"} if self.down else set())
+        if not changed:
+            assert files_of(self.store) == before
+        was_down, self.down = self.down, True
+        super()._equals_a_build_from_nothing()
+        self.down = was_down
+
+    def teardown(self) -> None:
+        try:
+            super().teardown()
+        finally:
+            self.server.__exit__()
 
 
 SHARED: dict[str, Any] = {}
@@ -262,10 +379,14 @@ def _lines(path: Path, rows: list[dict[str, str]]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
+@functools.cache
+def plain_model() -> oracle.PlainModel:
+    return oracle.PlainModel(resolve_base_model(EMBEDDED_BASE_MODEL, Path()).folder)
+
+
 @pytest.fixture(autouse=True)
 def _shared(tmp_path: Path) -> Iterator[None]:
-    base = resolve_base_model(EMBEDDED_BASE_MODEL, tmp_path)
-    SHARED.update(root=tmp_path, plain=oracle.PlainModel(base.folder))
+    SHARED.update(root=tmp_path, plain=plain_model())
     (tmp_path / "models").mkdir()
     yield
     SHARED.clear()
@@ -273,6 +394,10 @@ def _shared(tmp_path: Path) -> Iterator[None]:
 
 def test_any_history_equals_a_build_from_nothing() -> None:
     run_state_machine_as_test(Histories, settings=BUDGET)
+
+
+def test_any_history_with_an_llm_equals_a_build_from_nothing() -> None:
+    run_state_machine_as_test(HistoriesWithAnLLM, settings=BUDGET)
 
 
 def test_text_that_comes_back_brings_its_pairs_back() -> None:

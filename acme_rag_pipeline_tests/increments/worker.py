@@ -13,6 +13,7 @@ import resource
 import signal
 import time
 import traceback
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from multiprocessing.synchronize import Event
@@ -29,13 +30,17 @@ from acme_rag_pipeline.pairs import offline, synthetic
 from acme_rag_pipeline.pairs.curated import resolve_curated_pairs
 from acme_rag_pipeline.pairs.training_set import build_training_set
 from acme_rag_pipeline.retrieval import Retriever, index
+from acme_rag_pipeline.retrieval.expansion import without_expansion
 from acme_rag_pipeline.serving import decisions
 from acme_rag_pipeline.serving.serve import serve
+from acme_rag_pipeline.setting_groups import RetrievalSettings
 from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store.fingerprints import sha256_text
 from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.warehouse import Warehouse
+from acme_rag_pipeline.store.written_queries import nearly_all_asked
 from acme_rag_pipeline.training.candidate import train_candidate
+from acme_rag_pipeline_tests.increments.interrupted import before_write
 
 TUNING: dict[str, Any] = {
     "training": {"epochs": 1, "minimum_pairs": 5, "batch_size": 8},
@@ -87,6 +92,7 @@ def run_stages(
     stages: tuple[str, ...],
     promote: str | None,
     disk: int | Literal["read-only"] | None,
+    dies_before: int | None,
     given: dict[str, Any],
     out: Connection,
 ) -> None:
@@ -97,6 +103,7 @@ def run_stages(
         stages: keys of `STAGES`.
         promote: promote `candidate` or `base` by hand before `served_index`, as `acme-rag rollback` would.
         disk: no file grows beyond that many bytes, as on a full disk; or the mode bits of files hold for root too.
+        dies_before: `kill -9` before the write of that number of `served_index`.
         given: further settings.
         out: receives (kind, name, value) triples.
     """
@@ -114,7 +121,10 @@ def run_stages(
             store = store_of(settings)
             if name == "served_index" and promote:
                 _promote(store, settings, promote)
-            result = STAGES[name](store, settings)
+            with ExitStack() as doomed:
+                if name == "served_index" and dies_before is not None:
+                    doomed.enter_context(before_write(dies_before, lambda: os.kill(os.getpid(), signal.SIGKILL)))
+                result = STAGES[name](store, settings)
             out.send(("finished", name, result.unchanged))
         out.send(("done", "", time.monotonic()))
     except BaseException as error:
@@ -179,10 +189,16 @@ def _promote(store: Store, settings: Settings, which: str) -> None:
                 store,
                 encoder=wanted,
                 recipe=recipe,  # type: ignore[arg-type]
+                fusion=_judged_with(store, settings).model_dump() if recipe == "hybrid" else None,
                 verdict=decisions.PROMOTED,
                 reason=BY_HAND,
                 candidate_key=BY_HAND,
             )
+
+
+def _judged_with(store: Store, settings: Settings) -> RetrievalSettings:
+    fusion = settings.retrieval
+    return fusion if nearly_all_asked(store.warehouse) else without_expansion(fusion)
 
 
 def _report_work(out: Connection) -> None:
@@ -224,12 +240,14 @@ class Run:
         stages: tuple[str, ...] = tuple(STAGES),
         promote: str | None = None,
         disk: int | Literal["read-only"] | None = None,
+        dies_before: int | None = None,
         **given: Any,
     ) -> Run:
         """Start the stages over the folder."""
         context = fork_server()
         incoming, outgoing = context.Pipe(duplex=False)
-        process = context.Process(target=run_stages, args=(root, stages, promote, disk, given, outgoing), daemon=True)
+        told = (root, stages, promote, disk, dies_before, given, outgoing)
+        process = context.Process(target=run_stages, args=told, daemon=True)
         process.start()
         outgoing.close()
         return cls(process, incoming)
