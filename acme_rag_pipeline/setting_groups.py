@@ -114,6 +114,13 @@ class TrainingSettings(Group):
         le=1,
         description="Share of the loss that asks for agreement with the base and shared words, not for the pair alone.",
     )
+    expansion_epochs: int = Field(
+        default=0,
+        ge=0,
+        le=50,
+        description="Turns over the passages that people or an LLM asked about in which the tuned model learns to put each "
+        "passage where its queries would move it (strategy full, not with mostly the embedded generator's pairs). 0: none.",
+    )
     written_share: float = Field(
         default=0.5,
         ge=0,

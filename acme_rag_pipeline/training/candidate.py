@@ -25,6 +25,7 @@ from acme_rag_pipeline.store.warehouse import insert, records
 from acme_rag_pipeline.training.checkpoint import Curve
 from acme_rag_pipeline.training.choices import UNCHANGED, Choice, Choices, base_weights
 from acme_rag_pipeline.training.due import change_since_training, forget_trained_pairs, remember_chunks, retrain_due
+from acme_rag_pipeline.training.expansion_distillation import can_be_drawn
 from acme_rag_pipeline.training.finetune import epochs_for, finetune, interpolate, weights_of
 from acme_rag_pipeline.training.model_card import model_files
 from acme_rag_pipeline.training.rows import (
@@ -60,6 +61,7 @@ class _Trained:
     interpolation: list[dict[str, float]]
     curve: Curve
     epochs: int
+    drawn: dict[str, float | bool] | None = None
 
 
 def train_candidate(store: Store, settings: Settings) -> StageResult:
@@ -77,6 +79,9 @@ def train_candidate(store: Store, settings: Settings) -> StageResult:
     negatives = mined_negatives(trainable, settings.training)
     # How much memory there is changes no more than the last bits of a gradient.
     recipe = settings.training.model_dump(mode="json", exclude={"gradient_cache"})
+    if not settings.training.expansion_epochs:
+        # Nothing changes for a store of before there was such a thing.
+        del recipe["expansion_epochs"]
     config_key = fingerprint(CODE_VERSION, base.digest, recipe, golden_decides)
     unasked = unasked_passages(passages, trainable, REFIT_SIDES) if _whitens(settings.training) else []
     headings = heading_pairs(store.warehouse, passages)
@@ -193,7 +198,7 @@ class _Run:
             "seconds": round(served.curve.seconds + (twin.curve.seconds if twin else 0), 1),
             "pairs_per_second": round(served.curve.pairs_per_second, 2),
             "seen_sides": list(REFIT_SIDES),
-        }
+        } | ({"drawn_to_queries": (twin or served).drawn} if (twin or served).drawn else {})
         with self.store.writer(STAGE), self.store.warehouse.write() as connection:
             rows = [
                 {
@@ -260,9 +265,14 @@ class _Run:
         chosen, _ = choice
         if twin is not None and chosen != 1:
             interpolate(model, base_weights(self.base.folder), weights_of(model), chosen)
+        drawn = twin.drawn if twin else None
+        if chosen and can_be_drawn(rows, training) and (twin is None or (drawn and drawn["kept"])):
+            at = self._checkpoint(f"{role}-queries")
+            drawn = self.choices.drawn_to_queries(model, rows, prefix, at, judged=twin is None)
+            curve.seconds += drawn["seconds"]
         shown = curve.best_epoch or (epochs if end_after is None else end_after) if chosen else 0
-        digest = self._install(model, role, pairs, prefix, choice, tried, curve, shown)
-        return _Trained(digest, *choice, tried, curve, epochs)
+        digest = self._install(model, role, pairs, prefix, choice, tried, curve, shown, drawn)
+        return _Trained(digest, *choice, tried, curve, epochs, drawn)
 
     def _passage_digest(self, digest: str) -> str | None:
         return self.base.digest if self.query_only and digest != self.base.digest else None
@@ -280,6 +290,7 @@ class _Run:
         tried: list[dict[str, float]],
         curve: Curve,
         epochs: int,
+        drawn: dict[str, float | bool] | None,
     ) -> str:
         saved = self.store.work / f"saved-{self.training_key[:16]}-{role}"
         shutil.rmtree(saved, ignore_errors=True)
@@ -306,7 +317,7 @@ class _Run:
             "interpolation": tried,
             "epochs_trained": epochs,
             "epochs": curve.epochs,
-        }
+        } | ({"drawn_to_queries": drawn} if drawn else {})
         extra = model_files(about, self.base.folder)
         models.install(self.store, digest, saved, functional_files(saved), extra)
         shutil.rmtree(saved, ignore_errors=True)

@@ -14,8 +14,9 @@ from acme_rag_pipeline.retrieval import index
 from acme_rag_pipeline.setting_groups import TrainingSettings
 from acme_rag_pipeline.store.passages import PassagePrefix
 from acme_rag_pipeline.training.checkpoint import Curve
+from acme_rag_pipeline.training.expansion_distillation import draw_to_queries
 from acme_rag_pipeline.training.finetune import interpolate, weights_of
-from acme_rag_pipeline.training.rows import KeptPair
+from acme_rag_pipeline.training.rows import KeptPair, TrainingRows
 from acme_rag_pipeline.training.validation import Validation
 
 if TYPE_CHECKING:
@@ -146,6 +147,35 @@ class Choices:
     def score(self, model: SentenceTransformer, prefix: PassagePrefix) -> float | None:
         """Validation nDCG@10 of the model in training; a query tower searches the base's vectors."""
         return self._scores(model, prefix)[0]
+
+    def drawn_to_queries(
+        self, model: SentenceTransformer, rows: TrainingRows, prefix: PassagePrefix, checkpoint: Path, *, judged: bool
+    ) -> dict[str, float | bool]:
+        """Teach the tuned model what was asked about its passages, unless people's questions and authors' headings object.
+
+        Those ask about passages of the validation side, which have no query in training and may fall behind the others.
+
+        Args:
+            model: becomes what is chosen.
+            rows: that it was tuned on.
+            prefix: how passages are rendered.
+            checkpoint: file for the state of an unfinished run.
+            judged: False for a refit, which does as its twin did.
+
+        Returns:
+            `seconds`, `kept`, and nDCG@10 `before` and `after` where there are questions that judge.
+        """
+        before = self._scores(model, prefix)[1] if judged else None
+        plain = weights_of(model)
+        found: dict[str, float | bool] = {"seconds": draw_to_queries(model, rows, self.training, checkpoint).seconds}
+        after = self._scores(model, prefix)[1] if before is not None else None
+        if before is None or after is None:
+            return found | {"kept": True}
+        said = "drawn to the queries of its passages: validation nDCG@10 by people's questions and headings %.4f, before %.4f"
+        logger.info(said, after, before)
+        if after < before:
+            model.load_state_dict(plain)
+        return found | {"before": before, "after": after, "kept": after >= before}
 
     def _scores(self, model: SentenceTransformer, prefix: PassagePrefix) -> tuple[float | None, float | None]:
         held = None

@@ -13,7 +13,7 @@ from acme_rag_pipeline.training.gradient_cache import batch_needs_cache, cached_
 from acme_rag_pipeline.training.losses import distillation_loss, guided_softmax_loss
 from acme_rag_pipeline.training.rows import TrainingRows
 from acme_rag_pipeline.training.teacher import SharedWords, teacher_logits
-from acme_rag_pipeline.training.tokens import Tokens, forward, tokenised
+from acme_rag_pipeline.training.tokens import Tokens, forward, tokenised, unit_vectors
 from acme_rag_pipeline.training.weights import query_weights
 from acme_rag_pipeline.training.whitening import add_whitening, soft_whitening, whitened
 
@@ -87,12 +87,7 @@ class Objective:
 
     def _read(self, texts: list[Tokens]) -> torch.Tensor:
         """The start model's unit vectors, shape (texts, dimension); the texts remember what the frozen layers gave."""
-        import torch
-
-        # Not inference_mode: a step computes gradients from what is remembered here.
-        with torch.no_grad(), autocast(self.model.device, self.settings.precision):
-            vectors = forward(self.model, texts, self.lower, remember=self._remembers)
-        return torch.nn.functional.normalize(vectors.float(), dim=1)
+        return unit_vectors(self.model, texts, self.lower, self.settings.precision, remember=self._remembers)
 
     def _needs_cache(self) -> bool:
         """Whether the longest batch that may come would take too much memory."""

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from acme_rag_pipeline.embedding.encoder import Precision, autocast
 from acme_rag_pipeline.training.frozen_layers import FrozenLayers
 
 if TYPE_CHECKING:
@@ -58,6 +59,28 @@ def forward(
     order = [i for numbers in chosen for i in numbers]
     back = torch.tensor(order, device=model.device).argsort()
     return torch.cat(vectors)[back]
+
+
+def unit_vectors(
+    model: SentenceTransformer,
+    texts: Sequence[Tokens],
+    lower: FrozenLayers | None,
+    precision: Precision,
+    *,
+    remember: bool = False,
+) -> torch.Tensor:
+    """The same without a gradient, in float32 and of length 1.
+
+    Args:
+        model, texts, lower, remember: as above.
+        precision: of the forward pass.
+    """
+    import torch
+
+    # Not inference_mode: a step computes gradients from what is remembered here.
+    with torch.no_grad(), autocast(model.device, precision):
+        vectors = forward(model, texts, lower, remember=remember)
+    return torch.nn.functional.normalize(vectors.float(), dim=1)
 
 
 def parts(texts: Sequence[Tokens], most: int) -> list[list[int]]:

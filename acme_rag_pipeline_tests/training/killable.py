@@ -14,7 +14,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 from acme_rag_pipeline.embedding.base_model import resolve_base_model
 from acme_rag_pipeline.setting_groups import TrainingSettings
-from acme_rag_pipeline.training import finetune
+from acme_rag_pipeline.training import finetune, loop
 from acme_rag_pipeline.training.rows import TrainingRows
 from acme_rag_pipeline_tests.increments.worker import fork_server
 
@@ -88,7 +88,7 @@ class Training:
         self,
         checkpoint: Path,
         *,
-        checkpoint_seconds: float = finetune.CHECKPOINT_SECONDS,
+        checkpoint_seconds: float = loop.CHECKPOINT_SECONDS,
         validations: int = 99,
         **given: Any,
     ) -> None:
@@ -128,7 +128,7 @@ def _train_and_tell(
         if left < 0:
             os._exit(KILLED_ITSELF)
 
-    finetune.CHECKPOINT_SECONDS = checkpoint_seconds
+    loop.CHECKPOINT_SECONDS = checkpoint_seconds
     torch.set_num_threads(threads[0])
     with threadpool_limits(threads[1], user_api="blas"):
         out.send(train(checkpoint, before_validation=one_less, **given))

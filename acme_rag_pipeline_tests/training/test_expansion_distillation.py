@@ -1,0 +1,163 @@
+"""A tuned model that learns what was asked about its passages: where they go, what stays, and who may object."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sentence_transformers import SentenceTransformer
+
+from acme_rag_pipeline.embedding.base_model import resolve_base_model
+from acme_rag_pipeline.setting_groups import TrainingSettings
+from acme_rag_pipeline.settings import Settings
+from acme_rag_pipeline.store import models
+from acme_rag_pipeline.store.layout import Store
+from acme_rag_pipeline.training import choices, loop
+from acme_rag_pipeline.training.expansion_distillation import (
+    ExpansionDistillation,
+    can_be_drawn,
+    draw_to_queries,
+    moved_vectors,
+)
+from acme_rag_pipeline.training.finetune import weights_of
+from acme_rag_pipeline.training.rows import TrainingRows
+from acme_rag_pipeline.training.start_model import opened
+from acme_rag_pipeline_tests.llm_server import ScriptedLLM, in_other_words
+from acme_rag_pipeline_tests.training.test_candidate import tuned, write_documents
+from acme_rag_pipeline_tests.training.test_strategies import build_up_to_training_set, trained
+
+pytestmark = pytest.mark.slow
+COUNT = 20
+TOPICS = ("parking", "laptop", "canteen", "badge", "visa")
+PASSAGES = [f"Rule {i}: whoever needs the {TOPICS[i % 5]} of floor {i} hands in form {i * 13}." for i in range(COUNT)]
+QUERIES = [
+    *(f"where do I leave my things on level {i}, {TOPICS[i % 5]}?" for i in range(COUNT)),
+    *(f"paper for the {i}th storey" for i in range(COUNT)),
+]
+POSITIVES = [*range(COUNT), *range(COUNT)]
+SETTINGS = TrainingSettings(expansion_epochs=6, precision="fp32")
+
+
+def rows_of(templates: list[bool] | None = None) -> TrainingRows:
+    groups = [str(i) for i in range(COUNT)]
+    return TrainingRows(QUERIES, POSITIVES, PASSAGES, groups, [[] for _ in QUERIES], templates)
+
+
+def start() -> SentenceTransformer:
+    base = resolve_base_model("all-MiniLM-L6-v2", Path.cwd()).folder
+    torch.manual_seed(0)
+    return opened(base, SETTINGS, "cpu")
+
+
+def vectors(model: SentenceTransformer, texts: list[str]) -> np.ndarray:
+    return np.asarray(model.encode(texts, normalize_embeddings=True))
+
+
+def test_a_passage_goes_to_where_its_queries_move_it_and_the_queries_stay(tmp_path: Path) -> None:
+    model = start()
+    before, asked = vectors(model, PASSAGES), vectors(model, QUERIES)
+    lower = {n: w.clone() for n, w in model.named_parameters() if ".layer.0." in n or "embeddings" in n}
+    moved = moved_vectors(before, asked, POSITIVES)
+    targets = np.stack([moved[i] for i in range(COUNT)])
+    draw_to_queries(model, rows_of(), SETTINGS, tmp_path / "c.pt")
+    distance = 1 - np.sum(vectors(model, PASSAGES) * targets, axis=1).mean()
+    assert distance < 0.5 * (1 - np.sum(before * targets, axis=1).mean())
+    assert np.sum(vectors(model, QUERIES) * asked, axis=1).mean() > 0.97
+    now = dict(model.named_parameters())
+    assert lower
+    assert all(torch.equal(now[name], weight) for name, weight in lower.items())
+
+
+def test_passages_that_only_templates_ask_about_have_no_target() -> None:
+    templates = [number % COUNT < 5 for number in range(len(QUERIES))]
+    objective = ExpansionDistillation(start(), rows_of(templates), SETTINGS)
+    assert sorted(objective.targets) == list(range(5, COUNT))
+    assert {query for batch in objective.batches(0) for query in batch} == {
+        q for q in range(len(QUERIES)) if q % COUNT >= 5
+    }
+    assert not can_be_drawn(rows_of([True] * len(QUERIES)), SETTINGS)
+    assert not can_be_drawn(rows_of(), TrainingSettings())
+    assert can_be_drawn(rows_of(), SETTINGS)
+
+
+def test_vectors_move_by_what_tells_their_queries_from_all_queries() -> None:
+    queries = np.eye(4, dtype=np.float32)[[0, 1, 1]]
+    passages = np.eye(4, dtype=np.float32)[[2, 2, 3]]
+    moved = moved_vectors(passages, queries, [0, 1, 1])
+    assert moved.keys() == {0, 1}, "nobody asked about the last"
+    # The mean of all is a third of the first and two thirds of the second axis.
+    np.testing.assert_allclose(moved[0], np.array([2, -2, 3, 0]) / 17**0.5, rtol=1e-5)
+    np.testing.assert_allclose(moved[1], np.array([-1, 1, 3, 0]) / 11**0.5, rtol=1e-5)
+    assert moved_vectors(passages, queries[:0], []) == {}
+
+
+def test_a_run_that_was_killed_goes_on_and_ends_with_the_same_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    whole = start()
+    draw_to_queries(whole, rows_of(), SETTINGS, tmp_path / "a.pt")
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
+    backward, left = ExpansionDistillation.backward, iter(range(7))
+
+    def dying(objective: ExpansionDistillation, batch: list[int]) -> torch.Tensor:
+        if next(left, None) is None:
+            raise Killed
+        return backward(objective, batch)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ExpansionDistillation, "backward", dying)
+        with pytest.raises(Killed):
+            draw_to_queries(start(), rows_of(), SETTINGS, tmp_path / "b.pt")
+    resumed = start()
+    draw_to_queries(resumed, rows_of(), SETTINGS, tmp_path / "b.pt")
+    expected = weights_of(whole)
+    for name, weight in weights_of(resumed).items():
+        assert torch.equal(weight, expected[name]), name
+
+
+@pytest.mark.parametrize("falls", [False, True], ids=["headings agree", "headings object"])
+def test_headings_may_object_and_a_refit_does_as_its_twin(
+    store: Store,
+    settings_for: Callable[..., Settings],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    falls: bool,
+) -> None:
+    asked: list[float] = []
+
+    def scores(*_: Any) -> tuple[float, float]:
+        asked.append(0.5 - 0.1 * falls * len(asked))
+        return 0.9, asked[-1]
+
+    write_documents(tmp_path / "company")
+    with ScriptedLLM(in_other_words) as server:
+        settings = tuned(settings_for, tmp_path / "company", epochs=1, interpolation=(1.0,), expansion_epochs=1)
+        settings = settings.model_copy(update={"generator": "openai", "openai_base_url": server.url})
+        build_up_to_training_set(store, settings)
+    monkeypatch.setattr(choices.Choices, "_scores", scores)
+    drawn: list[str] = []
+    real = draw_to_queries
+
+    def watched(model: SentenceTransformer, rows: TrainingRows, training: TrainingSettings, at: Path) -> Any:
+        drawn.append(at.stem)
+        return real(model, rows, training, at)
+
+    monkeypatch.setattr(choices, "draw_to_queries", watched)
+    done = trained(store, settings)
+    said = done.details["drawn_to_queries"]
+    assert said["kept"] is not falls
+    assert len(drawn) == (1 if falls else 2)
+    assert {name.split("-")[1] for name in drawn} == ({"twin"} if falls else {"twin", "served"})
+    without = trained(
+        store, settings.model_copy(update={"training": settings.training.model_copy(update={"expansion_epochs": 0})})
+    )
+    same = done.details["model_digest"] == without.details["model_digest"]
+    assert same is falls, "what headings object to leaves no trace in the weights"
+    assert (models.model_folder(store, done.details["model_digest"]) / "model.safetensors").exists()
