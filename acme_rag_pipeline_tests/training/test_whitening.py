@@ -11,7 +11,8 @@ from acme_rag_pipeline.embedding.encoder import load_model
 from acme_rag_pipeline.setting_groups import TrainingSettings
 from acme_rag_pipeline.store.fingerprints import sha256_text
 from acme_rag_pipeline.store.passages import LivePassage
-from acme_rag_pipeline.training.rows import KeptPair, TrainingRows, finetune, rows_fingerprint, unasked_passages
+from acme_rag_pipeline.training.finetune import finetune
+from acme_rag_pipeline.training.rows import KeptPair, TrainingRows, rows_fingerprint, unasked_passages
 from acme_rag_pipeline.training.whitening import add_whitening, soft_whitening, whitened
 
 
