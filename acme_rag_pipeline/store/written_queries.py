@@ -34,6 +34,8 @@ def nearly_all_asked(warehouse: Warehouse) -> bool:
 
 
 def _said_of_the_llm(warehouse: Warehouse, name: str) -> int:
-    # An earlier version counted the prompts of all generators together.
-    found = (stored_detail(warehouse, "synthetic_pairs", known) for known in (f"llm_{name}", name))
-    return int(next(filter(None, found), 0))
+    found = stored_detail(warehouse, "synthetic_pairs", f"llm_{name}")
+    if found is None:
+        # An earlier version counted the prompts of all generators together.
+        found = stored_detail(warehouse, "synthetic_pairs", name)
+    return int(found or 0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -41,3 +41,24 @@ def epoch_batches(groups: Sequence[str], lengths: Sequence[int], batch_size: int
     # A batch of one has no negatives and teaches nothing.
     useful = [batch for batch in batches if len(batch) > 1]
     return [useful[int(i)] for i in rng.permutation(len(useful))]
+
+
+def query_batches(
+    queries_of: Mapping[int, Sequence[int]],
+    groups: Sequence[str],
+    lengths: Mapping[int, int],
+    batch_size: int,
+    seed: int,
+) -> list[list[int]]:
+    """The same as lists of query numbers; all queries of a passage stand together.
+
+    Args:
+        queries_of: the queries of each passage that has any.
+        groups: near-duplicate group of each passage.
+        lengths: of each passage that has queries, any unit.
+        batch_size: most passages in a batch.
+        seed: decides the order.
+    """
+    passages = sorted(queries_of)
+    plan = epoch_batches([groups[p] for p in passages], [lengths[p] for p in passages], batch_size, seed)
+    return [[query for number in batch for query in queries_of[passages[number]]] for batch in plan]

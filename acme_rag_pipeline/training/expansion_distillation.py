@@ -17,7 +17,7 @@ import numpy as np
 
 from acme_rag_pipeline.embedding.encoder import autocast
 from acme_rag_pipeline.setting_groups import TrainingSettings
-from acme_rag_pipeline.training.batches import epoch_batches
+from acme_rag_pipeline.training.batches import query_batches
 from acme_rag_pipeline.training.checkpoint import Curve
 from acme_rag_pipeline.training.frozen_layers import MOST_BYTES, frozen_layers
 from acme_rag_pipeline.training.loop import Schedule, train
@@ -122,10 +122,8 @@ class ExpansionDistillation:
 
     def batches(self, seed: int) -> list[list[int]]:
         """One epoch as lists of query numbers; all queries of a passage stand together."""
-        passages = sorted(self.queries_of)
-        lengths = [len(self.passages[passage]) for passage in passages]
-        plan = epoch_batches([self.groups[p] for p in passages], lengths, PASSAGES_A_BATCH, seed)
-        return [[query for number in batch for query in self.queries_of[passages[number]]] for batch in plan]
+        lengths = {passage: len(tokens) for passage, tokens in self.passages.items()}
+        return query_batches(self.queries_of, self.groups, lengths, PASSAGES_A_BATCH, seed)
 
     def backward(self, batch: list[int]) -> torch.Tensor:
         """Add the gradient of the mean distances to the weights: 1 - cosine of passages to targets, and of queries."""

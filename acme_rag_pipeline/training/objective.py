@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from acme_rag_pipeline.embedding.encoder import autocast
 from acme_rag_pipeline.setting_groups import TrainingSettings
-from acme_rag_pipeline.training.batches import epoch_batches
+from acme_rag_pipeline.training.batches import query_batches
 from acme_rag_pipeline.training.frozen_layers import MOST_BYTES, frozen_layers
 from acme_rag_pipeline.training.gradient_cache import batch_needs_cache, cached_backward
 from acme_rag_pipeline.training.losses import distillation_loss, guided_softmax_loss
@@ -109,14 +109,11 @@ class Objective:
 
     def batches(self, seed: int) -> list[list[int]]:
         """One epoch as lists of query numbers; all queries of a passage stand together."""
-        passages = sorted(self.queries_of)
         if self.frozen is not None:
-            lengths = [max(len(self.queries[q]) for q in self.queries_of[p]) for p in passages]
+            lengths = {p: max(len(self.queries[q]) for q in queries) for p, queries in self.queries_of.items()}
         else:
-            lengths = [len(self.passages[p]) for p in passages]
-        groups = [self.rows.groups[p] for p in passages]
-        plan = epoch_batches(groups, lengths, self.settings.batch_size, seed)
-        return [[query for p in batch for query in self.queries_of[passages[p]]] for batch in plan]
+            lengths = {p: len(self.passages[p]) for p in self.queries_of}
+        return query_batches(self.queries_of, self.rows.groups, lengths, self.settings.batch_size, seed)
 
     def _answers(self, batch: list[int], own: list[int], shown: list[int]) -> torch.Tensor:
         """Whether a passage is an answer: one that nearly repeats the query's own, or that of another query of its wording."""
