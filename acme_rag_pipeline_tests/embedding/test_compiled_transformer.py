@@ -172,5 +172,5 @@ except KeyboardInterrupt:
     print("interrupted")
 """
     command = [sys.executable, "-X", "faulthandler", "-c", script, str(folder)]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert (ended.returncode, ended.stdout.strip()) == (0, "interrupted"), ended.stderr

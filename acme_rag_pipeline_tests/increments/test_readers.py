@@ -103,7 +103,7 @@ def test_readers_see_exactly_one_promoted_state_through_many_promotions(tmp_path
     )
     for reader in (*threads, process):
         reader.start()
-    from_process: list = [queue.get(timeout=120)]
+    from_process: list = [queue.get(timeout=300)]
     other = publisher.base
     for number in range(1, PROMOTIONS + 1):
         publisher.edit(number)
@@ -122,7 +122,7 @@ def test_readers_see_exactly_one_promoted_state_through_many_promotions(tmp_path
     for thread in threads:
         thread.join(120)
     while isinstance(from_process[-1], list):
-        from_process.append(queue.get(timeout=120))
+        from_process.append(queue.get(timeout=300))
     process.join(60)
     for told in (*answers, from_process):
         *seen, searches = told

@@ -135,7 +135,7 @@ def test_two_processes_that_write_at_once_both_get_their_rows_in(tmp_path: Path)
         """
     )
     both = [subprocess.Popen([sys.executable, "-c", program, name]) for name in "ab"]
-    assert [process.wait(timeout=120) for process in both] == [0, 0]
+    assert [process.wait(timeout=300) for process in both] == [0, 0]
     with Warehouse(tmp_path / "w.duckdb", tables=TABLE).read() as connection:
         assert records(connection, "SELECT count(*) AS n FROM things") == [{"n": 30}]
 

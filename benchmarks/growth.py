@@ -1,0 +1,73 @@
+"""How the time of the text readers grows with the text: twice as much should take about twice as long, not four times.
+
+    python benchmarks/growth.py [--pieces 50000] [--forms 8000]
+
+The embedded generator reads passages of one piece of markup repeated, such as `[` or `<!--`, which a careless pattern
+reads in quadratic time; the near-duplicates of thousands of variants of one form must not be compared two by two. Each
+row gives the seconds of the processor for half of the text and for all of it, and their ratio; the faster of three runs
+counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from acme_rag_pipeline.chunking.near_duplicates import PERMUTATIONS, groups, signature
+from acme_rag_pipeline.pairs.corpus_statistics import CorpusStatistics
+from acme_rag_pipeline.pairs.offline import OfflineParameters, render, write
+from acme_rag_pipeline.pairs.passage import Passage
+
+PIECES = ["[", "(", "a|", "<!--", "A ", "x", "to a ", "If you ", "[a](", "ABC (Aaa ", "&amp;", "_a", "word. "]
+PIECES += ["[[a|", "{/*", "{% comment %}", "\n> [!a]"]
+
+
+def main() -> None:
+    """Measure both and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pieces", type=int, default=50_000, help="repetitions in a passage")
+    parser.add_argument("--forms", type=int, default=8_000, help="variants of one form")
+    given = parser.parse_args()
+    print(f"{'text':<34}{'half, s':>10}{'all, s':>10}{'ratio':>8}")
+    for piece in PIECES:
+        show(f"{given.pieces} times {piece!r}", *(reader(piece, n) for n in (given.pieces // 2, given.pieces)))
+    show(f"{given.forms} variants of one form", *(grouping(n) for n in (given.forms // 2, given.forms)))
+
+
+def show(name: str, half: Callable[[], object], whole: Callable[[], object]) -> None:
+    """Print one row."""
+    seconds = [min(processor_seconds(work) for _ in range(3)) for work in (half, whole)]
+    print(f"{name:<34}{seconds[0]:>10.3f}{seconds[1]:>10.3f}{seconds[1] / max(seconds[0], 1e-9):>8.1f}", flush=True)
+
+
+def processor_seconds(work: Callable[[], object]) -> float:
+    """Of this process, for one run of the work."""
+    started = time.process_time()
+    work()
+    return time.process_time() - started
+
+
+def reader(piece: str, count: int) -> Callable[[], object]:
+    """The embedded generator on one passage of a repeated piece."""
+    text = piece * count
+    passage = Passage(hashlib.sha256(text.encode()).hexdigest(), "a.md", "Guide", (text[:3000],), text)
+    return lambda: write(render(passage, CorpusStatistics.from_passages([passage]), OfflineParameters()))
+
+
+def grouping(count: int) -> Callable[[], object]:
+    """Near-duplicate groups of signatures that differ in five places at most."""
+    generator = np.random.default_rng(1)
+    form = signature(" ".join(f"word{number}" for number in range(120)))
+    values = np.tile(np.frombuffer(form, dtype="<u8"), (count, 1))
+    changed = generator.integers(0, PERMUTATIONS, (count, 5))
+    np.put_along_axis(values, changed, generator.integers(0, 2**32, changed.shape, dtype=np.uint64), axis=1)
+    signatures = {f"p{number:05}": row.tobytes() for number, row in enumerate(values)}
+    return lambda: groups(signatures, 0.7)
+
+
+if __name__ == "__main__":
+    main()
