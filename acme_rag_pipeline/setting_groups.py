@@ -106,7 +106,7 @@ class TrainingSettings(Group):
         default=None,
         ge=0,
         description="Lower layers that stay the base's: a text goes through them once, which saves their share of every "
-        "step. Default: with strategy full and mostly the embedded generator's pairs half of a BERT-like base's, else 0.",
+        "step. Default: with strategy full half of a BERT-like base's, where templates teach or expansion epochs follow; else 0.",
     )
     distilled_share: float = Field(
         default=0.5,
@@ -114,12 +114,13 @@ class TrainingSettings(Group):
         le=1,
         description="Share of the loss that asks for agreement with the base and shared words, not for the pair alone.",
     )
-    expansion_epochs: int = Field(
-        default=0,
+    expansion_epochs: int | None = Field(
+        default=None,
         ge=0,
         le=50,
         description="Turns over the passages that people or an LLM asked about in which the tuned model learns to put each "
-        "passage where its queries would move it (strategy full, not with mostly the embedded generator's pairs). 0: none.",
+        "passage where its queries would move it (strategy full, not with mostly the embedded generator's pairs). Default: 6 "
+        "where they asked about half of all passages or more, else 0 (none).",
     )
     written_share: float = Field(
         default=0.5,
@@ -132,7 +133,7 @@ class TrainingSettings(Group):
         default=None,
         ge=0,
         le=8,
-        description="Mined negatives of each passage that join its batch. Default: 1, with mostly templates 0.",
+        description="Mined negatives of each passage that join its batch. Default: 1, with mostly templates or expansion epochs 0.",
     )
     passage_prefix: Literal["auto", "none", "heading_path"] = Field(
         default="auto",

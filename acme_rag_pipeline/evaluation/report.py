@@ -136,6 +136,23 @@ class SweepPoint:
 
 
 @dataclass(frozen=True)
+class DrawnToQueries:
+    """The second training, in which passages are drawn to their queries.
+
+    Attributes:
+        seconds: it took.
+        kept: False where the model of before was taken back.
+        before: nDCG@10 by people's questions and headings of validation, None without enough of them.
+        after: the same, with it.
+    """
+
+    seconds: float
+    kept: bool
+    before: float | None = None
+    after: float | None = None
+
+
+@dataclass(frozen=True)
 class PairCount:
     """Raw pairs of one origin and style."""
 
@@ -214,6 +231,7 @@ class Report:
     corpus: Mapping[str, int] = field(default_factory=dict)
     training: Sequence[TrainingPoint] = ()
     sweep: Sequence[SweepPoint] = ()
+    drawn: DrawnToQueries | None = None
     funnel: Funnel | None = None
     samples: Sequence[SamplePair] = ()
     similarities: Sequence[Similarities] = ()

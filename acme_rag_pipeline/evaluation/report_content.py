@@ -16,6 +16,7 @@ from acme_rag_pipeline.evaluation.picture import report_picture
 from acme_rag_pipeline.evaluation.provenance import funnel, lineage, samples, stage_details, tokens, trail
 from acme_rag_pipeline.evaluation.query_sets import GOLDEN, HELD_OUT
 from acme_rag_pipeline.evaluation.report import (
+    DrawnToQueries,
     QuerySetReport,
     Report,
     Similarities,
@@ -94,6 +95,7 @@ def report_of(store: Store, settings: Settings, done: Evaluation) -> Report:
             )
             for row in trained.get("interpolation", [])
         ],
+        drawn=DrawnToQueries(**trained["drawn_to_queries"]) if trained.get("drawn_to_queries") else None,
         funnel=funnel(store, details.get("training_set", {})),
         samples=samples(store),
         similarities=_similarities(store, settings, done),

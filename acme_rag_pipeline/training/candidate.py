@@ -25,7 +25,7 @@ from acme_rag_pipeline.store.warehouse import insert, records
 from acme_rag_pipeline.training.checkpoint import Curve
 from acme_rag_pipeline.training.choices import UNCHANGED, Choice, Choices, base_weights
 from acme_rag_pipeline.training.due import change_since_training, forget_trained_pairs, remember_chunks, retrain_due
-from acme_rag_pipeline.training.expansion_distillation import can_be_drawn
+from acme_rag_pipeline.training.expansion_distillation import with_expansion
 from acme_rag_pipeline.training.finetune import epochs_for, finetune, interpolate, weights_of
 from acme_rag_pipeline.training.model_card import model_files
 from acme_rag_pipeline.training.rows import (
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 STAGE = "fine_tuned_model"
-CODE_VERSION = "16"
+CODE_VERSION = "17"
 # A twin is measured on what it never saw; what is served knows everything but the questions of validation.
 TWIN_SIDES = ("train",)
 REFIT_SIDES = ("train", "test")
@@ -76,12 +76,10 @@ def train_candidate(store: Store, settings: Settings) -> StageResult:
     pairs = kept_pairs(store.warehouse, passages)
     golden_decides = _golden_decides(store)
     trainable = of_sides(pairs, REFIT_SIDES)
+    settings = settings.model_copy(update={"training": with_expansion(settings.training, pairs, passages)})
     negatives = mined_negatives(trainable, settings.training)
     # How much memory there is changes no more than the last bits of a gradient.
     recipe = settings.training.model_dump(mode="json", exclude={"gradient_cache"})
-    if not settings.training.expansion_epochs:
-        # Nothing changes for a store of before there was such a thing.
-        del recipe["expansion_epochs"]
     config_key = fingerprint(CODE_VERSION, base.digest, recipe, golden_decides)
     unasked = unasked_passages(passages, trainable, REFIT_SIDES) if _whitens(settings.training) else []
     headings = heading_pairs(store.warehouse, passages)
@@ -266,9 +264,10 @@ class _Run:
         if twin is not None and chosen != 1:
             interpolate(model, base_weights(self.base.folder), weights_of(model), chosen)
         drawn = twin.drawn if twin else None
-        if chosen and can_be_drawn(rows, training) and (twin is None or (drawn and drawn["kept"])):
+        if chosen and training.expansion_epochs and (twin is None or (drawn and drawn["kept"])):
+            before = next((row.get("unlike_training") for row in tried if row["share"] == chosen), None)
             at = self._checkpoint(f"{role}-queries")
-            drawn = self.choices.drawn_to_queries(model, rows, prefix, at, judged=twin is None)
+            drawn = self.choices.drawn_to_queries(model, rows, prefix, at, None if twin else before)
             curve.seconds += drawn["seconds"]
         shown = curve.best_epoch or (epochs if end_after is None else end_after) if chosen else 0
         digest = self._install(model, role, pairs, prefix, choice, tried, curve, shown, drawn)

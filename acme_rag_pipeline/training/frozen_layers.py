@@ -27,11 +27,12 @@ def frozen_layers(
     """Those of the settings; None where every layer is trained.
 
     Where nobody chose, half of the layers are frozen if most queries are templates: they teach no less then, while an
-    LLM's questions do (docs/training.md).
+    LLM's questions do. Where the passages are drawn to their queries afterwards, more is gained so than by all layers alone
+    (docs/training.md).
 
     Args:
         model: with every layer still in training.
-        settings: `frozen_layers` and the strategy.
+        settings: `frozen_layers`, `expansion_epochs` and the strategy.
         mostly_templates: whether the embedded generator wrote most of the queries.
 
     Raises:
@@ -39,7 +40,7 @@ def frozen_layers(
     """
     count = settings.frozen_layers
     if count is None:
-        half = settings.strategy == "full" and mostly_templates
+        half = settings.strategy == "full" and (mostly_templates or bool(settings.expansion_epochs))
         count = len(_parts(model)[1]) // 2 if half else 0
     return FrozenLayers(model, count) if count else None
 

@@ -41,6 +41,11 @@ def model_card(about: dict[str, Any], with_base_card: bool = False) -> str:
         if sweep
         else "Too few validation queries to choose a share of the tuned weights by.\n"
     )
+    drawn = (
+        ""
+        if (found := about.get("drawn_to_queries")) is None
+        else f"\n| drawn to the queries of its passages | {_drawn(found)} |"
+    )
     how = "as `Title > Heading` and the text" if about["passage_prefix"] == "heading_path" else "as they are"
     if about["passage_digest"]:
         how += f", by the base model `{about['passage_digest'][:16]}`: this one encodes queries only"
@@ -63,7 +68,7 @@ Model digest `{about["model_digest"]}`.
 | recipe | {about["settings"]["strategy"]}, {about["trained"]}, {about["epochs_trained"]} epochs, batch {about["settings"]["batch_size"]}, {about["hard_negatives"]} mined negatives a passage, learning rate {about["learning_rate"]:g}, guided in-batch softmax of scale {about["settings"]["scale"]:g}, {about["settings"]["distilled_share"]:.0%} of the loss distilled from the base and shared words |
 | passages are encoded | {how} |
 | share of the tuned weights | {about["share"]:.2f} |
-| exponent of the soft whitening | {about["whitening"]:g} |
+| exponent of the soft whitening | {about["whitening"]:g} |{drawn}
 
 {choice}
 ```python
@@ -80,3 +85,10 @@ It knows one collection and is judged on it; on other texts expect the base mode
 Not evaluated yet.
 {EVALUATION_ENDS}
 """
+
+
+def _drawn(found: dict[str, Any]) -> str:
+    said = "yes" if found["kept"] else "no"
+    if "after" not in found:
+        return said
+    return f"{said}; validation nDCG@10 by people's questions and headings {found['after']:.4f}, before {found['before']:.4f}"

@@ -147,13 +147,19 @@ def mined_negatives(pairs: Sequence[KeptPair], training: TrainingSettings) -> in
     """How many mined negatives of each passage join its batch, where nobody chose: one, but none for templates.
 
     They teach a lot beside an LLM's or people's questions and nothing beside templates (docs/training.md), and they double
-    the passages of a step. A query tower sees every passage in each step anyway.
+    the passages of a step. Drawing the passages to their queries afterwards is the better use of that time. A query tower
+    sees every passage in each step anyway.
     """
     if training.strategy == "query_only":
         return 0
     if training.train_hard_negatives is not None:
         return training.train_hard_negatives
-    return int(sum(pair.is_template for pair in pairs) <= len(pairs) / 2)
+    return int(not training.expansion_epochs and not mostly_templates(pairs))
+
+
+def mostly_templates(pairs: Sequence[KeptPair]) -> bool:
+    """Whether the embedded generator wrote more than half of the pairs."""
+    return sum(pair.is_template for pair in pairs) > len(pairs) / 2
 
 
 def negatives_used(pairs: Sequence[KeptPair], mined: int) -> list[list[LivePassage]]:

@@ -16,7 +16,7 @@ from acme_rag_pipeline.training.whitening import soft_whitening, whitened
 # With fewer queries a choice between models would be a coin toss.
 MINIMUM_QUERIES = 20
 # Encoding the haystack is the cost of a validation; its size hardly moves the ranking of models.
-LARGEST_HAYSTACK = 2000
+LARGEST_HAYSTACK = 1000
 # With fewer headings the LLM's own questions are the better judge of how far to go.
 MINIMUM_HEADINGS = 50
 

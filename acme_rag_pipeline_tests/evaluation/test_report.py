@@ -20,6 +20,7 @@ from acme_rag_pipeline.evaluation.picture import report_picture
 from acme_rag_pipeline.evaluation.report import (
     CHANGES_SHOWN,
     ArmRow,
+    DrawnToQueries,
     Funnel,
     PairCount,
     Passage,
@@ -428,6 +429,22 @@ def test_the_choice_of_weights_shows_the_questions_that_made_it() -> None:
     assert said in render_report(chosen).replace("&#39;", "'")
     assert said not in render_report(plain).replace("&#39;", "'")
     assert render_report(chosen).count('class="dot gain"') == 2
+
+
+@pytest.mark.parametrize(
+    ("drawn", "said"),
+    [
+        (
+            DrawnToQueries(61.3, True, 0.5691, 0.5793),
+            "(61 s): nDCG@10 of validation by people's questions and headings 0.579, before 0.569; kept.",
+        ),
+        (DrawnToQueries(2.0, False, 0.5, 0.4), "before 0.500; taken back."),
+        (DrawnToQueries(2.0, True), "of its passages (2 s); kept."),
+    ],
+)
+def test_the_second_training_is_told(drawn: DrawnToQueries, said: str) -> None:
+    assert said in render_report(minimal(drawn=drawn)).replace("&#39;", "'")
+    assert "drawn to" not in render_report(minimal())
 
 
 def test_edge_values_are_shown_without_noise() -> None:

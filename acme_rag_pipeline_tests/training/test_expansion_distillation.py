@@ -16,15 +16,17 @@ from acme_rag_pipeline.setting_groups import TrainingSettings
 from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store import models
 from acme_rag_pipeline.store.layout import Store
+from acme_rag_pipeline.store.passages import LivePassage
 from acme_rag_pipeline.training import choices, loop
 from acme_rag_pipeline.training.expansion_distillation import (
+    EPOCHS,
     ExpansionDistillation,
-    can_be_drawn,
     draw_to_queries,
     moved_vectors,
+    with_expansion,
 )
 from acme_rag_pipeline.training.finetune import weights_of
-from acme_rag_pipeline.training.rows import TrainingRows
+from acme_rag_pipeline.training.rows import KeptPair, TrainingRows
 from acme_rag_pipeline.training.start_model import opened
 from acme_rag_pipeline_tests.llm_server import ScriptedLLM, in_other_words
 from acme_rag_pipeline_tests.training.test_candidate import tuned, write_documents
@@ -79,9 +81,31 @@ def test_passages_that_only_templates_ask_about_have_no_target() -> None:
     assert {query for batch in objective.batches(0) for query in batch} == {
         q for q in range(len(QUERIES)) if q % COUNT >= 5
     }
-    assert not can_be_drawn(rows_of([True] * len(QUERIES)), SETTINGS)
-    assert not can_be_drawn(rows_of(), TrainingSettings())
-    assert can_be_drawn(rows_of(), SETTINGS)
+
+
+@pytest.mark.parametrize(
+    ("written", "templates", "given", "epochs"),
+    [
+        (5, 0, {}, EPOCHS),
+        (5, 5, {}, EPOCHS),
+        (4, 0, {}, 0),
+        (5, 6, {}, 0),
+        (4, 0, {"expansion_epochs": 3}, 3),
+        (5, 6, {"expansion_epochs": 3}, 0),
+        (9, 0, {"expansion_epochs": 0}, 0),
+        (9, 0, {"strategy": "query_only", "expansion_epochs": 3}, 0),
+        (9, 0, {"strategy": "lora"}, 0),
+    ],
+)
+def test_passages_are_drawn_to_queries_where_people_or_an_llm_asked_about_half_of_them(
+    written: int, templates: int, given: dict[str, Any], epochs: int
+) -> None:
+    passages = [
+        LivePassage(f"{n}", f"{n}.md", 0, 9, f"{n}", (), f"text {n}", f"{n}", f"{n}.md", "train") for n in range(10)
+    ]
+    pairs = [KeptPair(f"w{n}", f"query {n}", passages[n], "openai", "llm", ()) for n in range(written)]
+    pairs += [KeptPair(f"t{n}", f"words {n}", passages[9 - n], "offline", "keyphrase", ()) for n in range(templates)]
+    assert with_expansion(TrainingSettings(**given), pairs, passages).expansion_epochs == epochs
 
 
 def test_vectors_move_by_what_tells_their_queries_from_all_queries() -> None:
@@ -122,26 +146,27 @@ def test_a_run_that_was_killed_goes_on_and_ends_with_the_same_weights(
         assert torch.equal(weight, expected[name]), name
 
 
-@pytest.mark.parametrize("falls", [False, True], ids=["headings agree", "headings object"])
+@pytest.mark.parametrize(("fall", "kept"), [(0.015, True), (0.1, False)], ids=["headings agree", "headings object"])
 def test_headings_may_object_and_a_refit_does_as_its_twin(
     store: Store,
     settings_for: Callable[..., Settings],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    falls: bool,
+    fall: float,
+    kept: bool,
 ) -> None:
-    asked: list[float] = []
-
-    def scores(*_: Any) -> tuple[float, float]:
-        asked.append(0.5 - 0.1 * falls * len(asked))
-        return 0.9, asked[-1]
+    def share(_: Any, model: object, prefix: object, whitening: float, curve: object) -> Any:
+        tried = {"share": 1.0, "whitening": whitening, "ndcg@10": 0.9, "unlike_training": 0.5}
+        return (1.0, whitening), [tried]
 
     write_documents(tmp_path / "company")
     with ScriptedLLM(in_other_words) as server:
-        settings = tuned(settings_for, tmp_path / "company", epochs=1, interpolation=(1.0,), expansion_epochs=1)
+        same = {"epochs": 1, "frozen_layers": 3, "train_hard_negatives": 0}
+        settings = tuned(settings_for, tmp_path / "company", **same, expansion_epochs=1)
         settings = settings.model_copy(update={"generator": "openai", "openai_base_url": server.url})
         build_up_to_training_set(store, settings)
-    monkeypatch.setattr(choices.Choices, "_scores", scores)
+    monkeypatch.setattr(choices.Choices, "share", share)
+    monkeypatch.setattr(choices.Choices, "_scores", lambda *_: (0.9, 0.5 - fall))
     drawn: list[str] = []
     real = draw_to_queries
 
@@ -152,12 +177,15 @@ def test_headings_may_object_and_a_refit_does_as_its_twin(
     monkeypatch.setattr(choices, "draw_to_queries", watched)
     done = trained(store, settings)
     said = done.details["drawn_to_queries"]
-    assert said["kept"] is not falls
-    assert len(drawn) == (1 if falls else 2)
-    assert {name.split("-")[1] for name in drawn} == ({"twin"} if falls else {"twin", "served"})
+    assert said["before"] - said["after"] == pytest.approx(fall)
+    assert said["kept"] is kept
+    assert [name.split("-")[1] for name in drawn] == (["twin", "served"] if kept else ["twin"])
     without = trained(
         store, settings.model_copy(update={"training": settings.training.model_copy(update={"expansion_epochs": 0})})
     )
-    same = done.details["model_digest"] == without.details["model_digest"]
-    assert same is falls, "what headings object to leaves no trace in the weights"
-    assert (models.model_folder(store, done.details["model_digest"]) / "model.safetensors").exists()
+    alike = done.details["model_digest"] == without.details["model_digest"]
+    assert alike is not kept, "what headings object to leaves no trace in the weights"
+    folder = models.model_folder(store, done.details["model_digest"])
+    assert (folder / "model.safetensors").exists()
+    card = (folder / "README.md").read_text()
+    assert ("drawn to the queries of its passages | yes" in card) is kept

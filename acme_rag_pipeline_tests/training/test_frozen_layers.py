@@ -95,11 +95,14 @@ def test_a_training_changes_the_layers_above_alone_and_a_plain_model_comes_out(b
     assert torch.allclose(torch.from_numpy(again), torch.from_numpy(model.encode(PASSAGES)), atol=1e-5)
 
 
-def test_where_nobody_chose_half_of_the_layers_stay_for_templates(base: Path) -> None:
+def test_where_nobody_chose_half_of_the_layers_stay_for_templates_and_before_expansion_epochs(base: Path) -> None:
     model = load_model(base, "cpu")
     assert frozen_layers(model, TrainingSettings(), mostly_templates=False) is None
     assert frozen_layers(model, TrainingSettings(strategy="query_only"), mostly_templates=True) is None
     assert frozen_layers(model, TrainingSettings(frozen_layers=0), mostly_templates=True) is None
+    assert (
+        frozen_layers(load_model(base, "cpu"), TrainingSettings(expansion_epochs=6), mostly_templates=False) is not None
+    )
     assert frozen_layers(model, TrainingSettings(), mostly_templates=True) is not None
     trained = {name.partition("layer.")[2][:1] for name, p in model.named_parameters() if p.requires_grad}
     assert {"3", "4", "5"} <= trained

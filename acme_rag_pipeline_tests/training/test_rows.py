@@ -49,6 +49,8 @@ def test_templates_join_without_mined_negatives_unless_somebody_chose(
     pairs = [pair(str(i), A, B, origin=origin) for i, origin in enumerate(origins)]
     assert mined_negatives(pairs, TrainingSettings(train_hard_negatives=chosen)) == mined
     assert mined_negatives(pairs, TrainingSettings(train_hard_negatives=chosen, strategy="query_only")) == 0
+    drawn_afterwards = TrainingSettings(train_hard_negatives=chosen, expansion_epochs=6)
+    assert mined_negatives(pairs, drawn_afterwards) == (chosen or 0)
 
 
 def test_a_wording_of_several_passages_has_several_answers() -> None:
