@@ -31,8 +31,11 @@ if TYPE_CHECKING:
 
 # Of the live passages. Who asks about a few only hides the others (docs/evaluation.md).
 ASKED_SHARE = 0.5
-# Those of the measurements in docs/training.md; few other values were tried.
+# Those of the measurements in docs/training.md; few other values were tried. From about 1,700 passages on the epochs are as
+# many as show so many passages, since they would take ten times as long as the pairs otherwise.
 EPOCHS = 6
+FEWEST_EPOCHS = 2
+SHOWN_PASSAGES = 10_000
 LEARNING_RATE = 2e-4
 PASSAGES_A_BATCH = 8
 LOSS_SCALE = 20.0
@@ -45,7 +48,8 @@ def with_expansion(
     """The settings with `expansion_epochs` decided: none where there is nothing to learn, templates repeat their passage.
 
     Args:
-        settings: None where the default counts, `EPOCHS` if people or an LLM asked about `ASKED_SHARE` of the passages.
+        settings: None where the default counts, `EPOCHS` or less if people or an LLM asked about `ASKED_SHARE` of the
+            passages.
         pairs: all that passed the filters.
         passages: all live ones.
     """
@@ -54,7 +58,8 @@ def with_expansion(
         epochs = 0
     elif epochs is None:
         asked = {pair.passage.chunk_id for pair in pairs if not pair.is_template}
-        epochs = EPOCHS if len(asked) >= ASKED_SHARE * len(passages) else 0
+        affordable = max(FEWEST_EPOCHS, min(EPOCHS, round(SHOWN_PASSAGES / max(1, len(asked)))))
+        epochs = affordable if len(asked) >= ASKED_SHARE * len(passages) else 0
     return settings.model_copy(update={"expansion_epochs": epochs})
 
 

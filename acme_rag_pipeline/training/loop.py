@@ -68,8 +68,7 @@ def train(
         objective: model and loss.
         schedule: epochs and learning rate.
         checkpoint: file for the state of an unfinished run; removed by the caller that keeps the result.
-        validate: nDCG@10 of the model on the validation queries, or None without any; called after each epoch of the second
-            half: in those before it the learning rate still is high, and each validation encodes up to a thousand passages.
+        validate: nDCG@10 of the model on the validation queries, or None without any; called after every epoch.
 
     Raises:
         SettingsError: a loss that is no number any more, before it reaches a weight.
@@ -127,7 +126,7 @@ def train(
         judged = {row["epoch"] for row in curve.epochs}
         if step > done or (step == done and epoch + 1 not in judged):
             model.eval()
-            ndcg = validate(model) if epoch + 1 > schedule.epochs // 2 else None
+            ndcg = validate(model)
             if ndcg is not None:
                 curve.epochs.append({"epoch": epoch + 1, "ndcg@10": ndcg})
                 logger.info("epoch %d of %d: validation nDCG@10 %.4f", epoch + 1, schedule.epochs, ndcg)

@@ -49,7 +49,7 @@ def train(
         checkpoint: see `finetune`.
         epochs: over how many the learning rate falls.
         end_after: epoch to end with; None is the last.
-        scores: what validation says after each epoch of the second half, nothing after the last of them.
+        scores: what validation says after each epoch, nothing after the last of them.
         frozen: lower layers that do not train.
         whitening, scale: see `TrainingSettings`.
         before_validation: called when a validation begins.

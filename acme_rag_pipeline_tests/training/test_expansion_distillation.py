@@ -108,6 +108,13 @@ def test_passages_are_drawn_to_queries_where_people_or_an_llm_asked_about_half_o
     assert with_expansion(TrainingSettings(**given), pairs, passages).expansion_epochs == epochs
 
 
+@pytest.mark.parametrize(("asked", "epochs"), [(1600, 6), (3300, 3), (30_000, 2)])
+def test_more_passages_are_drawn_for_fewer_epochs(asked: int, epochs: int) -> None:
+    passages = [LivePassage(f"{n}", "a.md", 0, 9, "a", (), "text", f"{n}", "a.md", "train") for n in range(asked)]
+    pairs = [KeptPair(p.chunk_id, "query", p, "openai", "llm", ()) for p in passages]
+    assert with_expansion(TrainingSettings(), pairs, passages).expansion_epochs == epochs
+
+
 def test_vectors_move_by_what_tells_their_queries_from_all_queries() -> None:
     queries = np.eye(4, dtype=np.float32)[[0, 1, 1]]
     passages = np.eye(4, dtype=np.float32)[[2, 2, 3]]
