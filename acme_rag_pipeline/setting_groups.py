@@ -120,7 +120,7 @@ class TrainingSettings(Group):
         le=50,
         description="Turns over the passages that people or an LLM asked about in which the tuned model learns to put each "
         "passage where its queries would move it (strategy full, not with mostly the embedded generator's pairs). Default: 6 "
-        "where they asked about half of all passages or more (fewer from 1,700 passages on), else 0 (none).",
+        "where they asked about half of all passages or more (fewer from 1,700 passages on) and the base has less than .8 on validation, else 0 (none).",
     )
     written_share: float = Field(
         default=0.5,

@@ -76,10 +76,10 @@ def train_candidate(store: Store, settings: Settings) -> StageResult:
     pairs = kept_pairs(store.warehouse, passages)
     golden_decides = _golden_decides(store)
     trainable = of_sides(pairs, REFIT_SIDES)
-    settings = settings.model_copy(update={"training": with_expansion(settings.training, pairs, passages)})
-    negatives = mined_negatives(trainable, settings.training)
+    # All that a run may read: whether it reads mined negatives is known when the base has been judged.
+    negatives = mined_negatives(trainable, settings.training.model_copy(update={"expansion_epochs": 0}))
     # How much memory there is changes no more than the last bits of a gradient.
-    recipe = settings.training.model_dump(mode="json", exclude={"gradient_cache"})
+    recipe = with_expansion(settings.training, pairs, passages).model_dump(mode="json", exclude={"gradient_cache"})
     config_key = fingerprint(CODE_VERSION, base.digest, recipe, golden_decides)
     unasked = unasked_passages(passages, trainable, REFIT_SIDES) if _whitens(settings.training) else []
     headings = heading_pairs(store.warehouse, passages)
@@ -151,7 +151,6 @@ class _Run:
         config_key: str,
     ) -> None:
         self.store = store
-        self.settings = settings
         self.base = base
         self.passages = passages
         self.pairs = pairs
@@ -159,11 +158,14 @@ class _Run:
         self.training_key = training_key
         self.config_key = config_key
         self.query_only = settings.training.strategy == "query_only"
-        self.negatives = mined_negatives(of_sides(pairs, REFIT_SIDES), settings.training)
         self.cache = index.embedding_cache(store)
         self.base_encoder = index.encoder_for(store, base.digest, settings)
         self.validation = Validation(of_sides(pairs, ("validation",)), self.passages, headings)
-        self.choices = Choices(settings.training, base, self.base_encoder, self.cache, self.validation)
+        known = self.validation.score_cached(self.base_encoder, index.BASE_PREFIX, self.cache)
+        training = with_expansion(settings.training, pairs, passages, known)
+        self.settings = settings.model_copy(update={"training": training})
+        self.negatives = mined_negatives(of_sides(pairs, REFIT_SIDES), training)
+        self.choices = Choices(training, base, self.base_encoder, self.cache, self.validation)
 
     def train(self) -> dict[str, Any]:
         """Train, choose the weights on validation, put the model in place. Returns the stage's details."""

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     import torch
     from sentence_transformers import SentenceTransformer
 
+# nDCG@10 on validation from which the base is left its own places: what it finds already can only be lost.
+STRONG_BASE = 0.8
 # Of the live passages. Who asks about a few only hides the others (docs/evaluation.md).
 ASKED_SHARE = 0.5
 # Those of the measurements in docs/training.md; few other values were tried. From about 1,700 passages on the epochs are as
@@ -43,15 +45,19 @@ logger = logging.getLogger(__name__)
 
 
 def with_expansion(
-    settings: TrainingSettings, pairs: Sequence[KeptPair], passages: Sequence[LivePassage]
+    settings: TrainingSettings,
+    pairs: Sequence[KeptPair],
+    passages: Sequence[LivePassage],
+    base_ndcg: float | None = None,
 ) -> TrainingSettings:
     """The settings with `expansion_epochs` decided: none where there is nothing to learn, templates repeat their passage.
 
     Args:
         settings: None where the default counts, `EPOCHS` or less if people or an LLM asked about `ASKED_SHARE` of the
-            passages.
+            passages and the base is weaker than `STRONG_BASE`.
         pairs: all that passed the filters.
         passages: all live ones.
+        base_ndcg: nDCG@10 of the base on validation; None where nobody judged it.
     """
     epochs = settings.expansion_epochs
     if settings.strategy != "full" or mostly_templates(pairs):
@@ -59,7 +65,8 @@ def with_expansion(
     elif epochs is None:
         asked = {pair.passage.chunk_id for pair in pairs if not pair.is_template}
         affordable = max(FEWEST_EPOCHS, min(EPOCHS, round(SHOWN_PASSAGES / max(1, len(asked)))))
-        epochs = affordable if len(asked) >= ASKED_SHARE * len(passages) else 0
+        weak = base_ndcg is None or base_ndcg < STRONG_BASE
+        epochs = affordable if weak and len(asked) >= ASKED_SHARE * len(passages) else 0
     return settings.model_copy(update={"expansion_epochs": epochs})
 
 

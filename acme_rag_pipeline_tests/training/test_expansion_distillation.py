@@ -106,6 +106,11 @@ def test_passages_are_drawn_to_queries_where_people_or_an_llm_asked_about_half_o
     pairs = [KeptPair(f"w{n}", f"query {n}", passages[n], "openai", "llm", ()) for n in range(written)]
     pairs += [KeptPair(f"t{n}", f"words {n}", passages[9 - n], "offline", "keyphrase", ()) for n in range(templates)]
     assert with_expansion(TrainingSettings(**given), pairs, passages).expansion_epochs == epochs
+    strong = with_expansion(TrainingSettings(**given), pairs, passages, 0.81).expansion_epochs
+    assert strong == (epochs if "expansion_epochs" in given else 0), (
+        "a strong base is left as it is, unless somebody asks"
+    )
+    assert with_expansion(TrainingSettings(**given), pairs, passages, 0.79).expansion_epochs == epochs
 
 
 @pytest.mark.parametrize(("asked", "epochs"), [(1600, 6), (3300, 3), (30_000, 2)])
