@@ -79,8 +79,10 @@ def train_candidate(store: Store, settings: Settings) -> StageResult:
     # All that a run may read: whether it reads mined negatives is known when the base has been judged.
     negatives = mined_negatives(trainable, settings.training.model_copy(update={"expansion_epochs": 0}))
     # How much memory there is changes no more than the last bits of a gradient.
-    recipe = with_expansion(settings.training, pairs, passages).model_dump(mode="json", exclude={"gradient_cache"})
-    config_key = fingerprint(CODE_VERSION, base.digest, recipe, golden_decides)
+    recipe = settings.training.model_dump(mode="json", exclude={"gradient_cache"})
+    # Whether, and not for how many epochs: a few more passages are no other recipe.
+    drawn = bool(with_expansion(settings.training, pairs, passages).expansion_epochs)
+    config_key = fingerprint(CODE_VERSION, base.digest, recipe, drawn, golden_decides)
     unasked = unasked_passages(passages, trainable, REFIT_SIDES) if _whitens(settings.training) else []
     headings = heading_pairs(store.warehouse, passages)
     chosen_by = [(p.query, p.passage.headings(), p.passage.text) for p in headings]
