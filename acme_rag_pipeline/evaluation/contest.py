@@ -18,7 +18,7 @@ from acme_rag_pipeline.evaluation.arms import (
     ArmResult,
     ArmRunner,
 )
-from acme_rag_pipeline.evaluation.contestants import Contest, arms_for, champion_arm, in_store
+from acme_rag_pipeline.evaluation.contestants import Contest, arms_for, champion_arm, in_store, seen_by_a_twin
 from acme_rag_pipeline.evaluation.forgetting import Forgetting, general_probe
 from acme_rag_pipeline.evaluation.gate import PEOPLE, ArmScores, Decision, GateSettings, decide
 from acme_rag_pipeline.evaluation.golden import JudgedQuery
@@ -89,7 +89,17 @@ def run(store: Store, settings: Settings, who: Contest, evaluation_id: str) -> E
         name: with_document_age(store, queries, who.champion.decided_at)
         for name, queries in query_sets(store, side).items()
     }
-    said, words = None, ""
+    said, words, unseen = None, "", ""
+    if not who.golden_decides and (seen := seen_by_a_twin(store, who)):
+        asked = sets.pop(HELD_OUT, [])
+        if left := [query for query in asked if query.query_id not in seen]:
+            sets[HELD_OUT] = left
+        if len(left) < len(asked):
+            unseen = (
+                f"{len(asked) - len(left)} of {len(asked)} held-out questions are left out: a model that is measured was trained "
+                "on their passages, when these belonged to another unit or another share was held out."
+            )
+            logger.info("%s", unseen)
     if who.fusion.expansion_weight:
         sets |= {name: runner.with_asked(queries) for name, queries in sets.items() if name != HELD_OUT}
         said = expansion_by_headings(store, runner, who.base)
@@ -117,7 +127,7 @@ def run(store: Store, settings: Settings, who: Contest, evaluation_id: str) -> E
                 f"It is served {'with' if said[1] >= 0 else 'without'} the queries that were written for the passages, which no "
                 f"figure here knows, since they are the ones that judge: {_on_headings(*said)}."
             )
-    decision = replace(decision, reason=" ".join(filter(None, [decision.reason, words])))
+    decision = replace(decision, reason=" ".join(filter(None, [decision.reason, unseen, words])))
     forgetting = None
     if who.candidate is not None and who.candidate.model_digest != who.base.model_digest:
         forgetting = general_probe(store, settings, who.base, who.candidate)

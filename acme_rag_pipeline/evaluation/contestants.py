@@ -143,6 +143,23 @@ def champion_arm(who: Contest) -> str:
     return CHAMPION
 
 
+def seen_by_a_twin(store: Store, who: Contest) -> set[str]:
+    """Ids of held-out questions whose passage a measured twin was trained on.
+
+    A side is a hash of a unit, but a unit can change: sections become documents as a collection grows, a document is renamed,
+    the test share is another one. A champion's twin is as old as the champion.
+    """
+    twins = {twin.model_digest for twin in (who.twin, who.champion_twin) if twin is not None} - {who.base.model_digest}
+    with store.warehouse.read() as connection:
+        rows = connection.execute(
+            "SELECT pair_id FROM training_pairs JOIN chunks USING (chunk_id) WHERE training_pairs.side = 'test' AND text_hash IN ("
+            "SELECT text_hash FROM trained_pairs JOIN models USING (training_key) "
+            "WHERE trained_pairs.side = 'train' AND list_contains(?, twin_digest))",
+            [sorted(twins)],
+        ).fetchall()
+    return {row[0] for row in rows}
+
+
 def in_store(store: Store, encoder: index.PassageEncoder) -> bool:
     """Whether a model's folder is there."""
     return models.model_folder(store, encoder.model_digest).exists()

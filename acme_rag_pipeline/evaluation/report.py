@@ -144,12 +144,18 @@ class DrawnToQueries:
         kept: False where the model of before was taken back.
         before: nDCG@10 by people's questions and headings of validation, None without enough of them.
         after: the same, with it.
+        validation_before: nDCG@10 of all of validation, None without enough of it.
+        validation_after: the same, with it.
+        broke_down: the loss was no number any more.
     """
 
     seconds: float
     kept: bool
     before: float | None = None
     after: float | None = None
+    validation_before: float | None = None
+    validation_after: float | None = None
+    broke_down: bool = False
 
 
 @dataclass(frozen=True)

@@ -62,6 +62,10 @@ TABLES = (
         passage_prefix VARCHAR NOT NULL, manifest JSON NOT NULL, created_at TIMESTAMPTZ NOT NULL,
         PRIMARY KEY (model_digest, training_key))""",
     "CREATE TABLE IF NOT EXISTS trained_pairs(training_key VARCHAR, pair_id VARCHAR, PRIMARY KEY (training_key, pair_id))",
+    # The passage's side then, its text, and the negatives that people had named; NULL in rows of an earlier version.
+    "ALTER TABLE trained_pairs ADD COLUMN IF NOT EXISTS side VARCHAR",
+    "ALTER TABLE trained_pairs ADD COLUMN IF NOT EXISTS text_hash VARCHAR",
+    "ALTER TABLE trained_pairs ADD COLUMN IF NOT EXISTS named_negatives VARCHAR[]",
     # The chunks that the last retrain saw, so that a schedule can tell how much changed since.
     "CREATE TABLE IF NOT EXISTS trained_chunks(chunk_id VARCHAR PRIMARY KEY)",
     # When a retrain saw the chunk first; NULL in rows of an earlier version, which count as old.

@@ -17,7 +17,7 @@ from acme_rag_pipeline.retrieval import index
 from acme_rag_pipeline.setting_groups import TrainingSettings
 from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store import models
-from acme_rag_pipeline.store.fingerprints import fingerprint
+from acme_rag_pipeline.store.fingerprints import fingerprint, normalised, sha256_text
 from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.passages import LivePassage, PassagePrefix, live_passages
 from acme_rag_pipeline.store.stages import StageResult, data_versions, record, recorded
@@ -25,7 +25,7 @@ from acme_rag_pipeline.store.warehouse import insert, records
 from acme_rag_pipeline.training.checkpoint import Curve
 from acme_rag_pipeline.training.choices import UNCHANGED, Choice, Choices, base_weights
 from acme_rag_pipeline.training.due import change_since_training, forget_trained_pairs, remember_chunks, retrain_due
-from acme_rag_pipeline.training.expansion_distillation import with_expansion
+from acme_rag_pipeline.training.expansion_distillation import STRONG_BASE, with_expansion
 from acme_rag_pipeline.training.finetune import epochs_for, finetune, interpolate, weights_of
 from acme_rag_pipeline.training.model_card import model_files
 from acme_rag_pipeline.training.rows import (
@@ -33,8 +33,10 @@ from acme_rag_pipeline.training.rows import (
     heading_pairs,
     kept_pairs,
     mined_negatives,
+    mostly_templates,
     of_sides,
     rows_fingerprint,
+    searchable_passages,
     training_rows,
     unasked_passages,
 )
@@ -44,7 +46,7 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 STAGE = "fine_tuned_model"
-CODE_VERSION = "17"
+CODE_VERSION = "18"
 # A twin is measured on what it never saw; what is served knows everything but the questions of validation.
 TWIN_SIDES = ("train",)
 REFIT_SIDES = ("train", "test")
@@ -80,14 +82,16 @@ def train_candidate(store: Store, settings: Settings) -> StageResult:
     negatives = mined_negatives(trainable, settings.training.model_copy(update={"expansion_epochs": 0}))
     # How much memory there is changes no more than the last bits of a gradient.
     recipe = settings.training.model_dump(mode="json", exclude={"gradient_cache"})
-    # Whether, and not for how many epochs: a few more passages are no other recipe.
-    drawn = bool(with_expansion(settings.training, pairs, passages).expansion_epochs)
-    config_key = fingerprint(CODE_VERSION, base.digest, recipe, drawn, golden_decides)
+    # What chooses the mined negatives, where there are any, and what a batch must not take for one.
+    mining = [settings.pairs.hard_negatives, settings.pairs.negative_margin] if negatives else []
+    alike = settings.chunking.near_duplicate_similarity
+    config_key = fingerprint(CODE_VERSION, base.digest, recipe, mining, alike, golden_decides)
+    draws = _draws(settings, pairs, passages)
     unasked = unasked_passages(passages, trainable, REFIT_SIDES) if _whitens(settings.training) else []
     headings = heading_pairs(store.warehouse, passages)
     chosen_by = [(p.query, p.passage.headings(), p.passage.text) for p in headings]
     training_key = fingerprint(
-        config_key, rows_fingerprint(pairs, negatives, unasked), *filter(None, [sorted(chosen_by)])
+        config_key, draws, rows_fingerprint(pairs, negatives, unasked), *filter(None, [sorted(chosen_by)])
     )
     made_from = fingerprint(STAGE, training_key, settings.automation.retrain_changed_share)
     if (unchanged := recorded(store.warehouse, STAGE, made_from)) is not None and _still_there(store, unchanged):
@@ -116,7 +120,7 @@ def train_candidate(store: Store, settings: Settings) -> StageResult:
         elif (known := _trained_before(store, training_key)) is not None:
             details = known | {"outcome": "this training set was trained before: the same candidate", "trained": False}
         else:
-            due = retrain_due(store, [pair.pair_id for pair in trainable], config_key, settings.automation)
+            due = retrain_due(store, trainable, config_key, settings.automation, draws=draws)
             if due.candidate is not None:
                 details = due.candidate | {"outcome": due.reason, "trained": False}
             else:
@@ -166,6 +170,10 @@ class _Run:
         known = self.validation.score_cached(self.base_encoder, index.BASE_PREFIX, self.cache)
         training = with_expansion(settings.training, pairs, passages, known)
         self.settings = settings.model_copy(update={"training": training})
+        self.draws = _draws(settings, pairs, passages)
+        self.strong_base = known is not None and known >= STRONG_BASE
+        # Decided once: a twin of other layers than its refit's would stand for nothing.
+        self.mostly_templates = mostly_templates(of_sides(pairs, REFIT_SIDES))
         self.negatives = mined_negatives(of_sides(pairs, REFIT_SIDES), training)
         self.choices = Choices(training, base, self.base_encoder, self.cache, self.validation)
 
@@ -200,6 +208,8 @@ class _Run:
             "seconds": round(served.curve.seconds + (twin.curve.seconds if twin else 0), 1),
             "pairs_per_second": round(served.curve.pairs_per_second, 2),
             "seen_sides": list(REFIT_SIDES),
+            "draws": self.draws,
+            "strong_base": self.strong_base,
         } | ({"drawn_to_queries": (twin or served).drawn} if (twin or served).drawn else {})
         with self.store.writer(STAGE), self.store.warehouse.write() as connection:
             rows = [
@@ -215,7 +225,16 @@ class _Run:
             ]
             insert(connection, "models", rows)
             # With the model and not with the stage's end: a run that ends between the two must not forget them.
-            trained = [{"training_key": self.training_key, "pair_id": pair.pair_id} for pair in everything]
+            trained = [
+                {
+                    "training_key": self.training_key,
+                    "pair_id": pair.pair_id,
+                    "side": pair.passage.side,
+                    "text_hash": sha256_text(normalised(pair.passage.text)),
+                    "named_negatives": sorted(pair.named_negatives),
+                }
+                for pair in everything
+            ]
             insert(connection, "trained_pairs", trained)
         return details
 
@@ -244,14 +263,16 @@ class _Run:
             self.base_encoder,
             self.cache,
             self.negatives,
-            self.passages if self.query_only else None,
+            searchable_passages(self.passages, sides) if self.query_only else None,
             unasked_passages(self.passages, pairs, sides) if _whitens(training) else (),
+            mostly=self.mostly_templates,
         )
 
         def validate(model: SentenceTransformer) -> float | None:
             return self.choices.score(model, prefix) if twin is None else None
 
-        checkpoint = self._checkpoint(f"{role}-{prefix}-{whitening:g}")
+        drawing = "-then-queries" if training.expansion_epochs else ""
+        checkpoint = self._checkpoint(f"{role}-{prefix}-{whitening:g}{drawing}")
         end_after = twin.curve.best_epoch if twin else None
         if twin is not None and twin.share == 0:
             # Whitened, but not tuned.
@@ -264,14 +285,13 @@ class _Run:
             choice, tried = (twin.share, twin.whitening), twin.interpolation
         if choice == UNCHANGED:
             return _Trained(self.base.digest, *UNCHANGED, tried, curve, epochs)
-        chosen, _ = choice
+        chosen, whitened = choice
         if twin is not None and chosen != 1:
             interpolate(model, base_weights(self.base.folder), weights_of(model), chosen)
         drawn = twin.drawn if twin else None
         if chosen and training.expansion_epochs and (twin is None or (drawn and drawn["kept"])):
-            before = next((row.get("unlike_training") for row in tried if row["share"] == chosen), None)
-            at = self._checkpoint(f"{role}-queries")
-            drawn = self.choices.drawn_to_queries(model, rows, prefix, at, None if twin else before)
+            at = self._checkpoint(f"{role}-queries-{prefix}-{whitened:g}-{chosen:g}")
+            drawn = self.choices.drawn_to_queries(model, rows, prefix, at, [] if twin else tried, chosen)
             curve.seconds += drawn["seconds"]
         shown = curve.best_epoch or (epochs if end_after is None else end_after) if chosen else 0
         digest = self._install(model, role, pairs, prefix, choice, tried, curve, shown, drawn)
@@ -338,6 +358,11 @@ class _Run:
 def _whitens(training: TrainingSettings) -> bool:
     """Whether a whitening of other passages than those of the pairs may be wanted; a query tower knows all of them."""
     return training.strategy != "query_only" and training.whitening != 0
+
+
+def _draws(settings: Settings, pairs: Sequence[KeptPair], passages: Sequence[LivePassage]) -> bool:
+    """Whether passages are drawn to their queries, if the base is not strong; for how many epochs makes no other recipe."""
+    return bool(with_expansion(settings.training, pairs, passages).expansion_epochs)
 
 
 def _golden_decides(store: Store) -> bool:

@@ -79,6 +79,9 @@ def resume(checkpoint: Path, model: Any, optimizer: Any, scheduler: Any) -> tupl
     try:
         saved = torch.load(checkpoint, weights_only=True, map_location="cpu")
         best = Best(**saved["best"]) if saved["best"] else None
+        trains = {n: p.shape for n, p in model.named_parameters() if p.requires_grad}
+        if {n: weight.shape for n, weight in saved["weights"].items()} != trains:
+            raise ValueError("it trained other weights")
     except Exception as error:
         logger.warning("the checkpoint %s cannot be read (%s): training starts again", checkpoint.name, error)
         return 0, Curve(), None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +15,9 @@ from acme_rag_pipeline.retrieval import index
 from acme_rag_pipeline.setting_groups import TrainingSettings
 from acme_rag_pipeline.store.passages import PassagePrefix
 from acme_rag_pipeline.training.checkpoint import Curve
-from acme_rag_pipeline.training.expansion_distillation import draw_to_queries
+from acme_rag_pipeline.training.expansion_distillation import STRONG_BASE, draw_to_queries
 from acme_rag_pipeline.training.finetune import interpolate, weights_of
+from acme_rag_pipeline.training.loop import TrainingBrokeDown
 from acme_rag_pipeline.training.rows import KeptPair, TrainingRows
 from acme_rag_pipeline.training.validation import Validation
 
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 # How far from the base to the tuned weights, where nobody chose; and on past them, where questions that are unlike those of
-# the training choose (docs/training.md).
+# the training choose and the base is not strong already (docs/training.md).
 SHARES = (0.5, 0.75, 1.0)
 FURTHER_SHARES = (1.25, 1.5)
 # Headings before the text must help by this much on validation: they cost tokens, a renamed section costs new vectors, and
@@ -118,7 +120,9 @@ class Choices:
             interpolate(model, base, tuned, taken)
             return (taken, whitening), []
         choosing = "unlike_training" if self.validation.unlike_training else "ndcg@10"
-        shares = self.training.interpolation or (SHARES + FURTHER_SHARES if choosing != "ndcg@10" else SHARES)
+        of_base = self.validation.score_cached(self.base_encoder, prefix, self.cache)
+        goes_on = choosing == "unlike_training" and (of_base or 0.0) < STRONG_BASE
+        shares = self.training.interpolation or (SHARES + FURTHER_SHARES if goes_on else SHARES)
         tried: list[dict[str, float]] = []
 
         def note(share: float, exponent: float, ndcg: float | None, unlike: float | None = None) -> None:
@@ -129,7 +133,7 @@ class Choices:
                 said += f", by people's questions and headings {unlike:.4f}"
             logger.info("%s", said)
 
-        note(0.0, 0.0, self.validation.score_cached(self.base_encoder, prefix, self.cache))
+        note(0.0, 0.0, of_base)
         for share in sorted({0.0, *shares} if whitening else shares):
             if share == 1.0 and curve.best_epoch is not None and choosing == "ndcg@10":
                 # The best epoch ended with exactly these weights.
@@ -157,34 +161,53 @@ class Choices:
         rows: TrainingRows,
         prefix: PassagePrefix,
         checkpoint: Path,
-        before: float | None,
+        tried: Sequence[Mapping[str, float]],
+        share: float,
     ) -> dict[str, float | bool]:
-        """Teach the tuned model what was asked about its passages, unless people's questions and authors' headings object.
+        """Teach the tuned model what was asked about its passages, unless validation objects.
 
-        Those ask about passages of the validation side, which have no query in training and may fall behind the others. They
-        object where they lose more than `DRAWN_MAY_LOSE`.
+        It asks about passages that have no query in training and may fall behind the others. It objects where people's
+        questions and authors' headings lose more than `DRAWN_MAY_LOSE`, and where by all questions the base is better.
 
         Args:
             model: becomes what is chosen.
             rows: that it was tuned on.
             prefix: how passages are rendered.
             checkpoint: file for the state of an unfinished run.
-            before: nDCG@10 by those questions; None where there are too few, or for a refit, which does as its twin did.
+            tried: what `share` found; empty for a refit, which does as its twin did, and without enough validation.
+            share: of the tuned weights that the model has.
 
         Returns:
-            `seconds`, `kept`, and nDCG@10 `before` and `after` where there are questions that judge.
+            `seconds`, `kept`; where there are questions that judge, nDCG@10 of all of validation (`validation_before`,
+            `validation_after`) and by people's questions and headings (`before`, `after`); `broke_down` where the loss was
+            no number any more.
         """
         plain = weights_of(model)
-        found: dict[str, float | bool] = {"seconds": draw_to_queries(model, rows, self.training, checkpoint).seconds}
-        after = self._scores(model, prefix)[1] if before is not None else None
-        if before is None or after is None:
+        try:
+            found: dict[str, float | bool] = {
+                "seconds": draw_to_queries(model, rows, self.training, checkpoint).seconds
+            }
+        except TrainingBrokeDown as error:
+            logger.warning("drawn to the queries of its passages: %s. The model of before is kept", error)
+            model.load_state_dict(plain)
+            return {"seconds": 0.0, "kept": False, "broke_down": True}
+        row = next((row for row in tried if row["share"] == share), None)
+        if row is None:
             return found | {"kept": True}
-        said = "drawn to the queries of its passages: validation nDCG@10 by people's questions and headings %.4f, before %.4f"
-        logger.info(said, after, before)
-        kept = before - after <= DRAWN_MAY_LOSE
+        ndcg, unlike = self._scores(model, prefix)
+        found |= {"validation_before": row["ndcg@10"], "validation_after": ndcg or 0.0}
+        kept = found["validation_after"] >= max((r["ndcg@10"] for r in tried if r["share"] == 0), default=0.0)
+        said = (
+            f"drawn to the queries of its passages: validation nDCG@10 {ndcg or 0.0:.4f}, before {row['ndcg@10']:.4f}"
+        )
+        if unlike is not None:
+            found |= {"before": row["unlike_training"], "after": unlike}
+            kept = kept and row["unlike_training"] - unlike <= DRAWN_MAY_LOSE
+            said += f"; by people's questions and headings {unlike:.4f}, before {row['unlike_training']:.4f}"
+        logger.info("%s", said)
         if not kept:
             model.load_state_dict(plain)
-        return found | {"before": before, "after": after, "kept": kept}
+        return found | {"kept": kept}
 
     def _scores(self, model: SentenceTransformer, prefix: PassagePrefix) -> tuple[float | None, float | None]:
         held = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ from acme_rag_pipeline.setting_groups import AutomationSettings
 from acme_rag_pipeline.store import models
 from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.warehouse import records
+from acme_rag_pipeline.training.rows import KeptPair
 
 if TYPE_CHECKING:
     import duckdb
@@ -56,29 +57,32 @@ def change_since_training(store: Store) -> ChangeSinceTraining:
     return ChangeSinceTraining(total, total - common, trained - common, share)
 
 
-def retrain_due(store: Store, pair_ids: Collection[str], config_key: str, automation: AutomationSettings) -> RetrainDue:
+def retrain_due(
+    store: Store, pairs: Sequence[KeptPair], config_key: str, automation: AutomationSettings, *, draws: bool = False
+) -> RetrainDue:
     """Decide whether the newest candidate may stay although its training set is not that of today.
 
     Changes add up: the pairs of today are compared with those that the candidate was trained on, not with those of the
-    run before. A candidate that was trained on what is held out today never stays.
+    run before. A pair with other negatives named by people is another pair. A candidate that was trained on what validation
+    or golden queries hold out today never stays; what its twin saw of today's test units is left out where it is judged
+    (`contestants.py`).
 
     Args:
         store: where the newest candidate and its pairs are recorded.
-        pair_ids: the pairs of today that would be trained on.
+        pairs: those of today that would be trained on.
         config_key: fingerprint of base model, settings and code.
         automation: holds the threshold.
+        draws: whether enough passages were asked about to draw them to their queries, by a base that is not strong.
     """
     with store.warehouse.read() as connection:
         rows = records(connection, "SELECT summary FROM stages WHERE stage = 'fine_tuned_model'")
         newest = json.loads(rows[0]["summary"])["details"] if rows else {}
         key = newest.get("training_key")
-        trained = {
-            row[0]
-            for row in connection.execute("SELECT pair_id FROM trained_pairs WHERE training_key = ?", [key]).fetchall()
-        }
+        of_trained = "SELECT pair_id, named_negatives FROM trained_pairs WHERE training_key = ?"
+        trained = {(pair, *(named or ())) for pair, named in connection.execute(of_trained, [key]).fetchall()}
         held_out = connection.execute(
             "SELECT count(*) FROM trained_pairs JOIN training_pairs USING (pair_id) WHERE training_key = ? AND "
-            "(side = 'validation' OR dropped_because = 'near a golden query' "
+            "(training_pairs.side = 'validation' OR dropped_because = 'near a golden query' "
             "OR starts_with(dropped_because, 'passage nearly repeats'))",
             [key],
         ).fetchall()[0][0]
@@ -91,7 +95,12 @@ def retrain_due(store: Store, pair_ids: Collection[str], config_key: str, automa
         return RetrainDue(None, "trained because the newest candidate's directory is gone")
     if held_out:
         return RetrainDue(None, f"trained because {held_out} pairs of the newest candidate are held out today")
-    today = set(pair_ids)
+    if newest.get("draws", draws) != draws and not newest.get("strong_base"):
+        share_of = "half of the passages or more" if draws else "less than half of the passages"
+        return RetrainDue(
+            None, f"trained because people or an LLM have asked about {share_of} now, which is another recipe"
+        )
+    today = {(pair.pair_id, *sorted(pair.named_negatives)) for pair in pairs}
     new, gone, union = len(today - trained), len(trained - today), len(today | trained)
     share = (new + gone) / union
     change = f"{share:.1%} of the training pairs changed ({new} new, {gone} gone)"

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     import torch
     from sentence_transformers import SentenceTransformer
 
-# nDCG@10 of the base on validation from which nothing is drawn: collections with .537 and .705 gained, one with .848 lost
-# (docs/training.md).
+# nDCG@10 of the base on validation from which nothing is drawn, nor taken past the tuned weights: collections with .537 and
+# .705 gained by it, one with .848 lost (docs/training.md).
 STRONG_BASE = 0.8
 # Of the live passages. Who asks about a few only hides the others (docs/evaluation.md).
 ASKED_SHARE = 0.5

@@ -25,6 +25,10 @@ PATIENCE = 2
 logger = logging.getLogger(__name__)
 
 
+class TrainingBrokeDown(SettingsError):
+    """A loss or a gradient that is no number any more; it reached no weight."""
+
+
 class Trainable(Protocol):
     """A model with what it is trained for."""
 
@@ -71,7 +75,7 @@ def train(
         validate: nDCG@10 of the model on the validation queries, or None without any; called after every epoch.
 
     Raises:
-        SettingsError: a loss that is no number any more, before it reaches a weight.
+        TrainingBrokeDown: a loss that is no number any more, before it reaches a weight.
     """
     import torch
 
@@ -103,7 +107,7 @@ def train(
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             value = float(loss)
             if not (math.isfinite(value) and math.isfinite(float(norm))):
-                raise SettingsError(
+                raise TrainingBrokeDown(
                     f"training broke down at step {step} of {steps}: the loss is {value:g}, its gradient {float(norm):g}. "
                     "Lower ACME_RAG_TRAINING__LEARNING_RATE or ACME_RAG_TRAINING__SCALE; no model was put in place"
                 )

@@ -88,7 +88,9 @@ Not evaluated yet.
 
 
 def _drawn(found: dict[str, Any]) -> str:
-    said = "yes" if found["kept"] else "no"
-    if "after" not in found:
-        return said
-    return f"{said}; validation nDCG@10 by people's questions and headings {found['after']:.4f}, before {found['before']:.4f}"
+    said = "yes" if found["kept"] else "no, its loss was no number any more" if found.get("broke_down") else "no"
+    if "validation_after" in found:
+        said += f"; validation nDCG@10 {found['validation_after']:.4f}, before {found['validation_before']:.4f}"
+    if "after" in found:
+        said += f"; by people's questions and headings {found['after']:.4f}, before {found['before']:.4f}"
+    return said

@@ -55,6 +55,7 @@ class TrainingRows:
             None where the passages are encoded by the model in training.
         unasked: rendered passages that no query belongs to; only the whitening reads them.
         answers: of each query the passages that its wording belongs to, empty if it is its own alone; None: all empty.
+        mostly_templates: whether the embedded generator wrote more than half of the queries.
     """
 
     queries: Sequence[str]
@@ -67,11 +68,7 @@ class TrainingRows:
     frozen_passages: np.ndarray | None = None
     unasked: Sequence[str] = ()
     answers: Sequence[Collection[int]] | None = None
-
-    @property
-    def mostly_templates(self) -> bool:
-        """Whether the embedded generator wrote more than half of the queries."""
-        return sum(self.templates or ()) > len(self.queries) / 2
+    mostly_templates: bool = False
 
 
 def kept_pairs(warehouse: Warehouse, live: Sequence[LivePassage] | None = None) -> list[KeptPair]:
@@ -136,11 +133,14 @@ def unasked_passages(
         sides: those to train on; what nearly repeats a passage of another side is left out.
     """
     asked = {pair.passage.chunk_id for pair in pairs}
-    held_out = {passage.near_duplicate_group for passage in passages if passage.side not in sides}
-    free = [
-        p for p in passages if p.side in sides and p.chunk_id not in asked and p.near_duplicate_group not in held_out
-    ]
+    free = [p for p in searchable_passages(passages, sides) if p.chunk_id not in asked]
     return sorted(free, key=lambda passage: (sha256_text(passage.text), passage.headings()))
+
+
+def searchable_passages(passages: Sequence[LivePassage], sides: Collection[str]) -> list[LivePassage]:
+    """The passages of some sides without those that nearly repeat one of another side: what training may read."""
+    held_out = {passage.near_duplicate_group for passage in passages if passage.side not in sides}
+    return [p for p in passages if p.side in sides and p.near_duplicate_group not in held_out]
 
 
 def mined_negatives(pairs: Sequence[KeptPair], training: TrainingSettings) -> int:
@@ -224,6 +224,7 @@ def training_rows(
     negatives: int = 0,
     corpus: Sequence[LivePassage] | None = None,
     unasked: Sequence[LivePassage] = (),
+    mostly: bool | None = None,
 ) -> TrainingRows:
     """Render the pairs.
 
@@ -233,8 +234,9 @@ def training_rows(
         base: the encoder of the frozen vectors.
         cache: where these lie: the base has encoded the texts already.
         negatives: mined negatives used for each passage, beside those that people named.
-        corpus: all passages, for a query tower that is trained against their frozen vectors.
+        corpus: passages besides, for a query tower that is trained against all of their frozen vectors.
         unasked: further passages for the whitening, the ones to prefer first.
+        mostly: whether the recipe is that for templates; None: as these pairs say.
     """
     used = negatives_used(pairs, negatives)
     wanted = [pair.passage for pair in pairs]
@@ -253,6 +255,7 @@ def training_rows(
         frozen_passages=None if corpus is None else cache.passages(base, rendered)[0],
         unasked=[passage.rendered(prefix) for passage in unasked[: max(0, WHITENED_PASSAGES - len(passages))]],
         answers=answers_of(pairs, [number[pair.passage.chunk_id] for pair in pairs]),
+        mostly_templates=mostly_templates(pairs) if mostly is None else mostly,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -14,7 +15,7 @@ from acme_rag_pipeline.documents.ingest import ingest_documents
 from acme_rag_pipeline.evaluation.arms import BASE, CHAMPION, FINE_TUNED, ArmResult
 from acme_rag_pipeline.evaluation.card import write_on_card
 from acme_rag_pipeline.evaluation.contest import Evaluation, _verdict, run, with_document_age
-from acme_rag_pipeline.evaluation.contestants import Contest, arms_for, contest, measured_candidate
+from acme_rag_pipeline.evaluation.contestants import Contest, arms_for, contest, measured_candidate, seen_by_a_twin
 from acme_rag_pipeline.evaluation.gate import Decision
 from acme_rag_pipeline.evaluation.golden import JudgedQuery
 from acme_rag_pipeline.evaluation.metrics import PRIMARY, Evidence
@@ -124,6 +125,51 @@ def test_a_champion_whose_twin_is_gone_is_measured_itself_and_that_is_said(store
     assert any("twin is gone" in caveat for caveat in report.caveats)
     (store.models / ("d" * 64)).mkdir()
     assert contest(store, settings).champion_twin == replace(champion, model_digest="d" * 64)
+
+
+def test_questions_about_what_a_twin_was_trained_on_are_left_out_and_that_is_said(
+    store: Store, settings: Settings
+) -> None:
+    base = index.install_base(store, settings).digest
+    with_twin(store, "c" * 64, "d" * 64)
+    passages = live_passages(store.warehouse)
+    assert len(passages) > 4
+    common = {"dropped_because": None, "origin": "offline", "style": "keywords", "method": "heading", "overlap": 0.5}
+    pairs = [
+        common | {"pair_id": str(n), "side": "test", "query": f"question {n}", "chunk_id": p.chunk_id, "unit": p.unit, "negatives": []}
+        for n, p in enumerate(passages)
+    ]  # fmt: skip
+    sides = ["train", "test", None]
+    with store.warehouse.write() as connection:
+        insert(connection, "training_pairs", pairs)
+        for number, side in enumerate(sides):
+            # Whatever the pair was called then: a document that was renamed has other pairs.
+            connection.execute(
+                "INSERT INTO trained_pairs SELECT 'k', ?, ?, text_hash, [] FROM chunks WHERE chunk_id = ?",
+                [f"then {number}", side, passages[number].chunk_id],
+            )
+    who = contest(store, settings)
+    assert seen_by_a_twin(store, who) == {"0"}, "not what only the refit saw, nor what an earlier version did not note"
+    assert seen_by_a_twin(store, replace(who, twin=None, champion_twin=who.twin)) == {"0"}, (
+        "a champion's twin is asked too"
+    )
+    untrained = replace(who, twin=index.PassageEncoder(base, "none"))
+    with store.warehouse.write() as connection:
+        connection.execute("UPDATE models SET twin_digest = ?", [base])
+    assert seen_by_a_twin(store, untrained) == set(), "a twin that is the base learned nothing"
+    with store.warehouse.write() as connection:
+        connection.execute("UPDATE models SET twin_digest = ?", ["d" * 64])
+
+    shutil.copytree(models.model_folder(store, base), store.models / ("d" * 64))
+    measured = replace(who, candidate=replace(who.base, model_digest="d" * 64))
+    done = run(store, settings, measured, "without what was seen")
+    assert {query.query_id for query in done.queries[HELD_OUT]} == {str(n) for n in range(1, len(passages))}
+    assert f"1 of {len(passages)} held-out questions are left out" in done.decision.reason
+    with store.warehouse.write() as connection:
+        connection.execute("INSERT INTO trained_pairs SELECT 'k', chunk_id, 'train', text_hash, [] FROM chunks")
+    nothing = run(store, settings, measured, "nothing is left")
+    assert HELD_OUT not in nothing.queries
+    assert nothing.winner is None
 
 
 def candidate_over(settings: Settings, decided_before: int = 0) -> Contest:

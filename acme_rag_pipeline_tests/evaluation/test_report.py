@@ -440,6 +440,12 @@ def test_the_choice_of_weights_shows_the_questions_that_made_it() -> None:
         ),
         (DrawnToQueries(2.0, False, 0.5, 0.4), "before 0.500; taken back."),
         (DrawnToQueries(2.0, True), "of its passages (2 s); kept."),
+        (
+            DrawnToQueries(2.0, True, 0.5, 0.6, 0.7, 0.65),
+            "(2 s): nDCG@10 of validation 0.650, before 0.700; by people's questions and headings 0.600, before 0.500; kept.",
+        ),
+        (DrawnToQueries(2.0, False, None, None, 0.7, 0.2), "nDCG@10 of validation 0.200, before 0.700; taken back."),
+        (DrawnToQueries(0.0, False, broke_down=True), "taken back, since its loss was no number any more."),
     ],
 )
 def test_the_second_training_is_told(drawn: DrawnToQueries, said: str) -> None:

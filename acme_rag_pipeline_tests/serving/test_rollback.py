@@ -18,22 +18,22 @@ from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store import models
 from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.promotion import read_pointer
+from acme_rag_pipeline_tests.conftest import write_documents
 from acme_rag_pipeline_tests.increments import oracle
 
 
-@pytest.fixture
-def settings(documents: Path, settings_for: Callable[..., Settings]) -> Settings:
-    return settings_for()
-
-
-@pytest.fixture
-def promoted(store: Store, settings: Settings, tmp_path: Path) -> list[str]:
-    """Digests of the base and of two models that were promoted after it, one after the other."""
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """A folder with documents and a store in which two models were promoted after the base, and the three digests."""
+    root = tmp_path_factory.mktemp("built")
+    write_documents(root / "documents")
+    settings = Settings.load(root=root, documents=str(root / "documents"), store=str(root / "store"))
+    store = Store(root / "store")
     oracle.run(store, settings, oracle.REFRESH)
     base = index.install_base(store, settings)
     digests = [base.digest]
     for number in (1, 2):
-        made = shutil.copytree(base.folder, tmp_path / f"model-{number}")
+        made = shutil.copytree(base.folder, root / f"model-{number}")
         weights = load_file(made / "model.safetensors")
         weights["embeddings.LayerNorm.weight"] = weights["embeddings.LayerNorm.weight"] * (1 + number / 10)
         save_file(weights, made / "model.safetensors", metadata={"format": "pt"})
@@ -48,6 +48,19 @@ def promoted(store: Store, settings: Settings, tmp_path: Path) -> list[str]:
         )
         serve.serve(store, settings)
         digests.append(digest)
+    return root, digests
+
+
+@pytest.fixture
+def settings(built: tuple[Path, list[str]], settings_for: Callable[..., Settings]) -> Settings:
+    return settings_for(documents=str(built[0] / "documents"))
+
+
+@pytest.fixture
+def promoted(built: tuple[Path, list[str]], store: Store) -> list[str]:
+    """Digests of the base and of two models that were promoted after it, one after the other; the store is a copy."""
+    root, digests = built
+    shutil.copytree(root / "store", store.root)
     return digests
 
 

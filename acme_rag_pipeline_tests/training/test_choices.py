@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sentence_transformers import SentenceTransformer
 
 from acme_rag_pipeline.embedding.base_model import resolve_base_model
 from acme_rag_pipeline.embedding.cache import EmbeddingCache
@@ -21,8 +22,10 @@ from acme_rag_pipeline.training.choices import (
     Choices,
     whitening_that_helps,
 )
+from acme_rag_pipeline.training.expansion_distillation import STRONG_BASE
 from acme_rag_pipeline.training.finetune import weights_of
-from acme_rag_pipeline.training.rows import KeptPair
+from acme_rag_pipeline.training.loop import TrainingBrokeDown
+from acme_rag_pipeline.training.rows import KeptPair, TrainingRows
 from acme_rag_pipeline.training.validation import MINIMUM_HEADINGS, MINIMUM_QUERIES, Validation
 
 TOPICS = [
@@ -128,7 +131,12 @@ def choices_over(folder: Path, headings: int) -> Choices:
 
 @pytest.mark.parametrize(
     ("headings", "of_base", "share"),
-    [(MINIMUM_HEADINGS, 0.1, 0.75), (MINIMUM_HEADINGS, 0.62, 0.0), (MINIMUM_HEADINGS - 1, 0.1, 1.0)],
+    [
+        (MINIMUM_HEADINGS, 0.1, 0.75),
+        (MINIMUM_HEADINGS, 0.62, 0.0),
+        (MINIMUM_HEADINGS, STRONG_BASE, 0.0),
+        (MINIMUM_HEADINGS - 1, 0.1, 1.0),
+    ],
 )
 def test_headings_say_how_far_to_go_and_all_questions_whether_to_go_at_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, headings: int, of_base: float, share: float
@@ -152,7 +160,8 @@ def test_headings_say_how_far_to_go_and_all_questions_whether_to_go_at_all(
     monkeypatch.setattr(choices.validation, "score_cached", lambda *_, **__: of_base)
     choice, tried = choices.share(model, "none", 0.0, Curve())
     assert choice == (UNCHANGED if share == 0 else (share, 0.0))
-    assert seen == list(SHARES + FURTHER_SHARES if headings >= MINIMUM_HEADINGS else SHARES)
+    goes_on = headings >= MINIMUM_HEADINGS and of_base < STRONG_BASE
+    assert seen == list(SHARES + FURTHER_SHARES if goes_on else SHARES)
     assert ("unlike_training" in tried[-1]) == (headings >= MINIMUM_HEADINGS)
     name = next(n for n in start if n.endswith("embeddings.LayerNorm.bias"))
     assert np.allclose((weights_of(model)[name] - start[name]).numpy(), share, atol=1e-4)
@@ -170,3 +179,62 @@ def test_people_s_questions_and_headings_are_scored_beside_all_of_them(tmp_path:
     with_people = Validation([*validation.pairs, *people], validation.passages, validation.unlike_training)
     assert len(with_people.unlike_training) == MINIMUM_HEADINGS + 1
     assert not Validation(validation.pairs, validation.passages).unlike_training
+
+
+@pytest.mark.parametrize(
+    ("of_all", "unlike", "kept"),
+    [
+        (0.6, 0.54, True),
+        (0.6, 0.52, False),
+        (0.49, 0.56, False),
+        (0.55, None, True),
+        (0.49, None, False),
+    ],
+    ids=["within chance", "headings object", "worse than the base", "no headings", "worse, no headings"],
+)
+def test_what_was_drawn_to_its_queries_is_taken_back_where_validation_objects(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, of_all: float, unlike: float | None, kept: bool
+) -> None:
+    choices = choices_over(tmp_path, 0)
+    model = load_model(choices.base.folder, "cpu")
+    before = weights_of(model)
+    tuned = {"share": 1.0, "ndcg@10": 0.6} | ({} if unlike is None else {"unlike_training": 0.55})
+    tried = [{"share": 0.0, "ndcg@10": 0.5}, tuned]
+    rows = TrainingRows([], [], [], [], [])
+
+    def drawn(of: SentenceTransformer, *_: object) -> Curve:
+        for weight in of.state_dict().values():
+            if weight.is_floating_point():
+                weight += 1
+        return Curve(seconds=3.0)
+
+    monkeypatch.setattr("acme_rag_pipeline.training.choices.draw_to_queries", drawn)
+    monkeypatch.setattr(choices, "_scores", lambda *_: (of_all, unlike))
+    said = choices.drawn_to_queries(model, rows, "none", tmp_path / "c.pt", tried, 1.0)
+    assert (said["kept"], said["validation_before"], said["validation_after"]) == (kept, 0.6, of_all)
+    assert ("after" in said) == (unlike is not None)
+    name = next(n for n in before if n.endswith("embeddings.LayerNorm.bias"))
+    assert bool((weights_of(model)[name] == before[name]).all()) is not kept
+
+
+def test_a_refit_is_drawn_as_its_twin_and_a_drawing_that_breaks_down_costs_no_candidate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    choices = choices_over(tmp_path, 0)
+    model = load_model(choices.base.folder, "cpu")
+    before = weights_of(model)
+    rows = TrainingRows([], [], [], [], [])
+    drawing = "acme_rag_pipeline.training.choices.draw_to_queries"
+    monkeypatch.setattr(drawing, lambda *_: Curve(seconds=3.0))
+    assert choices.drawn_to_queries(model, rows, "none", tmp_path / "c.pt", [], 1.0) == {"seconds": 3.0, "kept": True}
+
+    def broken(of: SentenceTransformer, *_: object) -> Curve:
+        for weight in of.state_dict().values():
+            if weight.is_floating_point():
+                weight += 1
+        raise TrainingBrokeDown("the loss is nan")
+
+    monkeypatch.setattr(drawing, broken)
+    said = choices.drawn_to_queries(model, rows, "none", tmp_path / "c.pt", [], 1.0)
+    assert said == {"seconds": 0.0, "kept": False, "broke_down": True}
+    assert all(bool((weight == before[name]).all()) for name, weight in weights_of(model).items())

@@ -9,12 +9,21 @@ import pytest
 from acme_rag_pipeline.setting_groups import AutomationSettings
 from acme_rag_pipeline.store import models
 from acme_rag_pipeline.store.layout import Store
+from acme_rag_pipeline.store.passages import LivePassage
 from acme_rag_pipeline.store.stages import StageResult, record
 from acme_rag_pipeline.store.warehouse import insert
 from acme_rag_pipeline.training.due import retrain_due
+from acme_rag_pipeline.training.rows import KeptPair
 
 TWO_PERCENT = AutomationSettings(retrain_changed_share=0.02)
-PAIRS = [f"pair{i}" for i in range(100)]
+PASSAGE = LivePassage("c", "c.md", 0, 9, "C", (), "text", "g", "c.md", "train")
+
+
+def pair(name: str, *named: str) -> KeptPair:
+    return KeptPair(name, "q", PASSAGE, "openai", "llm", (), frozenset(named))
+
+
+PAIRS = [pair(f"pair{i}") for i in range(100)]
 
 
 @pytest.fixture
@@ -22,7 +31,7 @@ def trained(store: Store) -> Store:
     """A store whose newest candidate was trained on `PAIRS`."""
     details = {"model_digest": "d" * 64, "twin_digest": None, "training_key": "k", "config_key": "c"}
     with store.writer("test"), store.warehouse.write() as connection:
-        insert(connection, "trained_pairs", [{"training_key": "k", "pair_id": pair} for pair in PAIRS])
+        insert(connection, "trained_pairs", [{"training_key": "k", "pair_id": pair.pair_id} for pair in PAIRS])
         record(connection, StageResult("fine_tuned_model", "v", details=details), "f")
     models.model_folder(store, "d" * 64).mkdir(parents=True)
     return store
@@ -30,7 +39,7 @@ def trained(store: Store) -> Store:
 
 def held_out(store: Store, **given: Any) -> None:
     row = {
-        "pair_id": PAIRS[0],
+        "pair_id": PAIRS[0].pair_id,
         "side": "train",
         "dropped_because": None,
         "query": "q",
@@ -61,7 +70,7 @@ def test_a_small_change_keeps_the_candidate_and_says_so(trained: Store) -> None:
 
 
 def test_the_threshold_itself_trains(trained: Store) -> None:
-    due = retrain_due(trained, [*PAIRS[1:], "new"], "c", AutomationSettings(retrain_changed_share=2 / 101))
+    due = retrain_due(trained, [*PAIRS[1:], pair("new")], "c", AutomationSettings(retrain_changed_share=2 / 101))
     assert due.candidate is None
     assert "2.0%" in due.reason
 
@@ -72,6 +81,30 @@ def test_a_threshold_of_zero_always_trains(trained: Store) -> None:
 
 def test_other_settings_train(trained: Store) -> None:
     assert "setting" in retrain_due(trained, PAIRS, "other", TWO_PERCENT).reason
+
+
+def test_a_negative_that_people_named_makes_another_pair(trained: Store) -> None:
+    named = [pair(p.pair_id, "wrong one", "another") for p in PAIRS[:3]]
+    due = retrain_due(trained, [*named, *PAIRS[3:]], "c", TWO_PERCENT)
+    assert due.candidate is None
+    assert "(3 new, 3 gone)" in due.reason
+    with trained.warehouse.write() as connection:
+        connection.execute(
+            "UPDATE trained_pairs SET named_negatives = ['another', 'wrong one'] WHERE pair_id IN ('pair0', 'pair1', 'pair2')"
+        )
+    assert retrain_due(trained, [*named, *PAIRS[3:]], "c", TWO_PERCENT).candidate is not None
+
+
+@pytest.mark.parametrize("strong", [False, True])
+def test_enough_questions_to_draw_to_are_another_recipe_unless_the_base_is_strong(trained: Store, strong: bool) -> None:
+    with trained.warehouse.write() as connection:
+        details = {"model_digest": "d" * 64, "twin_digest": None, "training_key": "k", "config_key": "c"}
+        details |= {"draws": False, "strong_base": strong}
+        record(connection, StageResult("fine_tuned_model", "v", details=details), "f")
+    assert retrain_due(trained, PAIRS, "c", TWO_PERCENT, draws=False).candidate is not None
+    due = retrain_due(trained, PAIRS, "c", TWO_PERCENT, draws=True)
+    assert (due.candidate is not None) is strong
+    assert strong or "asked about half of the passages or more" in due.reason
 
 
 def test_a_missing_directory_trains(trained: Store) -> None:

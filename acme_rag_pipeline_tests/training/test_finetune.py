@@ -87,3 +87,11 @@ def test_a_loss_that_is_no_number_ends_the_training_before_it_reaches_a_weight(t
         train(tmp_path / "a.pt", epochs=1, scale=scale)
     assert "\n" not in str(raised.value)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_checkpoint_of_other_layers_means_starting_again(tmp_path: Path) -> None:
+    alone = train(tmp_path / "a.pt", epochs=1)
+    broken = Training(tmp_path / "b.pt", checkpoint_seconds=0, frozen=3, scores=(0.4, 0.6), validations=1)
+    broken.process.join(200)
+    assert broken.process.exitcode == KILLED_ITSELF
+    assert train(tmp_path / "b.pt", epochs=1) == alone

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from acme_rag_pipeline.setting_groups import TrainingSettings
 from acme_rag_pipeline.store.passages import LivePassage
-from acme_rag_pipeline.training.rows import KeptPair, answers_of, mined_negatives, negatives_used
+from acme_rag_pipeline.training.rows import KeptPair, answers_of, mined_negatives, negatives_used, searchable_passages
 
 A, B, C, D, E = (
     LivePassage(name, f"{name}.md", 0, 9, name, (), f"text of {name}", name, f"{name}.md", "train") for name in "abcde"
@@ -57,3 +59,11 @@ def test_a_wording_of_several_passages_has_several_answers() -> None:
     wide = [pair("How long does it take?", A), pair("how long does it take", B), pair("Who pays?", A)]
     assert answers_of(wide, [0, 1, 0]) == [{0, 1}, {0, 1}, set()]
     assert answers_of([pair("Who pays?", A), pair("who pays", A)], [0, 0]) is None
+
+
+def test_training_reads_no_passage_that_nearly_repeats_one_of_another_side() -> None:
+    copy = replace(B, near_duplicate_group="of a test unit")
+    held_out = replace(C, side="test", near_duplicate_group="of a test unit")
+    passages = [A, copy, held_out, replace(D, side="validation"), E]
+    assert searchable_passages(passages, ("train",)) == [A, E]
+    assert searchable_passages(passages, ("train", "test")) == [A, copy, held_out, E]
