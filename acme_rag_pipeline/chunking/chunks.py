@@ -23,7 +23,7 @@ from acme_rag_pipeline.store.warehouse import insert, reconcile, records
 STAGE = "chunks"
 # How many golden queries decide is no business of the chunks.
 _SIDE_SETTINGS = {"validation_share", "test_share", "section_units_below"}
-CODE_VERSION = "1"
+CODE_VERSION = "2"
 _SPAN_COLUMNS = (
     "chunk_id",
     "doc_path",

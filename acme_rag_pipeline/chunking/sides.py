@@ -26,10 +26,10 @@ def units(
     """
     if documents >= settings.section_units_below:
         return [doc_path] * len(heading_paths)
-    first_headings = {path[0] for path in heading_paths if path}
-    # A single first heading is the document's title; its sections are one level below.
-    depth = 2 if len(first_headings) == 1 else 1
-    return [" # ".join((doc_path, *path[:depth])) for path in heading_paths]
+    # The first heading is the document's title as a rule; its sections are one level below. A second one beside it, an
+    # appendix that somebody adds, must not make them one unit with another side.
+    first = next((path[0] for path in heading_paths if path), None)
+    return [" # ".join((doc_path, *path[: 2 if path and path[0] == first else 1])) for path in heading_paths]
 
 
 def side_of(unit: str, settings: EvaluationSettings) -> Side:
