@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -38,6 +40,11 @@ class _Cli(click.Group):
             raise
         except BrokenPipeError:
             sys.exit(0)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+                raise
+            click.echo(f"acme-rag: cannot write: {error.strerror}", err=True)
+            ctx.exit(1)
         except Exception as error:
             if not _expected(error):
                 raise
@@ -76,20 +83,18 @@ def _expected(error: Exception) -> bool:
 
 @click.group(cls=_Cli, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="acme-rag-pipeline")
-@click.option(
-    "--store", type=click.Path(path_type=Path), help="The store folder (default: ACME_RAG_STORE, data/store)."
-)
-@click.option(
-    "--documents", type=click.Path(path_type=Path), help="The documents folder (default: ACME_RAG_DOCUMENTS)."
-)
+@click.option("--store", help="The store folder (default: ACME_RAG_STORE, data/store).")
+@click.option("--documents", help="The documents folder (default: ACME_RAG_DOCUMENTS).")
 @click.pass_context
-def main(context: click.Context, store: Path | None, documents: Path | None) -> None:
+def main(context: click.Context, store: str | None, documents: str | None) -> None:
     """Search and answers over your own documents, with a model tuned for them.
 
     Settings come from the environment and `.env` (ACME_RAG_*, OPENAI_*). Build and update the store with Dagster:
     `make materialize`, or the jobs `refresh` and `retrain`.
     """
     context.obj = {"store": store, "documents": documents}
+    if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
+        context.color = False
 
 
 @main.command()
@@ -238,7 +243,11 @@ def status(context: click.Context, as_json: bool) -> None:
         # Nothing was built here yet, or the store is a copy for readers.
         return
     behind = "behind the documents" if known["last_decision_served"] else "not yet what was decided last"
-    lag = known.get("documents_problem") or f"{behind}: run `refresh`"
+    if changes := known.get("documents_changed", {}):
+        counted = ", ".join(f"{count} {what}" for what, count in changes.items() if count)
+        behind += f" ({counted})" if counted else ""
+    problems = [known[name] for name in ("served_problem", "documents_problem") if name in known]
+    lag = "; ".join(problems) or f"{behind}: run `refresh`"
     click.echo(f"served     {'up to date' if known['up_to_date'] else lag}")
     if change := known.get("chunks_changed_since_retrain"):
         click.echo(f"training   {change['changed_share']:.1%} of the chunks changed since the last retrain")
@@ -270,7 +279,12 @@ def evaluate(context: click.Context, golden: Path | None, html: Path | None, as_
     from acme_rag_pipeline.evaluation.words import counted
 
     store, settings = store_of(context), settings_of(context)
-    done = compare_arms(store, settings, golden)
+    try:
+        done = compare_arms(store, settings, golden)
+    except SettingsError as error:
+        if golden is None:
+            raise
+        raise click.ClickException(str(error).replace("ACME_RAG_GOLDEN: ", f"--golden {golden}: ")) from None
     if html is not None:
         page = comparison_page(store, settings, done)
         try:
@@ -327,7 +341,7 @@ def _queries(path: Path) -> Iterable[tuple[str, str]]:
             query_id, query = row["query_id"], row["query"]
         except (ValueError, KeyError, TypeError):
             raise click.UsageError(f"{path} line {number}: needs query_id and query as JSON") from None
-        if not isinstance(query, str) or not isinstance(query_id, str | int):
+        if not isinstance(query, str) or type(query_id) not in (str, int):
             raise click.UsageError(f"{path} line {number}: query must be a text, query_id a text or a whole number")
         yield str(query_id), query
 

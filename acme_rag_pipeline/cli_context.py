@@ -17,7 +17,7 @@ JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 def settings_of(context: click.Context) -> Settings:
     """The settings of this call: `--store` and `--documents` beat the environment."""
-    given = {name: str(value) for name, value in context.obj.items() if value is not None}
+    given = {name: value for name, value in context.obj.items() if value is not None}
     return Settings.load(**given)
 
 

@@ -59,13 +59,16 @@ def estimate_pairs(context: click.Context, as_json: bool) -> None:
 def export_pairs(context: click.Context, out: Path | None, origins: tuple[str, ...], kept: bool) -> None:
     """The training pairs as JSONL for review: fill in `verdict` (accepted, rejected, edited) and `edited_query`."""
     from acme_rag_pipeline.pairs.review import jsonl, review_rows
-    from acme_rag_pipeline.store.layout import write_atomically
 
     rows = review_rows(store_of(context), origins, dropped_too=not kept)
     if out is None:
         click.echo(jsonl(rows), nl=False)
         return
-    write_atomically(out.absolute(), jsonl(rows))
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(jsonl(rows), encoding="utf-8")
+    except OSError as error:
+        raise click.ClickException(f"--out: cannot write {out}: {error.strerror}") from None
     click.echo(f"{len(rows)} pairs: {out}", err=True)
 
 
@@ -83,6 +86,9 @@ def import_pairs(context: click.Context, reviewed: Path, into: Path | None) -> N
 
     done = import_review(reviewed, settings_of(context), into)
     counted = ", ".join(f"{count} {verdict}" for verdict, count in sorted(done.verdicts.items())) or "no lines"
+    if not done.verdicts.keys() - {"none"}:
+        click.echo(f"{counted}: no line has a verdict (accepted, rejected, edited), so nothing was written")
+        return
     click.echo(f"{counted}; {done.file}: {'written' if done.changed else 'held all of it already'}")
     if done.to_set:
         click.echo(f"Set {VARIABLE}={done.file} so that runs use it.")

@@ -1,9 +1,9 @@
 """The groups of tuning knobs, one for each part of the pipeline, with their defaults and bounds."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 NONE = "none"
 
@@ -12,6 +12,15 @@ class Group(BaseModel):
     """A frozen group of tuning knobs; its dump is part of the fingerprint of the stage that uses it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _none_is_without(cls, given: Any) -> Any:
+        """The word `none` stands for no value wherever that is the default."""
+        if not isinstance(given, dict):
+            return given
+        without = {name for name, field in cls.model_fields.items() if field.default in (None, "")}
+        return {n: v for n, v in given.items() if n not in without or str(v).lower() != NONE}
 
 
 class ChunkingSettings(Group):
@@ -61,11 +70,6 @@ class PairSettings(Group):
     )
     price_input: float | None = Field(default=None, ge=0, description="Money for a million tokens sent to the LLM.")
     price_output: float | None = Field(default=None, ge=0, description="Money for a million tokens of its answers.")
-
-    @field_validator("examples")
-    @classmethod
-    def _none_is_without(cls, value: Path | None) -> Path | None:
-        return None if value is None or str(value).lower() == NONE else value
 
 
 class TrainingSettings(Group):

@@ -193,7 +193,8 @@ def _in_words(error: ValidationError) -> str:
         if problem["type"] == "extra_forbidden":
             lines.append(f"{variable} is no setting; did you mean {_nearest(variable)}?")
         else:
-            lines.append(f"{variable}: {problem['msg']}")
+            as_list = "; lists are JSON, such as [0.5, 1.0]" if problem["type"] in ("tuple_type", "list_type") else ""
+            lines.append(f"{variable}: {problem['msg'].removeprefix('Value error, ')}{as_list}")
     return "; ".join(lines)
 
 

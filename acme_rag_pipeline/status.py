@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from acme_rag_pipeline.documents.source import DocumentsFolderError
-from acme_rag_pipeline.documents.state import folder_state
+from acme_rag_pipeline.documents.state import folder_changes, folder_state
 from acme_rag_pipeline.serving.serve import last_decision_is_served
 from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store.layout import Store
@@ -42,6 +42,9 @@ def store_status(store: Store, settings: Settings) -> dict[str, Any]:
             counts["unreadable_documents"] = connection.execute(
                 "SELECT count(*) FROM documents WHERE status = 'unreadable'"
             ).fetchall()[0][0]
+            files = dict(
+                connection.execute("SELECT doc_path, sha256 FROM documents WHERE status <> 'deleted'").fetchall()
+            )
             stages = records(connection, "SELECT stage, finished_at, summary FROM stages ORDER BY finished_at")
             decisions = records(
                 connection,
@@ -52,9 +55,13 @@ def store_status(store: Store, settings: Settings) -> dict[str, Any]:
     except WarehouseBusy as error:
         return known | {"busy": str(error)}
     details = {row["stage"]: json.loads(row["summary"])["details"] for row in stages}
+    if missing := _missing(store, known["promoted"]):
+        known["served_problem"] = missing
     try:
         same_documents = folder_state(settings) == details.get("served_index", {}).get("sources")
-        known["up_to_date"] = same_documents and known["last_decision_served"]
+        known["up_to_date"] = same_documents and known["last_decision_served"] and not missing
+        if not same_documents:
+            known["documents_changed"] = folder_changes(settings, files)
     except DocumentsFolderError as error:
         # The note is the pointer's: both may be true.
         known |= {"up_to_date": False, "documents_problem": str(error)}
@@ -66,3 +73,14 @@ def store_status(store: Store, settings: Settings) -> dict[str, Any]:
         "stages": [{"stage": row["stage"], "last_change": row["finished_at"].isoformat()} for row in stages],
         "decisions": [row | {"decided_at": row["decided_at"].isoformat()} for row in decisions],
     }
+
+
+def _missing(store: Store, promoted: dict[str, Any] | None) -> str:
+    """What the pointer names and the store does not hold, in words; looked up as files, since opening takes seconds."""
+    if promoted is None:
+        return ""
+    if not (store.root / promoted["model_dir"]).is_dir():
+        return f"the model folder {promoted['model_dir']} is missing: run `acme-rag rollback`, or `retrain`"
+    if not (store.lancedb / f"{promoted['table']}.lance").is_dir():
+        return f"the table {promoted['table']} is missing: materialise `served_index` to build it again"
+    return ""

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from acme_rag_pipeline.setting_groups import PairSettings
 from acme_rag_pipeline.settings import Settings, SettingsError
 
 
@@ -39,6 +40,12 @@ def test_empty_means_the_default_and_none_means_without(tmp_path: Path, monkeypa
     assert Settings.load(root=tmp_path).curated_pairs == tmp_path / "data/curated_pairs.jsonl"
     monkeypatch.setenv("ACME_RAG_CURATED_PAIRS", "none")
     assert Settings.load(root=tmp_path).curated_pairs is None
+    for name in ("AUDIENCE", "LANGUAGE", "MAX_CALLS", "PRICE_INPUT", "EXAMPLES"):
+        monkeypatch.setenv(f"ACME_RAG_PAIRS__{name}", "None")
+    monkeypatch.setenv("ACME_RAG_TRAINING__PASSAGE_PREFIX", "none")
+    loaded = Settings.load(root=tmp_path)
+    assert loaded.pairs == PairSettings()
+    assert loaded.training.passage_prefix == "none", "a value of its own there"
 
 
 @pytest.mark.parametrize(
@@ -60,12 +67,15 @@ def test_empty_means_the_default_and_none_means_without(tmp_path: Path, monkeypa
         ("ACME_RAG_SERVING__READER_GRACE_SECONDS", "99999999999999"),
         ("ACME_RAG_GATE__LEVEL", "0.9999"),
         ("OPENAI_BASE_URL", "localhost:8000"),
+        ("ACME_RAG_TRAINING__INTERPOLATION", "0.5"),
     ],
 )
 def test_a_wrong_value_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
     monkeypatch.setenv(name, value)
-    with pytest.raises(SettingsError, match=name):
+    with pytest.raises(SettingsError, match=name) as raised:
         Settings.load(root=tmp_path)
+    assert "Value error" not in str(raised.value)
+    assert name != "ACME_RAG_TRAINING__INTERPOLATION" or value != "0.5" or "such as [0.5, 1.0]" in str(raised.value)
 
 
 def test_a_store_inside_the_documents_is_refused(tmp_path: Path) -> None:

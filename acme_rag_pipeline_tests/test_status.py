@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from acme_rag_pipeline.documents.ingest import ingest_documents
 from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.promotion import Promoted, write_pointer
+from acme_rag_pipeline_tests.increments import oracle
 
 
 def status(store: Store, documents: Path, *options: str) -> str:
@@ -32,6 +34,41 @@ def test_of_a_copy_for_readers_it_says_what_is_served(store: Store, documents: P
     said = status(store, documents)
     assert f"promoted   {'d' * 12}, dense" in said
     assert "behind" not in said
+
+
+def test_what_is_gone_or_has_changed_is_counted_and_not_called_up_to_date(
+    store: Store, documents: Path, settings_for: Callable[..., Settings]
+) -> None:
+    oracle.run(store, settings_for(), oracle.REFRESH)
+    assert "served     up to date" in status(store, documents)
+    (documents / "travel.md").unlink()
+    (documents / "new.md").write_text("# New\n\nNothing was known of this.\n")
+    (documents / "hr/leave.md").write_text("# Leave\n\nThere is none.\n")
+    assert "behind the documents (1 new, 1 changed, 1 deleted): run `refresh`" in status(store, documents)
+    assert json.loads(status(store, documents, "--json"))["documents_changed"] == {"new": 1, "changed": 1, "deleted": 1}
+    oracle.run(store, settings_for(), oracle.REFRESH)
+    for folder, said in ((store.lancedb, "the table passages_"), (store.models, "the model folder models/")):
+        shutil.move(folder, store.root / "away")
+        answer = status(store, documents)
+        assert "up to date" not in answer
+        assert said in answer
+        assert json.loads(status(store, documents, "--json"))["up_to_date"] is False
+        shutil.move(store.root / "away", folder)
+    assert "served     up to date" in status(store, documents)
+
+
+@pytest.mark.parametrize("options", [["evaluate"], ["rollback"], ["pairs", "estimate"], ["pairs", "export"]])
+def test_a_store_that_is_not_there_is_said_and_not_made(tmp_path: Path, documents: Path, options: list[str]) -> None:
+    typed = tmp_path / "typo"
+    called = CliRunner().invoke(main, ["--store", str(typed), "--documents", str(documents), *options])
+    assert called.exit_code == 1
+    assert str(typed) in called.output
+    assert not typed.exists()
+
+
+def test_an_empty_store_is_the_default(documents: Path, tmp_path: Path) -> None:
+    called = CliRunner().invoke(main, ["--store", "", "--documents", str(documents), "status", "--json"])
+    assert json.loads(called.stdout)["store"] == str(tmp_path / "data/store")
 
 
 @pytest.mark.parametrize("promoted", [True, False])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from acme_rag_pipeline.documents.source import ReadFailure, SourceFile, TooLarge, read_bytes, scan
@@ -26,6 +26,18 @@ def folder_state(settings: Settings) -> str:
     """
     max_bytes = int(settings.document.max_megabytes * 1_000_000)
     return sources_hash((file.doc_path, _content(file, max_bytes), file.size) for file in scan(settings.documents))
+
+
+def folder_changes(settings: Settings, known: Mapping[str, str | None]) -> dict[str, int]:
+    """How many files are new, changed and gone since the `documents` stage, which knew them by these hashes.
+
+    Raises:
+        DocumentsFolderError: as for `folder_state`.
+    """
+    max_bytes = int(settings.document.max_megabytes * 1_000_000)
+    now = {file.doc_path: _content(file, max_bytes) for file in scan(settings.documents)}
+    changed = sum(now[path] != sha256 for path, sha256 in known.items() if path in now)
+    return {"new": len(now.keys() - known.keys()), "changed": changed, "deleted": len(known.keys() - now.keys())}
 
 
 def sources_hash(files: Iterable[tuple[str, str | None, int]]) -> str:

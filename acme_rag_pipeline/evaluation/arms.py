@@ -25,6 +25,7 @@ from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store import vectors
 from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.passages import LivePassage, live_passages
+from acme_rag_pipeline.store.stages import UpstreamMissing
 from acme_rag_pipeline.store.written_queries import nearly_all_asked, written_queries
 
 if TYPE_CHECKING:
@@ -217,13 +218,16 @@ class ArmRunner:
         key = query, depth, expanded
         if key not in self._lexical:
             table = self._words_and_queries if expanded else self._words
-            hits = lexical(table, query, depth) if table is not None else []
+            hits = lexical(table, query, depth)
             self._lexical[key] = [(hit.chunk_id, hit.score) for hit in hits if hit.chunk_id in self._by_id]
         return expansion.joined_words(self._bm25(query, depth), self._lexical[key]) if expanded else self._lexical[key]
 
     @functools.cached_property
-    def _words(self) -> Table | None:
-        return vectors.open_table(vectors.connect(self._store.lancedb), self._lexical_table)
+    def _words(self) -> Table:
+        table = vectors.open_table(vectors.connect(self._store.lancedb), self._lexical_table)
+        if table is None:
+            raise UpstreamMissing(f"table {self._lexical_table} is missing: materialise `base_index` to build it again")
+        return table
 
     @functools.cached_property
     def _words_and_queries(self) -> Table:

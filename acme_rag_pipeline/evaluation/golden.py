@@ -19,6 +19,7 @@ from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.passages import LivePassage, live_passages
 from acme_rag_pipeline.store.quotes import QuotableText
 from acme_rag_pipeline.store.stages import StageResult, data_versions, overtaken, record, recorded, stored_detail
+from acme_rag_pipeline.store.text_files import NOT_UTF8, holds_raw_bytes
 from acme_rag_pipeline.store.warehouse import insert, reconcile, records
 
 STAGE = "golden_queries"
@@ -247,14 +248,17 @@ def _is_span(start: Any, end: Any) -> bool:
 
 def _lines(path: Path, problems: list[str]) -> list[tuple[str, dict[str, Any]]]:
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+        text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
+    except OSError as error:
         raise SettingsError(f"ACME_RAG_GOLDEN: {path} cannot be read: {error}") from error
     rows = []
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         where = f"{path.name} line {number}"
+        if holds_raw_bytes(line):
+            problems.append(f"{where}: {NOT_UTF8}")
+            continue
         try:
             row = json.loads(line)
         except ValueError as error:

@@ -30,7 +30,7 @@ from acme_rag_pipeline.serving import decisions
 from acme_rag_pipeline.settings import Settings, SettingsError
 from acme_rag_pipeline.store.fingerprints import fingerprint
 from acme_rag_pipeline.store.layout import Store
-from acme_rag_pipeline.store.stages import data_versions
+from acme_rag_pipeline.store.stages import UpstreamMissing, data_versions
 from acme_rag_pipeline.training.validation import MINIMUM_HEADINGS
 
 _OTHER_QUESTIONS = "Training keeps away from the store's own golden questions only. These questions may be near to what it learned from."
@@ -84,6 +84,8 @@ def compare_arms(store: Store, settings: Settings, folder: Path | None) -> Judge
         UpstreamMissing: the store has no base index yet.
         SettingsError: no query can be used.
     """
+    if not store.warehouse.path.exists():  # a reader would create it
+        raise UpstreamMissing(f"{store.root} holds no chunks yet: run `refresh` first")
     data_versions(store.warehouse, "chunks", "base_index")
     queries, note = (golden_queries(store), "") if folder is None else judged_queries(store, folder)
     if not queries:

@@ -14,6 +14,7 @@ from typing import Any, Literal, get_args
 from acme_rag_pipeline.llm.text import one_line
 from acme_rag_pipeline.settings import SettingsError
 from acme_rag_pipeline.store.fingerprints import fingerprint
+from acme_rag_pipeline.store.text_files import NOT_UTF8, holds_raw_bytes
 
 Verdict = Literal["accepted", "edited", "rejected"]
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
@@ -84,19 +85,24 @@ def raw_rows(path: Path) -> Iterator[tuple[str, Any]]:
     Raises:
         SettingsError: the file cannot be read at all.
     """
+    damaged = False
     try:
-        text = decoded(path.read_bytes()).replace("\r\n", "\n").replace("\r", "\n")
+        data = path.read_bytes()
+        try:
+            text = decoded(data)
+        except NotTheFormat:
+            # A spreadsheet that saves in its country's encoding spoils a few lines, and not the others.
+            text, damaged = data.decode("utf-8-sig", "surrogateescape"), True
+        text = text.replace("\r\n", "\n").replace("\r", "\n")
         if not text.strip():
             return
-        match path.suffix.lower():
-            case ".csv":
-                yield from _csv_rows(text)
-            case ".json":
-                yield from _llama_index_rows(text)
-            case _:
-                yield from _jsonl_rows(text)
+        read = {".csv": _csv_rows, ".json": _llama_index_rows}.get(path.suffix.lower(), _jsonl_rows)
+        for where, row in read(text):
+            spoilt = damaged and holds_raw_bytes(json.dumps(row, ensure_ascii=False))
+            yield where, NOT_UTF8 if spoilt else row
     except (OSError, csv.Error, NotTheFormat) as error:
-        raise SettingsError(f"ACME_RAG_CURATED_PAIRS: {path} cannot be read: {error}") from error
+        why = NOT_UTF8 if damaged else error
+        raise SettingsError(f"ACME_RAG_CURATED_PAIRS: {path} cannot be read: {why}") from error
 
 
 class NotTheFormat(ValueError):

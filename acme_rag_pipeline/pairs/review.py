@@ -125,7 +125,10 @@ def import_review(reviewed: Path, settings: Settings, into: Path | None = None) 
     after = file.text()
     changed = bool(judged) and after.rstrip("\n") != (before or "").rstrip("\n")
     if changed:
-        write_atomically(target.resolve(), after)
+        try:
+            write_atomically(target.resolve(), after)
+        except OSError as error:
+            raise ReviewUnusable(f"{target} cannot be written: {error.strerror}") from None
     to_set = settings.curated_pairs is None or settings.curated_pairs.resolve() != target.resolve()
     return Imported(target, verdicts, changed, to_set)
 

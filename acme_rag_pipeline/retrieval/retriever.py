@@ -157,7 +157,8 @@ class Retriever:
                 found = [
                     _fused(
                         dense_for_fusion(arm.table, vector, deep, arm.fusion),
-                        lexical_for_fusion(arm.table, query, deep, arm.fusion),
+                        # As deep as it was judged: a longer answer must begin with the shorter one.
+                        lexical_for_fusion(arm.table, query, arm.fusion.candidates, arm.fusion),
                         arm.fusion,
                         k,
                     )
@@ -323,9 +324,15 @@ def lexical(table: Table, query: str, k: int, column: str = vectors.SEARCH_COLUM
     from lancedb.query import MatchQuery
 
     asked = MatchQuery(query, column)  # type: ignore[call-arg]
-    rows = table.search(asked).select([*_COLUMNS, "_score"]).limit(k).to_arrow()
+    deep = k + 1
+    while True:
+        rows = table.search(asked).select([*_COLUMNS, "_score"]).limit(deep).to_arrow()
+        scores = rows["_score"].to_pylist()
+        if len(scores) < deep or min(scores) < sorted(scores, reverse=True)[k - 1]:
+            break
+        deep *= 2
     # Equal scores come in any order from the index; an answer must not depend on the table's history.
-    return sorted(_hits(rows, rows["_score"].to_pylist()), key=lambda hit: (-hit.score, hit.chunk_id))
+    return sorted(_hits(rows, scores), key=lambda hit: (-hit.score, hit.chunk_id))[:k]
 
 
 def _hits(rows: Any, scores: Sequence[float]) -> list[SearchHit]:

@@ -120,6 +120,8 @@ def rollback(store: Store, settings: Settings, to: str | None = None) -> decisio
     Raises:
         NoSuchPromotion: there is none, or its model is damaged or deleted; the message names what there is.
     """
+    if not store.warehouse.path.exists():  # a writer would create it
+        raise NoSuchPromotion(f"{store.root} holds nothing that was promoted")
     with store.writer("rollback"):
         past = decisions.decisions(store)
         if not past:

@@ -130,6 +130,7 @@ def test_a_champion_whose_twin_is_gone_is_measured_itself_and_that_is_said(store
 def test_questions_about_what_a_twin_was_trained_on_are_left_out_and_that_is_said(
     store: Store, settings: Settings
 ) -> None:
+    index.index_base(store, settings)
     base = index.install_base(store, settings).digest
     with_twin(store, "c" * 64, "d" * 64)
     passages = live_passages(store.warehouse)

@@ -59,6 +59,16 @@ def test_a_bad_line_costs_that_line_and_is_named(tmp_path: Path, name: str, line
     assert problems[0].startswith(f"{name}.jsonl line 2")
 
 
+def test_a_line_in_another_encoding_costs_that_line(tmp_path: Path) -> None:
+    folder = written(tmp_path, [{"query_id": "a", "query": "who?"}], [{"query_id": "a", "doc_path": "a.md"}])
+    with (folder / "queries.jsonl").open("ab") as file:
+        file.write('{"query_id": "b", "query": "where is the café?"}\n'.encode("latin-1"))
+    queries, _, problems = read_golden(folder)
+    assert list(queries) == ["a"]
+    assert [problem for problem in problems if "save the file as UTF-8" in problem] == problems
+    assert problems[0].startswith("queries.jsonl line 2")
+
+
 def test_a_judgement_that_stands_twice_is_one_piece_of_evidence(tmp_path: Path) -> None:
     line = {"query_id": "a", "doc_path": "a.md", "quote": "They pay.", "relevance": 1}
     others = [line | {"quote": "They do not."}, line | {"doc_path": "b.md"}, line | {"start": 3, "end": 9}]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from multiprocessing.connection import Connection
@@ -225,3 +226,22 @@ def test_a_read_only_store_is_evaluated_and_nothing_is_recorded(settings: Settin
     assert "base_hybrid" in said
     assert files_of(store) == before
     assert decisions.decisions(store) == []
+
+
+def test_a_lost_table_is_said_and_no_number_is_made_up(settings: Settings, store: Store, judged: Path) -> None:
+    shutil.rmtree(store.lancedb)
+    options = ["--store", str(store.root), "--documents", str(settings.documents), "evaluate", "--golden", str(judged)]
+    called = CliRunner().invoke(cli.main, options)
+    assert called.exit_code == 1
+    assert "is missing: materialise `base_index`" in called.output
+
+
+def test_a_judged_set_that_cannot_be_read_is_named_by_the_option(
+    settings: Settings, store: Store, tmp_path: Path
+) -> None:
+    (tmp_path / "empty").mkdir()
+    options = ["--store", str(store.root), "--documents", str(settings.documents), "evaluate"]
+    called = CliRunner().invoke(cli.main, [*options, "--golden", str(tmp_path / "empty")])
+    assert called.exit_code == 1
+    assert f"--golden {tmp_path / 'empty'}" in called.output
+    assert "ACME_RAG_GOLDEN" not in called.output

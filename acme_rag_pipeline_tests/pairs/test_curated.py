@@ -49,6 +49,26 @@ def test_csv_of_a_spreadsheet_holds_line_breaks_and_semicolons(tmp_path: Path) -
     assert problems == ["line 4: no query"]
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("pairs.csv", "query,doc_path,quote\nWhat is a café?,travel.md,Hotels\nWho pays?,travel.md,Tips\n"),
+        (
+            "pairs.jsonl",
+            '{"query": "What is a café?", "doc_path": "travel.md", "quote": "Hotels"}\n'
+            '{"query": "Who pays?", "doc_path": "travel.md", "quote": "Tips"}\n',
+        ),
+    ],
+)
+def test_a_line_in_another_encoding_costs_that_line_and_is_named(tmp_path: Path, name: str, content: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(content.encode("latin-1"))
+    pairs, problems = read_curated_pairs(path)
+    assert [pair.query for pair in pairs] == ["Who pays?"]
+    assert len(problems) == 1
+    assert "save the file as UTF-8" in problems[0]
+
+
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
 @pytest.mark.parametrize("told", [True, False])
@@ -72,7 +92,7 @@ def test_a_csv_is_read_as_spreadsheets_and_people_write_it(
     ("content", "message"),
     [
         (b"question,doc_path\nWho?,a.md\n", "none of them is `query`: question, doc_path"),
-        ("query,quote\nWas kostet ein Hôtel?,x\n".encode("cp1252"), "save it as `CSV UTF-8`"),
+        ("quéry,quote\nWhat is a hotel?,x\n".encode("cp1252"), "as `CSV UTF-8`"),
     ],
 )
 def test_a_csv_that_cannot_be_read_says_what_to_do(tmp_path: Path, content: bytes, message: str) -> None:

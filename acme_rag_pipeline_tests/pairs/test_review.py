@@ -74,6 +74,19 @@ def test_a_review_goes_out_and_comes_back_into_training(
     rows = lines_of(exported)
     assert all(row["dropped_because"] is None for row in rows)
     assert call("export", "--origin", "openai").stdout == ""
+    linked = tmp_path / "linked.jsonl"
+    linked.symlink_to(exported)
+    exported.write_text("")
+    assert call("export", "--out", str(linked), "--origin", "offline").exit_code == 0
+    assert linked.is_symlink()
+    assert lines_of(exported) == rows, "what the name leads to is written, be it a file, a pipe or a device"
+    nowhere = call("export", "--out", str(exported / "below"))
+    assert (nowhere.exit_code, nowhere.output.count("\n")) == (1, 1)
+    assert "--out: cannot write" in nowhere.output
+    unjudged = call("import", str(exported), "--into", str(tmp_path / "unjudged.jsonl"))
+    assert "no line has a verdict" in unjudged.output
+    assert "Set ACME_RAG" not in unjudged.output
+    assert not (tmp_path / "unjudged.jsonl").exists()
     accepted, rejected, edited = rows[0], rows[1], rows[2]
     for row, verdict in ((accepted, "accepted"), (rejected, "rejected"), (edited, "edited")):
         row["verdict"] = verdict

@@ -179,6 +179,8 @@ def test_readers_and_the_evaluation_rank_alike(store: Store, settings: Settings)
             for query in judged:
                 hits = reader.search(query.query, k=3, retriever=arm.name)
                 assert [hit.chunk_id for hit in hits] == list(ran.best[query.query_id]), (fusion, arm.name)
+                more = reader.search(query.query, k=1000, retriever=arm.name)
+                assert more[:3] == hits, "a longer answer begins with the shorter one"
 
 
 def test_a_change_costs_what_it_touches(

@@ -115,7 +115,7 @@ def test_equal_passages_of_several_documents_come_in_one_order_whatever_the_hist
     oracle.run(store, settings_for(), oracle.REFRESH)
     fresh = Store(tmp_path / "fresh", wait_seconds=10)
     oracle.run(fresh, settings_for(store=str(fresh.root)), oracle.REFRESH)
-    for retriever in ("base", "base_hybrid"):
+    for retriever in ("base", "base_hybrid", "bm25"):
         for k in (1, 3, 8, 10):
             ranked = [
                 [hit.chunk_id for hit in Retriever.open(of.root).search("sabbatical of six weeks", k, retriever)]

@@ -34,6 +34,7 @@ def test_a_query_file_is_used_or_what_is_wrong_with_it_is_said(
         (GOOD + b'{"query_id": "8", "query": null}', "line 2: query must be a text"),
         (b'{"query_id": "8", "query": ["a", "b"]}', "line 1: query must be a text"),
         (b'{"query_id": {}, "query": "a"}', "line 1: query must be a text, query_id a text or a whole number"),
+        (b'{"query_id": true, "query": "a"}', "line 1: query must be a text, query_id a text or a whole number"),
         (b'{"query": "a"}', "line 1: needs query_id and query"),
     ):
         answer = search(content)
