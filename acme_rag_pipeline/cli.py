@@ -219,7 +219,7 @@ def ask(context: click.Context, question: str, k: int, as_json: bool) -> None:
 @JSON
 @click.pass_context
 def status(context: click.Context, as_json: bool) -> None:
-    """What is promoted and why, how far the served index is behind the documents, counts, last runs."""
+    """What is promoted and why, how far the served index is behind the documents, counts, when each stage last changed."""
     from acme_rag_pipeline.status import store_status
 
     known = store_status(store_of(context, wait_seconds=5), settings_of(context))

@@ -41,7 +41,7 @@ from acme_rag_pipeline_tests.llm_server import ScriptedLLM, in_other_words
 
 pytestmark = pytest.mark.slow
 # Read from the environment here: the fixture that shields tests from outside settings removes it later.
-KILLS = int(os.environ.get("ACME_RAG_TEST_KILLS") or 6)
+KILLS = int(os.environ.get("ACME_RAG_TEST_KILLS") or 5)
 GENERATOR = os.environ.get("ACME_RAG_TEST_GENERATOR") or "offline"
 SEED = int(os.environ.get("ACME_RAG_TEST_SEED") or 20)
 KILLS_BETWEEN_CHECKS = 34
@@ -196,7 +196,7 @@ def test_a_warehouse_that_was_being_created_is_created_by_the_next_run(tmp_path:
     chance = random.Random(SEED)
     unfinished = 0
     context = fork_server()
-    for number in range(25):
+    for number in range(12):
         path = tmp_path / str(number) / "warehouse.duckdb"
         incoming, outgoing = context.Pipe(duplex=False)
         process = context.Process(target=create_warehouse, args=(path, outgoing), daemon=True)

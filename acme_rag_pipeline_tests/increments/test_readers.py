@@ -22,7 +22,7 @@ from acme_rag_pipeline_tests.conftest import write_documents
 from acme_rag_pipeline_tests.increments.worker import fork_server, read_until_told, settings_of, store_of
 
 pytestmark = pytest.mark.slow
-PROMOTIONS = 20
+PROMOTIONS = 14
 QUERY = "hotel prices and days off"
 Scores = dict[tuple[str, int, int, str], float]
 
