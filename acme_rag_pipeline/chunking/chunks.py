@@ -9,7 +9,7 @@ from typing import Any
 
 import duckdb
 
-from acme_rag_pipeline.chunking.near_duplicates import groups, signature
+from acme_rag_pipeline.chunking.near_duplicates import STORED_AS, groups, signature
 from acme_rag_pipeline.chunking.sides import side_of, units
 from acme_rag_pipeline.chunking.splitter import SPLITTER_VERSION, split
 from acme_rag_pipeline.chunking.tokens import TokenCounter
@@ -133,11 +133,14 @@ def _chunks_of(document: dict[str, Any], counter: TokenCounter, max_tokens: int)
 
 def _signatures(store: Store, texts: dict[str, str]) -> dict[str, bytes]:
     with store.warehouse.read() as connection:
-        known = dict(connection.execute("SELECT text_hash, signature FROM minhashes").fetchall())
+        of_scheme = "SELECT text_hash, signature FROM minhashes WHERE scheme = ?"
+        known = dict(connection.execute(of_scheme, [STORED_AS]).fetchall())
     new = {text_hash: signature(text) for text_hash, text in texts.items() if text_hash not in known}
     if new:
         with store.warehouse.write() as connection:
-            insert(connection, "minhashes", [{"text_hash": h, "signature": s} for h, s in new.items()])
+            connection.execute("DELETE FROM minhashes WHERE scheme IS DISTINCT FROM ?", [STORED_AS])
+            rows = [{"text_hash": h, "signature": s, "scheme": STORED_AS} for h, s in new.items()]
+            insert(connection, "minhashes", rows)
     return {text_hash: new.get(text_hash) or known[text_hash] for text_hash in texts}
 
 

@@ -16,13 +16,17 @@ import numpy as np
 
 PERMUTATIONS = 64
 SHINGLE_WORDS = 3
-# Stored signatures are only comparable with those of the same permutation scheme.
 SCHEME = "affine32"
+# Stored signatures are only comparable with those of the same permutations over the same words.
+STORED_AS = f"{SCHEME}, characters of scripts without spaces"
+# Scripts that write no spaces: a clause would be one word, and one changed digit would change all of its 3-grams.
+_UNSPACED = r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
+_WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+")
 
 
 def signature(text: str) -> bytes:
     """The MinHash signature of a passage's word 3-grams, as bytes (64 x uint64)."""
-    words = re.findall(r"\w+", text.lower())
+    words = _WORD.findall(text.lower())
     grams = {" ".join(words[i : i + SHINGLE_WORDS]) for i in range(max(1, len(words) - SHINGLE_WORDS + 1))}
     digests = b"".join(hashlib.sha1(gram.encode("utf-8", "surrogatepass")).digest()[:4] for gram in grams)
     factors, shifts = _permutations()

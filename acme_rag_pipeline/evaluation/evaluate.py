@@ -22,7 +22,7 @@ from acme_rag_pipeline.store.stages import StageResult, data_versions, overtaken
 from acme_rag_pipeline.store.warehouse import reconcile
 
 STAGE = "evaluation_report"
-CODE_VERSION = "8"
+CODE_VERSION = "9"
 
 
 def evaluate(store: Store, settings: Settings) -> StageResult:

@@ -12,6 +12,7 @@ from acme_rag_pipeline.documents.doc_paths import known_doc_path
 from acme_rag_pipeline.evaluation.metrics import Evidence
 from acme_rag_pipeline.evaluation.words import counted
 from acme_rag_pipeline.llm.text import one_line
+from acme_rag_pipeline.pairs.curated_places import span_key
 from acme_rag_pipeline.setting_groups import EvaluationSettings
 from acme_rag_pipeline.settings import Settings, SettingsError
 from acme_rag_pipeline.store.fingerprints import content_hash, fingerprint
@@ -23,7 +24,7 @@ from acme_rag_pipeline.store.text_files import NOT_UTF8, holds_raw_bytes
 from acme_rag_pipeline.store.warehouse import insert, reconcile, records
 
 STAGE = "golden_queries"
-CODE_VERSION = "4"
+CODE_VERSION = "5"
 # Graded judgements go to 3 or 4 as a rule; a gain of 2 ** relevance must stay a number.
 MOST_RELEVANT = 100
 _LONGEST_QUOTED = 200
@@ -298,11 +299,16 @@ def _resolved(
         if document is not None:
             if path not in prepared:
                 prepared[path] = QuotableText.of(document["text"])
-            expected = qrel["sha256"] or seen.get(judgement_id)
-            span, reason = _span(qrel, prepared[path], document["sha256"], expected)
+            # A span without a quote is known by its place, whatever else its line says or stands beside it.
+            by_place = qrel["start"] is not None and not qrel["quote"]
+            key = span_key(path, qrel["start"], qrel["end"]) if by_place else judgement_id
+            # Earlier versions kept all of them by what the line says.
+            first = seen.get(key) or seen.get(judgement_id) or document["sha256"]
+            span, reason = _span(qrel, prepared[path], document["sha256"], qrel["sha256"] or first)
             status = "resolved" if reason is None else "unresolved"
-            if judgement_id not in seen:
-                first_seen.append({"judgement_id": judgement_id, "sha256": document["sha256"]})
+            if key not in seen:
+                seen[key] = first
+                first_seen.append({"judgement_id": key, "sha256": first})
         judgement = {
             "judgement_id": judgement_id,
             "query_id": qrel["query_id"],
@@ -319,9 +325,9 @@ def _resolved(
         ordinals[qrel["query_id"]] += 1
         if status == "resolved":
             # Two quotes may be one place of the document, and the metrics would count a single hit as two.
-            first = places.setdefault((qrel["query_id"], path, span), judgement)
-            if first is not judgement:
-                first["relevance"] = max(first["relevance"], qrel["relevance"])
+            other = places.setdefault((qrel["query_id"], path, span), judgement)
+            if other is not judgement:
+                other["relevance"] = max(other["relevance"], qrel["relevance"])
                 judgement |= {"status": "repeated", "reason": f"the same place of {path} is judged twice"}
             if qrel["relevance"] > 0:
                 units.setdefault(qrel["query_id"], _unit(path, span, chunks.get(path, [])))
@@ -342,7 +348,7 @@ def _resolved(
 
 
 def _span(
-    qrel: dict[str, Any], text: QuotableText, sha256: str, expected: str | None
+    qrel: dict[str, Any], text: QuotableText, sha256: str, expected: str
 ) -> tuple[tuple[int, int] | None, str | None]:
     """The evidence's span today (None: the whole document), and why there is none."""
     if qrel["quote"]:
@@ -350,7 +356,7 @@ def _span(
         return span, None if span else "the quote is not in the document any more"
     if qrel["start"] is None:
         return None, None
-    if expected is not None and expected != sha256:
+    if expected != sha256:
         return None, "the document changed, and without a quote its span cannot be found again"
     if qrel["end"] > len(text.text):
         return None, f"the span ends at {qrel['end']}, the document at {len(text.text)}"

@@ -19,6 +19,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from hashlib import blake2b
 
 from acme_rag_pipeline.documents.parsers import format_of
@@ -26,7 +27,7 @@ from acme_rag_pipeline.pairs.analyzer import ENGLISH_ANALYZER, Analyzer, analyze
 from acme_rag_pipeline.pairs.as_markdown import as_markdown
 from acme_rag_pipeline.pairs.languages import ENGLISH, language_of, most_common_language
 from acme_rag_pipeline.pairs.passage import Passage
-from acme_rag_pipeline.pairs.plain_text import blocks, sentences, strip_markup, without_site_markup, words
+from acme_rag_pipeline.pairs.plain_text import blocks, normal_form, sentences, strip_markup, without_site_markup, words
 
 MAX_CHARACTERS = 20_000
 """Longer passages are read up to here: a question about one passage needs no more."""
@@ -68,6 +69,15 @@ class CorpusStatistics:
     passages_in_section: Mapping[tuple[str, tuple[str, ...]], int]
     language_of_document: Mapping[str, str] = field(default_factory=dict)
     language: str = ENGLISH
+
+    @cached_property
+    def expansions_by_first_word(self) -> Mapping[str, list[tuple[str, str]]]:
+        """Acronyms and the normal form of what they stand for, by its first word."""
+        by_word: dict[str, list[tuple[str, str]]] = {}
+        for short, expansion in self.expansions.items():
+            phrase = normal_form(expansion)
+            by_word.setdefault(phrase.split(" ")[0], []).append((short, phrase))
+        return by_word
 
     @classmethod
     def from_passages(cls, passages: Iterable[Passage], *, with_associates: bool = False) -> CorpusStatistics:

@@ -204,22 +204,34 @@ class Funnel:
 
         A person's query that judges gives way to none of another side: that one is the leak, and drops for it.
         """
-        dropped = []
-        kept: dict[str, list[int]] = {}
+        rows_of: dict[str, list[int]] = {}
         for i in self._kept():
-            earlier = kept.setdefault(self._passage(i).near_duplicate_group, [])
+            rows_of.setdefault(self._passage(i).near_duplicate_group, []).append(i)
+        dropped = [i for rows in rows_of.values() for i in self._repeated_in_group(rows)]
+        return [(i, "repeats another query of the passage") for i in sorted(dropped)]
+
+    def _repeated_in_group(self, rows: Sequence[int]) -> list[int]:
+        """Each row against all that were kept before it in one product: thousands of variants of one form are one group."""
+        dropped = []
+        held = np.empty((len(rows), self.query_vectors.shape[1]), self.query_vectors.dtype)
+        sides = np.empty(len(rows), dtype=object)
+        wordings: dict[str, set[str]] = {}
+        count = 0
+        for i in rows:
             side = self._passage(i).side
             judges = self.pairs[i]["origin"] == "curated" and side in self.held_out
-            key = query_key(self.pairs[i]["query"])
-            if any(
-                key == query_key(self.pairs[j]["query"])
-                or float(self.query_vectors[i] @ self.query_vectors[j]) >= self.settings.query_similarity
-                for j in earlier
-                if not judges or self._passage(j).side == side
-            ):
-                dropped.append((i, "repeats another query of the passage"))
+            of_wording = wordings.setdefault(query_key(self.pairs[i]["query"]), set())
+            alike = held[:count] @ self.query_vectors[i] >= self.settings.query_similarity
+            if judges:
+                repeats = side in of_wording or bool(alike[sides[:count] == side].any())
             else:
-                earlier.append(i)
+                repeats = bool(of_wording) or bool(alike.any())
+            if repeats:
+                dropped.append(i)
+            else:
+                held[count], sides[count] = self.query_vectors[i], side
+                of_wording.add(side)
+                count += 1
         return dropped
 
     def _near_other_sides(self) -> list[tuple[int, str]]:

@@ -193,9 +193,10 @@ def _relevant_acronyms(text: str, statistics: CorpusStatistics, reader: bytes) -
     present = acronyms_in(text)
     found = {short: statistics.expansions[short] for short in present if short in statistics.expansions}
     lowered = f" {normal_form(text)} "
-    for short, expansion in statistics.expansions.items():
-        if short not in found and f" {normal_form(expansion)} " in lowered:
-            found[short] = expansion
+    for word in set(lowered.split(" ")):
+        for short, phrase in statistics.expansions_by_first_word.get(word, ()):
+            if short not in found and f" {phrase} " in lowered:
+                found[short] = statistics.expansions[short]
     # The company's own name stands everywhere and tells no passage from another.
     telling = [short for short in found if statistics.rarity_level(short.lower(), reader) <= _MAX_ACRONYM_LEVEL]
     return {short: found[short] for short in sorted(telling)[:8]}

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from array import array
 from collections import Counter
 from dataclasses import dataclass
+from functools import cached_property
 
 # Below this share of matching characters a quote counts as gone; one changed number in a sentence stays above it.
 FUZZY_SCORE = 88.0
@@ -17,11 +19,23 @@ _SHORTEST_PIECE = 20
 _PIECES_SHARE = 0.6
 _PIECES_STRETCH = 1.6
 _STRETCHES = 20
+_SPACES = re.compile(r"\s+")
 _PIECE_END = re.compile(r"(?<=[.!?:;|])\s+|(?<=[。！？；：])|\n")
 _TYPOGRAPHY = str.maketrans(
     {"‘": "'", "’": "'", "‚": "'", "“": '"', "”": '"', "„": '"', "«": '"', "»": '"',
      "‐": "-", "‑": "-", "‒": "-", "–": "-", "—": "-", "−": "-", "\u00ad": "", "*": "", "_": "", "`": "", "\\": ""}
 )  # fmt: skip
+
+
+class _Folded(dict[int, str]):
+    """Each character's folded form, as `str.translate` asks for it."""
+
+    def __missing__(self, code: int) -> str:
+        self[code] = unicodedata.normalize("NFKC", chr(code)).translate(_TYPOGRAPHY).casefold()
+        return self[code]
+
+
+_FOLDED_CHARACTERS = _Folded()
 
 
 @dataclass(frozen=True)
@@ -30,21 +44,24 @@ class QuotableText:
 
     text: str
     folded: str
-    offsets: tuple[int, ...]
 
     @classmethod
     def of(cls, text: str) -> QuotableText:
         """Fold case, typography, Markdown emphasis and whitespace."""
-        characters: list[str] = []
-        offsets: list[int] = []
-        for position, original in enumerate(text):
-            for character in unicodedata.normalize("NFKC", original).translate(_TYPOGRAPHY).casefold():
+        return cls(text, _SPACES.sub(" ", text.translate(_FOLDED_CHARACTERS)).removeprefix(" "))
+
+    @cached_property
+    def offsets(self) -> array[int]:
+        """Where each folded character stands in the text; worked out for documents in which something was found."""
+        offsets = array("I")
+        after_space = True
+        for position, original in enumerate(self.text):
+            for character in _FOLDED_CHARACTERS[ord(original)]:
                 space = character.isspace()
-                if space and (not characters or characters[-1] == " "):
-                    continue
-                characters.append(" " if space else character)
-                offsets.append(position)
-        return cls(text, "".join(characters), tuple(offsets))
+                if not (space and after_space):
+                    offsets.append(position)
+                after_space = space
+        return offsets
 
     def find(self, quote: str, near: int | None = None) -> tuple[int, int] | None:
         """Span of the quote in the original text, or None.

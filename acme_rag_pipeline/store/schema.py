@@ -18,6 +18,8 @@ TABLES = (
         near_duplicate_group VARCHAR NOT NULL, unit VARCHAR NOT NULL, side VARCHAR NOT NULL)""",
     "CREATE TABLE IF NOT EXISTS chunked_documents(doc_path VARCHAR PRIMARY KEY, fingerprint VARCHAR NOT NULL)",
     "CREATE TABLE IF NOT EXISTS minhashes(text_hash VARCHAR PRIMARY KEY, signature BLOB NOT NULL)",
+    # By which permutations and words; NULL in rows of an earlier version, which are computed anew.
+    "ALTER TABLE minhashes ADD COLUMN IF NOT EXISTS scheme VARCHAR",
     """CREATE TABLE IF NOT EXISTS curated_pairs(
         curated_id VARCHAR PRIMARY KEY, query VARCHAR NOT NULL, doc_path VARCHAR NOT NULL, quote VARCHAR,
         start_char INTEGER, end_char INTEGER, negative VARCHAR, status VARCHAR NOT NULL, reason VARCHAR,

@@ -9,6 +9,7 @@ import numpy as np
 
 from acme_rag_pipeline.embedding.cache import EmbeddingCache
 from acme_rag_pipeline.embedding.encoder import Encoder
+from acme_rag_pipeline.pairs.wording import query_key
 from acme_rag_pipeline.store.passages import LivePassage, PassagePrefix
 from acme_rag_pipeline.training.rows import KeptPair
 from acme_rag_pipeline.training.whitening import soft_whitening, whitened
@@ -42,6 +43,18 @@ class Validation:
             (p for p in passages if p.chunk_id not in own), key=lambda p: hashlib.sha256(p.chunk_id.encode()).digest()
         )
         self.passages = [p for p in passages if p.chunk_id in own] + others[: max(0, LARGEST_HAYSTACK - len(own))]
+
+        # What a person asked about several passages is answered by each of them.
+        self._groups_of_wording: dict[str, list[str]] = {}
+        for pair in self.pairs:
+            if pair.origin == "curated":
+                of_wording = self._groups_of_wording.setdefault(query_key(pair.query), [])
+                of_wording.append(pair.passage.near_duplicate_group)
+
+    def _answering(self, pair: KeptPair) -> list[str]:
+        """Near-duplicate groups whose passages answer a query."""
+        own = [pair.passage.near_duplicate_group]
+        return own + (self._groups_of_wording[query_key(pair.query)] if pair.origin == "curated" else [])
 
     @property
     def usable(self) -> bool:
@@ -111,7 +124,7 @@ class Validation:
         scores = queries @ passages.T
         gains = []
         for line, pair in zip(scores, pairs, strict=True):
-            own = groups == pair.passage.near_duplicate_group
+            own = np.isin(groups, self._answering(pair))
             # The rank of the best passage of the group: those that nearly repeat it are as good an answer. An equal score is
             # no find: a model that gives every text one vector must not look perfect.
             rank = 1 + int((line[~own] >= line[own].max()).sum())
