@@ -151,7 +151,8 @@ class Settings(BaseSettings):
 
     def checked(self) -> "Settings":
         """Raise `SettingsError` for paths that contradict each other or do not exist."""
-        if self.store == self.documents or self.documents in self.store.parents:
+        documents, store = self.documents.resolve(), self.store.resolve()
+        if store == documents or documents in store.parents:
             raise SettingsError(
                 f"ACME_RAG_STORE: {self.store} lies inside the documents folder {self.documents}; choose a folder outside it"
             )

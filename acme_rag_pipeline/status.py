@@ -42,9 +42,6 @@ def store_status(store: Store, settings: Settings) -> dict[str, Any]:
             counts["unreadable_documents"] = connection.execute(
                 "SELECT count(*) FROM documents WHERE status = 'unreadable'"
             ).fetchall()[0][0]
-            files = dict(
-                connection.execute("SELECT doc_path, sha256 FROM documents WHERE status <> 'deleted'").fetchall()
-            )
             stages = records(connection, "SELECT stage, finished_at, summary FROM stages ORDER BY finished_at")
             decisions = records(
                 connection,
@@ -58,10 +55,10 @@ def store_status(store: Store, settings: Settings) -> dict[str, Any]:
     if missing := _missing(store, known["promoted"]):
         known["served_problem"] = missing
     try:
-        same_documents = folder_state(settings) == details.get("served_index", {}).get("sources")
+        same_documents = folder_state(settings, store) == details.get("served_index", {}).get("sources")
         known["up_to_date"] = same_documents and known["last_decision_served"] and not missing
         if not same_documents:
-            known["documents_changed"] = folder_changes(settings, files)
+            known["documents_changed"] = folder_changes(settings, store)
     except DocumentsFolderError as error:
         # The note is the pointer's: both may be true.
         known |= {"up_to_date": False, "documents_problem": str(error)}

@@ -83,6 +83,14 @@ def test_a_store_inside_the_documents_is_refused(tmp_path: Path) -> None:
         Settings.load(root=tmp_path, documents=str(tmp_path / "docs"), store=str(tmp_path / "docs/store"))
 
 
+def test_a_store_that_a_link_leads_into_the_documents_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "mounted").mkdir()
+    (tmp_path / "documents").symlink_to("mounted")
+    settings = Settings.load(root=tmp_path, documents="documents", store="mounted/store")
+    with pytest.raises(SettingsError, match="ACME_RAG_STORE"):
+        settings.checked()
+
+
 def test_a_key_is_never_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "sk-secret-123")
     known = Settings.load(root=tmp_path)

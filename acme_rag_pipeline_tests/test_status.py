@@ -12,6 +12,7 @@ from click.testing import CliRunner
 
 from acme_rag_pipeline.cli import main
 from acme_rag_pipeline.documents.ingest import ingest_documents
+from acme_rag_pipeline.serving.serve import serve
 from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.promotion import Promoted, write_pointer
@@ -54,6 +55,33 @@ def test_what_is_gone_or_has_changed_is_counted_and_not_called_up_to_date(
         assert said in answer
         assert json.loads(status(store, documents, "--json"))["up_to_date"] is False
         shutil.move(store.root / "away", folder)
+    assert "served     up to date" in status(store, documents)
+
+
+def test_an_index_over_chunks_of_earlier_documents_is_not_up_to_date(
+    store: Store, documents: Path, settings_for: Callable[..., Settings]
+) -> None:
+    oracle.run(store, settings_for(), oracle.REFRESH)
+    (documents / "travel.md").unlink()
+    # A refresh that was killed after its first stage, and then a rollback, or a retrain that came first.
+    ingest_documents(store, settings_for())
+    serve(store, settings_for())
+    assert "behind the documents: run `refresh`" in status(store, documents)
+    oracle.run(store, settings_for(), oracle.REFRESH)
+    assert "served     up to date" in status(store, documents)
+
+
+def test_a_record_of_an_earlier_version_is_brought_up_to_date_without_work(
+    store: Store, documents: Path, settings_for: Callable[..., Settings]
+) -> None:
+    oracle.run(store, settings_for(), oracle.REFRESH)
+    with store.warehouse.write() as connection:
+        connection.execute(
+            'UPDATE stages SET summary = json_merge_patch(summary, \'{"details": {"sources": "in another way"}}\') '
+            "WHERE stage = 'served_index'"
+        )
+    assert "up to date" not in status(store, documents)
+    assert serve(store, settings_for()).unchanged
     assert "served     up to date" in status(store, documents)
 
 

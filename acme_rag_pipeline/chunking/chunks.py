@@ -75,7 +75,9 @@ def split_documents(store: Store, settings: Settings) -> StageResult:
             )
             connection.execute("DELETE FROM minhashes WHERE text_hash NOT IN (SELECT text_hash FROM chunks)")
             _retract(connection)
-            return record(connection, StageResult(STAGE, data_version, counts, details=_details(rows)), made_from)
+            # So that nobody takes chunks of yesterday for those of the documents of today.
+            details = _details(rows) | {"documents_version": upstream["documents"]}
+            return record(connection, StageResult(STAGE, data_version, counts, details=details), made_from)
 
 
 def _split_rows(
@@ -169,6 +171,9 @@ def _retract(connection: duckdb.DuckDBPyConnection) -> None:
         "WHERE NOT list_has_all(getvariable('live'), negatives)",
     ):
         retracted += connection.execute(statement).fetchall()[0][0]
+    connection.execute(
+        "UPDATE trained_chunks SET retracted = TRUE WHERE chunk_id NOT IN (SELECT chunk_id FROM chunks) AND retracted IS NOT TRUE"
+    )
     if retracted:
         # When the text comes back, so does the fingerprint that these stages were made from: it must not be trusted.
         connection.execute(

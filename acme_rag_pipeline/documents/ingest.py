@@ -17,7 +17,7 @@ from acme_rag_pipeline.documents.source import (
     read_bytes,
     scan,
 )
-from acme_rag_pipeline.documents.state import RACY_NS, sources_hash
+from acme_rag_pipeline.documents.state import looks_unchanged, sources_hash
 from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store.fingerprints import content_hash, fingerprint, sha256_text
 from acme_rag_pipeline.store.layout import Store
@@ -81,7 +81,8 @@ def _may_be_read(file: SourceFile) -> bool:
 def _row(file: SourceFile, known: dict[str, Any] | None, max_bytes: int, now: int) -> dict[str, Any]:
     parser = parser_for(file.doc_path)
     may_be_read = file.problem is None and file.size <= max_bytes
-    if known and may_be_read and known["status"] == "ok" and _looks_unchanged(file, known, parser):
+    unchanged = known and known["status"] == "ok" and known["parser"] == parser and looks_unchanged(file, known)
+    if known and may_be_read and unchanged:
         return known
     stat = {"doc_path": file.doc_path, "size": file.size, "mtime_ns": file.mtime_ns, "scanned_at_ns": now}
     if file.problem is not None:
@@ -103,16 +104,6 @@ def _row(file: SourceFile, known: dict[str, Any] | None, max_bytes: int, now: in
     except Unreadable as failure:
         return _unreadable(stat, digest, str(failure), parser)
     return _readable(stat, digest, parsed)
-
-
-def _looks_unchanged(file: SourceFile, known: dict[str, Any], parser: str | None) -> bool:
-    return (
-        known["size"] == file.size
-        and known["mtime_ns"] == file.mtime_ns
-        and known["parser"] == parser
-        # Archives, copies and reproducible builds set time stamps; when they did, they cannot set.
-        and max(known["mtime_ns"], file.ctime_ns) < known["scanned_at_ns"] - RACY_NS
-    )
 
 
 def _readable(stat: dict[str, Any], digest: str, parsed: Parsed) -> dict[str, Any]:
@@ -163,7 +154,7 @@ def _sha256_read(row: dict[str, Any]) -> str | None:
 def _details(rows: list[dict[str, Any]]) -> dict[str, Any]:
     alive = [row for row in rows if row["status"] != "deleted"]
     return {
-        "sources": sources_hash((row["doc_path"], _sha256_read(row), row["size"]) for row in alive),
+        "sources": sources_hash((row["doc_path"], _sha256_read(row)) for row in alive),
         "readable": sum(row["status"] == "ok" for row in alive),
         "unreadable": sum(row["status"] == "unreadable" for row in alive),
         "words": sum(len((row["text"] or "").split()) for row in alive),

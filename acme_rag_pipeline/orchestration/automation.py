@@ -50,10 +50,10 @@ def promoted_or_fail(context: dg.OpExecutionContext, pipeline: Pipeline) -> None
     store = pipeline.open_store()
     with plain_failures():
         with store.warehouse.read() as connection:
-            rows = records(connection, "SELECT candidate_key, verdict FROM verdicts ORDER BY evaluated_at DESC LIMIT 1")
+            rows = records(connection, "SELECT verdict FROM verdicts ORDER BY evaluated_at DESC LIMIT 1")
         if not rows:
             raise dg.Failure("gate: nothing has been evaluated yet, run `retrain` first", allow_retries=False)
-        decided = decisions.decision_on(store, rows[0]["candidate_key"])
+        decided = decisions.on_the_newest_candidate(store)
     if decided is not None:
         verdict, reason = decided.verdict, decided.reason
     else:
@@ -83,7 +83,7 @@ def documents_changed(context: dg.SensorEvaluationContext, pipeline: Pipeline) -
     silently drop a revert.
     """
     fail_dead_runs(context.instance)
-    cursor: dict[str, Any] = dict.fromkeys(("seen", "unsettled_since", "behind_since", "shown"))
+    cursor: dict[str, Any] = dict.fromkeys(("seen", "served", "unsettled_since", "behind_since", "shown"))
     # Not from 0: after a person reset the cursor in the UI, every key would be one of before.
     cursor |= {"tries": 0, "sequence": int(time.time())}
     cursor |= _remembered(context.cursor)
@@ -104,6 +104,10 @@ def documents_changed(context: dg.SensorEvaluationContext, pipeline: Pipeline) -
         return skip(
             "the served index is up to date", *_lag(cursor, "current", 0, "readers find the documents of today")
         )
+    if cursor["served"] != served:
+        # A refresh has brought something to the readers, and shown so itself: in a folder that changes all the time what is
+        # served is never that of today, and yet not late.
+        cursor |= {"served": served, "behind_since": None, "shown": None}
     cursor["behind_since"] = cursor["behind_since"] or time.time()
     seconds = time.time() - cursor["behind_since"]
     late: list[dg.AssetCheckEvaluation] = []

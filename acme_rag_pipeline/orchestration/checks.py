@@ -10,11 +10,13 @@ from typing import Any
 
 import dagster as dg
 
+from acme_rag_pipeline.documents.source import DocumentsFolderError
 from acme_rag_pipeline.documents.state import folder_state
 from acme_rag_pipeline.orchestration.presentation import table
 from acme_rag_pipeline.pairs.curated import REJECTED
 from acme_rag_pipeline.pairs.leaks import find_leaks
 from acme_rag_pipeline.retrieval import index
+from acme_rag_pipeline.serving import decisions
 from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store import vectors
 from acme_rag_pipeline.store.layout import Store
@@ -212,9 +214,9 @@ def people_decide(store: Store, settings: Settings) -> dg.AssetCheckResult:
 @_asset_check(asset="promoted_retriever", description="The newest candidate was promoted.")
 def candidate_was_promoted(store: Store, settings: Settings) -> dg.AssetCheckResult:
     """WARN when the champion was kept: a normal outcome, worth a look."""
-    rows = _rows(store, "SELECT verdict, reason, recipe, model_digest FROM promotions ORDER BY decision DESC LIMIT 1")
-    verdict = rows[0]["verdict"] if rows else "none"
-    return dg.AssetCheckResult(passed=verdict == "promoted", severity=WARN, metadata=rows[0] if rows else {})
+    decided = decisions.on_the_newest_candidate(store)
+    shown = {n: getattr(decided, n) for n in ("verdict", "reason", "recipe", "model_digest")} if decided else {}
+    return dg.AssetCheckResult(passed=shown.get("verdict") == decisions.PROMOTED, severity=WARN, metadata=shown)
 
 
 @_asset_check(asset="served_index", description="Readers find exactly the documents of today.")
@@ -225,7 +227,11 @@ def served_index_is_current(store: Store, settings: Settings) -> dg.AssetCheckRe
     named = (promoted.table, promoted.lance_version) == (details.get("table"), details.get("lance_version"))
     rows = _rows_held(store, details) if named else 0
     chunks = _rows(store, "SELECT count(*) AS n FROM chunks")[0]["n"]
-    current = folder_state(settings) == details.get("sources")
+    try:
+        current = folder_state(settings, store) == details.get("sources")
+    except DocumentsFolderError:
+        # Readers have what they have; the next run of `documents` says what is wrong with the folder.
+        current = False
     return dg.AssetCheckResult(
         passed=rows == chunks and current,
         severity=ERROR if rows != chunks else WARN,

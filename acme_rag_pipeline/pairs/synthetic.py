@@ -121,7 +121,7 @@ def write_pairs(store: Store, settings: Settings) -> StageResult:
             rows = [row for row in rows if row["chunk_id"] in live]
             data_version = content_hash(tuple(row.values()) for row in rows)
             counts = reconcile(connection, "pairs", "pair_id", rows, scope="origin <> 'curated'")
-            details |= {"removed": counts.removed} | _look(rows, passages)
+            details |= {"removed": counts.removed, "chunks_version": upstream["chunks"]} | _look(rows, passages)
             if "openai" in names:
                 details |= {"so_far": spent(connection, settings), "examples_shown": len(examples)}
             if warnings:

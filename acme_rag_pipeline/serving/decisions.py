@@ -144,6 +144,13 @@ def candidate_key(candidate: index.PassageEncoder | None) -> str:
     return f"{candidate.model_digest}/{candidate.prefix}" if candidate else "no candidate"
 
 
+def on_the_newest_candidate(store: Store) -> Decision | None:
+    """The decision on the candidate that was evaluated last, which an earlier run may have made; None without one."""
+    with store.warehouse.read() as connection:
+        rows = records(connection, "SELECT candidate_key FROM verdicts ORDER BY evaluated_at DESC LIMIT 1")
+    return decision_on(store, rows[0]["candidate_key"]) if rows else None
+
+
 def decision_on(store: Store, key: str) -> Decision | None:
     """The decision on a candidate by the evidence of its key, if it was made before: no later numbers change it.
 

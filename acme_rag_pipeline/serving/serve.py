@@ -69,8 +69,14 @@ def _serve(
         if clean_up.due(store, settings) and store.idle("writer"):
             with store.writer(STAGE):
                 clean_up.clean_up(store, settings)
-        details = index.nothing_done(unchanged.details)
-        return StageResult(STAGE, unchanged.data_version, unchanged.counts, True, details)
+        details = unchanged.details
+        if details["sources"] != (sources := _sources(store)):
+            # The same documents, looked at anew by another version or in another way.
+            details = details | {"sources": sources}
+            with store.writer(STAGE), store.warehouse.write() as connection:
+                result = StageResult(STAGE, unchanged.data_version, unchanged.counts, details=details)
+                record(connection, result, made_from)
+        return StageResult(STAGE, unchanged.data_version, unchanged.counts, True, index.nothing_done(details))
     with store.writer(STAGE):
         if overtaken(store.warehouse, upstream) or decisions.champion(store, settings) != decision:
             return serve(store, settings)
@@ -226,8 +232,11 @@ def _damaged(store: Store, decision: decisions.Decision, lost: list[str]) -> mod
 
 
 def _sources(store: Store) -> str:
-    """The state of the documents folder that the chunks were made from."""
-    return stored_detail(store.warehouse, "documents", "sources") or ""
+    """The state of the documents folder that the chunks were made from; empty where `documents` has run since."""
+    made_from = stored_detail(store.warehouse, "chunks", "documents_version")
+    today = data_versions(store.warehouse, "documents")["documents"]
+    # Chunks of an earlier version do not say.
+    return (stored_detail(store.warehouse, "documents", "sources") or "") if made_from in (None, today) else ""
 
 
 def _pointer(decision: decisions.Decision, version: int) -> Promoted:

@@ -72,6 +72,8 @@ TABLES = (
     "CREATE TABLE IF NOT EXISTS trained_chunks(chunk_id VARCHAR PRIMARY KEY)",
     # When a retrain saw the chunk first; NULL in rows of an earlier version, which count as old.
     "ALTER TABLE trained_chunks ADD COLUMN IF NOT EXISTS since TIMESTAMPTZ",
+    # Gone since: its questions went too, so that it is new when it comes back.
+    "ALTER TABLE trained_chunks ADD COLUMN IF NOT EXISTS retracted BOOLEAN",
     """CREATE TABLE IF NOT EXISTS evaluations(
         evaluation_id VARCHAR NOT NULL, model_digest VARCHAR NOT NULL, arm VARCHAR NOT NULL, query_set VARCHAR NOT NULL,
         metric VARCHAR NOT NULL, value DOUBLE NOT NULL, low DOUBLE NOT NULL, high DOUBLE NOT NULL,

@@ -98,7 +98,7 @@ def train_candidate(store: Store, settings: Settings) -> StageResult:
         if change_since_training(store).changed_share:
             # Chunks without a pair came or went.
             with store.writer(STAGE), store.warehouse.write() as connection:
-                remember_chunks(connection)
+                remember_chunks(connection, passages, upstream["chunks"])
         if _checkpoints(store) and store.idle("training"):
             with store.writer(STAGE, lock="training"):
                 _drop_checkpoints(store)
@@ -133,7 +133,7 @@ def train_candidate(store: Store, settings: Settings) -> StageResult:
         _drop_checkpoints(store)
         with store.writer(STAGE), store.warehouse.write() as connection:
             forget_trained_pairs(store, connection, {training_key, details.get("training_key")})
-            remember_chunks(connection)
+            remember_chunks(connection, passages, upstream["chunks"])
             identity = [details.get(n) for n in ("model_digest", "passage_prefix", "passage_digest", "twin_digest")]
             result = StageResult(
                 STAGE, fingerprint(identity), details=details | {"training_set": upstream["training_set"]}

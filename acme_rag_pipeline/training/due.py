@@ -11,6 +11,7 @@ from acme_rag_pipeline.retrieval import index
 from acme_rag_pipeline.setting_groups import AutomationSettings
 from acme_rag_pipeline.store import models
 from acme_rag_pipeline.store.layout import Store
+from acme_rag_pipeline.store.passages import LivePassage
 from acme_rag_pipeline.store.warehouse import records
 from acme_rag_pipeline.training.rows import KeptPair
 
@@ -50,7 +51,7 @@ def change_since_training(store: Store) -> ChangeSinceTraining:
     with store.warehouse.read() as connection:
         total, trained, common = connection.execute(
             "SELECT (SELECT count(*) FROM chunks), (SELECT count(*) FROM trained_chunks), "
-            "(SELECT count(*) FROM chunks JOIN trained_chunks USING (chunk_id))"
+            "(SELECT count(*) FROM chunks JOIN trained_chunks USING (chunk_id) WHERE retracted IS NOT TRUE)"
         ).fetchall()[0]
     union = total + trained - common
     share = (union - common) / union if union and trained else 1.0
@@ -110,11 +111,26 @@ def retrain_due(
     return RetrainDue(newest, f"the newest candidate stays: {change}, fewer than {limit}")
 
 
-def remember_chunks(connection: duckdb.DuckDBPyConnection) -> None:
-    """Note that the chunks of today are dealt with: changes count from here."""
+def remember_chunks(
+    connection: duckdb.DuckDBPyConnection, passages: Sequence[LivePassage], chunks_version: str
+) -> None:
+    """Note that these passages are dealt with: changes count from here.
+
+    Args:
+        connection: to write with.
+        passages: those that were live when the run read them; a refresh beside a long run may have brought others since.
+        chunks_version: data version of these chunks. Where `synthetic_pairs` asked about earlier ones, only those with a
+            question count.
+    """
+    rows = records(connection, "SELECT summary FROM stages WHERE stage = 'synthetic_pairs'")
+    asked_about = json.loads(rows[0]["summary"])["details"].get("chunks_version") if rows else None
+    with_questions = "" if asked_about in (None, chunks_version) else "AND chunk_id IN (SELECT chunk_id FROM pairs) "
+    seen = [passage.chunk_id for passage in passages]
     connection.execute("DELETE FROM trained_chunks WHERE chunk_id NOT IN (SELECT chunk_id FROM chunks)")
     connection.execute(
-        "INSERT OR IGNORE INTO trained_chunks (chunk_id, since) SELECT chunk_id, ? FROM chunks", [index.now()]
+        "INSERT INTO trained_chunks (chunk_id, since) SELECT chunk_id, ? FROM chunks "
+        f"WHERE list_contains(?, chunk_id) {with_questions}ON CONFLICT DO UPDATE SET retracted = NULL",
+        [index.now(), seen],
     )
 
 

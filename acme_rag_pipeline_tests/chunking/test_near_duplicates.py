@@ -43,7 +43,7 @@ def test_a_stored_signature_is_the_one_that_the_library_computes() -> None:
     assert np.array_equal(np.frombuffer(signature(text), dtype="<u8"), sketch.hashvalues)
 
 
-@pytest.mark.parametrize("text", ["", "one", "two words", "Émigré 日本語 🙂 " * 50, "\ud800 lone surrogate here"])
+@pytest.mark.parametrize("text", ["", "one", "two words", "Émigré naïveté 🙂 " * 50, "\ud800 lone surrogate here"])
 def test_odd_texts_have_the_library_s_signature_too(text: str) -> None:
     words = re.findall(r"\w+", text.lower())
     sketch = MinHash(num_perm=PERMUTATIONS, seed=1, scheme=SCHEME)
@@ -96,3 +96,21 @@ def test_thousands_of_variants_of_one_form_are_one_group() -> None:
     np.put_along_axis(values, changed, generator.integers(0, 2**32, changed.shape, dtype=np.uint64), axis=1)
     found = groups({f"p{number:04}": row.tobytes() for number, row in enumerate(values)}, 0.7)
     assert set(found.values()) == {"p0000"}
+
+
+@pytest.mark.parametrize(
+    ("text", "then", "now"),
+    [
+        ("员工每年享有三十天带薪年假，须提前十个工作日在系统中申请，经理应在三个工作日内答复。未休完的假期最多可结转五天，并于七月一日失效。", "三十天", "二十天"),
+        ("従業員は年に30日の有給休暇を取得できます。休暇は10営業日前までにシステムで申請してください。上司は3営業日以内に回答します。", "30日", "28日"),
+        ("พนักงานทุกคนมีสิทธิลาพักร้อนปีละ 30 วัน ต้องยื่นคำขอในระบบล่วงหน้าอย่างน้อยสิบวันทำการ หัวหน้าจะตอบภายในสามวันทำการ", "30 วัน", "28 วัน"),
+    ],
+    ids=["Chinese", "Japanese", "Thai"],
+)  # fmt: skip
+def test_a_version_with_another_number_is_a_near_duplicate_where_no_spaces_are_written(
+    text: str, then: str, now: str
+) -> None:
+    other = "这是一份完全不同的文件，讲的是办公室的停车位和访客证。"
+    signatures = {"a": signature(text), "b": signature(text.replace(then, now)), "c": signature(other)}
+    found = groups(signatures, 0.7)
+    assert found["a"] == found["b"] != found["c"]

@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 
-from acme_rag_pipeline.documents import ingest as ingest_module
 from acme_rag_pipeline.documents import state
 from acme_rag_pipeline.documents.ingest import ingest_documents
 from acme_rag_pipeline.documents.source import DocumentsFolderError
@@ -141,7 +140,7 @@ def test_other_content_under_an_old_size_and_time_stamp_is_seen(
         path.symlink_to("../.leave.md")
     age(documents)
     # What happened before the run is long ago.
-    monkeypatch.setattr(ingest_module, "RACY_NS", 0)
+    monkeypatch.setattr(state, "RACY_NS", 0)
     monkeypatch.setattr(state, "RACY_NS", 0)
     time.sleep(0.05)
     first = ingest()
@@ -164,7 +163,7 @@ def test_a_file_with_an_old_time_stamp_is_not_read_again(
     ingest: Ingest, documents: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     age(documents)
-    monkeypatch.setattr(ingest_module, "RACY_NS", 0)
+    monkeypatch.setattr(state, "RACY_NS", 0)
     time.sleep(0.05)
     first = ingest()
     break_disk(monkeypatch, documents / "travel.md")
@@ -382,7 +381,7 @@ def test_a_sub_folder_that_cannot_be_listed_deletes_nothing(
 
 
 def test_the_sensor_sees_the_state_that_the_stage_reports(
-    ingest: Ingest, documents: Path, settings_for: Callable[..., Settings]
+    ingest: Ingest, store: Store, documents: Path, settings_for: Callable[..., Settings]
 ) -> None:
     (documents / "bad.pdf").write_bytes(b"%PDF-")
     (documents / "broken.md").symlink_to("gone.md")
@@ -390,3 +389,30 @@ def test_the_sensor_sees_the_state_that_the_stage_reports(
     (documents / "travel.md").write_text(f"# Travel {time.time_ns()}", encoding="utf-8")
     changed = folder_state(settings_for())
     assert changed == ingest().details["sources"]
+    assert changed == folder_state(settings_for(), store), "by what the stage knows"
+    # A log that nobody may read grows: nothing that readers could find has changed.
+    limited = settings_for(document={"max_megabytes": 0.001})
+    log = documents / "large.log"
+    log.write_bytes(b"x" * 2000)
+    before = ingest_documents(store, limited)
+    assert folder_state(limited) == before.details["sources"]
+    log.write_bytes(b"x" * 3000)
+    assert folder_state(limited) == before.details["sources"]
+    log.write_bytes(b"It is short now.")
+    assert folder_state(limited) != before.details["sources"]
+
+
+def test_what_the_stage_has_read_is_not_read_again(
+    ingest: Ingest,
+    store: Store,
+    documents: Path,
+    settings_for: Callable[..., Settings],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    age(documents)
+    monkeypatch.setattr(state, "RACY_NS", 0)
+    done = ingest()
+    monkeypatch.setattr(state, "_HASHES", {})
+    monkeypatch.setattr(state, "read_bytes", lambda *_: pytest.fail("a file was read"))
+    assert folder_state(settings_for(), store) == done.details["sources"]
+    assert state.folder_changes(settings_for(), store) == {"new": 0, "changed": 0, "deleted": 0}

@@ -19,7 +19,7 @@ from acme_rag_pipeline.evaluation.contestants import Contest, arms_for, contest,
 from acme_rag_pipeline.evaluation.gate import Decision
 from acme_rag_pipeline.evaluation.golden import JudgedQuery
 from acme_rag_pipeline.evaluation.metrics import PRIMARY, Evidence
-from acme_rag_pipeline.evaluation.query_sets import GOLDEN, HELD_OUT
+from acme_rag_pipeline.evaluation.query_sets import GOLDEN, HELD_OUT, held_out_queries
 from acme_rag_pipeline.evaluation.report_content import report_of
 from acme_rag_pipeline.evaluation.similarity import similarities
 from acme_rag_pipeline.retrieval import index
@@ -60,7 +60,8 @@ def test_a_document_is_new_until_a_training_before_the_decision_saw_it(store: St
         # A chunk that a store of an earlier version recorded has no time.
         for path, since in (("hr/leave.md", None), ("travel.md", DECIDED - timedelta(days=1)), ("remote.txt", DECIDED)):
             connection.execute(
-                "INSERT INTO trained_chunks SELECT chunk_id, ? FROM chunks WHERE doc_path = ?", [since, path]
+                "INSERT INTO trained_chunks (chunk_id, since) SELECT chunk_id, ? FROM chunks WHERE doc_path = ?",
+                [since, path],
             )
     assert ages(store) == ["old", "old", "new"]
 
@@ -171,6 +172,29 @@ def test_questions_about_what_a_twin_was_trained_on_are_left_out_and_that_is_sai
     nothing = run(store, settings, measured, "nothing is left")
     assert HELD_OUT not in nothing.queries
     assert nothing.winner is None
+
+
+def test_what_a_person_asked_about_several_passages_is_one_query_that_all_of_them_answer(
+    store: Store, settings: Settings
+) -> None:
+    passages = live_passages(store.warehouse)
+    asked = [
+        ("1", "curated", "Who pays?", 0, "test", None),
+        ("2", "curated", "who pays", 1, "test", None),
+        ("3", "curated", "Who pays?", 2, "train", "same wording as a held-out query"),
+        ("4", "offline", "When?", 3, "test", None),
+        ("5", "offline", "when", 4, "test", None),
+    ]
+    rows = [
+        {"pair_id": i, "side": side, "dropped_because": why, "query": query, "chunk_id": passages[n].chunk_id, "origin": origin,
+         "style": "question", "method": "m", "unit": "u", "overlap": 0.0, "negatives": []}
+        for i, origin, query, n, side, why in asked
+    ]  # fmt: skip
+    with store.warehouse.write() as connection:
+        insert(connection, "training_pairs", rows)
+    found = {query.query_id: query.evidence for query in held_out_queries(store, "test")}
+    assert {name: len(evidence) for name, evidence in found.items()} == {"1": 3, "4": 1, "5": 1}
+    assert {(e.start, e.end) for e in found["1"]} == {(p.start_char, p.end_char) for p in passages[:3]}
 
 
 def candidate_over(settings: Settings, decided_before: int = 0) -> Contest:

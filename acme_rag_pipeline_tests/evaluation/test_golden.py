@@ -148,3 +148,24 @@ def test_what_is_said_of_a_judged_set_is_no_flood_and_moves_no_cursor(
     assert "could not be resolved ([2Jwho? and who else?" in note
     assert note.isprintable()
     assert len(note) < 1000
+
+
+def test_a_span_of_an_edited_document_stays_unresolved_whatever_happens_to_the_lines_beside_it(
+    store: Store, settings_for: Callable[..., Settings], documents: Path, tmp_path: Path
+) -> None:
+    lines = [{"query_id": "a", "doc_path": "travel.md", "start": n, "end": n + 17} for n in (0, 40)]
+
+    def unresolved(name: str, judged: list[dict[str, Any]]) -> list[int]:
+        resolved(store, settings_for, tmp_path / name, judged)
+        with store.warehouse.read() as connection:
+            query = "SELECT ordinal FROM golden_judgements WHERE status = 'unresolved' ORDER BY ordinal"
+            return [row[0] for row in connection.execute(query).fetchall()]
+
+    assert unresolved("first", lines) == []
+    (documents / "travel.md").write_text("# Travel\n\n" + "Everything is another text by now. " * 20)
+    assert unresolved("edited", lines) == [0, 1]
+    assert unresolved("without the first", lines[1:]) == [0]
+    assert unresolved("another grade", [line | {"relevance": 2} for line in lines]) == [0, 1]
+    assert unresolved("a new span", [lines[0], {"query_id": "a", "doc_path": "travel.md", "start": 5, "end": 30}]) == [
+        0
+    ]

@@ -186,6 +186,23 @@ def test_a_lag_of_many_minutes_turns_red_even_while_a_run_is_under_way(
     assert watch.shown == [False]
 
 
+def test_a_folder_that_changes_all_the_time_is_not_late_while_refreshes_succeed_and_red_when_they_do_not(
+    watch: Watch, documents: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACME_RAG_AUTOMATION__LATE_AFTER_MINUTES", "10")
+    started = automation.time.time()
+    for minute in range(0, 60, 5):
+        monkeypatch.setattr(automation.time, "time", lambda passed=minute: started + 60 * passed)
+        (documents / "travel.md").write_text(f"# Travel\n\nMinute {minute}.", encoding="utf-8")
+        serve_now(watch)
+        (documents / "travel.md").write_text(f"# Travel\n\nMinute {minute} and a half.", encoding="utf-8")
+        watch.tick()
+    assert watch.shown == []
+    monkeypatch.setattr(automation.time, "time", lambda: started + 60 * 75)
+    watch.tick()
+    assert watch.shown == [False]
+
+
 def test_the_schedule_retrains_for_changed_documents_and_for_what_people_judged(
     documents: Path, tmp_path: Path
 ) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from acme_rag_pipeline.evaluation.contestants import candidate_undecided, contest
+from acme_rag_pipeline.orchestration import checks
 from acme_rag_pipeline.orchestration.automation import gate
 from acme_rag_pipeline.orchestration.resources import Pipeline
 from acme_rag_pipeline.retrieval.index import PassageEncoder
@@ -289,3 +290,19 @@ def test_golden_queries_are_new_evidence_only_where_they_decide(
     with store.warehouse.write() as connection:
         connection.execute("UPDATE golden_judgements SET judgement_id = 'j', start_char = 7, end_char = 24")
     assert contest(store, settings).candidate_key == quoted, "a quote is the same evidence wherever it stands"
+
+
+def test_the_check_is_about_the_newest_candidate_also_where_it_was_decided_on_before(
+    store: Store, settings: Settings
+) -> None:
+    for number, (verdict, key) in enumerate([("kept: not significant", "first"), ("promoted", "second")]):
+        evaluated(store, verdict, key, number)
+        decisions.decide_promotion(store, settings)
+    (found,) = checks.results("promoted_retriever", store, settings)
+    assert found.passed
+    # An edit was reverted: the first candidate is the newest again, and nothing is decided on it anew.
+    evaluated(store, "promoted", "first", 2)
+    decisions.decide_promotion(store, settings)
+    (found,) = checks.results("promoted_retriever", store, settings)
+    assert not found.passed
+    assert found.metadata["verdict"].value == "kept: not significant"

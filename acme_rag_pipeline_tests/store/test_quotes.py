@@ -120,3 +120,13 @@ def test_every_piece_of_a_text_is_found_where_its_words_stand(text: str, data: s
         assert not folded or folded not in prepared.folded
     else:
         assert folded in QuotableText.of(text[span[0] : span[1]]).folded
+
+
+@given(st.text(st.one_of(st.sampled_from("ab *_`\\\n\t\u00a0ﬁ“–ẞİ\u00ad\u3000½…"), st.characters()), max_size=60))
+def test_each_folded_character_knows_where_it_came_from(text: str) -> None:
+    prepared = QuotableText.of(text)
+    assert len(prepared.offsets) == len(prepared.folded)
+    assert list(prepared.offsets) == sorted(prepared.offsets)
+    for at, character in enumerate(prepared.folded):
+        alone = QuotableText.of(text[prepared.offsets[at]]).folded
+        assert character in alone or (character == " " and text[prepared.offsets[at]].isspace())

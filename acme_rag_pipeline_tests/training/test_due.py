@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from acme_rag_pipeline.chunking.chunks import split_documents
+from acme_rag_pipeline.documents.ingest import ingest_documents
 from acme_rag_pipeline.setting_groups import AutomationSettings
+from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store import models
 from acme_rag_pipeline.store.layout import Store
-from acme_rag_pipeline.store.passages import LivePassage
-from acme_rag_pipeline.store.stages import StageResult, record
+from acme_rag_pipeline.store.passages import LivePassage, live_passages
+from acme_rag_pipeline.store.stages import StageResult, data_versions, record
 from acme_rag_pipeline.store.warehouse import insert
-from acme_rag_pipeline.training.due import retrain_due
+from acme_rag_pipeline.training.due import change_since_training, remember_chunks, retrain_due
 from acme_rag_pipeline.training.rows import KeptPair
 
 TWO_PERCENT = AutomationSettings(retrain_changed_share=0.02)
@@ -130,3 +135,53 @@ def test_a_candidate_that_knows_what_is_held_out_today_never_stays(trained: Stor
 def test_pairs_that_were_dropped_for_other_reasons_are_only_gone(trained: Store) -> None:
     held_out(trained, dropped_because="repeats another query of the passage")
     assert retrain_due(trained, PAIRS[1:], "c", TWO_PERCENT).candidate is not None
+
+
+def test_text_that_went_and_came_back_is_new_since_its_questions_went_too(
+    store: Store, documents: Path, settings_for: Callable[..., Settings]
+) -> None:
+    def refreshed() -> str:
+        ingest_documents(store, settings_for())
+        split_documents(store, settings_for())
+        return data_versions(store.warehouse, "chunks")["chunks"]
+
+    version = refreshed()
+    with store.warehouse.write() as connection:
+        remember_chunks(connection, live_passages(store.warehouse), version)
+    assert change_since_training(store).added == 0
+    text = (documents / "travel.md").read_text()
+    (documents / "travel.md").unlink()
+    refreshed()
+    gone = change_since_training(store)
+    assert gone.removed > 0
+    (documents / "travel.md").write_text(text)
+    assert refreshed() == version
+    assert change_since_training(store).added == gone.removed
+    with store.warehouse.write() as connection:
+        remember_chunks(connection, live_passages(store.warehouse), version)
+    assert change_since_training(store).changed_share == 0
+
+
+def test_what_a_refresh_brought_beside_a_long_run_is_still_to_be_dealt_with(
+    store: Store, documents: Path, settings_for: Callable[..., Settings]
+) -> None:
+    ingest_documents(store, settings_for())
+    split_documents(store, settings_for())
+    at_the_start = live_passages(store.warehouse)
+    asked_about = data_versions(store.warehouse, "chunks")["chunks"]
+    (documents / "new.md").write_text("# New\n\nA refresh found this while the model trained.\n")
+    ingest_documents(store, settings_for())
+    split_documents(store, settings_for())
+    with store.warehouse.write() as connection:
+        remember_chunks(connection, at_the_start, asked_about)
+    assert change_since_training(store).added == 1
+    # It came while the LLM was asked: the training read it, and nobody has asked about it.
+    now = data_versions(store.warehouse, "chunks")["chunks"]
+    with store.warehouse.write() as connection:
+        record(connection, StageResult("synthetic_pairs", "v", details={"chunks_version": asked_about}), "f")
+        remember_chunks(connection, live_passages(store.warehouse), now)
+    assert change_since_training(store).added == 1
+    with store.warehouse.write() as connection:
+        record(connection, StageResult("synthetic_pairs", "v", details={"chunks_version": now}), "f")
+        remember_chunks(connection, live_passages(store.warehouse), now)
+    assert change_since_training(store).added == 0

@@ -6,6 +6,7 @@ from acme_rag_pipeline.orchestration import checks
 from acme_rag_pipeline.orchestration.assets.documents import OWNERS, REFRESHED_DAILY, chunks
 from acme_rag_pipeline.orchestration.assets.evaluation import evaluation_report
 from acme_rag_pipeline.orchestration.assets.indexes import base_index, fine_tuned_index
+from acme_rag_pipeline.orchestration.assets.training_data import training_set
 from acme_rag_pipeline.orchestration.resources import Pipeline
 from acme_rag_pipeline.serving import decisions, serve
 
@@ -24,7 +25,8 @@ def promoted_retriever(context: dg.AssetExecutionContext, pipeline: Pipeline) ->
 
 
 @dg.asset(
-    deps=[chunks, base_index, fine_tuned_index, promoted_retriever],
+    # The queries that were written for the passages are searched too.
+    deps=[chunks, training_set, base_index, fine_tuned_index, promoted_retriever],
     group_name="serving",
     kinds={"python", "lancedb"},
     owners=OWNERS,
