@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +137,11 @@ def test_pairs_that_were_dropped_for_other_reasons_are_only_gone(trained: Store)
     assert retrain_due(trained, PAIRS[1:], "c", TWO_PERCENT).candidate is not None
 
 
+def remember(store: Store, passages: Sequence[LivePassage], chunks_version: str) -> None:
+    with store.warehouse.write() as connection:
+        remember_chunks(connection, passages, chunks_version)
+
+
 def test_text_that_went_and_came_back_is_new_since_its_questions_went_too(
     store: Store, documents: Path, settings_for: Callable[..., Settings]
 ) -> None:
@@ -146,8 +151,7 @@ def test_text_that_went_and_came_back_is_new_since_its_questions_went_too(
         return data_versions(store.warehouse, "chunks")["chunks"]
 
     version = refreshed()
-    with store.warehouse.write() as connection:
-        remember_chunks(connection, live_passages(store.warehouse), version)
+    remember(store, live_passages(store.warehouse), version)
     assert change_since_training(store).added == 0
     text = (documents / "travel.md").read_text()
     (documents / "travel.md").unlink()
@@ -157,8 +161,7 @@ def test_text_that_went_and_came_back_is_new_since_its_questions_went_too(
     (documents / "travel.md").write_text(text)
     assert refreshed() == version
     assert change_since_training(store).added == gone.removed
-    with store.warehouse.write() as connection:
-        remember_chunks(connection, live_passages(store.warehouse), version)
+    remember(store, live_passages(store.warehouse), version)
     assert change_since_training(store).changed_share == 0
 
 
@@ -172,16 +175,15 @@ def test_what_a_refresh_brought_beside_a_long_run_is_still_to_be_dealt_with(
     (documents / "new.md").write_text("# New\n\nA refresh found this while the model trained.\n")
     ingest_documents(store, settings_for())
     split_documents(store, settings_for())
-    with store.warehouse.write() as connection:
-        remember_chunks(connection, at_the_start, asked_about)
+    remember(store, at_the_start, asked_about)
     assert change_since_training(store).added == 1
     # It came while the LLM was asked: the training read it, and nobody has asked about it.
     now = data_versions(store.warehouse, "chunks")["chunks"]
     with store.warehouse.write() as connection:
         record(connection, StageResult("synthetic_pairs", "v", details={"chunks_version": asked_about}), "f")
-        remember_chunks(connection, live_passages(store.warehouse), now)
+    remember(store, live_passages(store.warehouse), now)
     assert change_since_training(store).added == 1
     with store.warehouse.write() as connection:
         record(connection, StageResult("synthetic_pairs", "v", details={"chunks_version": now}), "f")
-        remember_chunks(connection, live_passages(store.warehouse), now)
+    remember(store, live_passages(store.warehouse), now)
     assert change_since_training(store).added == 0
