@@ -3,8 +3,9 @@
     python benchmarks/growth.py [--pieces 50000] [--forms 8000]
 
 The embedded generator reads passages of one piece of markup repeated, such as `[` or `<!--`, which a careless pattern
-reads in quadratic time; the near-duplicates of thousands of variants of one form must not be compared two by two. Each
-row gives the seconds of the processor for half of the text and for all of it, and their ratio; the faster of three runs
+reads in quadratic time; the near-duplicates of thousands of variants of one form must not be compared two by two, nor
+their queries in a Python loop (each with each they are, in one product: four times for twice as many, from little); a
+quote is looked for in every document. Each row gives the seconds of the processor for half of the text and for all of it, and their ratio; the faster of three runs
 counts.
 """
 
@@ -21,6 +22,8 @@ from acme_rag_pipeline.chunking.near_duplicates import PERMUTATIONS, groups, sig
 from acme_rag_pipeline.pairs.corpus_statistics import CorpusStatistics
 from acme_rag_pipeline.pairs.offline import OfflineParameters, render, write
 from acme_rag_pipeline.pairs.passage import Passage
+from acme_rag_pipeline.pairs.repeated_queries import repeated
+from acme_rag_pipeline.store.quotes import QuotableText
 
 PIECES = ["[", "(", "a|", "<!--", "A ", "x", "to a ", "If you ", "[a](", "ABC (Aaa ", "&amp;", "_a", "word. "]
 PIECES += ["[[a|", "{/*", "{% comment %}", "\n> [!a]"]
@@ -36,6 +39,8 @@ def main() -> None:
     for piece in PIECES:
         show(f"{given.pieces} times {piece!r}", *(reader(piece, n) for n in (given.pieces // 2, given.pieces)))
     show(f"{given.forms} variants of one form", *(grouping(n) for n in (given.forms // 2, given.forms)))
+    show(f"{given.forms} queries of one form", *(repeats(n) for n in (given.forms // 2, given.forms)))
+    show(f"a quote in {given.forms} kB of text", *(folding(n) for n in (given.forms // 2, given.forms)))
 
 
 def show(name: str, half: Callable[[], object], whole: Callable[[], object]) -> None:
@@ -67,6 +72,20 @@ def grouping(count: int) -> Callable[[], object]:
     np.put_along_axis(values, changed, generator.integers(0, 2**32, changed.shape, dtype=np.uint64), axis=1)
     signatures = {f"p{number:05}": row.tobytes() for number, row in enumerate(values)}
     return lambda: groups(signatures, 0.7)
+
+
+def repeats(count: int) -> Callable[[], object]:
+    """Which of the queries of one near-duplicate group repeat another; none does, so that all are kept."""
+    vectors = np.random.default_rng(1).normal(size=(count, 384)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    wordings = [f"query {number}" for number in range(count)]
+    return lambda: repeated(wordings, vectors, ["train"] * count, [False] * count, 0.95)
+
+
+def folding(kilobytes: int) -> Callable[[], object]:
+    """A document folded for the search of a quote that is not in it."""
+    text = "Trips under five hours go by rail; ask the cost centre owner.\n" * (kilobytes * 1_000 // 62)
+    return lambda: QuotableText.of(text).find_all("Flights need an approval when they cost more.")
 
 
 if __name__ == "__main__":

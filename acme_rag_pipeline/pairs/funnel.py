@@ -13,6 +13,7 @@ import numpy as np
 
 from acme_rag_pipeline.embedding.base_model import resolve_base_model
 from acme_rag_pipeline.pairs.hard_negatives import mine
+from acme_rag_pipeline.pairs.repeated_queries import repeated
 from acme_rag_pipeline.pairs.wording import query_key, word_overlap
 from acme_rag_pipeline.retrieval import index
 from acme_rag_pipeline.retrieval.retriever import lexical
@@ -207,32 +208,19 @@ class Funnel:
         rows_of: dict[str, list[int]] = {}
         for i in self._kept():
             rows_of.setdefault(self._passage(i).near_duplicate_group, []).append(i)
-        dropped = [i for rows in rows_of.values() for i in self._repeated_in_group(rows)]
+        dropped: list[int] = []
+        for rows in rows_of.values():
+            sides = [self._passage(i).side for i in rows]
+            curated = [self.pairs[i]["origin"] == "curated" for i in rows]
+            found = repeated(
+                [query_key(self.pairs[i]["query"]) for i in rows],
+                self.query_vectors[rows],
+                sides,
+                [by_person and side in self.held_out for by_person, side in zip(curated, sides, strict=True)],
+                self.settings.query_similarity,
+            )
+            dropped += [rows[position] for position in found]
         return [(i, "repeats another query of the passage") for i in sorted(dropped)]
-
-    def _repeated_in_group(self, rows: Sequence[int]) -> list[int]:
-        """Each row against all that were kept before it in one product: thousands of variants of one form are one group."""
-        dropped = []
-        held = np.empty((len(rows), self.query_vectors.shape[1]), self.query_vectors.dtype)
-        sides = np.empty(len(rows), dtype=object)
-        wordings: dict[str, set[str]] = {}
-        count = 0
-        for i in rows:
-            side = self._passage(i).side
-            judges = self.pairs[i]["origin"] == "curated" and side in self.held_out
-            of_wording = wordings.setdefault(query_key(self.pairs[i]["query"]), set())
-            alike = held[:count] @ self.query_vectors[i] >= self.settings.query_similarity
-            if judges:
-                repeats = side in of_wording or bool(alike[sides[:count] == side].any())
-            else:
-                repeats = bool(of_wording) or bool(alike.any())
-            if repeats:
-                dropped.append(i)
-            else:
-                held[count], sides[count] = self.query_vectors[i], side
-                of_wording.add(side)
-                count += 1
-        return dropped
 
     def _near_other_sides(self) -> list[tuple[int, str]]:
         """A training pair whose passage nearly repeats one that is held out, or whose query asks nearly the same as one there, leaks it."""

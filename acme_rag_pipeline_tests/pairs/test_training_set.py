@@ -13,13 +13,12 @@ import numpy as np
 from acme_rag_pipeline.chunking.chunks import split_documents
 from acme_rag_pipeline.documents.ingest import ingest_documents
 from acme_rag_pipeline.orchestration.checks import nothing_leaks
-from acme_rag_pipeline.pairs.funnel import Funnel
 from acme_rag_pipeline.pairs.heading_queries import heading_queries
 from acme_rag_pipeline.pairs.leaks import Leaks, find_leaks
+from acme_rag_pipeline.pairs.repeated_queries import repeated
 from acme_rag_pipeline.pairs.training_set import build_training_set
 from acme_rag_pipeline.retrieval import Retriever
 from acme_rag_pipeline.serving.serve import serve
-from acme_rag_pipeline.setting_groups import PairSettings
 from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.passages import LivePassage
@@ -421,29 +420,19 @@ def test_the_name_of_a_file_is_no_heading() -> None:
 def test_repeats_in_a_large_group_are_those_that_each_pair_of_queries_would_say() -> None:
     """Against the comparison of each with each, which a form with thousands of variants cannot afford."""
     draws = np.random.default_rng(3)
-    sides = ["train", "train", "validation", "test"]
-    funnel = object.__new__(Funnel)
-    funnel.passages = [
-        LivePassage(str(n), "form.md", 0, 9, "Form", (), f"variant {n}", "one group", "form.md", sides[n % 4]) for n in range(60)
-    ]  # fmt: skip
-    funnel.position = {passage.chunk_id: n for n, passage in enumerate(funnel.passages)}
-    funnel.pairs = [
-        {"query": f"wording {draws.integers(40)}", "chunk_id": str(n % 60), "origin": "curated" if n % 3 == 0 else "offline"}
-        for n in range(180)
-    ]  # fmt: skip
+    wordings = [f"wording {draws.integers(40)}" for _ in range(180)]
+    sides = [("train", "train", "validation", "test")[draws.integers(4)] for _ in range(180)]
+    judging = [side != "train" and number % 3 == 0 for number, side in enumerate(sides)]
     vectors = draws.normal(size=(180, 4))
-    funnel.query_vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
-    funnel.settings, funnel.dropped, funnel.held_out = PairSettings(), {}, {"validation", "test"}
+    vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
     expected: list[int] = []
     kept: list[int] = []
-    for i, pair in enumerate(funnel.pairs):
-        side = funnel._passage(i).side
-        judges = pair["origin"] == "curated" and side in funnel.held_out
+    for i in range(180):
         repeats = any(
-            pair["query"] == funnel.pairs[j]["query"] or funnel.query_vectors[i] @ funnel.query_vectors[j] >= 0.95
+            wordings[i] == wordings[j] or vectors[i] @ vectors[j] >= 0.95
             for j in kept
-            if not judges or funnel._passage(j).side == side
+            if not judging[i] or sides[j] == sides[i]
         )
         (expected if repeats else kept).append(i)
     assert 20 < len(expected) < 160
-    assert [i for i, _ in funnel._repeated()] == expected
+    assert repeated(wordings, vectors, sides, judging, 0.95) == expected
