@@ -43,7 +43,7 @@ from acme_rag_pipeline_tests.training.test_strategies import build_up_to_trainin
 
 pytestmark = pytest.mark.slow
 CARD = f"Ours.\n\n## Evaluation\n\n{EVALUATION_BEGINS}\nNot evaluated yet.\n{EVALUATION_ENDS}\n\nBy us.\n"
-FOLDERS = ("remote-work", "handbook")
+FOLDERS = ("leave", "travel", "remote-work")
 
 
 def noisy(folder: Path, target: Path, noise: float) -> Path:
