@@ -231,7 +231,7 @@ class Run:
         if reply.content:
             # A server that does not count, or only one of the two.
             used = (used[0] or job.estimate.prompt_tokens, used[1] or len(reply.content) // 4)
-        if reply.content:
+        if reply.content or used[1]:  # what a model only thought is paid, too
             self._longest_answer = max(self._longest_answer, used[1], 1)
             self._counted += 1
         self._prompt_tokens += used[0]

@@ -365,6 +365,20 @@ def test_a_budget_of_tokens_holds_for_a_model_that_answers_at_length() -> None:
     assert outcome.stopped == "budget"
 
 
+def test_a_budget_of_tokens_knows_what_answers_cost_that_hold_nothing() -> None:
+    # A thinking model that is cut off before its first word of an answer.
+    def thought(number: int, body: Body) -> Act:
+        act = answer_of(3000)
+        said = json.loads(act.body)
+        said["choices"][0] |= {"finish_reason": "length", "message": {"role": "assistant", "content": ""}}
+        return replace(act, body=json.dumps(said).encode())
+
+    with ScriptedLLM(lambda n, body: thought(n, body) if n else ok(), latency=0.02) as server:
+        outcome = ask(server, 60, Sink(), budget=Budget(max_tokens=20_000))
+    assert outcome.stopped == "budget"
+    assert outcome.prompt_tokens + outcome.completion_tokens == 120 + 6 * 3_100 < 20_000
+
+
 @pytest.mark.parametrize("budget", [5_000, 10_000, 40_000])
 def test_a_budget_of_tokens_holds_for_answers_that_get_longer(budget: int) -> None:
     def growing(number: int, body: Body) -> Act:
