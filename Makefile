@@ -65,5 +65,5 @@ format: install  ## Let ruff mend what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-clean:  ## Delete everything derived: the store, the Dagster history, the virtual environment
+clean:  ## Delete data/store, .dagster and .venv
 	rm -rf data/store .dagster $(VENV)
