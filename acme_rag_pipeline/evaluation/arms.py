@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from lancedb.table import Table
 
 DEPTH = 20
+# Queries whose cosines to all passages are held at a time.
+_BLOCK = 512
 BM25, BASE, BASE_HYBRID = "bm25", "base", "base_hybrid"
 FINE_TUNED, FINE_TUNED_HYBRID, CHAMPION = "fine_tuned", "fine_tuned_hybrid", "champion"
 
@@ -159,7 +162,9 @@ class ArmRunner:
         shifts = self._shifts(which) if expansion_weight else {}
         deep = min(depth * expansion.DEPTH if shifts else depth, len(self.passages))
         rankings = []
-        for vector, line in zip(asked, asked @ held.T, strict=True):
+        blocks = [asked[first : first + _BLOCK] for first in range(0, len(asked), _BLOCK)]
+        lines = itertools.chain.from_iterable(block @ held.T for block in blocks)
+        for vector, line in zip(asked, lines, strict=True):
             best = np.argpartition(-line, deep - 1)[:deep]
             order = sorted(best, key=lambda i: (-line[i], int(i)))
             ranking = [(self.passages[i].chunk_id, float(line[i])) for i in order]

@@ -215,7 +215,8 @@ def _verdict(
     machine = sum(query.segments.get("origin") != PEOPLE for query in queries)
     synthetic = not who.golden_decides and 2 * machine > len(queries)
     incumbent = champion_arm(who)
-    trained = {FINE_TUNED, FINE_TUNED_HYBRID} | ({incumbent} if who.champion_trained else set())
+    trained = {FINE_TUNED, FINE_TUNED_HYBRID} if who.candidate_trained else set()
+    trained |= {incumbent} if who.champion_trained else set()
     scores = {
         r.arm: ArmScores(r.arm, r.metric(PRIMARY), flattered=synthetic and r.arm in trained)
         for r in results.get(who.deciding_set, ())

@@ -42,6 +42,9 @@ class Contest:
         champion_twin_lost: the champion had a twin and the store has not: the champion itself, which was trained on these
             units, is measured.
         champion_trained: the champion's model learned from questions. One that was the base once did not.
+        champion_without_twin: the champion never had a twin and was trained on test units, since golden queries decided then:
+            where held-out units decide now it is measured on what it was trained on.
+        candidate_trained: the candidate's model learned from questions: validation gave it tuned weights.
         golden_decides: golden queries decide; else held-out units do.
         candidate_key: identity of this candidate for the rule of one decision each.
         decided_before: decisions on this candidate by other golden queries, or with another fusion: each was a chance to be
@@ -61,6 +64,8 @@ class Contest:
     decided_before: int = 0
     champion_twin_lost: bool = False
     champion_trained: bool = False
+    champion_without_twin: bool = False
+    candidate_trained: bool = True
 
     @property
     def champion_fusion(self) -> RetrievalSettings:
@@ -94,6 +99,8 @@ def contest(store: Store, settings: Settings) -> Contest:
         decided_before=decisions.decided_with_other_evidence(store, candidate, key),
         champion_twin_lost=champion_twin_lost,
         champion_trained=_trained(store, before.model_digest),
+        champion_without_twin=champion_twin is None and _trained_on_test(store, before.model_digest),
+        candidate_trained=candidate is not None and _trained(store, candidate.model_digest, unknown=True),
     )
 
 
@@ -168,17 +175,25 @@ def in_store(store: Store, encoder: index.PassageEncoder) -> bool:
 def _key_of_today(store: Store, candidate: index.PassageEncoder | None) -> str:
     """New judged queries are new evidence where they decide: then a candidate may be decided on again.
 
-    Where held-out units decide it is decided on once: golden queries that are only shown are no evidence for the verdict.
+    Where held-out units decide it is decided on once: golden queries that are only shown are no evidence for the verdict. Without
+    a candidate that learned anything the fusion of the base is decided on again when there are twice as many held-out questions.
     A judgement without a quote is known by all that its line says, the span among it, and not by where it was found.
     """
-    golden: list[Any] = []
-    if _golden_decides(store):
-        with store.warehouse.read() as connection:
-            golden = connection.execute(
+    return f"{decisions.candidate_key(candidate)}/{fingerprint(_evidence(store, candidate))[:12]}"
+
+
+def _evidence(store: Store, candidate: index.PassageEncoder | None) -> list[Any]:
+    with store.warehouse.read() as connection:
+        if _golden_decides(store):
+            return connection.execute(
                 "SELECT query_id, query, doc_path, coalesce(nullif(quote, ''), judgement_id), relevance FROM golden_queries JOIN golden_judgements "
                 "USING (query_id) ORDER BY query_id, ordinal"
             ).fetchall()
-    return f"{decisions.candidate_key(candidate)}/{fingerprint(golden)[:12]}"
+        if candidate is not None and _trained(store, candidate.model_digest, unknown=True):
+            return []
+        # A new training set brings another candidate, but for those that no training makes: then it is twice as many questions.
+        kept = "SELECT count(*) FROM training_pairs WHERE side = 'test' AND dropped_because IS NULL"
+        return [int(connection.execute(kept).fetchall()[0][0]).bit_length()]
 
 
 def _golden_decides(store: Store) -> bool:
@@ -215,8 +230,26 @@ def _twin(served: index.PassageEncoder | None, digest: str | None) -> index.Pass
     return replace(served, model_digest=digest) if served is not None and digest is not None else None
 
 
-def _trained(store: Store, digest: str) -> bool:
-    """Whether a model has tuned weights: a candidate that validation gave none of them is the base, or the base whitened."""
+def _trained(store: Store, digest: str, *, unknown: bool = False) -> bool:
+    """Whether a model learned from questions: a candidate that validation gave no tuned weights is the base, or the base whitened.
+
+    Args:
+        store: whose `models` are asked.
+        digest: of the model.
+        unknown: the answer for a model that no training recorded, as the base.
+    """
     with store.warehouse.read() as connection:
         rows = records(connection, "SELECT manifest FROM models WHERE model_digest = ?", [digest])
-    return any(json.loads(row["manifest"]).get("share") != 0 for row in rows)
+    about = [json.loads(row["manifest"]) for row in rows]
+    learned = [m.get("share") != 0 or m.get("drawn_to_queries", {}).get("kept", False) for m in about]
+    return any(learned) if learned else unknown
+
+
+def _trained_on_test(store: Store, digest: str) -> bool:
+    """Whether a model was trained on pairs of the test side."""
+    with store.warehouse.read() as connection:
+        found = connection.execute(
+            "SELECT count(*) FROM trained_pairs JOIN models USING (training_key) WHERE model_digest = ? AND side = 'test'",
+            [digest],
+        )
+        return bool(found.fetchall()[0][0])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from acme_rag_pipeline.evaluation.arms import CHAMPION, FINE_TUNED, FINE_TUNED_HYBRID, metric_rows
@@ -53,11 +53,16 @@ def evaluate(store: Store, settings: Settings) -> StageResult:
         who.golden_decides,
         settings.gate,
         settings.retrieval,
-        # The report must not go on saying that readers get what a person went back from.
-        *([standing.verdict] if standing is not None and standing.verdict == decisions.ROLLED_BACK else []),
+        # The report must not go on saying that readers get what a person went back from, or what another promotion replaced.
+        *(
+            [standing.verdict]
+            if standing is not None and standing.verdict in (decisions.ROLLED_BACK, decisions.REPLACED)
+            else []
+        ),
     )
     if (unchanged := recorded(store.warehouse, STAGE, made_from)) is not None and _report_there(store, unchanged):
-        return unchanged
+        # What it cost is that of the comparison, not of this look.
+        return replace(unchanged, details={n: v for n, v in unchanged.details.items() if n != "seconds"})
     with store.writer(STAGE):
         if overtaken(store.warehouse, upstream) or contest(store, settings) != who:
             return evaluate(store, settings)

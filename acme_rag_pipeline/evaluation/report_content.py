@@ -9,8 +9,8 @@ from typing import Any
 from acme_rag_pipeline.evaluation.arms import BASE, FINE_TUNED
 from acme_rag_pipeline.evaluation.comparison import ArmScores, GateSettings, compare, compare_segments, units_needed
 from acme_rag_pipeline.evaluation.contest import Evaluation, segments_of
-from acme_rag_pipeline.evaluation.contestants import champion_arm, measured_candidate
-from acme_rag_pipeline.evaluation.gate import CANNOT_TELL, NOT_BETTER, Decision
+from acme_rag_pipeline.evaluation.contestants import Contest, champion_arm, measured_candidate
+from acme_rag_pipeline.evaluation.gate import CANNOT_TELL, NOT_BETTER, PEOPLE, Decision
 from acme_rag_pipeline.evaluation.metrics import PRIMARY
 from acme_rag_pipeline.evaluation.picture import report_picture
 from acme_rag_pipeline.evaluation.provenance import funnel, lineage, samples, stage_details, tokens, trail
@@ -73,7 +73,7 @@ def report_of(store: Store, settings: Settings, done: Evaluation) -> Report:
         champion=incumbent,
         champion_digest=who.champion.model_digest,
         candidate=subject,
-        candidate_digest=who.candidate.model_digest if who.candidate else "",
+        candidate_digest=_digest_of(who, subject),
         created_at=now(),
         query_sets=[_query_set(store, settings, done, name, incumbent, subject) for name in done.queries],
         corpus={
@@ -108,6 +108,13 @@ def report_of(store: Store, settings: Settings, done: Evaluation) -> Report:
         caveats=_caveats(done, trained, written_queries(store.warehouse)),
         units_needed=units_needed(len(done.decision.comparisons), GateSettings(**settings.gate.model_dump())),
     )
+
+
+def _digest_of(who: Contest, subject: str) -> str:
+    """The model behind the arm that the verdict is about."""
+    if subject.startswith(BASE):
+        return who.base.model_digest
+    return who.candidate.model_digest if who.candidate else ""
 
 
 def _standing(store: Store, done: Evaluation) -> tuple[str, bool]:
@@ -187,7 +194,14 @@ def _note(name: str, done: Evaluation) -> str:
         return "Written and judged by people."
     if done.contest.golden_decides:
         return "Pairs of the validation share: the candidate's weights were chosen on them, so they flatter it."
-    return "Pairs of units that the measured model never saw; most are machine-written."
+    written = f"{_machine_written(done)} of {len(done.queries[name])} are machine-written."
+    if done.contest.champion_twin_lost or done.contest.champion_without_twin:
+        return f"Pairs of units that the candidate's twin never saw, but the champion did; {written}"
+    return f"Pairs of units that the measured model never saw; {written}"
+
+
+def _machine_written(done: Evaluation) -> int:
+    return sum(query.segments.get("origin") != PEOPLE for query in done.queries.get(HELD_OUT, ()))
 
 
 def _chosen(row: dict[str, Any], trained: dict[str, Any]) -> bool:
@@ -232,15 +246,23 @@ def _similarities(store: Store, settings: Settings, done: Evaluation) -> list[Si
 
 def _caveats(done: Evaluation, trained: dict[str, Any], written: Mapping[str, Sequence[str]]) -> list[str]:
     caveats = []
-    if not done.contest.golden_decides:
+    if not done.contest.golden_decides and (asked := len(done.queries.get(HELD_OUT, ()))):
+        machine = _machine_written(done)
         caveats.append(
-            "Synthetic evidence: without enough golden queries the verdict rests on held-out pairs, most of them written "
-            "by the same generator as the training pairs. Such questions flatter the model that was trained on them."
+            f"Synthetic evidence: without enough golden queries the verdict rests on held-out pairs, {machine} of {asked} of them "
+            "written by the generator of the training pairs. Such questions flatter the model that was trained on them."
+            if 2 * machine > asked
+            else f"Without enough golden queries the verdict rests on held-out pairs; a machine wrote {machine} of {asked} of them."
         )
     if done.contest.champion_twin_lost:
         caveats.append(
             "The champion's twin is gone from the store. On held-out questions the champion itself was measured, which was "
             "trained on their documents: that flatters it and makes a promotion less likely."
+        )
+    if done.contest.champion_without_twin and not done.contest.golden_decides:
+        caveats.append(
+            "The champion has no twin, since golden queries decided when it was trained. On held-out questions the champion itself "
+            "was measured, which was trained on their documents: that flatters it and makes a promotion less likely."
         )
     if HELD_OUT in done.queries and done.contest.golden_decides:
         caveats.append(

@@ -53,6 +53,10 @@ def promoted_or_fail(context: dg.OpExecutionContext, pipeline: Pipeline) -> None
             rows = records(connection, "SELECT verdict FROM verdicts ORDER BY evaluated_at DESC LIMIT 1")
         if not rows:
             raise dg.Failure("gate: nothing has been evaluated yet, run `retrain` first", allow_retries=False)
+        if candidate_undecided(store):
+            raise dg.Failure(
+                "gate: not decided. The newest candidate was never judged: run `retrain`", allow_retries=False
+            )
         decided = decisions.on_the_newest_candidate(store)
     if decided is not None:
         verdict, reason = decided.verdict, decided.reason

@@ -191,13 +191,16 @@ def base_index_is_complete(store: Store, settings: Settings) -> dg.AssetCheckRes
 
 @_asset_check(asset="fine_tuned_index", description="One row for each chunk.")
 def fine_tuned_index_is_complete(store: Store, settings: Settings) -> dg.AssetCheckResult:
-    """ERROR when the table and the chunks differ in number."""
+    """ERROR when the table and the chunks differ in number, or the candidate cannot be opened."""
+    outcome = str(_details(store, "fine_tuned_index").get("outcome", ""))
+    if outcome.startswith("not searchable"):
+        return dg.AssetCheckResult(passed=False, severity=ERROR, metadata={"outcome": outcome})
     return _index_check(store, "fine_tuned_index")
 
 
 @_asset_check(asset="evaluation_report", description="People's questions decide; else the evidence is synthetic.")
 def people_decide(store: Store, settings: Settings) -> dg.AssetCheckResult:
-    """WARN when the verdict rests on machine-written questions."""
+    """WARN when no golden queries decide: most other questions are machine-written."""
     details = _details(store, "evaluation_report")
     numbers = {k: v for k, v in details.get("ndcg@10", {}).items() if isinstance(v, float)}
     return dg.AssetCheckResult(
@@ -211,7 +214,7 @@ def people_decide(store: Store, settings: Settings) -> dg.AssetCheckResult:
     )
 
 
-@_asset_check(asset="promoted_retriever", description="The newest candidate was promoted.")
+@_asset_check(asset="promoted_retriever", description="The newest evaluation ended in a promotion.")
 def candidate_was_promoted(store: Store, settings: Settings) -> dg.AssetCheckResult:
     """WARN when the champion was kept: a normal outcome, worth a look."""
     decided = decisions.on_the_newest_candidate(store)

@@ -19,7 +19,7 @@ from acme_rag_pipeline.embedding.base_model import (
     resolve_base_model,
 )
 from acme_rag_pipeline.embedding.cache import EmbeddingCache
-from acme_rag_pipeline.embedding.encoder import Encoder, versioned
+from acme_rag_pipeline.embedding.encoder import ENCODER_VERSION, Encoder, versioned
 from acme_rag_pipeline.embedding.general_probe import probe_entries
 from acme_rag_pipeline.retrieval.expansion import expanded_text, expansion_key, packed_shifts
 from acme_rag_pipeline.retrieval.fusion import judged_fusion
@@ -33,11 +33,14 @@ from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.passages import LivePassage, PassagePrefix, live_passages
 from acme_rag_pipeline.store.promotion import NothingPromoted, PointerDamaged, read_pointer
 from acme_rag_pipeline.store.stages import StageResult, data_versions, overtaken, record, recorded
+from acme_rag_pipeline.store.table_clean_up import delete_gone
 from acme_rag_pipeline.store.warehouse import Counts, records
 
 BASE_STAGE = "base_index"
 FINE_TUNED_STAGE = "fine_tuned_index"
 CODE_VERSION = "3"
+# With those of what its rows are made of.
+VERSIONS = f"{CODE_VERSION}, encoder {ENCODER_VERSION}, sentences {SENTENCES_VERSION}"
 BASE_PREFIX: PassagePrefix = "none"
 EXPANDED_ARMS = ("base_hybrid", "fine_tuned_hybrid")
 logger = logging.getLogger(__name__)
@@ -231,7 +234,27 @@ def index_candidate(store: Store, settings: Settings) -> StageResult:
         details = {"outcome": "no candidate model yet", "embedded": 0, "reused": 0, "removed": 0, "rows": 0}
         with store.writer(FINE_TUNED_STAGE), store.warehouse.write() as connection:
             return record(connection, StageResult(FINE_TUNED_STAGE, "no candidate", details=details), made_from)
-    return _index_stage(store, settings, FINE_TUNED_STAGE, which, upstream, arm="fine_tuned")
+    try:
+        return _index_stage(store, settings, FINE_TUNED_STAGE, which, upstream, arm="fine_tuned")
+    except models.ModelDamaged as error:
+        # Readers may use another model, whose index must not wait for this one.
+        return _without_candidate(store, which, str(error))
+
+
+def _without_candidate(store: Store, which: PassageEncoder, reason: str) -> StageResult:
+    with store.writer(FINE_TUNED_STAGE):
+        forget_arm(store, "fine_tuned")
+        removed = _delete_gone(store, which.table)
+        details = {"outcome": f"not searchable: {reason}", "embedded": 0, "reused": 0, "removed": removed, "rows": 0}
+        with store.warehouse.write() as connection:
+            result = StageResult(FINE_TUNED_STAGE, "damaged candidate", Counts(removed=removed), details=details)
+            # Under no fingerprint of its inputs: the next run looks again.
+            return record(connection, result, "damaged candidate")
+
+
+def _delete_gone(store: Store, table: str) -> int:
+    held = vectors.open_table(vectors.connect(store.lancedb), table)
+    return 0 if held is None else delete_gone(held, live_passages(store.warehouse))
 
 
 def newest_candidate(store: Store) -> PassageEncoder | None:
@@ -336,7 +359,16 @@ def index_expanded_arms(
         if not queries or which is None:
             forget_arm(store, arm)
             continue
-        done = reconcile_index(store, settings, which, with_sentences=with_sentences, queries=queries)
+        try:
+            done = reconcile_index(store, settings, which, with_sentences=with_sentences, queries=queries)
+        except models.ModelDamaged as error:
+            if which == base:
+                raise
+            logger.warning("`search --retriever %s` does not know the passages' queries: %s", arm, error)
+            forget_arm(store, arm)
+            with store.writer(arm):
+                _delete_gone(store, which.expanded_table)
+            continue
         entry = _arm(which, done.version, which.expanded_table)
         remember_arm(store, arm, entry)
         made[arm] = entry | {"newest_version": newest_version(store.lancedb, which.expanded_table)}

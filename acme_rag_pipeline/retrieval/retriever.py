@@ -273,11 +273,13 @@ def dense_for_fusion(table: Table, vector: np.ndarray, k: int, fusion: Retrieval
     rows = _nearest(table, vector, max(k, DEPTH * fusion.candidates) if by_queries else k, [*_COLUMNS, *columns])
     cosines = [1.0 - distance for distance in rows["_distance"].to_pylist()]
     if by_queries:
-        for row, shift in enumerate(rows[vectors.SHIFT_COLUMN].to_pylist()):
+        # As many as are ordered anew where they are judged: a longer answer begins with the shorter one.
+        moved = min(len(cosines), DEPTH * fusion.candidates)
+        for row, shift in enumerate(rows[vectors.SHIFT_COLUMN].slice(0, moved).to_pylist()):
             if shift is not None:
                 own = np.array(rows["vector"][row].as_py(), dtype=np.float32)
                 cosines[row] = expanded_cosine(vector, own, shift, fusion.expansion_weight)
-        order = sorted(range(len(cosines)), key=lambda row: -cosines[row])
+        order = [*sorted(range(moved), key=lambda row: -cosines[row]), *range(moved, len(cosines))]
         rows, cosines = rows.take(order), [cosines[row] for row in order]
     near = min(len(cosines), fusion.candidates) if by_sentences else 0
     packs = rows[vectors.SENTENCES_COLUMN].slice(0, near).to_pylist() if near else []

@@ -6,7 +6,7 @@ import itertools
 import json
 import operator
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, cast
 
@@ -26,9 +26,11 @@ from acme_rag_pipeline.store.warehouse import records
 STAGE = "promoted_retriever"
 CODE_VERSION = "1"
 BOOTSTRAP, PROMOTED, ROLLED_BACK = "bootstrap", "promoted", "rolled back"
+REPLACED = "promoted before, replaced since"
 KEPT_BY_A_PERSON = "kept: rolled back before"
 KEPT_BECAUSE = "a person rolled back from the winner: it is not promoted again by itself"
 Retriever = tuple[str, Recipe, str]
+NOT_COMPARED = "not decided: readers get something else by now than the candidate was compared with"
 BOOTSTRAP_REASON = "bootstrap: before the first decision the base model serves, dense"
 
 
@@ -155,7 +157,8 @@ def decision_on(store: Store, key: str) -> Decision | None:
     """The decision on a candidate by the evidence of its key, if it was made before: no later numbers change it.
 
     A rollback is one only where it ended the candidate's own promotion. Its row names the candidate that was decided on last,
-    which may have been kept while an earlier one served. Who goes back to that promotion by hand puts it in force again.
+    which may have been kept while an earlier one served. Who goes back to that promotion by hand puts it in force again. One that
+    another promotion followed has the verdict `REPLACED`.
     """
     past = decisions(store)
     found = promotion = None
@@ -167,7 +170,9 @@ def decision_on(store: Store, key: str) -> Decision | None:
         elif promotion is not None and after.retriever == promotion.retriever:
             found = promotion
         elif promotion is not None and before is not None and before.retriever == promotion.retriever:
-            found = after if after.candidate_key == key else found
+            found = after
+    if found is not None and found.verdict == PROMOTED and found.retriever != past[-1].retriever:
+        return replace(found, verdict=REPLACED)
     return found
 
 
@@ -175,11 +180,9 @@ def decided_with_other_evidence(store: Store, candidate: index.PassageEncoder | 
     """How often this candidate was decided on before the decision with this key, by other evidence.
 
     Args:
-        store, candidate: as everywhere; without a candidate nothing is decided on it.
+        store, candidate: as everywhere; without a candidate it is the fusion of the base that is decided on.
         key: of the candidate with the evidence of today; begins with `candidate_key`.
     """
-    if candidate is None:
-        return 0
     keys = dict.fromkeys(d.candidate_key for d in decisions(store) if d.candidate_key)
     before = list(itertools.takewhile(lambda known: known != key, keys))
     return sum(known.startswith(f"{candidate_key(candidate)}/") for known in before)
@@ -207,6 +210,9 @@ def decide_promotion(store: Store, settings: Settings) -> StageResult:
         decided = decision_on(store, key)
         if decided is not None:
             outcome = f"this candidate was decided on before ({decided.verdict}); {current.verdict} stands"
+        elif (rows[0]["champion_digest"], rows[0]["champion_recipe"]) != (current.model_digest, current.recipe):
+            # A person went back while, or after, the candidate was compared with what readers had before.
+            outcome = f"{NOT_COMPARED}: run `retrain` to compare it with that"
         elif rows[0]["verdict"] == PROMOTED and is_left_behind(store, _winner(rows[0])):
             refused = {
                 "verdict": KEPT_BY_A_PERSON,

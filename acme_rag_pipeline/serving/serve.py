@@ -144,6 +144,10 @@ def rollback(store: Store, settings: Settings, to: str | None = None) -> decisio
         else:
             named = [d for d in past if to and d.model_digest.startswith(to)]
             serving = [d for d in named if d.retriever != current.retriever] or named
+            if len(meant := sorted({d.model_digest for d in serving})) > 1:
+                raise NoSuchPromotion(
+                    f"{to} may be any of {', '.join(digest[:16] for digest in meant)}: give more of the digest"
+                )
         serving = [d for d in serving if _is_whole(store, d.model_digest)]
         if not serving:
             kept = sorted({d.model_digest[:16] for d in past if _is_whole(store, d.model_digest)})

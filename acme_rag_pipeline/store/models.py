@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 from acme_rag_pipeline.store.layout import Store
 
@@ -39,6 +40,21 @@ def lost_files(folder: Path, expected: Mapping[str, int]) -> list[str]:
             return None
 
     return [name for name, bytes_ in expected.items() if size(folder / name) != bytes_]
+
+
+def all_whole(store: Store, trained: Mapping[str, Any]) -> bool:
+    """Whether the store holds a candidate and, where it has one, the twin that is measured in its place, with all their files.
+
+    Args:
+        store: whose models are looked at.
+        trained: details of the training: `model_digest`, `twin_digest` and, by digest, `model_files` (those of an earlier
+            version do not say).
+    """
+    folders = {
+        digest: model_folder(store, digest) for n in ("model_digest", "twin_digest") if (digest := trained.get(n))
+    }
+    files = trained.get("model_files", {})
+    return all(path.exists() and not lost_files(path, files.get(digest, {})) for digest, path in folders.items())
 
 
 def install(store: Store, digest: str, source: Path, names: Collection[str], extra: dict[str, str]) -> Path:

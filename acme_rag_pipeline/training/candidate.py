@@ -8,7 +8,7 @@ import logging
 import shutil
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -94,7 +94,9 @@ def train_candidate(store: Store, settings: Settings) -> StageResult:
         config_key, draws, rows_fingerprint(pairs, negatives, unasked), *filter(None, [sorted(chosen_by)])
     )
     made_from = fingerprint(STAGE, training_key, settings.automation.retrain_changed_share)
-    if (unchanged := recorded(store.warehouse, STAGE, made_from)) is not None and _still_there(store, unchanged):
+    if (unchanged := recorded(store.warehouse, STAGE, made_from)) is not None and models.all_whole(
+        store, unchanged.details
+    ):
         if change_since_training(store).changed_share:
             # Chunks without a pair came or went.
             with store.writer(STAGE), store.warehouse.write() as connection:
@@ -102,7 +104,10 @@ def train_candidate(store: Store, settings: Settings) -> StageResult:
         if _checkpoints(store) and store.idle("training"):
             with store.writer(STAGE, lock="training"):
                 _drop_checkpoints(store)
-        return unchanged
+        # What it cost is that of the training, not of this look.
+        costs = ("outcome", "trained", "seconds", "pairs_per_second")
+        details = {name: value for name, value in unchanged.details.items() if name not in costs} | {"trained": False}
+        return replace(unchanged, details=details)
     # A refresh may go on while a model trains; only a second training has to wait.
     with store.writer(STAGE, lock="training"):
         if len(trainable) < settings.training.minimum_pairs:
@@ -209,6 +214,11 @@ class _Run:
             "pairs_per_second": round(served.curve.pairs_per_second, 2),
             "seen_sides": list(REFIT_SIDES),
             "draws": self.draws,
+            "model_files": {
+                digest: models.file_sizes(folder, functional_files(folder))
+                for digest in filter(None, [served.digest, twin.digest if twin else None])
+                if (folder := models.model_folder(self.store, digest))
+            },
             "strong_base": self.strong_base,
         } | ({"drawn_to_queries": (twin or served).drawn} if (twin or served).drawn else {})
         with self.store.writer(STAGE), self.store.warehouse.write() as connection:
@@ -375,7 +385,7 @@ def _trained_before(store: Store, training_key: str) -> dict[str, Any] | None:
     with store.warehouse.read() as connection:
         rows = records(connection, "SELECT manifest FROM models WHERE training_key = ?", [training_key])
     known = json.loads(rows[0]["manifest"]) if rows else None
-    return known if known and _models_there(store, known) else None
+    return known if known and models.all_whole(store, known) else None
 
 
 def _checkpoint_folder(store: Store) -> Path:
@@ -391,16 +401,6 @@ def _checkpoints(store: Store) -> list[Path]:
 def _drop_checkpoints(store: Store) -> None:
     for checkpoint in _checkpoints(store):
         checkpoint.unlink(missing_ok=True)
-
-
-def _still_there(store: Store, result: StageResult) -> bool:
-    return _models_there(store, result.details)
-
-
-def _models_there(store: Store, details: dict[str, Any]) -> bool:
-    """Whether the store holds the candidate and, where it has one, the twin that is measured in its place."""
-    digests = (details.get(name) for name in ("model_digest", "twin_digest"))
-    return all(models.model_folder(store, digest).exists() for digest in digests if digest)
 
 
 def _nothing_trained(outcome: str) -> dict[str, Any]:

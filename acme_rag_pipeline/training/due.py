@@ -24,7 +24,7 @@ class ChangeSinceTraining:
     """Chunks of today against those of the last retrain.
 
     Attributes:
-        changed_share: chunks added or removed, as a share of all in either; 1.0 when nothing was ever trained.
+        changed_share: chunks added or removed, as a share of all in either; 1.0 when nothing was ever trained, 0.0 without any chunk.
     """
 
     chunks: int
@@ -54,7 +54,7 @@ def change_since_training(store: Store) -> ChangeSinceTraining:
             "(SELECT count(*) FROM chunks JOIN trained_chunks USING (chunk_id) WHERE retracted IS NOT TRUE)"
         ).fetchall()[0]
     union = total + trained - common
-    share = (union - common) / union if union and trained else 1.0
+    share = (union - common) / union if trained else float(union > 0)
     return ChangeSinceTraining(total, total - common, trained - common, share)
 
 
@@ -91,9 +91,8 @@ def retrain_due(
         return RetrainDue(None, "trained because there was no candidate yet")
     if newest.get("config_key") != config_key:
         return RetrainDue(None, "trained because the base model, a setting or the code changed")
-    digests = [newest["model_digest"], newest["twin_digest"]]
-    if not all(models.model_folder(store, digest).exists() for digest in digests if digest):
-        return RetrainDue(None, "trained because the newest candidate's directory is gone")
+    if not models.all_whole(store, newest):
+        return RetrainDue(None, "trained because the newest candidate's directory is gone, or has lost files")
     if held_out:
         return RetrainDue(None, f"trained because {held_out} pairs of the newest candidate are held out today")
     if newest.get("draws", draws) != draws and not newest.get("strong_base"):

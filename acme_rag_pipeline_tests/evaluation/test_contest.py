@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -283,3 +284,40 @@ def test_a_card_that_is_not_utf_8_stays_as_it_is_and_the_log_says_so(
     write_on_card(store, done)
     assert card.read_bytes() == saved
     assert "README.md is not UTF-8: it stays as it is" in caplog.text
+
+
+def test_a_champion_that_learned_the_held_out_units_and_never_had_a_twin_is_said(
+    store: Store, settings: Settings
+) -> None:
+    with_twin(store, "c" * 64, "d" * 64)
+    champion = index.PassageEncoder("e" * 64, "none")
+    decisions.append(store, encoder=champion, recipe="dense", verdict=decisions.PROMOTED, reason="by hand")
+    row = {"model_digest": "e" * 64, "training_key": "golden", "kind": "candidate", "passage_prefix": "none"}
+    with store.warehouse.write() as connection:
+        insert(connection, "models", [row | {"manifest": "{}", "created_at": index.now()}])
+        insert(connection, "trained_pairs", [{"training_key": "golden", "pair_id": "p", "side": "train"}])
+    assert not contest(store, settings).champion_without_twin
+    with store.warehouse.write() as connection:
+        connection.execute("UPDATE trained_pairs SET side = 'test'")
+    assert contest(store, settings).champion_without_twin
+
+
+@pytest.mark.parametrize(("share", "kept", "trained"), [(0, False, False), (0, True, True), (0.75, False, True)])
+def test_a_candidate_that_learned_nothing_is_not_flattered_by_its_questions(
+    store: Store, settings: Settings, share: float, kept: bool, trained: bool
+) -> None:
+    with_twin(store, "c" * 64, "d" * 64)
+    (store.models / ("d" * 64)).mkdir()
+    manifest = json.dumps({"share": share, "drawn_to_queries": {"kept": kept}})
+    with store.warehouse.write() as connection:
+        connection.execute("UPDATE models SET manifest = ?", [manifest])
+    who = contest(store, settings)
+    assert who.candidate_trained is trained
+    queries = [judged(f"{n}.md") for n in range(60)]
+    scores = {BASE: [0.4] * 60, FINE_TUNED: [0.44 + (n % 7 - 3) * 0.05 for n in range(60)]}
+    results = [
+        ArmResult(arm, {q.query_id: {PRIMARY: value} for q, value in zip(queries, values, strict=True)}, {})
+        for arm, values in scores.items()
+    ]
+    found = _verdict(who, {HELD_OUT: queries}, {HELD_OUT: results}, settings)
+    assert (found.winner is None) is trained

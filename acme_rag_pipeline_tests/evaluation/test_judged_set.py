@@ -18,7 +18,7 @@ from acme_rag_pipeline.documents.ingest import ingest_documents
 from acme_rag_pipeline.evaluation.contest import run
 from acme_rag_pipeline.evaluation.contestants import contest
 from acme_rag_pipeline.evaluation.evaluate import evaluate
-from acme_rag_pipeline.evaluation.judged_set import compare_arms
+from acme_rag_pipeline.evaluation.judged_set import compare_arms, comparison_page
 from acme_rag_pipeline.evaluation.report import render_report
 from acme_rag_pipeline.evaluation.report_content import report_of
 from acme_rag_pipeline.retrieval import index
@@ -245,3 +245,38 @@ def test_a_judged_set_that_cannot_be_read_is_named_by_the_option(
     assert called.exit_code == 1
     assert f"--golden {tmp_path / 'empty'}" in called.output
     assert "ACME_RAG_GOLDEN" not in called.output
+
+
+def test_hybrids_know_the_written_queries_as_they_do_when_people_search(
+    settings: Settings, store: Store, judged: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("acme_rag_pipeline.evaluation.arms.nearly_all_asked", lambda _: True)
+    fusion = settings.retrieval
+    assert fusion.expansion_weight
+    base = contest(store, settings).base
+    decisions.append(
+        store, encoder=base, recipe="hybrid", fusion=fusion.model_dump(), verdict="promoted", reason="held-out units"
+    )
+    done = compare_arms(store, settings, judged)
+    assert done.who.fusion == fusion
+    # What readers use is one of the arms that are shown, not another one beside them.
+    assert [result.arm for result in done.results if result.arm == "champion"] == []
+    assert {result.arm for result in done.results} == {"bm25", "base", "base_hybrid"}
+
+
+def test_the_store_s_own_questions_are_known_by_any_path(
+    settings: Settings, store: Store, judged: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(judged.parent)
+    for golden, foreign in ((judged, False), (judged.parent, True)):
+        own = settings.model_copy(update={"golden": golden})
+        page = comparison_page(store, own, compare_arms(store, own, Path("judged")))
+        assert ("may be near to what it learned from" in page) is foreign
+
+
+@pytest.mark.parametrize("level", [0.95, 0.99])
+def test_an_interval_that_is_called_95_percent_is_one(
+    settings_for: Callable[..., Settings], settings: Settings, store: Store, judged: Path, level: float
+) -> None:
+    strict = settings_for(gate={"level": level})
+    assert compare_arms(store, strict, judged).gains == compare_arms(store, settings, judged).gains

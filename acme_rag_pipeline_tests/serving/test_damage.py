@@ -12,12 +12,15 @@ import pytest
 from click.testing import CliRunner
 
 from acme_rag_pipeline.cli import main
+from acme_rag_pipeline.orchestration import checks
 from acme_rag_pipeline.retrieval import Retriever, index
 from acme_rag_pipeline.serving import decisions
 from acme_rag_pipeline.settings import Settings
-from acme_rag_pipeline.store import models
+from acme_rag_pipeline.store import models, vectors
+from acme_rag_pipeline.store.arms_file import known_arms
 from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.promotion import read_pointer
+from acme_rag_pipeline.store.stages import StageResult, record
 from acme_rag_pipeline.store.warehouse import WarehouseUnusable
 from acme_rag_pipeline_tests.conftest import files_of
 from acme_rag_pipeline_tests.increments import oracle
@@ -137,3 +140,36 @@ def test_a_damaged_database_is_one_sentence_with_what_to_do(
     store.embedding_cache.unlink()
     oracle.run(store, settings, oracle.REFRESH)
     assert Retriever.open(store.root).search("bicycle garage", k=1)[0].doc_path == "new.md"
+
+
+def test_a_damaged_candidate_that_nobody_reads_keeps_no_edit_from_readers(
+    store: Store, documents: Path, settings_for: Callable[..., Settings]
+) -> None:
+    settings = settings_for()
+    oracle.run(store, settings, oracle.REFRESH)
+    base, tuned = index.install_base(store, settings).digest, "1" * 64
+    folder = shutil.copytree(models.model_folder(store, base), models.model_folder(store, tuned))
+    with store.warehouse.write() as connection:
+        details = {"model_digest": tuned, "passage_prefix": "none"}
+        record(connection, StageResult("fine_tuned_model", tuned, details=details), tuned)
+    oracle.run(store, settings, oracle.REFRESH)
+    assert "fine_tuned" in known_arms(store)
+    weights = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").unlink()
+    (documents / "travel.md").unlink()
+    (documents / "bicycles.md").write_text("# Garage\n\nBicycles stand in the garage.", encoding="utf-8")
+    done = oracle.run(store, settings, oracle.REFRESH)
+    assert done["fine_tuned_index"].details["outcome"].startswith("not searchable: the model")
+    found = {hit.doc_path for hit in Retriever.open(store.root).search(QUERY, k=100)}
+    assert found == {"hr/leave.md", "remote.txt", "bicycles.md"}
+    assert "fine_tuned" not in known_arms(store)
+    table = vectors.open_table(vectors.connect(store.lancedb), index.PassageEncoder(tuned, "none").table)
+    assert table is not None
+    assert {row["metadata"]["doc_path"] for row in table.to_arrow().to_pylist()} == {"hr/leave.md", "remote.txt"}
+    check = checks.fine_tuned_index_is_complete(store, settings)
+    assert (check.passed, "cannot be opened" in str(check.metadata)) == (False, True)
+
+    (folder / "model.safetensors").write_bytes(weights)
+    oracle.run(store, settings, oracle.REFRESH)
+    assert "fine_tuned" in known_arms(store)
+    assert checks.fine_tuned_index_is_complete(store, settings).passed

@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 
+from acme_rag_pipeline.embedding.base_model import resolve_base_model
 from acme_rag_pipeline.evaluation.contestants import candidate_undecided, contest
 from acme_rag_pipeline.orchestration import checks
 from acme_rag_pipeline.orchestration.automation import gate
 from acme_rag_pipeline.orchestration.resources import Pipeline
 from acme_rag_pipeline.retrieval.index import PassageEncoder
 from acme_rag_pipeline.serving import decisions
-from acme_rag_pipeline.settings import Settings
+from acme_rag_pipeline.settings import EMBEDDED_BASE_MODEL, Settings
 from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.stages import StageResult, record
 from acme_rag_pipeline.store.warehouse import insert
@@ -36,12 +37,15 @@ def evaluated(
 ) -> None:
     """Stand in for an evaluation: its verdict, and the stage that recorded it."""
     promoted = verdict == "promoted"
+    past = decisions.decisions(store)
     row: dict[str, Any] = {
         "evaluation_id": f"evaluation-{number}",
         "candidate_digest": CANDIDATE.model_digest,
         "candidate_key": key,
-        "champion_digest": "b" * 64,
-        "champion_recipe": "dense",
+        "champion_digest": past[-1].model_digest
+        if past
+        else resolve_base_model(EMBEDDED_BASE_MODEL, store.root).digest,
+        "champion_recipe": past[-1].recipe if past else "dense",
         "verdict": verdict,
         "reason": f"{verdict}, because",
         "winner_digest": winner.model_digest if promoted and winner else None,
@@ -145,8 +149,30 @@ def test_a_rollback_from_another_promotion_says_nothing_about_a_kept_candidate(
             store, encoder=to.encoder, recipe=to.recipe, verdict=decisions.ROLLED_BACK, reason="r", candidate_key=key
         )
     assert decisions.decision_on(store, "k2").verdict == "kept: not better"
-    assert decisions.decision_on(store, "k1").verdict == "promoted"
+    assert decisions.decision_on(store, "k1").verdict == decisions.ROLLED_BACK
     assert decisions.decision_on(store, "k3") is None
+
+
+def test_what_was_compared_with_something_else_than_readers_get_by_now_is_not_promoted(
+    store: Store, settings: Settings
+) -> None:
+    evaluated(store, "promoted", "k1", 1)
+    decisions.decide_promotion(store, settings)
+    evaluated(store, "promoted", "k2", 2, winner=PassageEncoder("d" * 64, "none"))
+    # Between the comparison and the decision a person goes back.
+    base = decisions.decisions(store)[0]
+    decisions.append(
+        store, encoder=base.encoder, recipe="dense", verdict=decisions.ROLLED_BACK, reason="by hand", candidate_key="k1"
+    )
+    result = decisions.decide_promotion(store, settings)
+    assert decisions.champion(store, settings).encoder == base.encoder
+    assert result.details["outcome"].startswith(decisions.NOT_COMPARED)
+    assert decisions.on_the_newest_candidate(store) is None
+    assert not gate_passes(store)
+    # Compared with what readers get today, it may be promoted.
+    evaluated(store, "promoted", "k2", 3, winner=PassageEncoder("d" * 64, "none"))
+    decisions.decide_promotion(store, settings)
+    assert decisions.champion(store, settings).model_digest == "d" * 64
 
 
 def test_a_candidate_whose_own_promotion_was_gone_back_from_is_rolled_back(store: Store, settings: Settings) -> None:
@@ -306,3 +332,57 @@ def test_the_check_is_about_the_newest_candidate_also_where_it_was_decided_on_be
     (found,) = checks.results("promoted_retriever", store, settings)
     assert not found.passed
     assert found.metadata["verdict"].value == "kept: not significant"
+
+
+def test_a_promotion_that_another_one_followed_is_not_what_readers_get(store: Store, settings: Settings) -> None:
+    evaluated(store, "promoted", "k1", 1)
+    decisions.decide_promotion(store, settings)
+    evaluated(store, "promoted", "k2", 2, winner=PassageEncoder("d" * 64, "none"))
+    decisions.decide_promotion(store, settings)
+    assert gate_passes(store)
+    # An edit that is taken back makes the first candidate the newest again.
+    evaluated(store, "promoted", "k1", 3)
+    assert decisions.decide_promotion(store, settings).details["outcome"] == (
+        f"this candidate was decided on before ({decisions.REPLACED}); promoted stands"
+    )
+    assert decisions.champion(store, settings).model_digest == "d" * 64
+    assert not gate_passes(store)
+
+
+def test_the_gate_does_not_pass_for_an_earlier_candidate_than_the_newest(store: Store, settings: Settings) -> None:
+    evaluated(store, "promoted", "k1", 1)
+    decisions.decide_promotion(store, settings)
+    assert gate_passes(store)
+    (store.models / ("e" * 64)).mkdir(parents=True)
+    with store.warehouse.write() as connection:
+        details = {"model_digest": "e" * 64, "passage_prefix": "none"}
+        record(connection, StageResult("fine_tuned_model", "v", details=details), "f")
+    assert not gate_passes(store), "it was trained, and its evaluation failed"
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_without_a_trained_candidate_twice_as_many_held_out_questions_are_new_evidence(
+    store: Store, settings: Settings, trained: bool
+) -> None:
+    if trained:
+        (store.models / CANDIDATE.model_digest).mkdir(parents=True)
+        details = {"model_digest": CANDIDATE.model_digest, "passage_prefix": "none"}
+        with store.warehouse.write() as connection:
+            record(connection, StageResult("fine_tuned_model", "v", details=details), "f")
+
+    def key_with(pairs: int) -> str:
+        rows = [
+            {"pair_id": str(n), "query": f"q{n}", "chunk_id": "c", "side": "test", "origin": "offline", "style": "s", "method": "m"}
+            for n in range(pairs)
+        ]
+        with store.warehouse.write() as connection:
+            connection.execute("DELETE FROM training_pairs")
+            insert(connection, "training_pairs", rows)
+        return contest(store, settings).candidate_key
+
+    first, little_more, twice = key_with(40), key_with(50), key_with(80)
+    assert first == little_more
+    assert (first != twice) is not trained
+    evaluated(store, "kept: cannot tell", first, 1)
+    decisions.decide_promotion(store, settings)
+    assert contest(store, settings).decided_before == (0 if trained else 1)

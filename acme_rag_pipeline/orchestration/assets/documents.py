@@ -5,6 +5,7 @@ from datetime import timedelta
 import dagster as dg
 
 from acme_rag_pipeline.chunking import chunks as chunking
+from acme_rag_pipeline.chunking.splitter import SPLITTER_VERSION
 from acme_rag_pipeline.documents import ingest
 from acme_rag_pipeline.orchestration import checks
 from acme_rag_pipeline.orchestration.resources import Pipeline
@@ -34,7 +35,7 @@ def documents(context: dg.AssetExecutionContext, pipeline: Pipeline) -> dg.Mater
     owners=OWNERS,
     freshness_policy=REFRESHED_DAILY,
     check_specs=checks.specs("chunks"),
-    code_version=chunking.CODE_VERSION,
+    code_version=f"{chunking.CODE_VERSION}, {SPLITTER_VERSION}",
 )
 def chunks(context: dg.AssetExecutionContext, pipeline: Pipeline) -> dg.MaterializeResult:
     """Passages of every readable document: exact spans, headings, near-duplicate group, side of the experiment."""

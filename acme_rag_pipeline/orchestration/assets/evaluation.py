@@ -4,13 +4,13 @@ import dagster as dg
 
 from acme_rag_pipeline.evaluation import evaluate, golden
 from acme_rag_pipeline.orchestration import checks
-from acme_rag_pipeline.orchestration.assets.documents import OWNERS, chunks
+from acme_rag_pipeline.orchestration.assets.documents import OWNERS, chunks, documents
 from acme_rag_pipeline.orchestration.assets.indexes import base_index, fine_tuned_index
 from acme_rag_pipeline.orchestration.resources import Pipeline
 
 
 @dg.asset(
-    deps=[chunks],
+    deps=[documents, chunks],
     group_name="evaluation",
     kinds={"python", "duckdb"},
     owners=OWNERS,

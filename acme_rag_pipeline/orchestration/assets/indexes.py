@@ -15,7 +15,7 @@ from acme_rag_pipeline.retrieval import index
     owners=OWNERS,
     freshness_policy=REFRESHED_DAILY,
     check_specs=checks.specs("base_index"),
-    code_version=index.CODE_VERSION,
+    code_version=index.VERSIONS,
 )
 def base_index(context: dg.AssetExecutionContext, pipeline: Pipeline) -> dg.MaterializeResult:
     """Vector and full-text table of the base model: one row per chunk of today, only new inputs are encoded."""
@@ -30,7 +30,7 @@ def base_index(context: dg.AssetExecutionContext, pipeline: Pipeline) -> dg.Mate
     owners=OWNERS,
     freshness_policy=REFRESHED_DAILY,
     check_specs=checks.specs("fine_tuned_index"),
-    code_version=index.CODE_VERSION,
+    code_version=index.VERSIONS,
 )
 def fine_tuned_index(context: dg.AssetExecutionContext, pipeline: Pipeline) -> dg.MaterializeResult:
     """The same for the newest candidate, promoted or not."""

@@ -3,11 +3,13 @@
 import dagster as dg
 
 from acme_rag_pipeline.orchestration import checks
-from acme_rag_pipeline.orchestration.assets.documents import OWNERS, REFRESHED_DAILY, chunks
+from acme_rag_pipeline.orchestration.assets.documents import OWNERS, REFRESHED_DAILY, chunks, documents
 from acme_rag_pipeline.orchestration.assets.evaluation import evaluation_report
 from acme_rag_pipeline.orchestration.assets.indexes import base_index, fine_tuned_index
 from acme_rag_pipeline.orchestration.assets.training_data import training_set
 from acme_rag_pipeline.orchestration.resources import Pipeline
+from acme_rag_pipeline.retrieval import index
+from acme_rag_pipeline.retrieval.expansion import EXPANSION_VERSION
 from acme_rag_pipeline.serving import decisions, serve
 
 
@@ -26,13 +28,13 @@ def promoted_retriever(context: dg.AssetExecutionContext, pipeline: Pipeline) ->
 
 @dg.asset(
     # The queries that were written for the passages are searched too.
-    deps=[chunks, training_set, base_index, fine_tuned_index, promoted_retriever],
+    deps=[documents, chunks, training_set, base_index, fine_tuned_index, promoted_retriever],
     group_name="serving",
     kinds={"python", "lancedb"},
     owners=OWNERS,
     freshness_policy=REFRESHED_DAILY,
     check_specs=checks.specs("served_index"),
-    code_version=serve.CODE_VERSION,
+    code_version=f"{serve.CODE_VERSION}, index {index.VERSIONS}, queries {EXPANSION_VERSION}",
 )
 def served_index(context: dg.AssetExecutionContext, pipeline: Pipeline) -> dg.MaterializeResult:
     """The promoted model's table brought to the chunks of today; the only writer of the pointer that readers follow."""

@@ -3,16 +3,18 @@
 import dagster as dg
 
 from acme_rag_pipeline.orchestration import checks
-from acme_rag_pipeline.orchestration.assets.documents import OWNERS, chunks
+from acme_rag_pipeline.orchestration.assets.documents import OWNERS, chunks, documents
 from acme_rag_pipeline.orchestration.assets.evaluation import golden_queries
 from acme_rag_pipeline.orchestration.assets.indexes import base_index
 from acme_rag_pipeline.orchestration.resources import Pipeline
 from acme_rag_pipeline.pairs import curated, synthetic
 from acme_rag_pipeline.pairs import training_set as training_pairs
+from acme_rag_pipeline.pairs.offline import GENERATOR_VERSION
+from acme_rag_pipeline.pairs.prompt import PROMPT_VERSION
 
 
 @dg.asset(
-    deps=[chunks],
+    deps=[documents, chunks],
     group_name="training_data",
     kinds={"python", "duckdb"},
     owners=OWNERS,
@@ -30,7 +32,7 @@ def curated_pairs(context: dg.AssetExecutionContext, pipeline: Pipeline) -> dg.M
     kinds={"python", "openai", "duckdb"},
     owners=OWNERS,
     check_specs=checks.specs("synthetic_pairs"),
-    code_version=synthetic.CODE_VERSION,
+    code_version=f"{synthetic.CODE_VERSION}, {GENERATOR_VERSION}, prompt {PROMPT_VERSION}",
 )
 def synthetic_pairs(context: dg.AssetExecutionContext, pipeline: Pipeline) -> dg.MaterializeResult:
     """Questions written for each chunk by an LLM or the embedded generator; each prompt is asked once and kept."""
