@@ -15,18 +15,13 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from acme_rag_pipeline.documents.headings import headings
+from acme_rag_pipeline.documents.lines import front_matter_end, line_starts
 
 if TYPE_CHECKING:
     from markdown_it import MarkdownIt
     from markdown_it.token import Token
 
-_LINE_BREAK = re.compile(r"\r\n|\r|\n")  # CommonMark's line endings, and no others (not \f, \x85, \u2028)
-_FRONT_MATTER_KEY = re.compile(r"""[\w"'][^:\r\n]*:(?:[ \t]|$)""")
 _INLINE_MARKUP = re.compile(r"[*_`\[\]<>&\\!]")
-_TOML_LINE = re.compile(r"""[\w"'.-]+[ \t]*=|\[""")
-_MDX_IMPORTS = re.compile(
-    r"""(?:\s*import\s(?:[^'";]{1,1000}\sfrom\s+)?['"][^'"\r\n]{1,300}['"];?[ \t]*(?:[\r\n]|\Z))+"""
-)
 # `{#id .class}` of Pandoc and Hugo, `{ #id }` and `{: #id }` of attribute lists, `{/* #id */}` of MDX.
 _HEADING_ANCHOR = re.compile(r"[ \t]*\{[ \t]*(?:[#.:]|/\*)[^{}]*\}[ \t]*$")
 _FOOTNOTE_MARK = re.compile(r"\[\^[^\[\]\s]+\]")
@@ -71,43 +66,18 @@ class Block:
     children: tuple[Block, ...] = ()
 
 
-def line_starts(text: str, start: int, end: int) -> list[int]:
-    """Return the index of the first character of each line of `text[start:end]`, by CommonMark's line endings."""
-    return [start, *(match.end() for match in _LINE_BREAK.finditer(text, start, end))]
+def markdown_blocks(text: str, *, raw_html: bool = True) -> list[Block]:
+    """Return the top-level blocks of a Markdown document in order, front matter left out.
 
-
-def front_matter_end(text: str) -> int:
-    """Return where the document begins after its front matter and the imports of MDX, or 0 where there are none.
-
-    Front matter is a first line `---`, a YAML mapping, and a line `---` or `...`; or TOML between two lines `+++`. A rule
-    at the top of a document that is followed by prose is no front matter.
+    Args:
+        text: of the document.
+        raw_html: whether a tag may begin a block of HTML. In what became Markdown from HTML or DOCX a tag is something that is
+            spoken of.
     """
-    end = _matter_end(text)
-    imports = _MDX_IMPORTS.match(text, end)
-    return imports.end() if imports else end
-
-
-def _matter_end(text: str) -> int:
-    bom = 1 if text.startswith("\ufeff") else 0
-    starts = line_starts(text, bom, len(text))
-    lines = [text[a:b].rstrip() for a, b in zip(starts, [*starts[1:], len(text)], strict=True)]
-    if len(lines) < 2 or lines[0] not in ("---", "+++"):
-        return 0
-    key, closing = (_FRONT_MATTER_KEY, ("---", "...")) if lines[0] == "---" else (_TOML_LINE, ("+++",))
-    for number, line in enumerate(lines[1:], start=1):
-        if line in closing:
-            body = [entry for entry in lines[1:number] if entry and not entry.startswith("#")]
-            is_mapping = not body or key.match(body[0])
-            return (starts[number + 1] if number + 1 < len(starts) else len(text)) if is_mapping else 0
-    return 0
-
-
-def markdown_blocks(text: str) -> list[Block]:
-    """Return the top-level blocks of a Markdown document in order, front matter left out."""
     start = front_matter_end(text)
     # A byte order mark would hide a heading in the first line from the parser.
     bom = 1 if start == 0 and text.startswith("\ufeff") else 0
-    tokens = _block_parser().parse(text[start + bom :])
+    tokens = _block_parser(raw_html).parse(text[start + bom :])
     lines = [start, *line_starts(text, start + bom, len(text))[1:], len(text)]
     children, _ = _read_nodes(tokens, 0, lines)
     return list(_cover(text, start, len(text), children))
@@ -175,11 +145,13 @@ def stanzas(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
         yield first, end
 
 
-@lru_cache(maxsize=1)
-def _block_parser() -> MarkdownIt:
+@lru_cache(maxsize=2)
+def _block_parser(raw_html: bool) -> MarkdownIt:
     from markdown_it import MarkdownIt
 
     parser = MarkdownIt("commonmark").enable("table")
+    if not raw_html:
+        parser.disable("html_block")
     parser.core.ruler.enableOnly(["normalize", "block"])
     return parser
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import statistics
 from collections import Counter
 from typing import Any
@@ -11,7 +12,7 @@ import duckdb
 
 from acme_rag_pipeline.chunking.near_duplicates import STORED_AS, groups, signature
 from acme_rag_pipeline.chunking.sides import side_of, units
-from acme_rag_pipeline.chunking.splitter import SPLITTER_VERSION, split
+from acme_rag_pipeline.chunking.splitter import LEAST_TOKENS, SPLITTER_VERSION, split
 from acme_rag_pipeline.chunking.tokens import TokenCounter
 from acme_rag_pipeline.embedding.base_model import resolve_base_model
 from acme_rag_pipeline.settings import Settings
@@ -21,6 +22,9 @@ from acme_rag_pipeline.store.stages import StageResult, data_versions, overtaken
 from acme_rag_pipeline.store.warehouse import insert, reconcile, records
 
 STAGE = "chunks"
+# That a BERT-like model puts around a text.
+SPECIAL_TOKENS = 2
+logger = logging.getLogger(__name__)
 # How many golden queries decide is no business of the chunks.
 _SIDE_SETTINGS = {"validation_share", "test_share", "section_units_below"}
 CODE_VERSION = "2"
@@ -45,10 +49,19 @@ def split_documents(store: Store, settings: Settings) -> StageResult:
         UpstreamMissing: `documents` has never run.
     """
     upstream = data_versions(store.warehouse, "documents")
-    tokenizer = resolve_base_model(settings.base_model, settings.root).folder / "tokenizer.json"
+    base = resolve_base_model(settings.base_model, settings.root)
+    tokenizer = base.folder / "tokenizer.json"
+    # What a model does not read of a passage, nobody finds.
+    read = (base.most_tokens() or 10**6) - SPECIAL_TOKENS
+    max_tokens = max(LEAST_TOKENS, min(settings.chunking.max_tokens, read))
+    shorter = max_tokens < settings.chunking.max_tokens
     with tokenizer.open("rb") as file:
         how = fingerprint(
-            CODE_VERSION, SPLITTER_VERSION, settings.chunking, hashlib.file_digest(file, "sha256").hexdigest()
+            CODE_VERSION,
+            SPLITTER_VERSION,
+            settings.chunking,
+            hashlib.file_digest(file, "sha256").hexdigest(),
+            *([max_tokens] if shorter else []),
         )
     made_from = fingerprint(STAGE, upstream, how, settings.evaluation.model_dump(include=_SIDE_SETTINGS))
     if (unchanged := recorded(store.warehouse, STAGE, made_from)) is not None:
@@ -56,7 +69,12 @@ def split_documents(store: Store, settings: Settings) -> StageResult:
     with store.writer(STAGE):
         if overtaken(store.warehouse, upstream):
             return split_documents(store, settings)
-        rows, split_again = _split_rows(store, settings, how, tokenizer)
+        if shorter:
+            logger.warning(
+                "%s reads %d tokens of a text: passages have %d at most (ACME_RAG_CHUNKING__MAX_TOKENS: %d)",
+                base.name, base.most_tokens(), max_tokens, settings.chunking.max_tokens,
+            )  # fmt: skip
+        rows, split_again = _split_rows(store, how, tokenizer, max_tokens)
         signatures = _signatures(store, {row["text_hash"]: row["text"] for row in rows})
         group_of = groups(signatures, settings.chunking.near_duplicate_similarity)
         _place(rows, group_of, settings)
@@ -76,13 +94,11 @@ def split_documents(store: Store, settings: Settings) -> StageResult:
             connection.execute("DELETE FROM minhashes WHERE text_hash NOT IN (SELECT text_hash FROM chunks)")
             _retract(connection)
             # So that nobody takes chunks of yesterday for those of the documents of today.
-            details = _details(rows) | {"documents_version": upstream["documents"]}
+            details = _details(rows) | {"documents_version": upstream["documents"], "max_tokens": max_tokens}
             return record(connection, StageResult(STAGE, data_version, counts, details=details), made_from)
 
 
-def _split_rows(
-    store: Store, settings: Settings, how: str, tokenizer: Any
-) -> tuple[list[dict[str, Any]], dict[str, str]]:
+def _split_rows(store: Store, how: str, tokenizer: Any, max_tokens: int) -> tuple[list[dict[str, Any]], dict[str, str]]:
     with store.warehouse.read() as connection:
         documents = records(
             connection,
@@ -102,7 +118,7 @@ def _split_rows(
             rows.extend(kept.get(path, []))
             continue
         counter = counter or TokenCounter(tokenizer)
-        rows.extend(_chunks_of(document, counter, settings.chunking.max_tokens))
+        rows.extend(_chunks_of(document, counter, max_tokens))
     return rows, made
 
 
@@ -160,15 +176,17 @@ def _place(rows: list[dict[str, Any]], group_of: dict[str, str], settings: Setti
 
 def _retract(connection: duckdb.DuckDBPyConnection) -> None:
     """Text that is gone takes its questions along at once, and not only at the next retrain."""
-    connection.execute("SET VARIABLE live = (SELECT list(chunk_id) FROM chunks)")
     retracted = 0
     for statement in (
         "DELETE FROM pairs WHERE chunk_id NOT IN (SELECT chunk_id FROM chunks)",
         "DELETE FROM training_pairs WHERE chunk_id NOT IN (SELECT chunk_id FROM chunks)",
         "DELETE FROM heading_queries WHERE chunk_id NOT IN (SELECT chunk_id FROM chunks)",
         "DELETE FROM curated_negatives WHERE chunk_id NOT IN (SELECT chunk_id FROM chunks)",
-        "UPDATE training_pairs SET negatives = list_filter(negatives, lambda n: list_contains(getvariable('live'), n)) "
-        "WHERE NOT list_has_all(getvariable('live'), negatives)",
+        "UPDATE training_pairs SET negatives = left_over.negatives FROM ("
+        "SELECT pair_id, coalesce(list(named.chunk_id ORDER BY place) FILTER (chunks.chunk_id IS NOT NULL), []) AS negatives FROM ("
+        "SELECT pair_id, unnest(negatives) AS chunk_id, generate_subscripts(negatives, 1) AS place FROM training_pairs) named "
+        "LEFT JOIN chunks USING (chunk_id) GROUP BY pair_id HAVING count(chunks.chunk_id) < count(*)) left_over "
+        "WHERE training_pairs.pair_id = left_over.pair_id",
     ):
         retracted += connection.execute(statement).fetchall()[0][0]
     connection.execute(

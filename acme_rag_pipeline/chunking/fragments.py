@@ -7,13 +7,16 @@ import unicodedata
 from collections.abc import Iterable, Iterator
 from itertools import pairwise
 
-from acme_rag_pipeline.chunking.blocks import line_starts, stanzas
+from acme_rag_pipeline.chunking.blocks import stanzas
+from acme_rag_pipeline.documents.lines import line_starts
 
 _CHARACTERS_PER_CUT = 32  # pieces of a "word" without end, e.g. base64
 
 # A full stop after a single letter or digit ("U.S. Government", "1. First") ends no sentence; nor does one before a
 # lower-case letter ("e.g. this").
-_SENTENCE_END = re.compile(r"(?<![.\s(][A-Za-z0-9])[.!?…]+[\"'”’»)\]*_]*\s+(?=[^\sa-z])|[。！？]+[”’」』）]*")
+_SENTENCE_END = re.compile(
+    r"(?<![.\s(][A-Za-z0-9])(?<![.!?…])[.!?…]+[\"'”’»)\]*_]*\s+(?=[^\sa-z])|[。！？]+[”’」』）]*"
+)
 _WORD = re.compile(r"\S+\s*")
 _JOINERS = frozenset("\u200d\U0001f3fb\U0001f3fc\U0001f3fd\U0001f3fe\U0001f3ff")
 

@@ -23,14 +23,14 @@ from acme_rag_pipeline.chunking.packing import pack
 from acme_rag_pipeline.chunking.pieces import HEAD_TOKENS, Piece, Section, cut_pieces
 from acme_rag_pipeline.chunking.tokens import TokenCounter
 
-SPLITTER_VERSION = "splitter-4"  # bump with every change that moves a span
+SPLITTER_VERSION = "splitter-5"  # bump with every change that moves a span
 
 # Their text is Markdown; in the others a `#` or an indentation means nothing.
 MARKDOWN_FORMATS = {"markdown", "html", "docx"}
 
 _SMALL_SECTION_TOKENS = 100
 _TINY_TOKENS = 40
-_MIN_MAX_TOKENS = 16
+LEAST_TOKENS = 16
 
 # A picture whose bytes stand in the text, as exports of word processors write it, with the markup around the bytes. A small
 # icon is shorter and may stay.
@@ -77,14 +77,14 @@ def split(text: str, counter: TokenCounter, *, max_tokens: int = 224, format: st
     Raises:
         ValueError: `max_tokens` is below 16.
     """
-    if max_tokens < _MIN_MAX_TOKENS:
-        raise ValueError(f"max_tokens must be at least {_MIN_MAX_TOKENS}, got {max_tokens}")
+    if max_tokens < LEAST_TOKENS:
+        raise ValueError(f"max_tokens must be at least {LEAST_TOKENS}, got {max_tokens}")
     markdown = format in MARKDOWN_FORMATS
     pictures = list(_PICTURE.finditer(text)) if markdown else []
     around = [picture.span() for picture in pictures]
     # Spaces in their place weigh nothing and leave every position as it is.
     seen = _blanked(text, [picture.span("bytes") for picture in pictures])
-    blocks = markdown_blocks(seen) if markdown else plain_blocks(seen, format)
+    blocks = markdown_blocks(seen, raw_html=format == "markdown") if markdown else plain_blocks(seen, format)
     pieces, sections = cut_pieces(seen, blocks, counter, max_tokens)
     spans: list[tuple[int, int, tuple[str, ...]]] = []
     for first, last in _groups(seen, pieces, sections, max_tokens):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Container
 
 
@@ -16,4 +17,6 @@ def known_doc_path(written: str, documents: Container[str]) -> str | None:
     if written in documents:
         return written
     plain = plain_doc_path(written)
-    return plain if plain in documents else None
+    # Names with accents have two spellings; macOS writes one, most others the other.
+    spellings = (plain, *(unicodedata.normalize(form, plain) for form in ("NFC", "NFD")))
+    return next((spelling for spelling in spellings if spelling in documents), None)

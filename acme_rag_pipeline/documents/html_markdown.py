@@ -30,6 +30,8 @@ _TITLE_CLASSES = ("MsoTitle", "title")
 _GOOGLE_REDIRECT = re.compile(r"^https?://www\.google\.com/url\?q=([^&\s]+)\S*")
 # Navigation without the tag: by its role, and as Confluence exports path, author, table of contents and footer of each page.
 _DROPPED_PARTS = '[role="navigation"], [role="contentinfo"], #breadcrumb-section, #main-content .toc-macro, #content > .page-metadata'
+# Text that would be a heading, a fence, a rule or the underline of a heading in Markdown.
+_MARKUP = re.compile(r"^(\s*)(#{1,6}(?:\s|$)|`{3}|~{3}|(?:-{2,}|={2,})\s*$)")
 _DROPPED_TAGS = ("script", "style", "nav", "noscript", "template", "title")
 
 
@@ -64,6 +66,11 @@ def html_to_markdown(html: str) -> tuple[str, str]:
     for node in soup.find_all(string=re.compile(r"\|")):
         if node.find_parent(("td", "th")):
             node.replace_with(node.replace("|", r"\|"))
+    for node in soup.find_all(string=_MARKUP):
+        if node.find_parent(("pre", "code")) is None and (
+            node.previous_sibling is None or node.previous_sibling.name == "br"
+        ):
+            node.replace_with(_MARKUP.sub(r"\1\\\2", node))
     options: dict[str, Any] = {"heading_style": "atx", "bullets": "-", "table_infer_header": True}
     options |= dict.fromkeys(("escape_asterisks", "escape_underscores", "escape_misc"), False)
     converter = MarkdownConverter(**options)

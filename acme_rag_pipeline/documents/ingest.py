@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from typing import Any
 
-from acme_rag_pipeline.documents.parsers import Parsed, Unreadable, parse, parser_for
+from acme_rag_pipeline.documents.parsers import MISSING_PACKAGE, Parsed, Unreadable, parse, parser_for
 from acme_rag_pipeline.documents.source import (
     DocumentsFolderError,
     ReadFailure,
@@ -82,7 +82,7 @@ def _row(file: SourceFile, known: dict[str, Any] | None, max_bytes: int, now: in
     parser = parser_for(file.doc_path)
     may_be_read = file.problem is None and file.size <= max_bytes
     unchanged = known and known["status"] == "ok" and known["parser"] == parser and looks_unchanged(file, known)
-    if known and may_be_read and unchanged:
+    if known and may_be_read and (unchanged or _still_unreadable(file, known, parser)):
         return known
     stat = {"doc_path": file.doc_path, "size": file.size, "mtime_ns": file.mtime_ns, "scanned_at_ns": now}
     if file.problem is not None:
@@ -98,12 +98,24 @@ def _row(file: SourceFile, known: dict[str, Any] | None, max_bytes: int, now: in
         return _unreadable(stat, None, str(failure), parser)
     digest = hashlib.sha256(data).hexdigest()
     if known and known["sha256"] == digest and known["parser"] == parser and known["status"] == "ok":
-        return known
+        # With its new time stamp, for the next time that rows are written.
+        return known if known["mtime_ns"] == file.mtime_ns else known | stat
     try:
         parsed = parse(file.doc_path, data)
     except Unreadable as failure:
         return _unreadable(stat, digest, str(failure), parser)
     return _readable(stat, digest, parsed)
+
+
+def _still_unreadable(file: SourceFile, known: dict[str, Any], parser: str | None) -> bool:
+    """Whether these bytes were read before and no parser understood them; a package that was missing may be there by now."""
+    refused = known["status"] == "unreadable" and known["sha256"] is not None and known["text"] is None
+    return (
+        refused
+        and known["parser"] == parser
+        and MISSING_PACKAGE not in known["reason"]
+        and looks_unchanged(file, known)
+    )
 
 
 def _readable(stat: dict[str, Any], digest: str, parsed: Parsed) -> dict[str, Any]:

@@ -20,16 +20,17 @@ from pathlib import PurePosixPath
 
 from acme_rag_pipeline.documents.headings import headings
 from acme_rag_pipeline.documents.html_markdown import SURROGATE, html_to_markdown
+from acme_rag_pipeline.documents.lines import front_matter_end
 
 # Bump the version of a parser when its output changes: documents are parsed again only then.
 _PARSERS = {
-    "markdown-2": ("markdown", (".md", ".markdown", ".mdx")),
+    "markdown-3": ("markdown", (".md", ".markdown", ".mdx")),
     "text-2": ("text", (".txt", ".log", ".text")),
     "rst-1": ("rst", (".rst",)),
     "asciidoc-1": ("asciidoc", (".adoc", ".asciidoc")),
-    "html-3": ("html", (".html", ".htm", ".xhtml")),
+    "html-4": ("html", (".html", ".htm", ".xhtml")),
     "pdf-1": ("pdf", (".pdf",)),
-    "docx-2": ("docx", (".docx",)),
+    "docx-3": ("docx", (".docx",)),
 }
 _BY_SUFFIX = {suffix: (kind, name) for name, (kind, suffixes) in _PARSERS.items() for suffix in suffixes}
 MAX_UNPACKED_BYTES = 200_000_000
@@ -60,6 +61,9 @@ _UNDERLINE = re.compile(r" {0,3}(=+|-{2,})[ \t]*")
 _NOT_PROSE = re.compile(r"\s*([>|=#:<]|[-*+]\s|[-=]{2,}|\d+[.)]\s)")
 _LIST_ITEM = re.compile(r"([-*•‣◦▪–●○]|\(?\d{1,3}[.)]|\(?[a-z][.)])\s")
 _SENTENCE_END = re.compile(r"[.!?:;…][\"'”’)\]]*$")
+
+
+MISSING_PACKAGE = "install acme-rag-pipeline"
 
 
 class Unreadable(Exception):
@@ -195,7 +199,7 @@ def _docx(data: bytes) -> tuple[str, str]:
     try:
         import mammoth
     except ImportError as error:
-        raise Unreadable("reading DOCX files needs mammoth; install acme-rag-pipeline[office]") from error
+        raise Unreadable(f"reading DOCX files needs mammoth; {MISSING_PACKAGE}[office]") from error
     without_data = mammoth.images.img_element(lambda image: {"src": ""})
     # Where the title is not in the style of a heading, the first section would name the document.
     title = "p[style-name='Title'] => h1:fresh"
@@ -207,7 +211,7 @@ def _pdf(data: bytes) -> tuple[str, str]:
     try:
         import pypdf
     except ImportError as error:
-        raise Unreadable("reading PDF files needs pypdf; install acme-rag-pipeline[pdf]") from error
+        raise Unreadable(f"reading PDF files needs pypdf; {MISSING_PACKAGE}[pdf]") from error
     # It warns about every oddity of a file that it can read nevertheless; what it cannot read raises.
     logging.getLogger("pypdf").setLevel(logging.CRITICAL + 1)
     reader = pypdf.PdfReader(io.BytesIO(data))
@@ -302,7 +306,7 @@ def _heading_title(text: str, kind: str) -> str:
     if kind in ("rst", "asciidoc"):
         return next((heading.title for heading in headings(text, kind)), "")
     fence, before = "", ""
-    for line in (line[:1000] for line in text.removeprefix("\ufeff").splitlines()):
+    for line in (line[:1000] for line in text[front_matter_end(text) :].removeprefix("\ufeff").splitlines()):
         mark = _FENCE.match(line)
         if fence:
             fence = "" if mark and mark[1].startswith(fence) else fence

@@ -47,6 +47,21 @@ class BaseModelFiles:
     digest: str
     licence: str
 
+    def most_tokens(self) -> int | None:
+        """Tokens of a text that the model reads, special ones among them; None: no file of it says so."""
+
+        def said(file: str, name: str) -> int | None:
+            try:
+                value = json.loads((self.folder / file).read_bytes()).get(name)
+            except (OSError, ValueError, AttributeError):
+                return None
+            return value if isinstance(value, int) and 0 < value < 10**6 else None
+
+        if own := said("sentence_bert_config.json", "max_seq_length"):
+            return own
+        limits = said("tokenizer_config.json", "model_max_length"), said("config.json", "max_position_embeddings")
+        return min(filter(None, limits), default=None)
+
 
 def resolve_base_model(name: str, root: Path) -> BaseModelFiles:
     """Find the base model: the embedded one, a local folder, or a hub id (downloaded once by huggingface_hub).
@@ -177,10 +192,14 @@ def _embedded() -> Path:
 
 def _from_hub(name: str) -> Path:
     from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
+    patterns = ["*.safetensors", "*.json", "*.txt", "*.model", "README.md"]
     try:
-        return Path(
-            snapshot_download(name, allow_patterns=["*.safetensors", "*.json", "*.txt", "*.model", "README.md"])
-        )
+        try:
+            # What was downloaded once stays: a new commit on the hub must not encode everything again overnight.
+            return Path(snapshot_download(name, allow_patterns=patterns, local_files_only=True))
+        except LocalEntryNotFoundError:
+            return Path(snapshot_download(name, allow_patterns=patterns))
     except Exception as error:
         raise SettingsError(f"ACME_RAG_BASE_MODEL: {name} could not be fetched from the hub: {error}") from error

@@ -24,7 +24,7 @@ from acme_rag_pipeline.store.text_files import NOT_UTF8, holds_raw_bytes
 from acme_rag_pipeline.store.warehouse import insert, reconcile, records
 
 STAGE = "golden_queries"
-CODE_VERSION = "5"
+CODE_VERSION = "6"
 # Graded judgements go to 3 or 4 as a rule; a gain of 2 ** relevance must stay a number.
 MOST_RELEVANT = 100
 _LONGEST_QUOTED = 200

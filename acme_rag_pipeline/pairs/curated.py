@@ -19,7 +19,7 @@ from acme_rag_pipeline.store.stages import StageResult, data_versions, overtaken
 from acme_rag_pipeline.store.warehouse import insert, reconcile
 
 STAGE = "curated_pairs"
-CODE_VERSION = "5"
+CODE_VERSION = "6"
 REJECTED = "rejected in review"
 REPLACED = "replaced in review"
 _SHOWN = 200

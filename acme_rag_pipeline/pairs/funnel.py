@@ -260,7 +260,9 @@ class Funnel:
         top = min(top_k, len(self.passages) // ROUND_TRIP_PASSAGES_PER_RANK)
         if top < min(top_k, ROUND_TRIP_LEAST_RANKS) or not top:
             return []
-        rows = [i for i in self._kept() if self.pairs[i]["origin"] == origin and self._passage(i).side == "train"]
+        rows = [
+            i for i in self._kept() if self.pairs[i]["origin"] == origin and self._passage(i).side not in self.held_out
+        ]
         if not rows:
             return []
         group_of = np.array([p.near_duplicate_group for p in self.passages])

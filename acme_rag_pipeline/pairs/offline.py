@@ -22,7 +22,7 @@ from acme_rag_pipeline.pairs.passage import Passage, WrittenQuery
 from acme_rag_pipeline.pairs.plain_text import normal_form, strip_markup
 from acme_rag_pipeline.pairs.question_forms import begins_like_question, has_question_mark
 
-GENERATOR_VERSION = "offline-3"
+GENERATOR_VERSION = "offline-4"
 """Part of every rendered prompt: raise it when `write` changes, so that cached queries are written anew."""
 
 OTHER_LANGUAGES_VERSION = "1"

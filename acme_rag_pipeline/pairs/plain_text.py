@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import html
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -32,6 +33,8 @@ STOP_WORDS = frozenset(_STOP_WORDS.split())
 _WORD = re.compile(r"[^\W_]+(?:['’&./_+-][^\W_]+)*")
 # Scripts written without spaces: two characters stand for a word, as in most CJK full-text analysers.
 _UNSPACED = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\u0e00-\u0e7f]{2}")
+# Three words in a row, and nothing of a program.
+_PROSE_LINE = re.compile(r"(?![^\n]{0,400}[{}<>;=$\\])\s{0,3}(?:[^\W\d_]+[,]? ){3}")
 _FENCE = re.compile(r"^\s{0,3}(?:```|~~~)")
 _TABLE_RULE = re.compile(r"^[\s|:+=-]*-[\s|:+=-]*$")
 _LIST_ITEM = re.compile(r"^\s*(?:[-*+•]|\d{1,3}[.)])\s+")
@@ -76,7 +79,7 @@ _SITE_MARKUP = tuple(
         (r"\\\|", "/"),
     )
 )
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2064\ufeff]+")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]+")
 _SENTENCE_END = re.compile(r"(?<=[.!?])[\"”’)]?\s+|(?<=[。！？])")
 _ABBREVIATION = re.compile(r"(?:\b(?:e\.g|i\.e|etc|vs|no|dr|mr|ms|mrs|approx|incl|u\.s|fig)|\b[A-Z])\.$", re.IGNORECASE)
 
@@ -136,10 +139,11 @@ def table_cells(line: str) -> tuple[str, ...]:
 def blocks(text: str) -> list[Block]:
     """Prose paragraphs, list items, headings, table rows and code of a Markdown-like text, in order."""
     found: list[Block] = []
-    open_kind: BlockKind = "prose"
+    lines = text.splitlines()
+    in_code = _begins_in_code(lines)
+    open_kind: BlockKind = "code" if in_code else "prose"
     open_lines: list[str] = []
     header: tuple[str, ...] = ()
-    in_code = False
 
     def close() -> None:
         if open_lines:
@@ -148,7 +152,6 @@ def blocks(text: str) -> list[Block]:
                 found.append(Block(open_kind, plain))
             open_lines.clear()
 
-    lines = text.splitlines()
     for index, line in enumerate(lines):
         if _FENCE.match(line):
             close()
@@ -185,6 +188,29 @@ def blocks(text: str) -> list[Block]:
             open_lines.append(line.lstrip(" \t>"))
     close()
     return [block for block in found if block.text]
+
+
+def _begins_in_code(lines: Sequence[str]) -> bool:
+    """Whether a passage begins inside of a block of code: of one that is longer than a passage."""
+    fences = [number for number, line in enumerate(lines) if _FENCE.match(line)]
+    # A language stands behind the fence that opens a block.
+    if any(_opens(lines[number]) for number in fences[::2]):
+        return False
+    if any(_opens(lines[number]) for number in fences[1::2]):
+        return True
+    if len(fences) % 2 == 0:
+        return False
+    before, after = lines[: fences[0]], lines[fences[0] + 1 : [*fences, len(lines)][1]]
+    return _prose_share(before) < _prose_share(after)
+
+
+def _opens(fence: str) -> bool:
+    return bool(fence.strip().strip("`~"))
+
+
+def _prose_share(lines: Sequence[str]) -> float:
+    said = [line for line in lines if line.strip()]
+    return sum(bool(_PROSE_LINE.match(line)) for line in said) / max(1, len(said))
 
 
 def sentences(block: Block, end: re.Pattern[str] = _SENTENCE_END, no_end: re.Pattern[str] = _ABBREVIATION) -> list[str]:

@@ -20,7 +20,7 @@ from acme_rag_pipeline.store.stages import StageResult, data_versions, overtaken
 from acme_rag_pipeline.store.warehouse import reconcile
 
 STAGE = "training_set"
-CODE_VERSION = "10"
+CODE_VERSION = "11"
 # What the answers cost is no business of the training set.
 _FILTER_SETTINGS = {
     "round_trip_top_k",

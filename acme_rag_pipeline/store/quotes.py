@@ -28,10 +28,10 @@ _TYPOGRAPHY = str.maketrans(
 
 
 class _Folded(dict[int, str]):
-    """Each character's folded form, as `str.translate` asks for it."""
+    """Each character's folded form, as `str.translate` asks for it: taken apart, so that "ü" is "u" with two dots, as macOS has it."""
 
     def __missing__(self, code: int) -> str:
-        self[code] = unicodedata.normalize("NFKC", chr(code)).translate(_TYPOGRAPHY).casefold()
+        self[code] = unicodedata.normalize("NFKD", chr(code)).translate(_TYPOGRAPHY).casefold()
         return self[code]
 
 
@@ -94,7 +94,14 @@ class QuotableText:
     def find_all(self, quote: str) -> list[tuple[int, int]]:
         """Every span at which the quote stands word for word, typography aside, in the order of the text."""
         wanted = _folded(quote)
-        return [self._original(at, at + len(wanted)) for at in _positions(wanted, self.folded)] if wanted else []
+        places = _positions(wanted, self.folded) if wanted else []
+        # "limit is 10" stands in "limit is 100" only where it stands nowhere else.
+        whole = [at for at in places if not self._cuts_a_word(at) and not self._cuts_a_word(at + len(wanted))]
+        return [self._original(at, at + len(wanted)) for at in whole or places]
+
+    def _cuts_a_word(self, at: int) -> bool:
+        before, after = self.folded[at - 1 : at], self.folded[at : at + 1]
+        return bool(before) and before.isalnum() and (after.isalnum() or bool(after and unicodedata.combining(after)))
 
     def _original(self, start: int, end: int) -> tuple[int, int]:
         return self.offsets[start], self.offsets[end - 1] + 1

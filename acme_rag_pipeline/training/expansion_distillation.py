@@ -20,7 +20,7 @@ from acme_rag_pipeline.setting_groups import TrainingSettings
 from acme_rag_pipeline.store.passages import LivePassage
 from acme_rag_pipeline.training.batches import query_batches
 from acme_rag_pipeline.training.checkpoint import Curve
-from acme_rag_pipeline.training.frozen_layers import MOST_BYTES, frozen_layers
+from acme_rag_pipeline.training.frozen_layers import frozen_layers
 from acme_rag_pipeline.training.loop import Schedule, train
 from acme_rag_pipeline.training.rows import KeptPair, TrainingRows, mostly_templates
 from acme_rag_pipeline.training.tokens import forward, tokenised, unit_vectors
@@ -140,7 +140,7 @@ class ExpansionDistillation:
         for query, passage in self.passage_of.items():
             self.queries_of.setdefault(passage, []).append(query)
         texts = [*self.queries.values(), *self.passages.values()]
-        remember = self.lower is not None and self.lower.output_bytes(sum(map(len, texts))) <= MOST_BYTES
+        remember = self.lower is not None and self.lower.may_keep(sum(map(len, texts)))
         model.eval()
         queries, passages = (
             unit_vectors(model, list(of_kind.values()), self.lower, settings.precision, remember=remember)

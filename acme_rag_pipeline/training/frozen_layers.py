@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from acme_rag_pipeline.setting_groups import TrainingSettings
 from acme_rag_pipeline.settings import SettingsError
+from acme_rag_pipeline.training.memory import memory_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 # Kept outputs take up to tokens x width x 4 bytes: 1 GB for 2,500 passages of 250 tokens. Above this they run in each step.
 MOST_BYTES = 4 * 2**30
+# Nor do they take more than this share of the machine's memory.
+MOST_OF_MEMORY = 0.25
 ARCHITECTURES = frozenset({"bert", "roberta", "xlm-roberta"})
 
 
@@ -78,6 +81,12 @@ class FrozenLayers:
     def output_bytes(self, tokens: int) -> int:
         """What the outputs for so many tokens take, at most."""
         return tokens * int(self._embeddings.word_embeddings.embedding_dim) * 4
+
+    def may_keep(self, tokens: int) -> bool:
+        """Whether the outputs for so many tokens leave enough memory for the training."""
+        memory = memory_bytes(self._embeddings.word_embeddings.weight.device)
+        most = MOST_BYTES if memory is None else min(MOST_BYTES, int(MOST_OF_MEMORY * memory))
+        return self.output_bytes(tokens) <= most
 
     @contextlib.contextmanager
     def outputs(self) -> Iterator[list[torch.Tensor]]:

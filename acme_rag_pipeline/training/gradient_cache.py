@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from acme_rag_pipeline.embedding.encoder import Precision, autocast
 from acme_rag_pipeline.training.frozen_layers import FrozenLayers
+from acme_rag_pipeline.training.memory import memory_bytes
 from acme_rag_pipeline.training.tokens import Tokens, forward, parts
 
 if TYPE_CHECKING:
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 HELD_TEXTS = 16
 # The rest is for weights, optimizer, the libraries, and whatever else the machine does.
 SHARE_OF_MEMORY = 0.5
-# Of control groups, version 2 and 1.
-CONTAINER_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 logger = logging.getLogger(__name__)
 
 
@@ -119,30 +117,6 @@ def batch_needs_cache(
         needed / 1e9, memory / 1e9, ": its gradient is computed in parts" if cached else "",
     )  # fmt: skip
     return cached
-
-
-def memory_bytes(device: torch.device) -> int | None:
-    """The memory that a training on this device may fill: the card's, else the machine's or what a container is given."""
-    import torch
-
-    if device.type == "cuda":
-        return int(torch.cuda.get_device_properties(device).total_memory)
-    if device.type != "cpu":
-        return None
-    import psutil
-
-    return min([psutil.virtual_memory().total, *_container_limits()])
-
-
-def _container_limits() -> list[int]:
-    """What there is of them; a word in place of the number says that there is none."""
-    limits = []
-    for path in CONTAINER_LIMITS:
-        try:
-            limits.append(int(path.read_text(encoding="ascii")))
-        except (OSError, ValueError):
-            continue
-    return limits
 
 
 def _random_states(torch: Any) -> tuple[torch.Tensor, list[torch.Tensor]]:

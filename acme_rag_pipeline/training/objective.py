@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from acme_rag_pipeline.embedding.encoder import autocast
 from acme_rag_pipeline.setting_groups import TrainingSettings
 from acme_rag_pipeline.training.batches import query_batches
-from acme_rag_pipeline.training.frozen_layers import MOST_BYTES, frozen_layers
+from acme_rag_pipeline.training.frozen_layers import frozen_layers
 from acme_rag_pipeline.training.gradient_cache import batch_needs_cache, cached_backward
 from acme_rag_pipeline.training.losses import distillation_loss, guided_softmax_loss
 from acme_rag_pipeline.training.rows import TrainingRows
@@ -48,7 +48,7 @@ class Objective:
         self.passages = tokenised(model, rows.passages) if rows.frozen_passages is None else []
         self.frozen = None if rows.frozen_passages is None else torch.from_numpy(rows.frozen_passages).to(model.device)
         tokens = sum(map(len, self.queries)) + sum(map(len, self.passages))
-        self._remembers = self.lower is not None and self.lower.output_bytes(tokens) <= MOST_BYTES
+        self._remembers = self.lower is not None and self.lower.may_keep(tokens)
         # The guide is the start model, asked here and not taken from the embedding cache: bf16 products differ in their
         # last bits with the shape of a batch, and which batches filled a cache is history. A mask must not depend on it.
         logger.info("the guide reads %d queries and %d passages", len(rows.queries), len(rows.passages))

@@ -12,10 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from acme_rag_pipeline.chunking.blocks import front_matter_end
+from acme_rag_pipeline.chunking.fragments import fragments
 from acme_rag_pipeline.chunking.packing import pack
 from acme_rag_pipeline.chunking.splitter import split
 from acme_rag_pipeline.chunking.tokens import TokenCounter
+from acme_rag_pipeline.documents.lines import front_matter_end
 
 VOCABULARY = (
     "agency travel card policy team holiday leave request manager approve form submit time sheet record contract vendor "
@@ -201,6 +202,21 @@ def test_pictures_written_out_as_base64_are_left_out_and_the_text_around_them_st
     icon = "A ![dot](data:image/gif;base64,R0lGODlhAQABAAAAACw=) in the text."
     assert texts_of(icon) == [icon]
     assert texts_of(f"![]({data})") == []
+
+
+@pytest.mark.parametrize("format", ["html", "docx"])
+def test_a_tag_that_is_spoken_of_hides_no_section(format: str) -> None:
+    text = f"# Web\n\n## Scripts\n\n<script> begins a program. {'It runs. ' * 40}\n\n## Styles\n\n{'A style has rules. ' * 40}\n"
+    paths = {span.heading_path for span in split(text, COUNTER, max_tokens=100, format=format)}
+    assert ("Web", "Styles") in paths
+    # In Markdown that a person wrote it is a tag.
+    assert ("Web", "Styles") not in {span.heading_path for span in split(text, COUNTER, max_tokens=100)}
+
+
+def test_many_dots_cost_no_time() -> None:
+    # With one more look at each of them it took minutes.
+    text = "Progress " + "." * 200_000 + " done. Next. " * 3
+    assert "".join(text[a:b] for a, b in fragments(text, 0, len(text), "paragraph")[1]) == text
 
 
 def test_a_byte_order_mark_does_not_hide_the_first_heading() -> None:

@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 
+from acme_rag_pipeline.documents import ingest as ingest_module
 from acme_rag_pipeline.documents import state
 from acme_rag_pipeline.documents.ingest import ingest_documents
-from acme_rag_pipeline.documents.source import DocumentsFolderError
+from acme_rag_pipeline.documents.source import DocumentsFolderError, read_bytes
 from acme_rag_pipeline.documents.state import folder_state
 from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store.layout import Store
@@ -94,6 +95,48 @@ def test_a_touched_file_is_unchanged(ingest: Ingest, store: Store, documents: Pa
     assert again.unchanged
     assert (again.data_version, again.details) == (first.data_version, first.details)
     assert files_of(store) == before
+
+
+def test_what_no_parser_understood_is_not_parsed_again(
+    ingest: Ingest, store: Store, documents: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scan, other = documents / "scan.md", documents / "other.docx"
+    scan.write_bytes(b"\xff\xfe\x00 not text")
+    other.write_bytes(b"no archive")
+    age(documents)
+    monkeypatch.setattr(state, "RACY_NS", 0)
+    before = ingest()
+    reasons = {path: rows(store)[path]["reason"] for path in ("scan.md", "other.docx")}
+    assert all(reasons.values())
+    monkeypatch.setattr(ingest_module, "read_bytes", lambda *_: pytest.fail("a file was read"))
+    (documents / "remote.txt").unlink()
+    assert ingest().data_version != before.data_version
+    assert {path: rows(store)[path]["reason"] for path in reasons} == reasons
+
+    # A package that was missing may be installed by now.
+    with store.warehouse.write() as connection:
+        connection.execute(
+            "UPDATE documents SET reason = 'needs x; install acme-rag-pipeline[office]' WHERE doc_path = 'other.docx'"
+        )
+    read: list[str] = []
+    monkeypatch.setattr(
+        ingest_module, "read_bytes", lambda file, most: read.append(file.doc_path) or read_bytes(file, most)
+    )
+    ingest()
+    assert read == ["other.docx"]
+
+
+def test_time_stamps_of_today_are_noted_with_the_next_change(
+    ingest: Ingest, store: Store, documents: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    age(documents)
+    ingest()
+    os.utime(documents / "travel.md", (LONG_AGO + 9, LONG_AGO + 9))
+    monkeypatch.setattr(state, "RACY_NS", 0)
+    (documents / "remote.txt").unlink()
+    ingest()
+    monkeypatch.setattr(ingest_module, "read_bytes", lambda *_: pytest.fail("a file was read"))
+    ingest()
 
 
 def test_an_edit_and_its_revert(ingest: Ingest, store: Store, documents: Path) -> None:

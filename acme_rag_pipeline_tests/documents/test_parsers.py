@@ -236,7 +236,7 @@ def test_docx_keeps_headings_and_tables() -> None:
     assert parsed.text == (
         "# Gift policy\n\nGifts up to 75 euros need no form_name.\n\n| Gift | Limit |\n| --- | --- |\n| Meal | 60 |\n"
     )
-    assert (parsed.title, parsed.format, parsed.parser) == ("Gift policy", "docx", "docx-2")
+    assert (parsed.title, parsed.format, parsed.parser) == ("Gift policy", "docx", "docx-3")
 
 
 def test_a_docx_is_called_what_its_title_says_and_cells_keep_their_columns() -> None:
@@ -281,6 +281,10 @@ def test_a_docx_is_called_what_its_title_says_and_cells_keep_their_columns() -> 
             '<div class="page-metadata">Created by Jo</div><div id="main-content"><div class="toc-macro"><ul><li>Ask</li>'
             '</ul></div><h2>Ask</h2><p>Open a ticket.</p></div></div><div id="footer" role="contentinfo">Confluence</div>',
             "# VPN\n\n## Ask\n\nOpen a ticket.\n",
+        ),
+        (
+            "<p># yum install foo</p><p>&lt;script&gt; begins it</p><p>```</p><p>Total<br>---</p><p>See #5</p><pre># shell</pre>",
+            "\\# yum install foo\n\n<script> begins it\n\n\\```\n\nTotal  \n\\---\n\nSee #5\n\n```\n# shell\n```\n",
         ),
         ('<div><p class="title">Contractors</p><p>x</p></div>', "Contractors\n\nx\n"),
     ],
@@ -331,6 +335,8 @@ def test_html_becomes_plain_markdown() -> None:
     [
         ("a.md", '---\nowner: x\ntitle: "FLEX: days" # note\n---\n# Other', "FLEX: days"),
         ("a.md", "---\r\ntitle: FLEX\r\n---\r\n", "FLEX"),
+        ("a.md", "---\nsidebar_position: 3\n---\n# Getting started", "Getting started"),
+        ("a.md", "---\n# comment\nlayout: post\n---\nReal\n===\n", "Real"),
         ("a.md", "```\n# code\n```\n## **Second** [level](http://x) ##\n", "Second level"),
         ("a.md", "### Third\n\nSetext\n---\n", "Setext"),
         ("a.md", "| a |\n|---|\n\n- item\n---\n", "A"),
@@ -356,7 +362,7 @@ def test_hostile_titles_cost_no_time() -> None:
 
 def test_every_suffix_has_a_versioned_parser() -> None:
     assert set(supported_suffixes()) >= {".md", ".txt", ".html", ".pdf", ".docx"}
-    assert parser_for("x/A.MD") == "markdown-2"
+    assert parser_for("x/A.MD") == "markdown-3"
     assert all(re.search(r"-\d+$", parser_for(f"a{suffix}") or "") for suffix in supported_suffixes())
     assert parser_for("a.xyz") is None
     assert parser_for("a") is None

@@ -372,7 +372,18 @@ def test_without_a_trained_candidate_twice_as_many_held_out_questions_are_new_ev
 
     def key_with(pairs: int) -> str:
         rows = [
-            {"pair_id": str(n), "query": f"q{n}", "chunk_id": "c", "side": "test", "origin": "offline", "style": "s", "method": "m"}
+            {
+                "pair_id": str(n),
+                "query": f"q{n}",
+                "chunk_id": "c",
+                "side": "test",
+                "origin": "offline",
+                "style": "s",
+                "method": "m",
+                "unit": "u",
+                "overlap": 0.0,
+                "negatives": [],
+            }
             for n in range(pairs)
         ]
         with store.warehouse.write() as connection:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import unicodedata
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -101,6 +103,24 @@ def test_a_very_long_quote_with_edits_is_found_without_an_alignment(monkeypatch:
     assert span is not None
     assert span[1] - span[0] > 0.9 * len(quote)
     assert text.find(" ".join(f"other{number}" for number in range(3000))) is None
+
+
+@pytest.mark.parametrize(("written", "stored"), [("NFC", "NFD"), ("NFD", "NFC")])
+@pytest.mark.parametrize(
+    "sentence", ["Die Kündigungsfrist beträgt drei Monate.", "Nghỉ phép ba mươi ngày.", "휴가는 서른 날입니다."]
+)
+def test_accents_that_are_written_in_two_ways_are_the_same(written: str, stored: str, sentence: str) -> None:
+    text = unicodedata.normalize(stored, f"Über uns.\n\n{sentence}\n\nEnde.")
+    span = QuotableText.of(text).find_all(unicodedata.normalize(written, sentence))
+    assert [text[start:end] for start, end in span] == [unicodedata.normalize(stored, sentence)]
+
+
+def test_a_quote_ends_where_a_word_ends_if_it_does_anywhere() -> None:
+    text = "The hotel limit is 100 euros. In Leeds the hotel limit is 10."
+    assert QuotableText.of(text).find("hotel limit is 10", near=0) == (43, 60)
+    # A piece that was cut within a word is found all the same.
+    assert QuotableText.of("The hotel limit is 100 euros.").find_all("hotel limit is 10") == [(4, 21)]
+    assert QuotableText.of("年次休暇は二十日です。").find_all("休暇は二十日") == [(2, 8)]
 
 
 def test_every_place_of_a_quote_is_found() -> None:

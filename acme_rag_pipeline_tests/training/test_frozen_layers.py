@@ -15,7 +15,8 @@ from acme_rag_pipeline.embedding.base_model import resolve_base_model
 from acme_rag_pipeline.embedding.encoder import load_model
 from acme_rag_pipeline.setting_groups import TrainingSettings
 from acme_rag_pipeline.settings import SettingsError
-from acme_rag_pipeline.training import finetune, objective
+from acme_rag_pipeline.training import finetune
+from acme_rag_pipeline.training import frozen_layers as layers
 from acme_rag_pipeline.training.frozen_layers import frozen_layers
 from acme_rag_pipeline.training.objective import Objective
 from acme_rag_pipeline.training.rows import TrainingRows
@@ -71,10 +72,11 @@ def test_a_step_from_kept_outputs_is_a_step_through_all_layers(
         assert torch.allclose(gradient, found[0][1][name], rtol=1e-3, atol=1e-6), name
 
 
-def test_too_much_to_keep_runs_the_layers_in_each_step(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("most", ["MOST_BYTES", "MOST_OF_MEMORY"])
+def test_too_much_to_keep_runs_the_layers_in_each_step(base: Path, monkeypatch: pytest.MonkeyPatch, most: str) -> None:
     settings = TrainingSettings(frozen_layers=FROZEN, precision="fp32")
     kept = Objective(load_model(base, "cpu"), rows_of(), settings)
-    monkeypatch.setattr(objective, "MOST_BYTES", 1000)
+    monkeypatch.setattr(layers, most, 1000 if most == "MOST_BYTES" else 1e-9)
     running = Objective(load_model(base, "cpu"), rows_of(), settings)
     assert running.passages[0].lower_output is None
     assert running.loss([0, 1, 2]).item() == pytest.approx(kept.loss([0, 1, 2]).item(), rel=1e-5)

@@ -10,7 +10,7 @@ import torch
 
 from acme_rag_pipeline.embedding.base_model import resolve_base_model
 from acme_rag_pipeline.setting_groups import TrainingSettings
-from acme_rag_pipeline.training import gradient_cache
+from acme_rag_pipeline.training import gradient_cache, memory
 from acme_rag_pipeline.training.objective import Objective
 from acme_rag_pipeline.training.rows import TrainingRows
 from acme_rag_pipeline.training.start_model import opened
@@ -82,8 +82,8 @@ def test_what_a_text_holds_is_measured(base: Path) -> None:
 def test_a_batch_is_computed_in_parts_where_it_would_fill_the_memory(
     base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def cached(memory: int) -> bool:
-        monkeypatch.setattr(gradient_cache, "memory_bytes", lambda _: memory)
+    def cached(bytes_: int) -> bool:
+        monkeypatch.setattr(gradient_cache, "memory_bytes", lambda _: bytes_)
         return work_of(base, cached=None).cached
 
     assert not cached(64 * 2**30)
@@ -96,12 +96,12 @@ def test_a_container_has_no_more_memory_than_it_is_given(monkeypatch: pytest.Mon
     none.write_text("max\n")
     broken.write_bytes(b"\xff\xfe")
     device = torch.device("cpu")
-    monkeypatch.setattr(gradient_cache, "CONTAINER_LIMITS", (none, broken, tmp_path / "missing"))
-    whole = gradient_cache.memory_bytes(device)
+    monkeypatch.setattr(memory, "CONTAINER_LIMITS", (none, broken, tmp_path / "missing"))
+    whole = memory.memory_bytes(device)
     assert whole is not None
     assert whole > 2**30
-    monkeypatch.setattr(gradient_cache, "CONTAINER_LIMITS", (none, limit))
-    assert gradient_cache.memory_bytes(device) == 2**30
+    monkeypatch.setattr(memory, "CONTAINER_LIMITS", (none, limit))
+    assert memory.memory_bytes(device) == 2**30
 
 
 def test_a_model_that_does_not_train_holds_nothing(base: Path) -> None:
