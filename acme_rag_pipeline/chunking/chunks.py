@@ -92,7 +92,7 @@ def split_documents(store: Store, settings: Settings) -> StageResult:
                 [{"doc_path": path, "fingerprint": made} for path, made in split_again.items()],
             )
             connection.execute("DELETE FROM minhashes WHERE text_hash NOT IN (SELECT text_hash FROM chunks)")
-            _retract(connection)
+            retract(connection)
             # So that nobody takes chunks of yesterday for those of the documents of today.
             details = _details(rows) | {"documents_version": upstream["documents"], "max_tokens": max_tokens}
             return record(connection, StageResult(STAGE, data_version, counts, details=details), made_from)
@@ -174,8 +174,12 @@ def _place(rows: list[dict[str, Any]], group_of: dict[str, str], settings: Setti
             row["side"] = side_of(unit, settings.evaluation)
 
 
-def _retract(connection: duckdb.DuckDBPyConnection) -> None:
-    """Text that is gone takes its questions along at once, and not only at the next retrain."""
+def retract(connection: duckdb.DuckDBPyConnection) -> None:
+    """Text that is gone takes its questions along at once, and not only at the next retrain.
+
+    Args:
+        connection: to write with, in the transaction that wrote the chunks of today.
+    """
     retracted = 0
     for statement in (
         "DELETE FROM pairs WHERE chunk_id NOT IN (SELECT chunk_id FROM chunks)",
