@@ -33,7 +33,8 @@ class Publisher:
     def __init__(self, root: Path) -> None:
         self.root = root
         write_documents(root / "documents")
-        self.settings: Settings = settings_of(root)
+        # Sentences make each of the many tables dearer and change nothing of what readers may see when.
+        self.settings: Settings = settings_of(root, retrieval={"sentence_weight": 0})
         self.store: Store = store_of(self.settings)
         self.base = index.PassageEncoder(index.install_base(self.store, self.settings).digest, index.BASE_PREFIX)
         self.states: list[tuple[str, Scores]] = []
