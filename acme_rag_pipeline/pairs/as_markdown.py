@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterator
 
 from acme_rag_pipeline.documents.headings import headings
+from acme_rag_pipeline.pairs.plain_text import CODE_FROM, code_share
 
 _Pattern = tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]
 
@@ -83,7 +84,9 @@ def _indentation(line: str) -> int:
 
 
 def _without_directives(lines: list[str]) -> Iterator[str]:
-    number = 0
+    number = _leading_code(lines)
+    if number:
+        yield from ("```", *lines[:number], "```", "")
     while number < len(lines):
         line = lines[number]
         number += 1
@@ -112,6 +115,19 @@ def _without_directives(lines: list[str]) -> Iterator[str]:
             if code:
                 yield from ("", "```", *lines[number:end], "```", "")
             number = end
+
+
+def _leading_code(lines: list[str]) -> int:
+    """How many lines at the beginning are code: the rest of a block that is longer than a passage."""
+    end = 0
+    while end < len(lines):
+        following = next((n for n in range(end, len(lines)) if not lines[n].strip()), len(lines))
+        # The passage's own first line stands without its indentation.
+        indented = all(line[:1].isspace() for line in lines[max(1, end) : following])
+        if not indented or code_share(lines[end:following]) < CODE_FROM:
+            return end
+        end = next((n for n in range(following, len(lines)) if lines[n].strip()), len(lines))
+    return end
 
 
 def _end_of_block(lines: list[str], number: int, depth: int) -> int:

@@ -10,6 +10,7 @@ import html
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Literal
 
 # Own list, not scikit-learn's: an upgrade of a library must not change every rendered prompt.
@@ -33,8 +34,19 @@ STOP_WORDS = frozenset(_STOP_WORDS.split())
 _WORD = re.compile(r"[^\W_]+(?:['’&./_+-][^\W_]+)*")
 # Scripts written without spaces: two characters stand for a word, as in most CJK full-text analysers.
 _UNSPACED = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\u0e00-\u0e7f]{2}")
-# Three words in a row, and nothing of a program.
-_PROSE_LINE = re.compile(r"(?![^\n]{0,400}[{}<>;=$\\])\s{0,3}(?:[^\W\d_]+[,]? ){3}")
+CODE_FROM = 0.5
+# In prose, too: code that is spoken of, roles of reStructuredText, links, addresses, cells of a table, tags of a site's
+# generator.
+_NO_CODE = re.compile(
+    r"``[^`]{1,300}``|(?::[\w:+.-]{1,60}:)?`[^`]{1,300}`_{0,2}|\[[^\[\]]{0,200}\]\([^()\s]{0,300}\)|\w+://\S+|^.*\|.*\|.*$"
+    r"|\{[{%#][^{}]{0,300}[}%#]\}"
+)
+_CODE_LINE = re.compile(
+    r"[{}\\]|;\s*$|\w\s?[!<>+-]?=\s?[\w\"'\[({]|</?[a-z]|\w\([^()\s]{0,60}\)[:,]?\s*$"
+    r"|^\s*(?:>>>|\.\.\.|\$ |#!|@\w|[\])'\"]|import |from \w+ import|def |class \w+[(:]|return )"
+)
+_LONGEST_CODE_LINE = 20
+_TAG = re.compile(r"</?[A-Za-z][^<>]{0,300}>")
 _FENCE = re.compile(r"^\s{0,3}(?:```|~~~)")
 _TABLE_RULE = re.compile(r"^[\s|:+=-]*-[\s|:+=-]*$")
 _LIST_ITEM = re.compile(r"^\s*(?:[-*+•]|\d{1,3}[.)])\s+")
@@ -193,6 +205,11 @@ def blocks(text: str) -> list[Block]:
 def _begins_in_code(lines: Sequence[str]) -> bool:
     """Whether a passage begins inside of a block of code: of one that is longer than a passage."""
     fences = [number for number, line in enumerate(lines) if _FENCE.match(line)]
+    if not fences:
+        # A page may be written with tags.
+        plain = [_TAG.sub(" ", line) for line in lines]
+        stanzas = [list(lines_) for said, lines_ in groupby(plain, lambda line: bool(line.strip())) if said]
+        return sum(map(len, stanzas)) > 2 and all(code_share(stanza) >= CODE_FROM for stanza in stanzas)
     # A language stands behind the fence that opens a block.
     if any(_opens(lines[number]) for number in fences[::2]):
         return False
@@ -201,16 +218,18 @@ def _begins_in_code(lines: Sequence[str]) -> bool:
     if len(fences) % 2 == 0:
         return False
     before, after = lines[: fences[0]], lines[fences[0] + 1 : [*fences, len(lines)][1]]
-    return _prose_share(before) < _prose_share(after)
+    return code_share(before) > code_share(after)
 
 
 def _opens(fence: str) -> bool:
     return bool(fence.strip().strip("`~"))
 
 
-def _prose_share(lines: Sequence[str]) -> float:
+def code_share(lines: Sequence[str]) -> float:
+    """The share of lines that look like a program or its output rather than like prose."""
     said = [line for line in lines if line.strip()]
-    return sum(bool(_PROSE_LINE.match(line)) for line in said) / max(1, len(said))
+    short = [line for line in said if len(line.split()) <= _LONGEST_CODE_LINE]
+    return sum(bool(_CODE_LINE.search(_NO_CODE.sub("x", line[:1000]))) for line in short) / max(1, len(said))
 
 
 def sentences(block: Block, end: re.Pattern[str] = _SENTENCE_END, no_end: re.Pattern[str] = _ABBREVIATION) -> list[str]:

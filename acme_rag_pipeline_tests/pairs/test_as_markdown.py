@@ -108,6 +108,19 @@ def test_a_reader_sees_the_words_and_not_the_markup(format: str, text: str, read
     assert [(block.kind, block.text.strip("\n")) for block in blocks(as_markdown(text, format))] == read
 
 
+def test_the_rest_of_a_block_of_code_is_no_prose() -> None:
+    text = (
+        "class Migration(migrations.Migration):\n    dependencies = [\n        ('yourapp', '0001_initial'),\n    ]\n\n"
+        "    You can also undo it by name.\n\nThen start the server.\n"
+    )
+    read = [(block.kind, block.text.strip()) for block in blocks(as_markdown(text, "rst"))]
+    assert [kind for kind, _ in read] == ["code", "prose", "prose"]
+    assert read[1:] == [("prose", "You can also undo it by name."), ("prose", "Then start the server.")]
+    # Something that is explained: indented, and no code.
+    said = "The key of the :setting:`DATABASES` setting.\n\n    It is ``None`` by default (see below).\n"
+    assert {block.kind for block in blocks(as_markdown(said, "rst"))} == {"prose"}
+
+
 def test_other_formats_stay_as_they_are() -> None:
     for format in ("markdown", "text", "html", "pdf", "docx", None):
         assert as_markdown(RST, format) == RST

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import pytest
+
 from acme_rag_pipeline.pairs.corpus_statistics import CorpusStatistics, acronyms_in, find_acronyms
 from acme_rag_pipeline.pairs.passage import Passage
 from acme_rag_pipeline.pairs.plain_text import blocks, normal_form, sentences, strip_markup, words
@@ -113,3 +115,24 @@ def test_words_of_other_scripts() -> None:
     assert words("休暇申請") == ["休暇", "申請"]
     assert normal_form("  Hello, WORLD! ") == "hello world"
     assert acronyms_in("The TTS and the IT of TTS, not Word") == ["TTS", "IT"]
+
+
+@pytest.mark.parametrize(
+    ("text", "kinds"),
+    [
+        # The rest of a block of code that is longer than a passage, and the prose behind it.
+        ("retries = 4\ntimeout = 30\n```\n\nAfter the restart the coordinator accepts requests.", ["code", "prose"]),
+        ("retries = 4\n```\nAfter it.\n```yaml\na: 1\n```", ["code", "prose", "code"]),
+        ("retry(4)\n\nfor job in jobs:\n    job.run(now)\n    job.wait(2)", ["code"]),
+        ("Ask first.\n\n```\nretries = 4", ["prose", "code"]),
+        ("Ask first.\n\n```\nretries = 4\n```\n\nThen wait.", ["prose", "code", "prose"]),
+        # Nothing of this is code.
+        ("<tr>\n<td>User research</td>\n<td>Ask Kim</td>\n</tr>", ["prose"]),
+        (
+            '1. Go to your [settings]({% link "https://a.example" %}).\n2. Ask.\n\n{% alert %}\nWait.',
+            ["item", "item", "prose"],
+        ),
+    ],
+)
+def test_a_passage_may_begin_within_code(text: str, kinds: list[str]) -> None:
+    assert [block.kind for block in blocks(text)] == kinds
