@@ -3,15 +3,14 @@
 import dagster as dg
 
 from acme_rag_pipeline.orchestration import checks
-from acme_rag_pipeline.orchestration.assets.documents import OWNERS, chunks
+from acme_rag_pipeline.orchestration.assets.documents import OWNERS
 from acme_rag_pipeline.orchestration.assets.training_data import training_set
 from acme_rag_pipeline.orchestration.resources import Pipeline
 from acme_rag_pipeline.training import candidate
 
 
 @dg.asset(
-    # Passages that nobody asked about are read, too.
-    deps=[chunks, training_set],
+    deps=[training_set],
     group_name="model",
     kinds={"python", "pytorch", "huggingface"},
     owners=OWNERS,
