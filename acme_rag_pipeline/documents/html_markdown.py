@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import re
 from typing import Any
 from urllib.parse import unquote
@@ -31,7 +32,9 @@ _GOOGLE_REDIRECT = re.compile(r"^https?://www\.google\.com/url\?q=([^&\s]+)\S*")
 # Navigation without the tag: by its role, and as Confluence exports path, author, table of contents and footer of each page.
 _DROPPED_PARTS = '[role="navigation"], [role="contentinfo"], #breadcrumb-section, #main-content .toc-macro, #content > .page-metadata'
 # Text that would be a heading, a fence, a rule or the underline of a heading in Markdown.
-_MARKUP = re.compile(r"^(\s*)(#{1,6}(?:\s|$)|`{3}|~{3}|(?:-{2,}|={2,})\s*$)")
+_MARKUP = re.compile(r"^([ \t]*)(#{1,6}(?:\s|$)|`{3}|~{3}|(?:-{2,}|={2,})[ \t]*$)", re.MULTILINE)
+_NO_MARKUP_IN = ("pre", "code", "table", *_HEADING_TAGS)
+_BLOCK_TAGS = ("p", "div", "li", "dd", "dt", "blockquote", "section", "article", "main", "body", "[document]")
 _DROPPED_TAGS = ("script", "style", "nav", "noscript", "template", "title")
 
 
@@ -67,15 +70,19 @@ def html_to_markdown(html: str) -> tuple[str, str]:
         if node.find_parent(("td", "th")):
             node.replace_with(node.replace("|", r"\|"))
     for node in soup.find_all(string=_MARKUP):
-        if node.find_parent(("pre", "code")) is None and (
-            node.previous_sibling is None or node.previous_sibling.name == "br"
-        ):
-            node.replace_with(_MARKUP.sub(r"\1\\\2", node))
+        if node.parent.name in _BLOCK_TAGS and node.find_parent(_NO_MARKUP_IN) is None:
+            begins = node.previous_sibling is None or node.previous_sibling.name == "br"
+            node.replace_with(_MARKUP.sub(functools.partial(_spoken_of, begins=begins), node))
     options: dict[str, Any] = {"heading_style": "atx", "bullets": "-", "table_infer_header": True}
     options |= dict.fromkeys(("escape_asterisks", "escape_underscores", "escape_misc"), False)
     converter = MarkdownConverter(**options)
     text = SURROGATE.sub("\ufffd", converter.convert_soup(soup))
     return re.sub(r"\n(?:[ \t]*\n){2,}", "\n\n", text).strip() + "\n", title
+
+
+def _spoken_of(found: re.Match[str], *, begins: bool) -> str:
+    # What stands behind other text on its line is no markup anyway.
+    return f"{found[1]}\\{found[2]}" if begins or found.start() else found[0]
 
 
 def _close_tags(inside: list[Any]) -> None:

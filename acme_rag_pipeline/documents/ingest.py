@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from typing import Any
 
-from acme_rag_pipeline.documents.parsers import MISSING_PACKAGE, Parsed, Unreadable, parse, parser_for
+from acme_rag_pipeline.documents.parsers import MAY_PASS, Parsed, Unreadable, parse, parser_for
 from acme_rag_pipeline.documents.source import (
     DocumentsFolderError,
     ReadFailure,
@@ -113,7 +113,7 @@ def _still_unreadable(file: SourceFile, known: dict[str, Any], parser: str | Non
     return (
         refused
         and known["parser"] == parser
-        and MISSING_PACKAGE not in known["reason"]
+        and not any(word in known["reason"] for word in MAY_PASS)
         and looks_unchanged(file, known)
     )
 

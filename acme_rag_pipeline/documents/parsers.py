@@ -64,6 +64,8 @@ _SENTENCE_END = re.compile(r"[.!?:;…][\"'”’)\]]*$")
 
 
 MISSING_PACKAGE = "install acme-rag-pipeline"
+# In reasons that say nothing about the file alone: tomorrow it may be read.
+MAY_PASS = (MISSING_PACKAGE, "too large to be parsed", "is encrypted")
 
 
 class Unreadable(Exception):
@@ -306,7 +308,10 @@ def _heading_title(text: str, kind: str) -> str:
     if kind in ("rst", "asciidoc"):
         return next((heading.title for heading in headings(text, kind)), "")
     fence, before = "", ""
-    for line in (line[:1000] for line in text[front_matter_end(text) :].removeprefix("\ufeff").splitlines()):
+    for line in (
+        line[:1000]
+        for line in text[front_matter_end(text) if kind == "markdown" else 0 :].removeprefix("\ufeff").splitlines()
+    ):
         mark = _FENCE.match(line)
         if fence:
             fence = "" if mark and mark[1].startswith(fence) else fence

@@ -60,7 +60,9 @@ class BaseModelFiles:
         if own := said("sentence_bert_config.json", "max_seq_length"):
             return own
         limits = said("tokenizer_config.json", "model_max_length"), said("config.json", "max_position_embeddings")
-        return min(filter(None, limits), default=None)
+        most = min(filter(None, limits), default=None)
+        # RoBERTa counts its positions from 2.
+        return 512 if most == 514 else most
 
 
 def resolve_base_model(name: str, root: Path) -> BaseModelFiles:
@@ -89,6 +91,15 @@ def resolve_base_model(name: str, root: Path) -> BaseModelFiles:
         raise SettingsError(f"ACME_RAG_BASE_MODEL: {folder} has no {lacking}, which this pipeline needs")
     licence = EMBEDDED_LICENCE if name == EMBEDDED_BASE_MODEL else stated_licence(folder)
     return BaseModelFiles(name, folder, model_digest(folder), licence)
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether a snapshot has all that is read of it; another program may have fetched a part."""
+    if not (folder / MODULES).is_file() or _lacking(folder):
+        return False
+    return all(
+        not path or (folder / path / "config.json").is_file() for kind, path in _modules(folder) if kind != "Normalize"
+    )
 
 
 def _lacking(folder: Path) -> str:
@@ -198,8 +209,11 @@ def _from_hub(name: str) -> Path:
     try:
         try:
             # What was downloaded once stays: a new commit on the hub must not encode everything again overnight.
-            return Path(snapshot_download(name, allow_patterns=patterns, local_files_only=True))
+            known = Path(snapshot_download(name, allow_patterns=patterns, local_files_only=True))
+            if _is_whole(known):
+                return known
         except LocalEntryNotFoundError:
-            return Path(snapshot_download(name, allow_patterns=patterns))
+            pass
+        return Path(snapshot_download(name, allow_patterns=patterns))
     except Exception as error:
         raise SettingsError(f"ACME_RAG_BASE_MODEL: {name} could not be fetched from the hub: {error}") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -47,7 +48,8 @@ class Contest:
         candidate_trained: the candidate's model learned from questions: validation gave it tuned weights.
         golden_decides: golden queries decide; else held-out units do.
         candidate_key: identity of this candidate for the rule of one decision each.
-        decided_before: decisions on this candidate by other golden queries, or with another fusion: each was a chance to be
+        decided_before: decisions on this candidate by other golden queries, by half as many held-out questions, or with another
+            fusion: each was a chance to be
             promoted by chance, so this one asks for more.
         base: the base model as it is indexed.
         fusion: how the fused challengers join their rankings; the champion keeps what it was promoted with.
@@ -99,7 +101,9 @@ def contest(store: Store, settings: Settings) -> Contest:
         decided_before=decisions.decided_with_other_evidence(store, candidate, key),
         champion_twin_lost=champion_twin_lost,
         champion_trained=_trained(store, before.model_digest),
-        champion_without_twin=champion_twin is None and _trained_on_test(store, before.model_digest),
+        champion_without_twin=champion_twin is None
+        and _trained(store, before.model_digest)
+        and _trained_on_test(store, before.model_digest),
         candidate_trained=candidate is not None and _trained(store, candidate.model_digest, unknown=True),
     )
 
@@ -179,21 +183,34 @@ def _key_of_today(store: Store, candidate: index.PassageEncoder | None) -> str:
     a candidate that learned anything the fusion of the base is decided on again when there are twice as many held-out questions.
     A judgement without a quote is known by all that its line says, the span among it, and not by where it was found.
     """
-    return f"{decisions.candidate_key(candidate)}/{fingerprint(_evidence(store, candidate))[:12]}"
+    key = decisions.candidate_key(candidate)
+    if not _golden_decides(store) and (candidate is None or not _trained(store, candidate.model_digest, unknown=True)):
+        # A new training set brings another candidate, but for those that no training makes.
+        return f"{key}/{_questions_decided_with(store, key)} questions"
+    return f"{key}/{fingerprint(_judged(store))[:12]}"
 
 
-def _evidence(store: Store, candidate: index.PassageEncoder | None) -> list[Any]:
+def _judged(store: Store) -> list[Any]:
+    """The golden queries with their judgements, where they decide."""
+    if not _golden_decides(store):
+        return []
     with store.warehouse.read() as connection:
-        if _golden_decides(store):
-            return connection.execute(
-                "SELECT query_id, query, doc_path, coalesce(nullif(quote, ''), judgement_id), relevance FROM golden_queries JOIN golden_judgements "
-                "USING (query_id) ORDER BY query_id, ordinal"
-            ).fetchall()
-        if candidate is not None and _trained(store, candidate.model_digest, unknown=True):
-            return []
-        # A new training set brings another candidate, but for those that no training makes: then it is twice as many questions.
-        kept = "SELECT count(*) FROM training_pairs WHERE side = 'test' AND dropped_because IS NULL"
-        return [int(connection.execute(kept).fetchall()[0][0]).bit_length()]
+        return connection.execute(
+            "SELECT query_id, query, doc_path, coalesce(nullif(quote, ''), judgement_id), relevance FROM golden_queries JOIN golden_judgements "
+            "USING (query_id) ORDER BY query_id, ordinal"
+        ).fetchall()
+
+
+def _questions_decided_with(store: Store, key: str) -> int:
+    """How many held-out questions there are; of a decision before, as long as there are not twice as many."""
+    kept = "SELECT count(*) FROM training_pairs WHERE side = 'test' AND dropped_because IS NULL"
+    with store.warehouse.read() as connection:
+        today = int(connection.execute(kept).fetchall()[0][0])
+    known = (
+        re.match(re.escape(f"{key}/") + r"(\d+) questions", d.candidate_key or "") for d in decisions.decisions(store)
+    )
+    before = max((int(found[1]) for found in known if found), default=0)
+    return today if today >= 2 * before else before
 
 
 def _golden_decides(store: Store) -> bool:

@@ -120,12 +120,15 @@ def _without_directives(lines: list[str]) -> Iterator[str]:
 def _leading_code(lines: list[str]) -> int:
     """How many lines at the beginning are code: the rest of a block that is longer than a passage."""
     end = 0
+    if not lines or lines[0].lstrip().startswith(".."):
+        return end
     while end < len(lines):
         following = next((n for n in range(end, len(lines)) if not lines[n].strip()), len(lines))
         # The passage's own first line stands without its indentation.
         indented = all(line[:1].isspace() for line in lines[max(1, end) : following])
         if not indented or code_share(lines[end:following]) < CODE_FROM:
-            return end
+            # A single line says too little.
+            return end if sum(bool(line.strip()) for line in lines[:end]) > 1 else 0
         end = next((n for n in range(following, len(lines)) if lines[n].strip()), len(lines))
     return end
 

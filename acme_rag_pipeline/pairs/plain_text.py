@@ -42,8 +42,8 @@ _NO_CODE = re.compile(
     r"|\{[{%#][^{}]{0,300}[}%#]\}"
 )
 _CODE_LINE = re.compile(
-    r"[{}\\]|;\s*$|\w\s?[!<>+-]?=\s?[\w\"'\[({]|</?[a-z]|\w\([^()\s]{0,60}\)[:,]?\s*$"
-    r"|^\s*(?:>>>|\.\.\.|\$ |#!|@\w|[\])'\"]|import |from \w+ import|def |class \w+[(:]|return )"
+    r"[{}]|[(={}].*;\s*$|\w\s?[!<>+-]?=\s?[\w\"'\[({]|</?[a-z]|\w\([^()\s]{0,60}\)[:,]?\s*$"
+    r"|^\s*(?:>>>|\.\.\.|\$ |#!|@\w|[\])]|import |from \w+ import|def |class \w+[(:]|return )"
 )
 _LONGEST_CODE_LINE = 20
 _TAG = re.compile(r"</?[A-Za-z][^<>]{0,300}>")
@@ -206,6 +206,8 @@ def _begins_in_code(lines: Sequence[str]) -> bool:
     """Whether a passage begins inside of a block of code: of one that is longer than a passage."""
     fences = [number for number, line in enumerate(lines) if _FENCE.match(line)]
     if not fences:
+        if any(_HEADING.match(line) or _LIST_ITEM.match(line) for line in lines):
+            return False
         # A page may be written with tags.
         plain = [_TAG.sub(" ", line) for line in lines]
         stanzas = [list(lines_) for said, lines_ in groupby(plain, lambda line: bool(line.strip())) if said]

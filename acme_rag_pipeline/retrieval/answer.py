@@ -163,7 +163,7 @@ def _checked(text: str, count: int) -> tuple[str, set[int]]:
         numbers: list[int] = []
         for first, last in re.findall(r"(\d+)(?:[ \t]*[-\u2013][ \t]*(\d+))?", bracket[1]):
             low, high = sorted((int(first), int(last or first)))
-            if last and high > count:
+            if last and not 1 <= low <= high <= count:
                 return bracket[0]  # "[18-25] days" is a range of something else
             numbers += range(low, high + 1)
         return f"[{', '.join(map(str, numbers))}]"

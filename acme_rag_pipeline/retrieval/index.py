@@ -32,7 +32,7 @@ from acme_rag_pipeline.store.lance_files import lost_files, newest_version
 from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.passages import LivePassage, PassagePrefix, live_passages
 from acme_rag_pipeline.store.promotion import NothingPromoted, PointerDamaged, read_pointer
-from acme_rag_pipeline.store.stages import StageResult, data_versions, overtaken, record, recorded
+from acme_rag_pipeline.store.stages import StageResult, data_versions, overtaken, record, recorded, stored_detail
 from acme_rag_pipeline.store.table_clean_up import delete_gone
 from acme_rag_pipeline.store.warehouse import Counts, records
 
@@ -235,10 +235,21 @@ def index_candidate(store: Store, settings: Settings) -> StageResult:
         with store.writer(FINE_TUNED_STAGE), store.warehouse.write() as connection:
             return record(connection, StageResult(FINE_TUNED_STAGE, "no candidate", details=details), made_from)
     try:
+        if lost := _lost_by_candidate(store, which):
+            raise models.ModelDamaged(
+                f"the candidate {models.model_folder(store, which.model_digest)} has lost {', '.join(lost[:5])}; the next `retrain` "
+                "trains it again"
+            )
         return _index_stage(store, settings, FINE_TUNED_STAGE, which, upstream, arm="fine_tuned")
     except models.ModelDamaged as error:
         # Readers may use another model, whose index must not wait for this one.
         return _without_candidate(store, which, str(error))
+
+
+def _lost_by_candidate(store: Store, which: PassageEncoder) -> list[str]:
+    # Candidates of an earlier version do not say which files they have.
+    files = json.loads(stored_detail(store.warehouse, "fine_tuned_model", "model_files") or "{}")
+    return models.lost_files(models.model_folder(store, which.model_digest), files.get(which.model_digest, {}))
 
 
 def _without_candidate(store: Store, which: PassageEncoder, reason: str) -> StageResult:
@@ -368,6 +379,7 @@ def index_expanded_arms(
             forget_arm(store, arm)
             with store.writer(arm):
                 _delete_gone(store, which.expanded_table)
+            made[arm] = {"damaged": str(error)}  # no finished table holds that: the next run looks again
             continue
         entry = _arm(which, done.version, which.expanded_table)
         remember_arm(store, arm, entry)

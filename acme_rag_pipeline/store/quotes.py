@@ -27,6 +27,13 @@ _TYPOGRAPHY = str.maketrans(
 )  # fmt: skip
 
 
+# Of scripts with spaces: in others a word begins anywhere.
+_WORD_CHARACTER = re.compile(
+    r"(?![\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff])[^\W_]"
+)
+_MARKS = "".join(map(chr, range(0x300, 0x370)))
+
+
 class _Folded(dict[int, str]):
     """Each character's folded form, as `str.translate` asks for it: taken apart, so that "ü" is "u" with two dots, as macOS has it."""
 
@@ -100,8 +107,12 @@ class QuotableText:
         return [self._original(at, at + len(wanted)) for at in whole or places]
 
     def _cuts_a_word(self, at: int) -> bool:
-        before, after = self.folded[at - 1 : at], self.folded[at : at + 1]
-        return bool(before) and before.isalnum() and (after.isalnum() or bool(after and unicodedata.combining(after)))
+        before, after = self.folded[:at][-4:].rstrip(_MARKS), self.folded[at : at + 1]
+        return (
+            bool(_WORD_CHARACTER.fullmatch(before[-1:]))
+            and (after in _MARKS or bool(_WORD_CHARACTER.fullmatch(after)))
+            and bool(after)
+        )
 
     def _original(self, start: int, end: int) -> tuple[int, int]:
         return self.offsets[start], self.offsets[end - 1] + 1

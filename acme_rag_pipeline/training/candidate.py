@@ -105,7 +105,12 @@ def train_candidate(store: Store, settings: Settings) -> StageResult:
             with store.writer(STAGE, lock="training"):
                 _drop_checkpoints(store)
         # What it cost is that of the training, not of this look.
-        costs = ("outcome", "trained", "seconds", "pairs_per_second")
+        costs = (
+            "trained",
+            "seconds",
+            "pairs_per_second",
+            *(["outcome"] if unchanged.details.get("model_digest") else []),
+        )
         details = {name: value for name, value in unchanged.details.items() if name not in costs} | {"trained": False}
         return replace(unchanged, details=details)
     # A refresh may go on while a model trains; only a second training has to wait.

@@ -283,6 +283,11 @@ def test_a_docx_is_called_what_its_title_says_and_cells_keep_their_columns() -> 
             "# VPN\n\n## Ask\n\nOpen a ticket.\n",
         ),
         (
+            "<h1><a href='#x'>#</a> Start</h1><table><tr><th>#</th><th>--</th></tr><tr><td>1</td><td>--</td></tr></table>"
+            "<p>Foo <span>--</span> bar</p><p>Total\n---</p><p>See\n# 5</p>",
+            "# [#](#x) Start\n\n| # | -- |\n| --- | --- |\n| 1 | -- |\n\nFoo -- bar\n\nTotal\n\\---\n\nSee\n\\# 5\n",
+        ),
+        (
             "<p># yum install foo</p><p>&lt;script&gt; begins it</p><p>```</p><p>Total<br>---</p><p>See #5</p><pre># shell</pre>",
             "\\# yum install foo\n\n<script> begins it\n\n\\```\n\nTotal  \n\\---\n\nSee #5\n\n```\n# shell\n```\n",
         ),

@@ -9,13 +9,58 @@ from pathlib import Path
 
 import pytest
 
+from acme_rag_pipeline.chunking.chunks import split_documents
+from acme_rag_pipeline.documents.ingest import ingest_documents
 from acme_rag_pipeline.embedding import base_model
-from acme_rag_pipeline.embedding.base_model import UntrustedWeights, model_digest, resolve_base_model, stated_licence
+from acme_rag_pipeline.embedding.base_model import (
+    BaseModelFiles,
+    UntrustedWeights,
+    model_digest,
+    resolve_base_model,
+    stated_licence,
+)
 from acme_rag_pipeline.retrieval.index import install_base
 from acme_rag_pipeline.settings import EMBEDDED_BASE_MODEL, Settings, SettingsError
 from acme_rag_pipeline.store import models
 from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.training.model_card import model_files
+
+
+@pytest.mark.parametrize(
+    ("files", "most"),
+    [
+        ({"sentence_bert_config.json": {"max_seq_length": 128}, "config.json": {"max_position_embeddings": 512}}, 128),
+        ({"tokenizer_config.json": {"model_max_length": 10**30}, "config.json": {"max_position_embeddings": 514}}, 512),
+        ({"tokenizer_config.json": {"model_max_length": 384}, "config.json": {"max_position_embeddings": 514}}, 384),
+        ({"sentence_bert_config.json": []}, None),
+        ({}, None),
+    ],
+)
+def test_what_a_model_reads_of_a_text(tmp_path: Path, files: dict[str, object], most: int | None) -> None:
+    for name, content in files.items():
+        (tmp_path / name).write_text(json.dumps(content))
+    assert BaseModelFiles("m", tmp_path, "d", "mit").most_tokens() == most
+
+
+def test_a_part_of_a_download_is_completed_and_a_whole_one_asks_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, asked = resolve_base_model(EMBEDDED_BASE_MODEL, tmp_path).folder, []
+    part = tmp_path / "part"
+    part.mkdir()
+    (part / "config.json").write_bytes((whole / "config.json").read_bytes())
+    known = part
+
+    def snapshot_download(name: str, *, local_files_only: bool = False, **_: object) -> str:
+        asked.append(local_files_only)
+        return str(known if local_files_only else whole)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    assert resolve_base_model("acme/embedder", tmp_path).folder == whole
+    assert asked == [True, False]
+    known = whole
+    resolve_base_model("acme/embedder", tmp_path)
+    assert asked == [True, False, True]
 
 
 def test_the_digest_follows_what_computes_and_nothing_else(tmp_path: Path) -> None:
@@ -128,3 +173,21 @@ def test_a_folder_that_lacks_a_file_is_refused_before_anything_is_copied(
     change(folder)
     with pytest.raises(SettingsError, match=f"ACME_RAG_BASE_MODEL: .*{named}"):
         resolve_base_model("model", tmp_path)
+
+
+def test_passages_are_no_longer_than_what_the_base_reads(
+    store: Store,
+    documents: Path,
+    settings_for: Callable[..., Settings],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    short = shutil.copytree(resolve_base_model(EMBEDDED_BASE_MODEL, tmp_path).folder, tmp_path / "short")
+    (short / "sentence_bert_config.json").write_text('{"max_seq_length": 66, "do_lower_case": false}')
+    for base, most in ((EMBEDDED_BASE_MODEL, 224), (str(short), 64)):
+        settings = settings_for(base_model=base)
+        ingest_documents(store, settings)
+        assert split_documents(store, settings).details["max_tokens"] == most
+        with store.warehouse.read() as connection:
+            assert connection.execute("SELECT max(tokens) FROM chunks").fetchall()[0][0] <= most
+    assert "reads 66 tokens of a text: passages have 64 at most (ACME_RAG_CHUNKING__MAX_TOKENS: 224)" in caplog.text

@@ -121,6 +121,22 @@ def test_the_rest_of_a_block_of_code_is_no_prose() -> None:
     assert {block.kind for block in blocks(as_markdown(said, "rst"))} == {"prose"}
 
 
+@pytest.mark.parametrize(
+    ("text", "read"),
+    [
+        (".. code-block:: console\n   :caption: Set a=b\n\n   pip install acme\n", [("code", "pip install acme")]),
+        (".. image:: a.png\n   :target: foo(bar)\n\nText.\n", [("prose", "Text.")]),
+        (".. method:: Model.save()\n\n   It saves.\n", [("prose", "Model.save()"), ("prose", "It saves.")]),
+        (
+            "The default is debug=False.\n\n   It may change.\n",
+            [("prose", "The default is debug False."), ("prose", "It may change.")],
+        ),
+    ],
+)
+def test_what_begins_a_passage_is_not_taken_for_the_rest_of_code(text: str, read: list[tuple[str, str]]) -> None:
+    assert [(block.kind, block.text.strip()) for block in blocks(as_markdown(text, "rst"))] == read
+
+
 def test_other_formats_stay_as_they_are() -> None:
     for format in ("markdown", "text", "html", "pdf", "docx", None):
         assert as_markdown(RST, format) == RST

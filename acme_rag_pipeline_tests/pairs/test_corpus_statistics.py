@@ -127,6 +127,12 @@ def test_words_of_other_scripts() -> None:
         ("Ask first.\n\n```\nretries = 4", ["prose", "code"]),
         ("Ask first.\n\n```\nretries = 4\n```\n\nThen wait.", ["prose", "code", "prose"]),
         # Nothing of this is code.
+        (
+            "The request must state:\n- the name of the employee;\n- the start date;\n- the reason.",
+            ["prose", *["item"] * 3],
+        ),
+        ("## Notice\n- the name;\n- the date;\n- the reason.", ["heading", *["item"] * 3]),
+        ('(a) the name;\n\n(b) the date;\n\n(c) C:\\\\forms, or\n\n"by hand".', ["prose"] * 4),
         ("<tr>\n<td>User research</td>\n<td>Ask Kim</td>\n</tr>", ["prose"]),
         (
             '1. Go to your [settings]({% link "https://a.example" %}).\n2. Ask.\n\n{% alert %}\nWait.',

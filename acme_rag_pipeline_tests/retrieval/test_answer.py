@@ -74,6 +74,7 @@ def test_an_answer_names_its_sources() -> None:
         ("Call [source 1 and source 2].", "Call [1, 2]."),
         ("Call [1-2] or [1\u20132] or [1; 2].", "Call [1, 2] or [1, 2] or [1, 2]."),
         ("It began in [2024] for all [1].", "It began in [2024] for all [1]."),
+        ("Scores lie in [0-5] [1].", "Scores lie in [0-5] [1]."),
         ("Within [18-25] days [2].", "Within [18-25] days [2]."),
         ("Take `rows[0]` [9] of\n```\nrows[7] = [3]\n```\n[2]", "Take `rows[0]` of\n```\nrows[7] = [3]\n```\n[2]"),
         ("Call 【1】 or write 【2†source】【9†source】.", "Call [1] or write [2]."),

@@ -170,6 +170,15 @@ def test_a_damaged_candidate_that_nobody_reads_keeps_no_edit_from_readers(
     assert (check.passed, "cannot be opened" in str(check.metadata)) == (False, True)
 
     (folder / "model.safetensors").write_bytes(weights)
+    with store.warehouse.write() as connection:
+        details |= {"model_files": {tuned: models.file_sizes(folder, ["model.safetensors"])}}
+        record(connection, StageResult("fine_tuned_model", tuned, details=details), tuned)
+    oracle.run(store, settings, oracle.REFRESH)
+    # Where nothing must be encoded, too.
+    (folder / "model.safetensors").write_bytes(weights[:1000])
+    assert "fine_tuned_index" in oracle.run(store, settings, oracle.REFRESH)
+    assert not checks.fine_tuned_index_is_complete(store, settings).passed
+    (folder / "model.safetensors").write_bytes(weights)
     oracle.run(store, settings, oracle.REFRESH)
     assert "fine_tuned" in known_arms(store)
     assert checks.fine_tuned_index_is_complete(store, settings).passed

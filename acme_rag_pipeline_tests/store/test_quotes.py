@@ -120,7 +120,10 @@ def test_a_quote_ends_where_a_word_ends_if_it_does_anywhere() -> None:
     assert QuotableText.of(text).find("hotel limit is 10", near=0) == (43, 60)
     # A piece that was cut within a word is found all the same.
     assert QuotableText.of("The hotel limit is 100 euros.").find_all("hotel limit is 10") == [(4, 21)]
-    assert QuotableText.of("年次休暇は二十日です。").find_all("休暇は二十日") == [(2, 8)]
+    # Where words have no spaces between them, one may begin anywhere.
+    text = "休暇は二十日。年次休暇は二十日です。"
+    assert QuotableText.of(text).find_all("休暇は二十日") == [(0, 6), (9, 15)]
+    assert QuotableText.of("Cafés are here. A café is there.").find("a café", near=0) == (16, 22)
 
 
 def test_every_place_of_a_quote_is_found() -> None:

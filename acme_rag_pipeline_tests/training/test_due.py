@@ -80,14 +80,6 @@ def test_the_threshold_itself_trains(trained: Store) -> None:
     assert "2.0%" in due.reason
 
 
-@pytest.mark.parametrize("reason", ["near a golden query", "near a held-out query", "same wording as a held-out query"])
-def test_a_query_that_judges_today_ends_a_candidate_that_learned_it(trained: Store, reason: str) -> None:
-    held_out(trained, dropped_because=reason)
-    due = retrain_due(trained, PAIRS[1:], "c", TWO_PERCENT)
-    assert due.candidate is None
-    assert "held out today" in due.reason
-
-
 def test_a_store_without_chunks_has_nothing_to_retrain(store: Store) -> None:
     assert change_since_training(store).changed_share == 0.0
 
