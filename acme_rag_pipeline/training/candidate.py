@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import json
 import logging
 import shutil
@@ -189,6 +190,8 @@ class _Run:
 
     def train(self) -> dict[str, Any]:
         """Train, choose the weights on validation, put the model in place. Returns the stage's details."""
+        # Models that earlier stages opened hold one another and would stay while this one needs the memory.
+        gc.collect()
         prefix = self.choices.prefix()
         whitening = self.choices.whitening(prefix)
         everything = of_sides(self.pairs, REFIT_SIDES)
