@@ -96,7 +96,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "golden").mkdir()
     for name, rows in (("queries", [q for q in queries if q["query_id"] in asked]), ("qrels", qrels)):
         (root / f"golden/{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
-    noisy(good(), root / "base", 0.25)
+    noisy(good(), root / "base", 0.3)
     noisy(good(), root / "worse", 1.5)
     build_up_to_training_set(Store(root / "store"), settings_over(root, root, golden_decides=True))
     # What both models make of the passages is encoded once for all tests.
