@@ -28,6 +28,12 @@ from acme_rag_pipeline_tests.increments import oracle
 QUERY = "hotel limit in Rotterdam"
 
 
+def with_tuned_model(store: Store, settings: Settings) -> tuple[str, str, Path]:
+    """The base's digest, and that of a copy of it under another name, with its folder."""
+    base, tuned = index.install_base(store, settings).digest, "1" * 64
+    return base, tuned, shutil.copytree(models.model_folder(store, base), models.model_folder(store, tuned))
+
+
 def test_a_table_that_lost_its_data_is_built_again_without_encoding(
     store: Store, documents: Path, settings_for: Callable[..., Settings]
 ) -> None:
@@ -66,8 +72,7 @@ def test_a_promoted_model_that_lost_a_file_is_said_and_deleted_text_leaves_all_t
 ) -> None:
     settings = settings_for()
     oracle.run(store, settings, oracle.REFRESH)
-    base, tuned = index.install_base(store, settings).digest, "1" * 64
-    folder = shutil.copytree(models.model_folder(store, base), models.model_folder(store, tuned))
+    base, tuned, folder = with_tuned_model(store, settings)
     decisions.append(
         store,
         encoder=index.PassageEncoder(tuned, "none"),
@@ -147,8 +152,7 @@ def test_a_damaged_candidate_that_nobody_reads_keeps_no_edit_from_readers(
 ) -> None:
     settings = settings_for()
     oracle.run(store, settings, oracle.REFRESH)
-    base, tuned = index.install_base(store, settings).digest, "1" * 64
-    folder = shutil.copytree(models.model_folder(store, base), models.model_folder(store, tuned))
+    _, tuned, folder = with_tuned_model(store, settings)
     with store.warehouse.write() as connection:
         details = {"model_digest": tuned, "passage_prefix": "none"}
         record(connection, StageResult("fine_tuned_model", tuned, details=details), tuned)
