@@ -43,6 +43,22 @@ def estimate_pairs(context: click.Context, as_json: bool) -> None:
         click.echo(f"note       {note}")
 
 
+@pairs.command("ask-again")
+@click.pass_context
+def ask_passages_again(context: click.Context) -> None:
+    """Have the LLM asked again about passages that were given up after 8 answers that cannot be used."""
+    from acme_rag_pipeline.pairs.answer_store import ask_again
+
+    model = settings_of(context).llm
+    count = ask_again(store_of(context), model)
+    passages = "1 passage" if count == 1 else f"{count} passages"
+    click.echo(
+        f"{passages} of model {model} will be asked about again" if count else f"{model} has given no passage up"
+    )
+    if count:
+        click.echo("It counts from the next `retrain` on.")
+
+
 @pairs.command("export")
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="The file; default: standard output.")
 @click.option(

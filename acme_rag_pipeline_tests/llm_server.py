@@ -24,6 +24,7 @@ class Act:
     body: bytes = b""
     headers: dict[str, str] = field(default_factory=dict)
     hang: float = 0.0
+    delay: float = 0.0
     cut_off: bool = False
 
 
@@ -93,7 +94,7 @@ class ScriptedLLM:
 
     Attributes:
         requests: Bodies in order of arrival.
-        keys: Their Authorization headers.
+        headers: Their headers, names in lower case.
         paths: What they asked for, query string included.
         times: When they arrived.
         most_in_flight: Most requests that were open together.
@@ -101,7 +102,7 @@ class ScriptedLLM:
 
     def __init__(self, script: Script, latency: float = 0.0) -> None:
         self.requests: list[Body] = []
-        self.keys: list[str | None] = []
+        self.headers: list[dict[str, str]] = []
         self.paths: list[str] = []
         self.times: list[float] = []
         self.most_in_flight = 0
@@ -126,18 +127,23 @@ class ScriptedLLM:
         self._server.shutdown()
         self._server.server_close()
 
-    def act(self, body: Body, key: str | None, path: str) -> Act:
+    @property
+    def keys(self) -> list[str | None]:
+        """The Authorization header of each request."""
+        return [headers.get("authorization") for headers in self.headers]
+
+    def act(self, body: Body, headers: dict[str, str], path: str) -> Act:
         """Note the request, and what to do with it once its time has come."""
         with self._lock:
             number = len(self.requests)
             self.requests.append(body)
-            self.keys.append(key)
+            self.headers.append(headers)
             self.paths.append(path)
             self.times.append(time.monotonic())
             self._in_flight += 1
             self.most_in_flight = max(self.most_in_flight, self._in_flight)
             act = self._script(number, body)
-        self._closing.wait(self._latency + act.hang)
+        self._closing.wait(self._latency + act.hang + act.delay)
         with self._lock:
             # Before the answer leaves: the client may send its next request before this thread runs again.
             self._in_flight -= 1
@@ -159,7 +165,7 @@ def _handler(llm: ScriptedLLM) -> type[BaseHTTPRequestHandler]:
 
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            act = llm.act(body, self.headers.get("Authorization"), self.path)
+            act = llm.act(body, {name.lower(): value for name, value in self.headers.items()}, self.path)
             length = len(act.body) + (1000 if act.cut_off else 0)
             head = {"Content-Type": "application/json", "Content-Length": str(length), **act.headers}
             lines = [f"HTTP/1.1 {act.status} -", *(f"{name}: {value}" for name, value in head.items())]

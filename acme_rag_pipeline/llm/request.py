@@ -11,6 +11,7 @@ import contextlib
 import json
 import re
 import string
+import threading
 from base64 import b64encode
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -38,8 +39,18 @@ _ABOUT_FORMAT = re.compile(
     r"response_format|json_schema|json_object|structured.output|schema|grammar|guided|requested parameters",
     re.IGNORECASE,
 )
+# Names of causes, looked for in errors that are not kept. Gateways send HTTP 400 where OpenAI sends 401 and 404.
+_ABOUT_KEY = re.compile(r"api[ _-]?key|credential|unauthori[sz]ed", re.IGNORECASE)
+_ABOUT_MODEL = re.compile(
+    r"\bmodel\b[^.]{0,80}\b(not found|not exist|not a valid|not supported|not available|invalid|unknown)\b"
+    r"|\b(invalid|unknown|no such|not a valid|not found)\b[^.]{0,20}\bmodel\b",
+    re.IGNORECASE,
+)
+_AZURE = (".azure.com", ".azure-api.net")
 _SAFE_CODE = re.compile(r"[a-z][a-z0-9_.]{0,47}")
 _CUT_OFF = "cut off at the server's length limit"
+FILTERED = "cut off by a content filter"
+_NO_COMPLETION = "the body is not a chat completion"
 _T = TypeVar("_T")
 
 
@@ -115,6 +126,7 @@ class LLMClient:
         self._client: AsyncOpenAI | None = None
         self._key = (connection.api_key or "").strip()  # a secret from a file ends with a newline
         self._query = b""
+        self._headers: dict[str, Any] = {}
         self._format = _JSON_SCHEMA
         self._format_accepted = False
 
@@ -148,6 +160,7 @@ class LLMClient:
                 response = await client.chat.completions.with_raw_response.create(
                     model=self._connection.model,
                     messages=messages,  # type: ignore[arg-type]
+                    extra_headers=self._headers,
                     **_format_arguments(used, schema),
                 )
                 body = response.http_response.content
@@ -156,7 +169,7 @@ class LLMClient:
         except openai.APIConnectionError as error:
             return Reply("connection_error", detail=type(error.__cause__ or error).__name__)
         except openai.APIStatusError as error:
-            return self._status_reply(error.response, error.status_code, error.code or error.type, used, schema)
+            return self._status_reply(error.response, error.status_code, _named(error.code, error.type), used, schema)
         except Exception as error:
             # Nothing was sent: a lone surrogate in a broken file, ...
             return Reply("refused", detail=f"cannot be sent: {type(error).__name__}")
@@ -173,11 +186,11 @@ class LLMClient:
 
         if self._client is None:
             address, user, self._query = _without_secrets(self._connection.base_url or OPENAI_URL)
+            self._headers = self._who_asks(address, user)
             self._client = openai.AsyncOpenAI(
                 # Never None: the client would look for key and address in the environment.
                 api_key=self._key or "none",
                 base_url=address,
-                default_headers={"Authorization": f"Basic {b64encode(user.encode()).decode()}"} if user else None,
                 timeout=self._connection.timeout_seconds,
                 max_retries=0,
                 http_client=openai.DefaultAsyncHttpxClient(event_hooks={"request": [self._add_query]})
@@ -185,6 +198,23 @@ class LLMClient:
                 else None,
             )
         return self._client
+
+    def _who_asks(self, address: str, user: str) -> dict[str, Any]:
+        """Who asks; stated one by one, because the client takes what is not stated from `OPENAI_...` variables."""
+        import openai
+
+        bearer = f"Bearer {self._key}" if self._key else openai.Omit()
+        headers: dict[str, Any] = {
+            "Authorization": f"Basic {b64encode(user.encode()).decode()}" if user else bearer,
+        }
+        if address.rstrip("/") != OPENAI_URL:
+            # What names an account at OpenAI is nobody else's business.
+            headers |= {"OpenAI-Organization": openai.Omit(), "OpenAI-Project": openai.Omit()}
+        if self._key and (b"api-version=" in self._query or "/openai/deployments/" in address):
+            headers["api-key"] = self._key
+            if not user and (urlsplit(address).hostname or "").endswith(_AZURE):
+                headers["Authorization"] = openai.Omit()  # there it would be a token of Entra
+        return headers
 
     async def _add_query(self, request: Any) -> None:
         """Send the query string of the address, past the URL: the HTTP library logs URLs, and this may hold a secret."""
@@ -200,6 +230,10 @@ class LLMClient:
         within = "" if response.status_code == status else f"HTTP {response.status_code} with an error like "
         detail = f"{within}HTTP {status} {code}".strip()
         wait = retry_after(response.headers)
+        if code == "json_validate_failed":
+            return Reply("bad_answer", detail=detail)  # Groq's word for an answer of the model that is not as asked
+        if status in (400, 422) and (stop := _cause(response.text)) is not None:
+            return Reply("refused", detail=detail, stop=stop, perhaps_this_prompt=True)
         if schema is not None and used < _PLAIN and not self._format_accepted and status in (400, 404, 422, 501):
             if _ABOUT_FORMAT.search(response.text):
                 self._format = max(self._format, used + 1)
@@ -231,6 +265,18 @@ class LLMClient:
         return "" if self._key and self._key in code else code
 
 
+def _named(code: object, kind: object) -> object:
+    """What an error calls itself: its code, or where that only repeats the status its type."""
+    return kind if kind and (not code or str(code).isdigit()) else code
+
+
+def _cause(body: str) -> StopReason | None:
+    """What an HTTP 400 says that is no fault of the prompt; None: nothing, or something about the answer's form."""
+    if _ABOUT_FORMAT.search(body):
+        return None
+    return "unauthorised" if _ABOUT_KEY.search(body) else "model_not_found" if _ABOUT_MODEL.search(body) else None
+
+
 def retry_after(headers: Mapping[str, str]) -> float | None:
     """Seconds to wait by `Retry-After` (seconds or HTTP date) or `retry-after-ms`; None if it does not say."""
     for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
@@ -253,34 +299,29 @@ def run_blocking(start: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
 
     Interrupted while it waits, it cancels the coroutine, lets it clean up, and only then raises.
     """
-    if not _loop_is_running():
-        return asyncio.run(start())
-
+    interrupted = threading.Event()
     cancel: list[Callable[[], object]] = []
 
     async def main() -> _T:
         task, loop = asyncio.current_task(), asyncio.get_running_loop()
         assert task is not None
         cancel.append(lambda: loop.call_soon_threadsafe(task.cancel))
+        if interrupted.is_set():
+            raise asyncio.CancelledError
         return await start()
 
+    # Always a thread of its own: Dagster's signal handlers raise wherever the main thread is, and an event loop only logs
+    # what is raised in one of its callbacks. Here the main thread does nothing but wait.
     with ThreadPoolExecutor(1) as thread:
         running = thread.submit(lambda: asyncio.run(main()))
         try:
             return running.result()
         except BaseException:
+            interrupted.set()
             for stop in cancel:
                 with contextlib.suppress(RuntimeError):  # the loop is closed: the exception is the coroutine's own
                     stop()
             raise
-
-
-def _loop_is_running() -> bool:
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return False
-    return True
 
 
 def _without_secrets(address: str) -> tuple[str, str, bytes]:
@@ -318,29 +359,41 @@ def _fault_in(body: bytes) -> tuple[int, object] | None:
         return None
     named = fault if isinstance(fault, dict) else {}
     code = str(named.get("code") or "")
-    return int(code) if re.fullmatch("[45][0-9]{2}", code) else 500, named.get("type") if code.isdigit() else code
+    return int(code) if re.fullmatch("[45][0-9]{2}", code) else 500, _named(code, named.get("type"))
 
 
 def _content_reply(body: bytes) -> Reply:
     try:
         completion = json.loads(body)
+        tokens = _tokens(completion.get("usage"))
+    except (ValueError, AttributeError, RecursionError):
+        return Reply("bad_answer", detail=_NO_COMPLETION)
+    try:
         choice = completion["choices"][0]
-        message = choice["message"]
+        finish_reason, message = choice.get("finish_reason"), choice.get("message") or {}
         content, refusal = message.get("content"), message.get("refusal")
-        usage = completion.get("usage")
-        counted = [
-            usage.get(name) if isinstance(usage, dict) else None for name in ("prompt_tokens", "completion_tokens")
-        ]
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        return Reply("bad_answer", detail="the body is not a chat completion")
-    prompt_tokens, completion_tokens = (n if type(n) is int and 0 <= n < 2**31 else None for n in counted)
-    cut_off = _CUT_OFF if choice.get("finish_reason") == "length" else ""
+    except (LookupError, TypeError, AttributeError):
+        return Reply("bad_answer", "", _NO_COMPLETION, *tokens)
     if isinstance(content, list):
         # Parts, as some servers send them; what a model thinks is a part of another type.
         parts = [part for part in content if isinstance(part, dict) and part.get("type", "text") == "text"]
         content = "".join(part["text"] for part in parts if isinstance(part.get("text"), str))
+    incomplete = {"length": _CUT_OFF, "content_filter": FILTERED}.get(finish_reason, "")
     if not isinstance(content, str) or not content.strip():
-        refused = bool(refusal) or choice.get("finish_reason") == "content_filter"
-        detail = "the model declines to answer" if refused else ": ".join(filter(None, ("no content", cut_off)))
-        return Reply("refused" if refused else "bad_answer", "", detail, prompt_tokens, completion_tokens)
-    return Reply("ok", content, cut_off, prompt_tokens, completion_tokens)
+        if refusal or finish_reason == "content_filter":
+            return Reply("refused", "", "the model declines to answer", *tokens)
+        return Reply("bad_answer", "", ": ".join(filter(None, ("no content", incomplete))), *tokens)
+    return Reply("ok", content, incomplete, *tokens)
+
+
+def _tokens(usage: Any) -> tuple[int | None, int | None]:
+    """Tokens of prompt and completion as the server counts them."""
+    counted = [
+        usage.get(name) if isinstance(usage, dict) else None
+        for name in ("prompt_tokens", "completion_tokens", "total_tokens")
+    ]
+    prompt, completion, total = (n if type(n) is int and 0 <= n < 2**31 else None for n in counted)
+    if prompt and completion is not None and total is not None:
+        # Some servers count what a model thought in the total alone, and bill it as completion.
+        completion = max(completion, total - prompt)
+    return prompt, completion

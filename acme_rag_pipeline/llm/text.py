@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import unicodedata
 
 # Control, format, surrogate and private-use characters.
 _HIDDEN = frozenset({"Cc", "Cf", "Cs", "Co"})
 # Joiners are part of words in Persian, Hindi and of emoji; every other format character can hide or reorder text.
 _JOINERS = frozenset("\u200c\u200d")
+# As DeepSeek, Qwen and others write, Claude, Magistral, and gpt-oss on a server that does not read its channels.
+_THINKING = ("<think>", "<thinking>", "[THINK]", "<|channel|>analysis")
+_END_OF_THINKING = re.compile(r"</think(?:ing)?>|\[/THINK\]|<\|channel\|>final(?: [^<]*)?<\|message\|>")
 
 
 def fenced(*parts: str) -> str:
@@ -56,6 +60,14 @@ def clean_text(text: str) -> str:
 
 
 def without_thinking(content: str) -> str:
-    """What a model wrote after it thought aloud."""
+    """What a model wrote after it thought aloud; nothing where it did not come to an end."""
     content = content.strip()
-    return content.partition("</think>")[2].strip() if content.startswith("<think>") else content
+    if not content.startswith(_THINKING):
+        return content
+    ended = _END_OF_THINKING.search(content)
+    return content[ended.end() :].strip() if ended else ""
+
+
+def after_thinking(content: str) -> str:
+    """What stands behind the last end of thinking; a chat template may have written its beginning, which is not here."""
+    return content[max((ended.end() for ended in _END_OF_THINKING.finditer(content)), default=0) :]

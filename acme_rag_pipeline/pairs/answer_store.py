@@ -101,6 +101,24 @@ def given_up(store: Store, model: str) -> dict[str, str]:
     return dict(rows)
 
 
+def ask_again(store: Store, model: str) -> int:
+    """Have the prompts that were given up asked again, and keep what they cost; says how many those are.
+
+    Raises:
+        StoreBusy: a run asks the LLM now.
+        WarehouseBusy: another process held the warehouse too long.
+    """
+    with store.writer("asking again", lock="asking"):
+        lost = list(given_up(store, model))
+        with store.warehouse.write() as connection:
+            connection.execute(
+                "UPDATE llm_calls SET status = 'forgiven' WHERE model = ? AND status IN ('bad_answer', 'refused') "
+                "AND list_contains(?, prompt_hash)",
+                [model, lost],
+            )
+    return len(lost)
+
+
 def _commit(store: Store, rows: _Rows) -> None:
     waiting = _waiting(store)
     # What was set aside may be offered again: a batch that failed is.

@@ -187,7 +187,8 @@ def _csv_records(body: str, delimiter: str) -> Iterator[tuple[int, list[str] | s
             if not one_line or any(cell.endswith("\n") for cell in cells):
                 yield first, 'a cell begins with a quotation mark (") and does not end with one'
                 continue
-        if cells:
+        # A spreadsheet pads the rows that people left empty.
+        if any(cell.strip() for cell in cells):
             yield first, cells
 
 
@@ -266,4 +267,5 @@ def _position(value: Any) -> int | None:
     # What int() takes besides: True is 1, 1.9 is 1, "1_0" is 10.
     if isinstance(value, bool) or (isinstance(value, float) and not value.is_integer()) or "_" in str(value):
         raise ValueError(value)
-    return int(value)
+    # pandas writes whole numbers so in a column that has empty cells.
+    return int(value.removesuffix(".0") if isinstance(value, str) else value)

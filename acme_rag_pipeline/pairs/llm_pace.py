@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from typing import Literal
+
+Fault = Literal["server_error", "timeout", "connection_error"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +25,9 @@ class Pacing:
             answer requests that were sent before.
         probe_seconds: The first request goes alone for so long: a wrong key or model costs one request, not all.
         down_requests: Requests in a row without any answer that make a server unreachable ...
-        down_rounds: ... if they stem from so many rounds: requests that fail together are one (a timeout: three).
+        down_rounds: ... if they stem from so many rounds: requests that fail together are one (a timeout: three) ...
+        down_seconds: ... and if nothing has come since so long: a server that loads a model answers with faults until then.
+        refused_seconds: The same where no connection comes about: a restart takes less, and an address may be wrong.
         forbidden_prompts: 403s without any answer that are the key's and not a prompt's.
         unusable_answers: Unusable answers, without any other, that end the run.
         failed_prompts: Prompts in a row that failed for good and end the run.
@@ -40,6 +45,8 @@ class Pacing:
     probe_seconds: float = 2.0
     down_requests: int = 5
     down_rounds: int = 5
+    down_seconds: float = 60.0
+    refused_seconds: float = 10.0
     forbidden_prompts: int = 3
     unusable_answers: int = 8
     failed_prompts: int = 20
@@ -66,6 +73,7 @@ class Pace:
         self._limited_in_a_row = 0
         self._limited_since: float | None = None
         self._failed_in_a_row = 0
+        self._failing_since: float | None = None
         self._rounds = 0
         self._round_ended = 0.0
         self._sent_at: float | None = None
@@ -76,7 +84,9 @@ class Pace:
         """How many requests may be in flight."""
         if now < self._held_until:
             return 0
-        return 1 if now < self._probe_ends() else int(self._limit)
+        # A server that gives no answer is asked by one request at a time: attempts are left for when it is back.
+        down = self._failed_in_a_row >= self._pacing.down_requests
+        return 1 if down or now < self._probe_ends() else int(self._limit)
 
     def changes_at(self, now: float) -> float:
         """When `allowed` grows by itself; infinity: not before the next reply."""
@@ -98,11 +108,12 @@ class Pace:
         """The model answered: one more request in flight per round of answers."""
         self._limit = min(self._most, self._limit + 1 / self._limit)
         self._limited_in_a_row = self._failed_in_a_row = self._rounds = 0
-        self._limited_since = None
+        self._limited_since = self._failing_since = None
 
     def limited(self, now: float, wait: float) -> bool:
         """The server limits the rate; True: it has done nothing else for longer than patience lasts."""
         self._failed_in_a_row = self._rounds = 0
+        self._failing_since = None
         self._limited_in_a_row += 1
         if self._limited_since is None:
             self._limited_since = now
@@ -112,29 +123,37 @@ class Pace:
             self._hold(now + wait)
         return max(wait, now - self._limited_since) > self._pacing.patience_seconds
 
-    def failed(self, sent_at: float, now: float, *, timed_out: bool, for_long: bool = False) -> bool:
+    def failed(
+        self, sent_at: float, now: float, status: Fault, *, retry_after: float = 0.0, for_long: bool = False
+    ) -> bool:
         """A server fault, a timeout or no connection; True: the server is down.
 
         Args:
             sent_at: When the request left.
             now: When it failed.
-            timed_out: It counts as three rounds.
-            for_long: The server itself says that it will not be back in time: no more rounds are needed to believe it.
+            status: A timeout counts as three rounds.
+            retry_after: Seconds that the server asks to wait.
+            for_long: The server itself says that it will not be back in time: nothing more is needed to believe it.
         """
+        pacing, timed_out = self._pacing, status == "timeout"
         self._failed_in_a_row += 1
         self._sent_at = None
+        if self._failing_since is None:
+            self._failing_since = now
         if timed_out:
             self._halve(now)
         if for_long:
-            self._rounds = max(self._rounds, self._pacing.down_rounds)
+            self._rounds = max(self._rounds, pacing.down_rounds)
         elif sent_at >= self._round_ended:
             self._rounds += 3 if timed_out else 1
             self._round_ended = now
         if self._failed_in_a_row >= 2:
             # Not jittered: the sum of these waits is how long a restarting server may take.
-            longest = self._pacing.longest_backoff_seconds
-            self._hold(now + min(longest, self._pacing.backoff_seconds / 2 * 2.0 ** min(self._rounds - 1, 30)))
-        return self._failed_in_a_row >= self._pacing.down_requests and self._rounds >= self._pacing.down_rounds
+            own = pacing.backoff_seconds / 2 * 2.0 ** min(self._rounds - 1, 30)
+            self._hold(now + min(pacing.longest_backoff_seconds, max(own, retry_after)))
+        least = {"server_error": pacing.down_seconds, "connection_error": pacing.refused_seconds, "timeout": 0.0}
+        long_enough = for_long or now - self._failing_since >= least[status]
+        return long_enough and self._failed_in_a_row >= pacing.down_requests and self._rounds >= pacing.down_rounds
 
     def _probe_ends(self) -> float:
         if not self._probing:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
-from acme_rag_pipeline.llm.request import LLMClient, LLMConnection, Messages, Reply, StopReason
+from acme_rag_pipeline.llm.request import FILTERED, LLMClient, LLMConnection, Messages, Reply, StopReason
 from acme_rag_pipeline.pairs.llm_commit import AnswerSink, GroupCommit, LLMAnswer, LLMCall
 from acme_rag_pipeline.pairs.llm_outcome import (
     TOKENS_A_QUERY,
@@ -134,8 +134,8 @@ class Run:
             wakes = [self._pace.changes_at(now)]
             if self._retries and self._retries[0].ready_at > now:  # else it waits for a reply, not for a time
                 wakes.append(self._retries[0].ready_at)
-            if self._stopped and self._stopped != "budget":
-                # What the budget paid for is waited for; a dead server's requests would hang.
+            if self._stopped == "unreachable":
+                # Answers that are under way are paid for and waited for; a dead server's requests would hang.
                 wakes = [self._stopped_at + self._pacing.grace_seconds]
                 if now >= wakes[0]:
                     return
@@ -218,7 +218,8 @@ class Run:
                 reply = reply if queries else replace(reply, status="empty")
         except BadAnswer as error:
             reason = ": ".join(filter(None, (reply.detail, error.reason)))
-            reply = replace(reply, status="bad_answer", detail=reason)
+            # What a filter cut off would be cut off again.
+            reply = replace(reply, status="refused" if reply.detail == FILTERED else "bad_answer", detail=reason)
         finally:
             # In `finally`: an attempt that is cancelled was an attempt, too.
             self._record(job, reply, queries, called_at, time.monotonic() - sent_at)
@@ -273,7 +274,7 @@ class Run:
             job.waited += wait
             # One broken machine behind an address may ask for an hour where the others answer.
             too_long = job.waited > self._pacing.patience_seconds
-            if self._pace.failed(sent_at, now, timed_out=reply.status == "timeout", for_long=too_long):
+            if self._pace.failed(sent_at, now, reply.status, retry_after=reply.retry_after or 0.0, for_long=too_long):
                 self._stop("unreachable", reply.detail)
             give_up = too_long or job.faults >= self._pacing.fault_attempts
             self._again(job, now + wait, give_up=give_up, detail=reply.detail)

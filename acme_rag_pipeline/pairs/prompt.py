@@ -11,7 +11,7 @@ import json
 from dataclasses import dataclass
 from typing import Any, get_args
 
-from acme_rag_pipeline.llm.text import clean_line, fenced, without_thinking
+from acme_rag_pipeline.llm.text import after_thinking, clean_line, fenced, without_thinking
 from acme_rag_pipeline.pairs.passage import Passage, Style, WrittenQuery
 
 PROMPT_VERSION = "1"
@@ -165,7 +165,7 @@ def _read(content: str) -> Any:
         return json.loads(_unwrapped(content))
     except (ValueError, RecursionError):
         # Where the chat template opens the thinking, the answer holds only its end.
-        answer = content.rpartition("</think>")[2]
+        answer = after_thinking(content)
         with contextlib.suppress(ValueError, RecursionError):
             return json.loads(_unwrapped(answer))
         start = answer.rfind("{", 0, max(0, answer.rfind('"queries"')))

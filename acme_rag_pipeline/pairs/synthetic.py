@@ -69,7 +69,14 @@ def write_pairs(store: Store, settings: Settings) -> StageResult:
     examples, warnings = example_queries(settings) if "openai" in names else ((), [])
     for warning in warnings:
         logger.warning(warning)
-    made_from = fingerprint(STAGE, CODE_VERSION, upstream, [parameters_of(settings, name, examples) for name in names])
+
+    def made_from_now() -> str:
+        # Prompts that somebody has asked again are no longer given up, and there is work.
+        lost = sorted(given_up(store, settings.llm)) if "openai" in names else []
+        parameters = [parameters_of(settings, name, examples) for name in names]
+        return fingerprint(STAGE, CODE_VERSION, upstream, parameters, *([lost] if lost else []))
+
+    made_from = made_from_now()
     if (unchanged := recorded(store.warehouse, STAGE, made_from)) is not None:
         before = unchanged.details
         figures = {"asked": 0, "reused": before["prompts"] - before["unanswered"], "removed": 0}
@@ -114,6 +121,7 @@ def write_pairs(store: Store, settings: Settings) -> StageResult:
                 unanswered=len(one.prompts) - len(found),
             )
         details |= {name: figures[name] for name in ("prompts", "asked", "reused", "unanswered")}
+        made_from = made_from_now()
         with store.writer(STAGE), store.warehouse.write() as connection:
             # A refresh may have retracted passages while the LLM answered.
             live = {row[0] for row in connection.execute("SELECT chunk_id FROM chunks").fetchall()}
@@ -154,7 +162,8 @@ def _not_asked_again(reasons: Sequence[str]) -> str:
     passages = "1 passage" if len(reasons) == 1 else f"{len(reasons)} passages"
     return (
         f"{passages} got {MOST_BAD_ANSWERS} answers each that cannot be used (most often: {most}) and will not be asked "
-        "about again, unless the model, the prompt's settings or the passage change."
+        "about again, unless the model, the prompt's settings or the passage change, or somebody runs "
+        "`acme-rag pairs ask-again`."
     )
 
 

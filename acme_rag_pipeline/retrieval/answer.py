@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from acme_rag_pipeline.llm.request import LLMClient, LLMConnection, Messages, Reply, run_blocking
-from acme_rag_pipeline.llm.text import clean_line, clean_text, fenced, without_thinking
+from acme_rag_pipeline.llm.text import after_thinking, clean_line, clean_text, fenced, without_thinking
 
 MAX_ANSWER_CHARS = 4_000
 ATTEMPTS = 3
@@ -86,7 +86,7 @@ def answer(
     if reply.status != "ok":
         return Answer(None, sources, f"{_trouble(reply)}: these are the best passages")
     # A chat template may have opened the thinking itself: then only its end is in the answer.
-    said = without_thinking(reply.content).rpartition("</think>")[2]
+    said = after_thinking(without_thinking(reply.content))
     said = clean_text(said)
     text, cited = _checked(said[:MAX_ANSWER_CHARS], len(sources))
     # With content a reply's detail says that it is not all of it.

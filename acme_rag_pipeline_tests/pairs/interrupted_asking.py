@@ -1,6 +1,6 @@
 """Asks an LLM in a process of its own, which a test interrupts as Ctrl-C would, and prints what was committed by then.
 
-`python -m acme_rag_pipeline_tests.pairs.interrupted_asking URL PROMPTS IN_FLIGHT plain|notebook`
+`python -m acme_rag_pipeline_tests.pairs.interrupted_asking URL PROMPTS IN_FLIGHT plain|notebook|dagster`
 """
 
 from __future__ import annotations
@@ -11,6 +11,9 @@ import signal
 import sys
 import time
 from collections import Counter
+
+from dagster._core.errors import DagsterExecutionInterruptedError
+from dagster._utils.interrupts import raise_interrupts_as
 
 from acme_rag_pipeline.pairs.llm import LLMAnswer, LLMCall, LLMConnection, ask_all_blocking
 from acme_rag_pipeline.pairs.passage import Passage
@@ -51,9 +54,13 @@ def main() -> int:
     try:
         if how == "notebook":
             asyncio.run(notebook())
+        elif how == "dagster":
+            # As around a step: the exception is raised wherever the main thread is.
+            with raise_interrupts_as(DagsterExecutionInterruptedError):
+                ask_all_blocking(messages, connection, sink)
         else:
             ask_all_blocking(messages, connection, sink)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, DagsterExecutionInterruptedError):
         print(json.dumps({"answers": sink.answers, "statuses": sink.statuses}))
         return INTERRUPTED
     return 0

@@ -488,7 +488,16 @@ def test_a_span_must_end_in_its_document(chunked: Store, settings_for: Callable[
 
 @pytest.mark.parametrize(
     ("start", "end", "span"),
-    [(0, 9, (0, 9)), ("0", 9.0, (0, 9)), (True, 9, None), (0, 9.5, None), ("0", "1_0", None), (0, float("nan"), None)],
+    [
+        (0, 9, (0, 9)),
+        ("0", 9.0, (0, 9)),
+        ("0.0", "9.0", (0, 9)),
+        ("0", "9.5", None),
+        (True, 9, None),
+        (0, 9.5, None),
+        ("0", "1_0", None),
+        (0, float("nan"), None),
+    ],
 )
 def test_a_position_is_a_whole_number(tmp_path: Path, start: Any, end: Any, span: tuple[int, int] | None) -> None:
     path = written(tmp_path / "pairs.jsonl", {"query": "q", "doc_path": "a.md", "start": start, "end": end})

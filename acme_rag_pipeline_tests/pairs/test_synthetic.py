@@ -17,6 +17,7 @@ from acme_rag_pipeline.chunking.chunks import split_documents
 from acme_rag_pipeline.documents.ingest import ingest_documents
 from acme_rag_pipeline.evaluation.provenance import tokens
 from acme_rag_pipeline.orchestration.presentation import metadata_of
+from acme_rag_pipeline.pairs.answer_store import ask_again
 from acme_rag_pipeline.pairs.dry_run import dry_run
 from acme_rag_pipeline.pairs.examples import example_queries
 from acme_rag_pipeline.pairs.generators import parameters_of
@@ -372,6 +373,31 @@ def test_a_passage_that_is_always_answered_badly_is_not_paid_for_for_ever(chunke
         # Another model may do better.
         write_pairs(chunked, with_llm(server, generator="openai", llm="another"))
         assert len(server.requests) > chunks - 1 + 8
+
+
+def test_what_was_given_up_is_asked_again_when_somebody_says_so_and_stays_paid(chunked: Store, with_llm: Any) -> None:
+    mended: list[bool] = []
+
+    def act(number: int, body: dict[str, Any]) -> Act:
+        hopeless = "Evergreen" in body["messages"][1]["content"] and not mended
+        return garbage() if hopeless else numbered(number, body)
+
+    with ScriptedLLM(act) as server:
+        settings = with_llm(server, generator="openai", pairs={"concurrency": 1})
+        for _ in range(3):
+            result = write_pairs(chunked, settings)
+        assert result.unchanged
+        assert (lost := result.details["unanswered"]) > 0
+        mended.append(True)
+        assert write_pairs(chunked, settings).unchanged, "nobody has said so yet"
+        assert ask_again(chunked, settings.llm) == lost
+        assert ask_again(chunked, settings.llm) == 0
+        calls = len(server.requests)
+        again = write_pairs(chunked, settings)
+    assert (again.details["asked"], again.details["unanswered"]) == (lost, 0)
+    assert "not_asked_again" not in again.details
+    assert len(server.requests) == calls + lost
+    assert again.details["so_far"]["calls"] == len(server.requests)
 
 
 def test_a_wrong_key_gives_no_passage_up(chunked: Store, with_llm: Any) -> None:

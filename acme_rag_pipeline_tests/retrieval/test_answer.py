@@ -85,6 +85,12 @@ def test_an_answer_names_its_sources() -> None:
         ("Call [a] [x](http://evil.example) [1]", "Call [a] [x](http://evil.example) [1]"),
         ("<think>\nwhat [3] says\n</think>\nCall [1]", "Call [1]"),
         ("what [3] says\n</think>\nCall [1]", "Call [1]"),
+        ("<thinking>what [3] says</thinking>Call [1]", "Call [1]"),
+        ("[THINK]what [3] says[/THINK]Call [1]", "Call [1]"),
+        (
+            "<|channel|>analysis<|message|>what [3] says<|end|><|start|>assistant<|channel|>final<|message|>Call [1]",
+            "Call [1]",
+        ),
         ("Call\x1b[31m \u202enow\x00 [1]\r\n\n\n\nBye", "Call[31m now [1]\n\nBye"),
     ],
 )

@@ -1,0 +1,139 @@
+"""What servers of the OpenAI protocol do that OpenAI itself does not: other errors, other counts, other keys."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from acme_rag_pipeline.llm.request import LLMConnection
+from acme_rag_pipeline.pairs.llm import Budget, ask_all_blocking
+from acme_rag_pipeline_tests.llm_server import Act, Body, ScriptedLLM, completion, error, ok
+from acme_rag_pipeline_tests.pairs.test_llm import KEY, QUICK, Sink, always, ask, first, prompts_for
+
+
+@pytest.mark.parametrize(
+    ("message", "stopped"),
+    [
+        ("gpt-4o-mini is not a valid model ID", "model_not_found"),
+        ("/chat/completions: Invalid model name passed in model=gpt-4o-mini", "model_not_found"),
+        ("API key not valid. Please pass a valid API key.", "unauthorised"),
+    ],
+    ids=["OpenRouter", "LiteLLM", "Gemini"],
+)
+def test_a_wrong_model_or_key_under_400_costs_three_calls_and_is_named(message: str, stopped: str) -> None:
+    with ScriptedLLM(always(error(400, message, "400"))) as server:
+        outcome = ask(server, 40, Sink(), concurrency=16)
+    assert (outcome.stopped, outcome.calls, outcome.answered) == (stopped, 3, 0)
+
+
+def test_a_400_about_the_model_and_a_format_is_about_the_format() -> None:
+    message = "Invalid parameter: response_format json_schema is not supported with this model"
+
+    def script(number: int, body: Body) -> Act:
+        return error(400, message) if body.get("response_format", {}).get("type") == "json_schema" else ok()
+
+    with ScriptedLLM(script) as server:
+        outcome = ask(server, 6, Sink())
+    assert (outcome.answered, outcome.calls) == (6, 7)
+
+
+def test_an_answer_of_the_model_that_the_server_rejects_is_asked_for_again_in_the_same_format() -> None:
+    message = "Generated JSON does not match the expected schema"
+    with ScriptedLLM(first(error(400, message, "json_validate_failed"))) as server:
+        outcome = ask(server, 6, Sink(), concurrency=1)
+    assert (outcome.answered, outcome.failed, outcome.calls) == (6, 0, 7)
+    assert {body["response_format"]["type"] for body in server.requests} == {"json_schema"}
+
+
+def test_a_quota_is_seen_where_the_code_only_repeats_the_status() -> None:
+    spent = Act(429, json.dumps({"error": {"type": "insufficient_quota", "code": "429", "message": "-"}}).encode())
+    with ScriptedLLM(always(spent)) as server:
+        outcome = ask(server, 40, Sink())
+    assert (outcome.stopped, outcome.calls) == ("quota", 1)
+
+
+def with_usage(act: Act, **usage: int) -> Act:
+    return replace(act, body=json.dumps(json.loads(act.body) | {"usage": usage}).encode())
+
+
+def test_thoughts_that_only_the_total_counts_are_paid_from_the_budget() -> None:
+    act = with_usage(ok(), prompt_tokens=600, completion_tokens=60, total_tokens=3660)
+    with ScriptedLLM(always(act)) as server:
+        outcome = ask(server, 100, Sink(), budget=Budget(max_tokens=30_000))
+    assert outcome.stopped == "budget"
+    assert outcome.completion_tokens == outcome.calls * 3060
+    assert outcome.prompt_tokens + outcome.completion_tokens <= 30_000
+
+
+@pytest.mark.parametrize("choices", [[], [{"index": 0, "finish_reason": "content_filter"}]])
+def test_what_an_answer_without_content_took_is_counted(choices: list[Any]) -> None:
+    usage = {"prompt_tokens": 100, "completion_tokens": 7, "total_tokens": 107}
+    act = Act(body=json.dumps({"choices": choices, "usage": usage}).encode())
+    with ScriptedLLM(first(act)) as server:
+        outcome = ask(server, 2, Sink(), concurrency=1)
+    assert outcome.completion_tokens == 20 * outcome.answered + 7
+    assert outcome.failed == len(choices), "a filter will say the same again; no choice at all is a mishap"
+
+
+def test_what_a_filter_cut_off_is_not_asked_for_again() -> None:
+    with ScriptedLLM(first(completion('{"queries": [{"query": "how do I ge', "content_filter"))) as server:
+        outcome = ask(server, 4, Sink(), concurrency=1)
+    assert (outcome.answered, outcome.failed, outcome.calls) == (3, 1, 4)
+    assert "cut off by a content filter" in outcome.sentence
+
+
+@pytest.mark.parametrize("fault", [error(503), error(503, retry_after_ms="150")], ids=["silent", "tells when"])
+def test_a_server_that_loads_its_model_for_long_is_waited_for_with_single_requests(fault: Act) -> None:
+    begun: list[float] = []
+
+    def script(number: int, body: Body) -> Act:
+        begun.append(time.monotonic())
+        return fault if begun[-1] - begun[0] < 0.6 else ok()
+
+    # The waits of five rounds add up to a third of that time.
+    pacing = replace(QUICK, backoff_seconds=0.01, longest_backoff_seconds=0.2, down_seconds=30.0, patience_seconds=60.0)
+    with ScriptedLLM(script) as server:
+        outcome = ask(server, 60, Sink(), concurrency=16, pacing=pacing)
+    assert (outcome.answered, outcome.failed, outcome.stopped) == (60, 0, None)
+    # Sixteen that were under way when the first failed, then one at a time.
+    assert outcome.calls - 60 < 40
+
+
+def test_answers_under_way_when_another_request_ends_the_run_are_kept() -> None:
+    def script(number: int, body: Body) -> Act:
+        # Four are in flight when one of them is refused at once, long before the answers to the others.
+        return error(404) if number == 12 else replace(ok(), delay=0.4 if number in (9, 10, 11) else 0.0)
+
+    sink = Sink()
+    with ScriptedLLM(script) as server:
+        outcome = ask(server, 40, sink, concurrency=4)
+    assert outcome.stopped == "model_not_found"
+    assert sink.statuses == {"ok": outcome.calls - 1, "refused": 1}
+    assert len(sink.answers) == outcome.calls - 1 >= 12
+
+
+def test_the_key_is_that_of_the_settings_and_accounts_at_openai_are_nobody_elses(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("OPENAI_ORG_ID", "org-ambient")
+    monkeypatch.setenv("OPENAI_PROJECT_ID", "proj-ambient")
+    monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", "Authorization: Bearer ambient\nX-Corp: 1")
+    with ScriptedLLM(always(ok())) as server:
+        for key in (KEY, None):
+            ask_all_blocking(prompts_for(1), LLMConnection("m", server.url, key), Sink(), pacing=QUICK)
+    assert server.keys == [f"Bearer {KEY}", None]
+    for headers in server.headers:
+        assert headers["x-corp"] == "1"
+        assert not {"openai-organization", "openai-project", "api-key"} & headers.keys()
+
+
+@pytest.mark.parametrize("tail", ["/openai/deployments/mini", "?api-version=2024-10-21"])
+def test_an_address_as_azure_has_them_gets_the_key_as_azure_wants_it(tail: str) -> None:
+    with ScriptedLLM(always(ok())) as server:
+        outcome = ask_all_blocking(prompts_for(1), LLMConnection("m", f"{server.url}{tail}", KEY), Sink(), pacing=QUICK)
+    assert outcome.answered == 1
+    assert server.headers[0]["api-key"] == KEY
