@@ -8,6 +8,7 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from acme_rag_pipeline.settings import EMBEDDED_BASE_MODEL, SettingsError
 from acme_rag_pipeline.store.fingerprints import sha256_file, sha256_text
@@ -89,6 +90,8 @@ def resolve_base_model(name: str, root: Path) -> BaseModelFiles:
         )
     if lacking := _lacking(folder):
         raise SettingsError(f"ACME_RAG_BASE_MODEL: {folder} has no {lacking}, which this pipeline needs")
+    if needs := _needs(folder):
+        raise SettingsError(f"ACME_RAG_BASE_MODEL: {folder} {needs}")
     licence = EMBEDDED_LICENCE if name == EMBEDDED_BASE_MODEL else stated_licence(folder)
     return BaseModelFiles(name, folder, model_digest(folder), licence)
 
@@ -118,6 +121,56 @@ def _lacking(folder: Path) -> str:
         ),
         "",
     )
+
+
+def gives_unit_vectors(folder: Path) -> bool:
+    """Whether a model's last module makes all vectors as long as one."""
+    return [kind for kind, _ in _modules(folder)][-1:] == ["Normalize"]
+
+
+def passage_prompt(folder: Path) -> str | None:
+    """The prompt for passages that sentence-transformers 6 would not use; None: it uses what there is.
+
+    While loading it adds an empty prompt for documents where a model names none, and that comes before the model's own for
+    passages (E5, from its cards) and before the default.
+    """
+    known = _settings(folder).get("prompts") or {}
+    if not isinstance(known, dict) or known.get("document"):
+        return None
+    default = _settings(folder).get("default_prompt_name")
+    return next((known[name] for name in ("passage", "corpus", default) if known.get(name)), None)
+
+
+def lacks_prompts(folder: Path) -> bool:
+    """Whether a model's card speaks of prompts before queries and passages, and its configuration names none."""
+    card = base_card(folder).get(BASE_CARD, "")
+    return "query: " in card and "passage: " in card and not any((_settings(folder).get("prompts") or {}).values())
+
+
+def query_prompt(folder: Path) -> str | None:
+    """The same for queries: the default prompt, where a model has one and none for queries."""
+    known = _settings(folder).get("prompts") or {}
+    if not isinstance(known, dict) or known.get("query"):
+        return None
+    return known.get(_settings(folder).get("default_prompt_name")) or None
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    try:
+        found = json.loads((folder / "config_sentence_transformers.json").read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _needs(folder: Path) -> str:
+    """What this pipeline cannot do for a model, in words; empty where there is nothing."""
+    if (width := _settings(folder).get("truncate_dim")) is not None:
+        return (
+            f"cuts its vectors to {width} numbers (`truncate_dim`), which cannot be trained here: take that out of "
+            "config_sentence_transformers.json in a copy of the folder, and name the copy"
+        )
+    return ""
 
 
 def has_transformer(folder: Path) -> bool:
@@ -168,7 +221,10 @@ def functional_files(folder: Path) -> list[str]:
 
 def model_digest(folder: Path) -> str:
     """Hex sha256 over the functional files: equal digests compute equal vectors."""
-    return sha256_text("".join(f"{name}\0{_sha256(folder / name)}\n" for name in functional_files(folder)))
+    files = "".join(f"{name}\0{_sha256(folder / name)}\n" for name in functional_files(folder))
+    # Of a model whose prompts were once left out: its vectors are others now.
+    prompts = [prompt for prompt in (query_prompt(folder), passage_prompt(folder)) if prompt]
+    return sha256_text(f"{files}{json.dumps(prompts)}" if prompts else files)
 
 
 def _sha256(path: Path) -> str:

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 
+from acme_rag_pipeline.embedding.base_model import passage_prompt, query_prompt
 from acme_rag_pipeline.embedding.compiled_transformer import compile_transformer, compiled, is_compiled
 from acme_rag_pipeline.embedding.light_bert import LightBert, open_light_bert
+from acme_rag_pipeline.settings import SettingsError
 from acme_rag_pipeline.store.models import ModelDamaged
 
 if TYPE_CHECKING:
@@ -100,12 +102,20 @@ class Encoder:
 
         Raises:
             ModelDamaged: it cannot be opened.
+            SettingsError: it needs program code of its own.
         """
         with _LOADING:
             if self._model is None:
                 try:
                     self._model = load_model(self.folder)
+                except (ImportError, MemoryError, _out_of_memory()):
+                    raise  # no fault of the folder
                 except Exception as error:  # each library beneath has its own for a file that is missing or cut off
+                    if "trust_remote_code" in str(error):
+                        raise SettingsError(
+                            f"ACME_RAG_BASE_MODEL: the model {self.folder} comes with program code of its own, which is never "
+                            "run here: choose one that the transformers library knows"
+                        ) from error
                     cause = next(iter(str(error).splitlines()), type(error).__name__)
                     raise ModelDamaged(
                         f"the model {self.folder} cannot be opened ({cause}). Bring the folder back from a backup, or serve "
@@ -152,11 +162,19 @@ class Encoder:
             batch_size = cpu_batch_size(texts, COMPILED_BATCH, COMPILED_BATCH_CHARACTERS)
         else:
             batch_size = cpu_batch_size(texts)
-        with torch.inference_mode(), autocast(self.model.device, self.precision):
-            vectors = getattr(self.model, method)(
-                list(texts), batch_size=batch_size, convert_to_tensor=True, show_progress_bar=False
-            )
-        return vectors.float().cpu().numpy()
+        while True:
+            try:
+                with torch.inference_mode(), autocast(self.model.device, self.precision):
+                    vectors = getattr(self.model, method)(
+                        list(texts), batch_size=batch_size, convert_to_tensor=True, show_progress_bar=False
+                    )
+                return vectors.float().cpu().numpy()
+            except torch.OutOfMemoryError:
+                # How many texts a card holds depends on the model and on who else uses it.
+                if batch_size <= 8:
+                    raise
+                batch_size //= 4
+                torch.cuda.empty_cache()
 
     def _is_compiled(self, texts: Sequence[str]) -> bool:
         """Whether OpenVINO computes this model, which is tried once, when there has been enough to encode."""
@@ -206,14 +224,24 @@ def load_model(folder: Path, device: str | None = None) -> SentenceTransformer:
 
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
-    # Weights stored as float16 do not go with bf16 autocast, and in bf16 a training step is too small to move them.
-    return SentenceTransformer(
+    model = SentenceTransformer(
         str(folder),
         device=device,
         local_files_only=True,
         trust_remote_code=False,
+        # Weights stored as float16 do not go with bf16 autocast, and in bf16 a training step is too small to move them.
         model_kwargs={"dtype": torch.float32},
     )
+    for name, prompt in (("query", query_prompt(folder)), ("document", passage_prompt(folder))):
+        if prompt:
+            model.prompts[name] = prompt
+    return model
+
+
+def _out_of_memory() -> type[Exception]:
+    import torch
+
+    return torch.OutOfMemoryError
 
 
 def use_plain_attention(model: SentenceTransformer) -> None:

@@ -134,6 +134,7 @@ def open_light_bert(folder: Path) -> LightBert | None:
             and config["hidden_act"] == "gelu"
             and config.get("position_embedding_type", "absolute") == "absolute"
             and not any((settings.get("prompts") or {}).values())
+            and settings.get("truncate_dim") is None
         )
         most_tokens = _most_tokens(folder, config)
         if not plain or pooling is None or most_tokens is None:

@@ -16,6 +16,7 @@ from acme_rag_pipeline.embedding.base_model import (
     BaseModelFiles,
     base_card,
     functional_files,
+    lacks_prompts,
     resolve_base_model,
 )
 from acme_rag_pipeline.embedding.cache import EmbeddingCache
@@ -87,6 +88,12 @@ def install_base(store: Store, settings: Settings) -> BaseModelFiles:
     names = functional_files(base.folder)
     if models.lost_files(models.model_folder(store, base.digest), models.file_sizes(base.folder, names)):
         about = {"model_digest": base.digest, "kind": "base", "name": base.name, "licence": base.licence}
+        if lacks_prompts(base.folder):
+            logger.warning(
+                "the card of %s says that `query: ` and `passage: ` belong before the texts, and its configuration has no such "
+                "prompts: they are left out (docs/settings.md, base model)",
+                base.name,
+            )
         own = base_card(base.folder)
         card = f"# {base.name}\n\nThe base model, copied unchanged. Licence: {base.licence}.\n"
         if own:

@@ -13,7 +13,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from acme_rag_pipeline.embedding.base_model import BaseModelFiles, functional_files, has_transformer, model_digest
+from acme_rag_pipeline.embedding.base_model import (
+    BaseModelFiles,
+    functional_files,
+    gives_unit_vectors,
+    has_transformer,
+    model_digest,
+)
 from acme_rag_pipeline.retrieval import index
 from acme_rag_pipeline.setting_groups import TrainingSettings
 from acme_rag_pipeline.settings import Settings
@@ -86,9 +92,13 @@ def train_candidate(store: Store, settings: Settings) -> StageResult:
     # What chooses the mined negatives, where there are any, and what a batch must not take for one.
     mining = [settings.pairs.hard_negatives, settings.pairs.negative_margin] if negatives else []
     alike = settings.chunking.near_duplicate_similarity
-    config_key = fingerprint(CODE_VERSION, base.digest, recipe, mining, alike, golden_decides)
+    # A base without that module was once trained on products instead of cosines.
+    cosines = [] if gives_unit_vectors(base.folder) else ["cosines"]
+    config_key = fingerprint(CODE_VERSION, base.digest, recipe, mining, alike, golden_decides, *cosines)
     draws = _draws(settings, pairs, passages)
-    unasked = unasked_passages(passages, trainable, REFIT_SIDES) if _whitens(settings.training) else []
+    # A query tower is trained against every passage.
+    reads_all = _whitens(settings.training) or settings.training.strategy == "query_only"
+    unasked = unasked_passages(passages, trainable, REFIT_SIDES) if reads_all else []
     headings = heading_pairs(store.warehouse, passages)
     chosen_by = [(p.query, p.passage.headings(), p.passage.text) for p in headings]
     training_key = fingerprint(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from acme_rag_pipeline.training.random_states import random_states, set_random_states
 
 logger = logging.getLogger(__name__)
 
@@ -58,8 +61,7 @@ def save_checkpoint(
             "weights": trained_weights(model),
             "optimizer": optimizer.state_dict(),
             "scheduler": scheduler.state_dict(),
-            "rng": torch.get_rng_state(),
-            "cuda_rng": torch.cuda.get_rng_state_all() if model.device.type == "cuda" else [],
+            "random": random_states(),
             "curve": {"steps": curve.steps, "epochs": curve.epochs, "seconds": curve.seconds},
             "best": vars(best) if best else None,
         },
@@ -82,13 +84,18 @@ def resume(checkpoint: Path, model: Any, optimizer: Any, scheduler: Any) -> tupl
         trains = {n: p.shape for n, p in model.named_parameters() if p.requires_grad}
         if {n: weight.shape for n, weight in saved["weights"].items()} != trains:
             raise ValueError("it trained other weights")
+        done, curve = int(saved["step"]), Curve(**saved["curve"])
+        fresh = copy.deepcopy(optimizer.state_dict()), copy.deepcopy(scheduler.state_dict())
+        try:
+            optimizer.load_state_dict(saved["optimizer"])
+            scheduler.load_state_dict(saved["scheduler"])
+            set_random_states(saved["random"])
+        except Exception:
+            optimizer.load_state_dict(fresh[0])
+            scheduler.load_state_dict(fresh[1])
+            raise
     except Exception as error:
         logger.warning("the checkpoint %s cannot be read (%s): training starts again", checkpoint.name, error)
         return 0, Curve(), None
     model.load_state_dict(saved["weights"], strict=False)
-    optimizer.load_state_dict(saved["optimizer"])
-    scheduler.load_state_dict(saved["scheduler"])
-    torch.set_rng_state(saved["rng"])
-    if model.device.type == "cuda" and len(saved["cuda_rng"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(saved["cuda_rng"])
-    return int(saved["step"]), Curve(**saved["curve"]), best
+    return done, curve, best

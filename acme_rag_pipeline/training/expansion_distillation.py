@@ -21,6 +21,7 @@ from acme_rag_pipeline.store.passages import LivePassage
 from acme_rag_pipeline.training.batches import query_batches
 from acme_rag_pipeline.training.checkpoint import Curve
 from acme_rag_pipeline.training.frozen_layers import frozen_layers
+from acme_rag_pipeline.training.gradient_cache import batch_needs_cache, cached_backward
 from acme_rag_pipeline.training.loop import Schedule, train
 from acme_rag_pipeline.training.rows import KeptPair, TrainingRows, mostly_templates
 from acme_rag_pipeline.training.tokens import forward, tokenised, unit_vectors
@@ -126,7 +127,7 @@ class ExpansionDistillation:
     def __init__(self, model: SentenceTransformer, rows: TrainingRows, settings: TrainingSettings) -> None:
         import torch
 
-        self.model, self.settings, self.groups = model, settings, rows.groups
+        self.model, self.settings = model, settings
         self.lower = frozen_layers(model, settings, mostly_templates=True)
         written = [q for q in range(len(rows.queries)) if rows.templates is None or not rows.templates[q]]
         positives = [rows.positives[query] for query in written]
@@ -147,6 +148,7 @@ class ExpansionDistillation:
             for of_kind in (self.queries, self.passages)
         )
         self.kept = dict(zip(written, queries, strict=True))
+        self.cached = self._needs_cache() if settings.gradient_cache is None else settings.gradient_cache
         row = {passage: number for number, passage in enumerate(asked)}
         moved = moved_vectors(passages.cpu().numpy(), queries.cpu().numpy(), [row[passage] for passage in positives])
         self.targets = {p: torch.from_numpy(moved[row[p]]).to(model.device) for p in asked}
@@ -154,22 +156,34 @@ class ExpansionDistillation:
     def batches(self, seed: int) -> list[list[int]]:
         """One epoch as lists of query numbers; all queries of a passage stand together."""
         lengths = {passage: len(tokens) for passage, tokens in self.passages.items()}
-        return query_batches(self.queries_of, self.groups, lengths, PASSAGES_A_BATCH, seed)
+        return query_batches(self.queries_of, None, lengths, PASSAGES_A_BATCH, seed)
 
     def backward(self, batch: list[int]) -> torch.Tensor:
         """Add the gradient of the mean distances to the weights: 1 - cosine of passages to targets, and of queries."""
         import torch
 
         shown = list(dict.fromkeys(self.passage_of[query] for query in batch))
+        targets = [[self.kept[query] for query in batch], [self.targets[passage] for passage in shown]]
+        texts = [[self.queries[query] for query in batch], [self.passages[passage] for passage in shown]]
+
+        def loss_of(vectors: list[torch.Tensor]) -> torch.Tensor:
+            loss = torch.zeros((), device=self.model.device)
+            for found, wanted in zip(reversed(vectors), reversed(targets), strict=True):
+                cosines = torch.nn.functional.cosine_similarity(found.float(), torch.stack(wanted), dim=1)
+                loss = loss + LOSS_SCALE * (1 - cosines).mean()
+            return loss
+
+        if self.cached:
+            return cached_backward(self.model, self.lower, self.settings.precision, texts, loss_of)
         with autocast(self.model.device, self.settings.precision):
-            queries = forward(self.model, [self.queries[query] for query in batch], self.lower)
-            passages = forward(self.model, [self.passages[passage] for passage in shown], self.lower)
-        loss = torch.zeros((), device=self.model.device)
-        for vectors, targets in (
-            (passages, [self.targets[passage] for passage in shown]),
-            (queries, [self.kept[query] for query in batch]),
-        ):
-            cosines = torch.nn.functional.cosine_similarity(vectors.float(), torch.stack(targets), dim=1)
-            loss = loss + LOSS_SCALE * (1 - cosines).mean()
+            vectors = [forward(self.model, of_kind, self.lower) for of_kind in texts]
+        loss = loss_of(vectors)
         loss.backward()
         return loss.detach()
+
+    def _needs_cache(self) -> bool:
+        """Whether the longest batch that may come would take too much memory."""
+        rows = [[self.passages[p], *(self.queries[q] for q in queries)] for p, queries in self.queries_of.items()]
+        rows.sort(key=lambda row: -sum(map(len, row)))
+        longest = [text for row in rows[:PASSAGES_A_BATCH] for text in row]
+        return batch_needs_cache(self.model, self.lower, self.settings.precision, longest)

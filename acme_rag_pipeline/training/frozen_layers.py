@@ -85,7 +85,7 @@ class FrozenLayers:
     def may_keep(self, tokens: int) -> bool:
         """Whether the outputs for so many tokens leave enough memory for the training."""
         memory = memory_bytes(self._embeddings.word_embeddings.weight.device)
-        most = MOST_BYTES if memory is None else min(MOST_BYTES, int(MOST_OF_MEMORY * memory))
+        most = min(MOST_BYTES, int(MOST_OF_MEMORY * memory))
         return self.output_bytes(tokens) <= most
 
     @contextlib.contextmanager

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from acme_rag_pipeline.embedding.encoder import Precision, autocast
 from acme_rag_pipeline.training.frozen_layers import FrozenLayers
 from acme_rag_pipeline.training.memory import memory_bytes
+from acme_rag_pipeline.training.random_states import random_states, set_random_states
 from acme_rag_pipeline.training.tokens import Tokens, forward, parts
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def cached_backward(
     import torch
 
     # Each part's vectors are needed twice, with the same dropout.
-    before = _random_states(torch)
+    before = random_states()
     chosen = [parts(of_kind, HELD_TEXTS) for of_kind in texts]
     leaves = []
     for of_kind, numbers in zip(texts, chosen, strict=True):
@@ -58,7 +59,7 @@ def cached_backward(
         leaves.append(vectors.float()[back].requires_grad_())
     loss = loss_of(leaves)
     loss.backward()
-    _set_random_states(torch, before)
+    set_random_states(before)
     for of_kind, numbers, leaf in zip(texts, chosen, leaves, strict=True):
         assert leaf.grad is not None
         for part in numbers:
@@ -106,9 +107,9 @@ def batch_needs_cache(
         precision: of the forward passes.
         batch: the longest that a step may see.
     """
-    memory = memory_bytes(model.device)
-    if not batch or memory is None:
+    if not batch:
         return False
+    memory = memory_bytes(model.device)
     longest = max(batch, key=len)
     needed = held_bytes(model, lower, precision, longest) * sum(map(len, batch)) / max(1, len(longest))
     cached = needed > SHARE_OF_MEMORY * memory
@@ -117,13 +118,3 @@ def batch_needs_cache(
         needed / 1e9, memory / 1e9, ": its gradient is computed in parts" if cached else "",
     )  # fmt: skip
     return cached
-
-
-def _random_states(torch: Any) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    return torch.get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-
-
-def _set_random_states(torch: Any, states: tuple[torch.Tensor, list[torch.Tensor]]) -> None:
-    torch.set_rng_state(states[0])
-    if states[1]:
-        torch.cuda.set_rng_state_all(states[1])

@@ -29,6 +29,10 @@ class TrainingBrokeDown(SettingsError):
     """A loss or a gradient that is no number any more; it reached no weight."""
 
 
+class NotEnoughMemory(SettingsError):
+    """A batch does not go into the memory of the device."""
+
+
 class Trainable(Protocol):
     """A model with what it is trained for."""
 
@@ -76,6 +80,7 @@ def train(
 
     Raises:
         TrainingBrokeDown: a loss that is no number any more, before it reaches a weight.
+        NotEnoughMemory: a batch does not go into the memory of the device.
     """
     import torch
 
@@ -103,7 +108,13 @@ def train(
             step += 1
             if step <= done:
                 continue
-            loss = objective.backward(batch)
+            try:
+                loss = objective.backward(batch)
+            except torch.OutOfMemoryError as error:
+                raise NotEnoughMemory(
+                    f"training ran out of memory on {model.device}: set ACME_RAG_TRAINING__GRADIENT_CACHE=true, or a smaller "
+                    "ACME_RAG_TRAINING__BATCH_SIZE, or train on the CPU with CUDA_VISIBLE_DEVICES= in the environment"
+                ) from error
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             value = float(loss)
             if not (math.isfinite(value) and math.isfinite(float(norm))):

@@ -12,14 +12,13 @@ if TYPE_CHECKING:
 CONTAINER_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
 
-def memory_bytes(device: torch.device) -> int | None:
+def memory_bytes(device: torch.device) -> int:
     """The memory that a training on this device may fill: the card's, else the machine's or what a container is given."""
     import torch
 
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
-    if device.type != "cpu":
-        return None
+    # An Apple GPU shares the machine's.
     import psutil
 
     return min([psutil.virtual_memory().total, *_container_limits()])

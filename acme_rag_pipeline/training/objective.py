@@ -113,16 +113,16 @@ class Objective:
             lengths = {p: max(len(self.queries[q]) for q in queries) for p, queries in self.queries_of.items()}
         else:
             lengths = {p: len(self.passages[p]) for p in self.queries_of}
-        return query_batches(self.queries_of, self.rows.groups, lengths, self.settings.batch_size, seed)
+        # Frozen passages are all shown in every step, so those of a batch are nothing to each other.
+        groups = self.rows.groups if self.frozen is None else None
+        return query_batches(self.queries_of, groups, lengths, self.settings.batch_size, seed)
 
-    def _answers(self, batch: list[int], own: list[int], shown: list[int]) -> torch.Tensor:
+    def _answers(self, batch: list[int], own: list[int], column: dict[int, int]) -> torch.Tensor:
         """Whether a passage is an answer: one that nearly repeats the query's own, or that of another query of its wording."""
-        import torch
-
-        same = self.group_numbers[own][:, None] == self.group_numbers[shown][None, :]
+        same = self.group_numbers[own][:, None] == self.group_numbers[list(column)][None, :]
         if self.rows.answers is not None:
-            wanted = [self.rows.answers[query] for query in batch]
-            same |= torch.tensor([[number in answers for number in shown] for answers in wanted])
+            for row, query in enumerate(batch):
+                same[row, [column[number] for number in self.rows.answers[query] if number in column]] = True
         return same
 
     def loss(self, batch: list[int]) -> torch.Tensor:
@@ -159,8 +159,9 @@ class Objective:
         own = [self.rows.positives[query] for query in batch]
         column = {number: i for i, number in enumerate(shown)}
         positive = torch.tensor([column[number] for number in own], device=self.model.device)
-        guide = self.guide_queries[batch] @ self.guide_passages[shown].T
-        same = self._answers(batch, own, shown).to(guide.device)
+        compared = self.guide_passages[shown] if self.frozen is None else self.guide_passages
+        guide = self.guide_queries[batch] @ compared.T
+        same = self._answers(batch, own, column).to(guide.device)
         scores = queries.float() @ passages.float().T * self.settings.scale
         weights = None if self.weights is None else self.weights[batch]
         loss = guided_softmax_loss(

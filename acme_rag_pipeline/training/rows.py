@@ -196,7 +196,7 @@ def rows_fingerprint(pairs: Sequence[KeptPair], negatives: int, unasked: Sequenc
 
     Args:
         negatives: mined negatives used for each passage; those that are not used decide nothing.
-        unasked: further passages that the whitening reads.
+        unasked: further passages that the whitening reads, or that a query tower is trained against.
     """
     lines: list[tuple[Any, ...]] = [
         (

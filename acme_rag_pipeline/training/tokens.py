@@ -32,7 +32,7 @@ class Tokens:
 def forward(
     model: SentenceTransformer, texts: Sequence[Tokens], lower: FrozenLayers | None, *, remember: bool = False
 ) -> torch.Tensor:
-    """Vectors, shape (texts, dimension), in the order of the texts; short ones go through the model together.
+    """Vectors of length 1, shape (texts, dimension), in the order of the texts; short ones go through the model together.
 
     Args:
         model: in training or not.
@@ -58,7 +58,9 @@ def forward(
                 text.lower_output = row[: len(text)].clone()
     order = [i for numbers in chosen for i in numbers]
     back = torch.tensor(order, device=model.device).argsort()
-    return torch.cat(vectors)[back]
+    found = torch.cat(vectors)[back]
+    # A model without that module is searched by cosines all the same.
+    return found if type(model[-1]).__name__ == "Normalize" else torch.nn.functional.normalize(found.float(), dim=1)
 
 
 def unit_vectors(

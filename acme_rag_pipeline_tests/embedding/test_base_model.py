@@ -8,10 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from acme_rag_pipeline.chunking.chunks import split_documents
 from acme_rag_pipeline.documents.ingest import ingest_documents
-from acme_rag_pipeline.embedding import base_model
+from acme_rag_pipeline.embedding import base_model, encoder
 from acme_rag_pipeline.embedding.base_model import (
     BaseModelFiles,
     UntrustedWeights,
@@ -19,6 +20,8 @@ from acme_rag_pipeline.embedding.base_model import (
     resolve_base_model,
     stated_licence,
 )
+from acme_rag_pipeline.embedding.encoder import Encoder
+from acme_rag_pipeline.embedding.light_bert import open_light_bert
 from acme_rag_pipeline.retrieval.index import install_base
 from acme_rag_pipeline.settings import EMBEDDED_BASE_MODEL, Settings, SettingsError
 from acme_rag_pipeline.store import models
@@ -191,3 +194,64 @@ def test_passages_are_no_longer_than_what_the_base_reads(
         with store.warehouse.read() as connection:
             assert connection.execute("SELECT max(tokens) FROM chunks").fetchall()[0][0] <= most
     assert "reads 66 tokens of a text: passages have 64 at most (ACME_RAG_CHUNKING__MAX_TOKENS: 224)" in caplog.text
+
+
+def test_a_base_that_cuts_its_vectors_is_refused_before_any_work(tmp_path: Path) -> None:
+    folder = shutil.copytree(resolve_base_model(EMBEDDED_BASE_MODEL, tmp_path).folder, tmp_path / "cut")
+    file = folder / "config_sentence_transformers.json"
+    file.write_text(json.dumps(json.loads(file.read_bytes()) | {"truncate_dim": 128}))
+    assert open_light_bert(folder) is None
+    with pytest.raises(SettingsError, match=r"cuts its vectors to 128 numbers .* take that out"):
+        resolve_base_model("cut", tmp_path)
+
+
+def test_a_base_with_program_code_of_its_own_is_refused_and_not_called_damaged(tmp_path: Path) -> None:
+    folder = shutil.copytree(resolve_base_model(EMBEDDED_BASE_MODEL, tmp_path).folder, tmp_path / "own")
+    config = json.loads((folder / "config.json").read_bytes())
+    own = {"model_type": "acme_bert", "auto_map": {name: f"acme.{name}" for name in ("AutoConfig", "AutoModel")}}
+    (folder / "config.json").write_text(json.dumps(config | own))
+    with pytest.raises(SettingsError, match=r"program code of its own, which is never run"):
+        Encoder(folder, "digest").model  # noqa: B018
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), ImportError("no peft")])
+def test_a_machine_that_cannot_open_a_model_is_not_taken_for_a_damaged_folder(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(_: Path) -> None:
+        raise error
+
+    monkeypatch.setattr(encoder, "load_model", fails)
+    with pytest.raises(type(error), match=str(error)):
+        Encoder(tmp_path, "digest").model  # noqa: B018
+
+
+def test_fewer_texts_at_a_time_where_the_memory_of_the_device_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of_embedded = Encoder(resolve_base_model(EMBEDDED_BASE_MODEL, tmp_path).folder, "digest")
+    texts = [f"passage {n}" for n in range(40)]
+    tried: list[int] = []
+    real = of_embedded.model.encode_document
+
+    def encode(given: list[str], batch_size: int, **named: object) -> object:
+        tried.append(batch_size)
+        if batch_size > 10:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(given, batch_size=batch_size, **named)
+
+    monkeypatch.setattr(of_embedded.model, "encode_document", encode)
+    assert of_embedded.encode_passages(texts).shape == (40, 384)
+    assert len(tried) > 1
+    assert sorted(tried, reverse=True) == tried
+
+
+def test_a_base_whose_card_speaks_of_prompts_that_its_configuration_lacks_is_warned_of(
+    store: Store, settings_for: Callable[..., Settings], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = shutil.copytree(resolve_base_model(EMBEDDED_BASE_MODEL, tmp_path).folder, tmp_path / "e5")
+    (folder / "README.md").write_text('Each text begins with "query: " or "passage: ".', encoding="utf-8")
+    settings = settings_for(base_model=str(folder))
+    install_base(store, settings)
+    install_base(store, settings)
+    assert [r.getMessage().count("belong before the texts") for r in caplog.records] == [1]

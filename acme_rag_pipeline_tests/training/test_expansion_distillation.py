@@ -74,6 +74,21 @@ def test_a_passage_goes_to_where_its_queries_move_it_and_the_queries_stay(tmp_pa
     assert all(torch.equal(now[name], weight) for name, weight in lower.items())
 
 
+def test_a_gradient_in_parts_is_that_of_the_whole_batch() -> None:
+    gradients = []
+    for cached in (False, True):
+        objective = ExpansionDistillation(start(), rows_of(), SETTINGS.model_copy(update={"gradient_cache": cached}))
+        loss = objective.backward(objective.batches(0)[0])
+        found = {n: w.grad.clone() for n, w in objective.model.named_parameters() if w.grad is not None}
+        gradients.append((loss.item(), found))
+    assert gradients[1][0] == pytest.approx(gradients[0][0], rel=1e-5)
+    assert gradients[0][1].keys() == gradients[1][1].keys() != set()
+    for name, gradient in gradients[0][1].items():
+        torch.testing.assert_close(
+            gradients[1][1][name], gradient, rtol=1e-3, atol=1e-5 * float(gradient.abs().max() + 1)
+        )
+
+
 def test_passages_that_only_templates_ask_about_have_no_target() -> None:
     templates = [number % COUNT < 5 for number in range(len(QUERIES))]
     objective = ExpansionDistillation(start(), rows_of(templates), SETTINGS)

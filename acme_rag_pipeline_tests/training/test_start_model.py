@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from sentence_transformers import SentenceTransformer
 
-from acme_rag_pipeline.embedding.base_model import resolve_base_model
+from acme_rag_pipeline.embedding.base_model import (
+    functional_files,
+    gives_unit_vectors,
+    model_digest,
+    resolve_base_model,
+)
 from acme_rag_pipeline.embedding.encoder import load_model
 from acme_rag_pipeline.setting_groups import TrainingSettings
+from acme_rag_pipeline.store.fingerprints import sha256_file, sha256_text
 from acme_rag_pipeline.training import start_model
+from acme_rag_pipeline.training.objective import Objective
+from acme_rag_pipeline.training.rows import TrainingRows
 from acme_rag_pipeline.training.start_model import opened, trained_share
 from acme_rag_pipeline.training.tokens import forward, tokenised
 
@@ -60,25 +70,62 @@ def test_plain_attention_gives_the_same_vectors(base: Path) -> None:
 
 @pytest.mark.parametrize("pooled", [True, False])
 @pytest.mark.parametrize(
-    ("prompts", "default"),
+    ("prompts", "default", "before"),
     [
-        ({"query": "query: ", "passage": "passage: "}, None),
-        ({"query": "Find what answers: "}, None),
-        ({"all": "text: "}, "all"),
-        ({}, None),
+        ({"query": "query: ", "passage": "passage: "}, None, ("query: ", "passage: ")),
+        ({"query": "query: ", "document": "", "corpus": "text: "}, None, ("query: ", "text: ")),
+        ({"query": "q: ", "document": "d: ", "passage": "passage: "}, None, ("q: ", "d: ")),
+        ({"query": "Find what answers: "}, None, ("Find what answers: ", "")),
+        ({"all": "text: "}, "all", ("text: ", "text: ")),
+        ({}, None, ("", "")),
     ],
 )
 def test_a_base_with_prompts_is_trained_on_the_texts_that_it_will_encode(
-    base: Path, prompts: dict[str, str], default: str | None, pooled: bool
+    base: Path, tmp_path: Path, prompts: dict[str, str], default: str | None, before: tuple[str, str], pooled: bool
 ) -> None:
-    model = opened(base, TrainingSettings(), "cpu").eval()
-    model.prompts = prompts
-    model.default_prompt_name = default
+    folder = configured(base, tmp_path / "own", prompts=prompts, default_prompt_name=default)
+    model = opened(folder, TrainingSettings(), "cpu").eval()
     model.set_pooling_include_prompt(pooled)
-    for of_queries, encode in ((True, model.encode_query), (False, model.encode_document)):
+    plain = load_model(base, "cpu").eval()
+    for of_queries, encode, prompt in zip(
+        (True, False), (model.encode_query, model.encode_document), before, strict=True
+    ):
         with torch.no_grad():
             found = forward(model, tokenised(model, TEXTS, of_queries=of_queries), None)
-        assert torch.allclose(found, encode(TEXTS, convert_to_tensor=True), atol=1e-5)
+        searched = encode(TEXTS, convert_to_tensor=True)
+        assert torch.allclose(found, searched, atol=1e-5)
+        if pooled:
+            wanted = plain.encode([prompt + text for text in TEXTS], convert_to_tensor=True)
+            assert torch.allclose(searched, wanted, atol=1e-5)
+    # Vectors that a prompt changes are another model's.
+    left_out = before != (prompts.get("query", ""), prompts.get("document", ""))
+    told = "".join(f"{name}\0{sha256_file(folder / name)}\n" for name in functional_files(folder))
+    assert (model_digest(folder) != sha256_text(told)) is left_out
+
+
+def configured(base: Path, folder: Path, **settings: object) -> Path:
+    """A copy of a model whose configuration says more."""
+    shutil.copytree(base, folder)
+    file = folder / "config_sentence_transformers.json"
+    file.write_text(json.dumps(json.loads(file.read_bytes()) | settings), encoding="utf-8")
+    return folder
+
+
+def test_a_base_that_does_not_end_in_unit_vectors_is_trained_on_cosines_all_the_same(
+    base: Path, tmp_path: Path
+) -> None:
+    bare = tmp_path / "bare"
+    shutil.copytree(base, bare)
+    modules = json.loads((bare / "modules.json").read_bytes())
+    (bare / "modules.json").write_text(json.dumps(modules[:-1]), encoding="utf-8")
+    assert (gives_unit_vectors(base), gives_unit_vectors(bare)) == (True, False)
+    rows = TrainingRows(TEXTS, range(len(TEXTS)), [f"{t} It is so." for t in TEXTS], TEXTS, [[] for _ in TEXTS])
+    losses = []
+    for folder in (base, bare):
+        settings = TrainingSettings(precision="fp32", whitening=0.2)
+        objective = Objective(opened(folder, settings, "cpu"), rows, settings)
+        losses.append(objective.loss([*range(len(TEXTS))]).item())
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
 
 
 def test_word_embeddings_stay(base: Path) -> None:
