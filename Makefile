@@ -22,18 +22,15 @@ SHARED_OUT := -n $(WORKERS) --dist loadfile --no-loadscope-reorder --max-worker-
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
-install: $(STAMP) $(DAGSTER_HOME)/dagster.yaml  ## Create .venv with the pinned dependencies
+install: $(STAMP)  ## Create .venv with the pinned dependencies
+	@test -e "$(DAGSTER_HOME)/dagster.yaml" || { mkdir -p "$(DAGSTER_HOME)" && cp dagster.yaml "$(DAGSTER_HOME)/dagster.yaml"; }
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "acme-rag-pipeline needs Python 3.11 or newer: make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[pdf,office,lora,dev,interop]'
+	"$(BIN)"/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	"$(BIN)"/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[pdf,office,lora,dev,interop]'
 	touch $(STAMP)
-
-$(DAGSTER_HOME)/dagster.yaml:
-	mkdir -p "$(DAGSTER_HOME)"
-	cp dagster.yaml "$@"
 
 materialize: install  ## Build everything: documents to a promoted, searchable index
 	@$(IN_HOME) "$(BIN)/dagster" asset materialize --select '*' -m acme_rag_pipeline.definitions
@@ -51,19 +48,19 @@ ui: install  ## Webserver and daemon on http://localhost:3000
 	@$(IN_HOME) "$(BIN)/dagster" dev -w "$(CURDIR)/workspace.yaml" -p $${PORT:-3000}
 
 test: install lint  ## The whole suite, slow tests too
-	$(BIN)/python -m pytest -q $(SHARED_OUT)
+	"$(BIN)"/python -m pytest -q $(SHARED_OUT)
 
 test-fast: install  ## Without the slow tests
-	$(BIN)/python -m pytest -q $(SHARED_OUT) -m 'not slow'
+	"$(BIN)"/python -m pytest -q $(SHARED_OUT) -m 'not slow'
 
 lint: install  ## ruff and mypy
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	"$(BIN)"/ruff check .
+	"$(BIN)"/ruff format --check .
+	"$(BIN)"/mypy
 
 format: install  ## Let ruff mend what it can
-	$(BIN)/ruff check --fix .
-	$(BIN)/ruff format .
+	"$(BIN)"/ruff check --fix .
+	"$(BIN)"/ruff format .
 
 clean:  ## Delete data/store, .dagster and .venv
 	rm -rf data/store .dagster $(VENV)

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from acme_rag_pipeline.cli_context import JSON, as_text, settings_of, store_of
+from acme_rag_pipeline.cli_context import JSON, as_text, reader_settings_of, settings_of, store_of, write_output
 from acme_rag_pipeline.cli_pairs import pairs
 from acme_rag_pipeline.settings import SettingsError
 
 if TYPE_CHECKING:
     from acme_rag_pipeline.retrieval.retriever import Retriever, SearchHit
 
+_UNREADABLE_SHOWN = 5
 RETRIEVERS = ("promoted", "bm25", "base", "base_hybrid", "fine_tuned", "fine_tuned_hybrid")
 K = click.option("-k", "k", type=click.IntRange(1, 1000), default=10, show_default=True, help="How many passages.")
 RETRIEVER = click.option(
@@ -131,11 +132,8 @@ def search(
             json.dumps({"query_id": query_id, "hits": [hit.as_dict() for hit in hits]}, ensure_ascii=False)
             for (query_id, _), hits in zip(asked, found, strict=True)
         )
-        try:
-            out.parent.mkdir(parents=True, exist_ok=True)
-            out.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-        except OSError as error:
-            raise click.ClickException(f"--out: cannot write {out}: {error.strerror}") from None
+        text = "".join(line + "\n" for line in lines)
+        write_output(reader_settings_of(context), "--out", out, text, inputs=[queries])
         click.echo(f"{len(asked)} queries, retriever {retriever}: {out}", err=True)
         return
     hits = opened.search(text or "", k, retriever)
@@ -252,6 +250,10 @@ def status(context: click.Context, as_json: bool) -> None:
     if change := known.get("chunks_changed_since_retrain"):
         click.echo(f"training   {change['changed_share']:.1%} of the chunks changed since the last retrain")
     click.echo("counts     " + ", ".join(f"{n} {name.replace('_', ' ')}" for name, n in known["counts"].items()))
+    for row in known["unreadable"][:_UNREADABLE_SHOWN]:
+        click.echo(f"unreadable {_snippet(row['doc_path'], 300)}: {_snippet(row['reason'], 200)}")
+    if (more := len(known["unreadable"]) - _UNREADABLE_SHOWN) > 0:
+        click.echo(f"unreadable and {more} more: `acme-rag status --json` names all")
     for name, value in known.get("ndcg@10", {}).items():
         click.echo(f"nDCG@10    {value:.4f}  {name}")
     for row in known["decisions"]:
@@ -287,11 +289,7 @@ def evaluate(context: click.Context, golden: Path | None, html: Path | None, as_
         raise click.ClickException(str(error).replace("ACME_RAG_GOLDEN: ", f"--golden {golden}: ")) from None
     if html is not None:
         page = comparison_page(store, settings, done)
-        try:
-            html.parent.mkdir(parents=True, exist_ok=True)
-            html.write_text(page, encoding="utf-8")
-        except OSError as error:
-            raise click.ClickException(f"--html: cannot write {html}: {error.strerror}") from None
+        write_output(settings, "--html", html, page, inputs=[golden] if golden else [])
         click.echo(f"page: {html}", err=True)
     rows = done.table()
     if as_json:
@@ -322,7 +320,7 @@ def rollback(context: click.Context, digest: str | None) -> None:
 def _retriever(context: click.Context) -> Retriever:
     from acme_rag_pipeline.retrieval.retriever import Retriever
 
-    settings = settings_of(context)
+    settings = reader_settings_of(context)
     return Retriever.open(settings.store, settings.retrieval)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -19,6 +21,43 @@ def settings_of(context: click.Context) -> Settings:
     """The settings of this call: `--store` and `--documents` beat the environment."""
     given = {name: value for name, value in context.obj.items() if value is not None}
     return Settings.load(**given)
+
+
+def reader_settings_of(context: click.Context) -> Settings:
+    """The same for a command that only searches: what training needs may be missing."""
+    given = {name: value for name, value in context.obj.items() if value is not None}
+    return Settings.for_readers(**given)
+
+
+def write_output(settings: Settings, option: str, path: Path, text: str, *, inputs: Sequence[Path] = ()) -> None:
+    """Write a file that an option names, whole or not at all, and never over what people wrote.
+
+    Args:
+        settings: they name documents, judged queries and curated pairs.
+        option: for messages.
+        path: what to write.
+        text: its content.
+        inputs: further files and folders that are not to be touched.
+
+    Raises:
+        click.ClickException: it is one of those, or cannot be written.
+    """
+    from acme_rag_pipeline.store.layout import write_atomically
+
+    target = path.resolve()
+    for held in filter(None, (settings.documents, settings.golden, settings.curated_pairs, *inputs)):
+        if target == held.resolve() or (held.is_dir() and held.resolve() in target.parents):
+            raise click.ClickException(
+                f"{option}: {path} would replace or join what people wrote ({held}): name another file"
+            )
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists() and not path.is_file():
+            path.write_text(text, encoding="utf-8")  # a pipe, /dev/stdout
+        else:
+            write_atomically(target, text)
+    except OSError as error:
+        raise click.ClickException(f"{option}: cannot write {path}: {error.strerror}") from None
 
 
 def store_of(context: click.Context, wait_seconds: float | None = None) -> Store:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from acme_rag_pipeline.cli_context import JSON, as_text, settings_of, store_of
+from acme_rag_pipeline.cli_context import JSON, as_text, reader_settings_of, settings_of, store_of, write_output
 
 
 @click.group()
@@ -74,17 +74,15 @@ def ask_passages_again(context: click.Context) -> None:
 @click.pass_context
 def export_pairs(context: click.Context, out: Path | None, origins: tuple[str, ...], kept: bool) -> None:
     """The training pairs as JSONL for review: fill in `verdict` (accepted, rejected, edited) and `edited_query`."""
-    from acme_rag_pipeline.pairs.review import jsonl, review_rows
+    from acme_rag_pipeline.pairs.review import holds_verdicts, jsonl, review_rows
 
     rows = review_rows(store_of(context), origins, dropped_too=not kept)
     if out is None:
         click.echo(jsonl(rows), nl=False)
         return
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(jsonl(rows), encoding="utf-8")
-    except OSError as error:
-        raise click.ClickException(f"--out: cannot write {out}: {error.strerror}") from None
+    if holds_verdicts(out):
+        raise click.ClickException(f"--out: {out} holds verdicts: import it first, or name another file")
+    write_output(settings_of(context), "--out", out, jsonl(rows))
     click.echo(f"{len(rows)} pairs: {out}", err=True)
 
 
@@ -100,7 +98,8 @@ def import_pairs(context: click.Context, reviewed: Path, into: Path | None) -> N
     """Merge a REVIEWED export into the curated pairs. A second time changes nothing."""
     from acme_rag_pipeline.pairs.review import VARIABLE, import_review
 
-    done = import_review(reviewed, settings_of(context), into)
+    # The file of curated pairs may be about to be made.
+    done = import_review(reviewed, reader_settings_of(context), into)
     counted = ", ".join(f"{count} {verdict}" for verdict, count in sorted(done.verdicts.items())) or "no lines"
     if not done.verdicts.keys() - {"none"}:
         click.echo(f"{counted}: no line has a verdict (accepted, rejected, edited), so nothing was written")

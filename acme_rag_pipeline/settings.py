@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dotenv import dotenv_values
+from dotenv.parser import parse_stream
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 from pydantic_settings import SettingsError as UnreadableValue
@@ -105,21 +106,31 @@ class Settings(BaseSettings):
         Raises:
             SettingsError: a value cannot work; the message names the variable.
         """
+        return cls.for_readers(**overrides).checked()
+
+    @classmethod
+    def for_readers(cls, **overrides: Any) -> "Settings":
+        """The same for who only searches: curated pairs, golden queries and an LLM are looked for by nobody there.
+
+        Raises:
+            SettingsError: a value cannot work; the message names the variable.
+        """
         try:
             loaded = cls._read(**overrides)
         except UnicodeDecodeError as error:
             raise SettingsError(
                 f"`.env` in ACME_RAG_ROOT is not UTF-8 (byte {error.start}): save it as UTF-8"
             ) from None
-        return loaded.model_copy(update=loaded._resolved()).checked()
+        return loaded.model_copy(update=loaded._resolved())
 
     @classmethod
     def _read(cls, **overrides: Any) -> "Settings":
+        root = Path(overrides.pop("root", None) or os.environ.get("ACME_RAG_ROOT") or Path.cwd()).absolute()
+        _check_lines(root / ".env")
         with _undo_dotenv_override():
-            root = Path(overrides.pop("root", None) or os.environ.get("ACME_RAG_ROOT") or Path.cwd()).absolute()
             given = {name: value for name, value in overrides.items() if value is not None and value != ""}
             for unknown in (name for name in given if name.lower() not in cls.model_fields):
-                raise SettingsError(f"`{unknown}` is no setting; did you mean {_nearest(f'ACME_RAG_{unknown}')}?")
+                raise SettingsError(f"`{unknown}` is no setting; {_nearest(f'ACME_RAG_{unknown}')}")
             try:
                 loaded = cls(root=root, _env_file=root / ".env", **given)  # type: ignore[call-arg]
             except ValidationError as error:
@@ -156,6 +167,15 @@ class Settings(BaseSettings):
             raise SettingsError(
                 f"ACME_RAG_STORE: {self.store} lies inside the documents folder {self.documents}; choose a folder outside it"
             )
+        if self.store.exists() and not self.store.is_dir():
+            raise SettingsError(f"ACME_RAG_STORE: {self.store} is a file; name a folder for everything derived")
+        for name, path in (("DOCUMENTS", documents), ("CURATED_PAIRS", self.curated_pairs), ("GOLDEN", self.golden)):
+            if path is not None and store in path.resolve().parents and name not in _WARNED_OF:
+                _WARNED_OF.add(name)
+                _log.warning(
+                    "ACME_RAG_%s: %s lies inside the store, which holds what may be deleted and made anew; keep it elsewhere",
+                    name, path,
+                )  # fmt: skip
         if self.curated_pairs is not None and not self.curated_pairs.is_file():
             raise SettingsError(f"ACME_RAG_CURATED_PAIRS: no file {self.curated_pairs}; give a JSONL file or `none`")
         if self.golden is not None:
@@ -192,7 +212,7 @@ def _in_words(error: ValidationError) -> str:
         name = "__".join(str(part) for part in problem["loc"]).upper()
         variable = name if name.startswith("OPENAI_") else f"ACME_RAG_{name}"
         if problem["type"] == "extra_forbidden":
-            lines.append(f"{variable} is no setting; did you mean {_nearest(variable)}?")
+            lines.append(f"{variable} is no setting; {_nearest(variable)}")
         else:
             as_list = "; lists are JSON, such as [0.5, 1.0]" if problem["type"] in ("tuple_type", "list_type") else ""
             lines.append(f"{variable}: {problem['msg'].removeprefix('Value error, ')}{as_list}")
@@ -206,7 +226,7 @@ def _warn_of_unknown_variables(dotenv: Path) -> None:
     for name in sorted(name for name in names if name.upper().startswith("ACME_RAG_")):
         if name.upper() not in settings and name not in _WARNED_OF:
             _WARNED_OF.add(name)
-            _log.warning("%s is no setting and changes nothing; did you mean %s?", name, _nearest(name))
+            _log.warning("%s is no setting and changes nothing; %s", name, _nearest(name))
 
 
 def _variables() -> set[str]:
@@ -220,7 +240,23 @@ def _variables() -> set[str]:
 
 
 def _nearest(variable: str) -> str:
-    return difflib.get_close_matches(variable.upper(), sorted(_variables()), n=1, cutoff=0.0)[0]
+    """What was meant, as a question; where nothing is near, where to look."""
+    name = variable.upper().removeprefix("ACME_RAG_")
+    known = sorted(known.removeprefix("ACME_RAG_") for known in _variables())
+    # The name without its group, or in another one, is nearer than any spelling.
+    ends = [other for other in known if other.rpartition("__")[2] == name.rpartition("__")[2]]
+    near = ends[:1] or difflib.get_close_matches(name, known, n=1, cutoff=0.75)
+    return f"did you mean ACME_RAG_{near[0]}?" if near else "docs/settings.md lists all"
+
+
+def _check_lines(dotenv: Path) -> None:
+    """Refuse a `.env` with a line that cannot be read: without it a default would hold, and documents might leave the house."""
+    if not dotenv.is_file():
+        return
+    with dotenv.open(encoding="utf-8-sig") as file:
+        bad = next((binding.original.line for binding in parse_stream(file) if binding.error), None)
+    if bad is not None:
+        raise SettingsError(f"{dotenv} line {bad} cannot be read: write NAME=value")
 
 
 class _undo_dotenv_override:  # noqa: N801

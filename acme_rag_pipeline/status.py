@@ -39,9 +39,10 @@ def store_status(store: Store, settings: Settings) -> dict[str, Any]:
                     ("golden_queries", " WHERE status = 'resolved'"),
                 )
             }
-            counts["unreadable_documents"] = connection.execute(
-                "SELECT count(*) FROM documents WHERE status = 'unreadable'"
-            ).fetchall()[0][0]
+            unreadable = records(
+                connection, "SELECT doc_path, reason FROM documents WHERE status = 'unreadable' ORDER BY doc_path"
+            )
+            counts["unreadable_documents"] = len(unreadable)
             stages = records(connection, "SELECT stage, finished_at, summary FROM stages ORDER BY finished_at")
             decisions = records(
                 connection,
@@ -64,6 +65,7 @@ def store_status(store: Store, settings: Settings) -> dict[str, Any]:
         known |= {"up_to_date": False, "documents_problem": str(error)}
     return known | {
         "counts": counts,
+        "unreadable": unreadable,
         "chunks_changed_since_retrain": vars(change) if details.get("fine_tuned_model") else None,
         "ndcg@10": details.get("evaluation_report", {}).get("ndcg@10", {}),
         "report": details.get("evaluation_report", {}).get("report"),

@@ -119,6 +119,15 @@ def test_a_dotenv_that_is_not_utf_8_is_named(tmp_path: Path, encoding: str) -> N
         Settings.load(root=tmp_path)
 
 
+@pytest.mark.parametrize("line", ["ACME_RAG_GENERATOR: offline", "ACME_RAG_DOCUMENTS ../docs", "=offline"])
+def test_a_line_of_a_dotenv_that_cannot_be_read_is_named_and_no_default_holds_in_its_place(
+    tmp_path: Path, line: str
+) -> None:
+    (tmp_path / ".env").write_text(f"# ours\n\nACME_RAG_LLM=own\n{line}\n")
+    with pytest.raises(SettingsError, match=r"\.env line 4 cannot be read: write NAME=value"):
+        Settings.load(root=tmp_path)
+
+
 def test_the_environment_beats_dotenv_even_where_dagster_overwrote_it(tmp_path: Path) -> None:
     (tmp_path / ".env").write_text("ACME_RAG_LLM=from-file\n")
     program = (
@@ -138,12 +147,16 @@ def test_a_variable_that_only_looks_like_a_setting_is_warned_of_once(
 ) -> None:
     monkeypatch.setenv("ACME_RAG_LLM__MAX_CALLS", "360")
     monkeypatch.setenv("ACME_RAG_PAIRS__MAX_TOKENS", "1000")
+    monkeypatch.setenv("ACME_RAG_EPOCHS", "3")
+    monkeypatch.setenv("ACME_RAG_QQQ", "1")
     (tmp_path / ".env").write_text("ACME_RAG_STROE=elsewhere\n")
     for _ in range(2):
         Settings.load(root=tmp_path)
     said = [record.getMessage() for record in caplog.records if "is no setting" in record.getMessage()]
     assert said == [
+        "ACME_RAG_EPOCHS is no setting and changes nothing; did you mean ACME_RAG_TRAINING__EPOCHS?",
         "ACME_RAG_LLM__MAX_CALLS is no setting and changes nothing; did you mean ACME_RAG_PAIRS__MAX_CALLS?",
+        "ACME_RAG_QQQ is no setting and changes nothing; docs/settings.md lists all",
         "ACME_RAG_STROE is no setting and changes nothing; did you mean ACME_RAG_STORE?",
     ]
 
@@ -156,3 +169,22 @@ def test_an_unknown_field_of_a_group_is_an_error_that_names_the_nearest(
         SettingsError, match="ACME_RAG_TRAINING__EPOCH is no setting; did you mean ACME_RAG_TRAINING__EPOCHS"
     ):
         Settings.load(root=tmp_path)
+
+
+def test_a_store_that_is_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "store").write_text("")
+    with pytest.raises(SettingsError, match=r"ACME_RAG_STORE: .* is a file; name a folder"):
+        Settings.load(root=tmp_path, store="store")
+
+
+def test_documents_inside_the_store_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    Settings.load(root=tmp_path, store="outer", documents="outer/docs")
+    assert "ACME_RAG_DOCUMENTS" in caplog.text
+    assert "lies inside the store, which holds what may be deleted" in caplog.text
+
+
+def test_who_only_searches_needs_nothing_that_training_needs(tmp_path: Path) -> None:
+    given = {"root": tmp_path, "curated_pairs": "gone.jsonl", "golden": "gone", "generator": "openai"}
+    with pytest.raises(SettingsError):
+        Settings.load(**given)
+    assert Settings.for_readers(**given).generator == "openai"

@@ -112,3 +112,17 @@ def test_a_missing_documents_folder_is_said_and_not_called_a_lag(
     assert "ACME_RAG_DOCUMENTS" in said
     assert "run `refresh`" not in said
     assert promoted == ("nothing is served" not in said)
+
+
+def test_why_a_document_cannot_be_read_is_said_at_any_time(
+    store: Store, documents: Path, settings_for: Callable[..., Settings]
+) -> None:
+    for number in range(7):
+        (documents / f"scan-{number}.pdf").write_bytes(b"no pdf")
+    oracle.run(store, settings_for(), oracle.REFRESH)
+    answer = status(store, documents)
+    assert answer.count("unreadable scan-") == 5
+    assert "and 2 more" in answer
+    listed = json.loads(status(store, documents, "--json"))["unreadable"]
+    assert [row["doc_path"] for row in listed] == [f"scan-{n}.pdf" for n in range(7)]
+    assert all(row["reason"] for row in listed)

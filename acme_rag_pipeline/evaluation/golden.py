@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -112,11 +113,25 @@ def judged_queries(store: Store, folder: Path) -> tuple[list[JudgedQuery], str]:
     """Any judged set against the documents of today, nothing stored: its usable queries, and what is not usable and why."""
     queries, qrels, problems = read_golden(folder)
     rows, judged, _ = _resolved(store, queries, qrels)
-    usable = _judged(rows, judged)
+    unresolved = [row for row in rows if row["status"] != "resolved"]
+    return _judged(rows, judged), _not_usable(unresolved, _unused_evidence(rows, judged, "unresolved"), problems)
+
+
+def not_usable(store: Store) -> str:
+    """The same of the store's own golden queries, as they were last resolved."""
+    known = json.loads(stored_detail(store.warehouse, STAGE, "unresolved") or "[]")
+    lost = json.loads(stored_detail(store.warehouse, STAGE, "unused_evidence") or "[]")
+    problems = json.loads(stored_detail(store.warehouse, STAGE, "unusable_lines") or "[]")
+    return _not_usable(known, lost, problems)
+
+
+def _not_usable(
+    unresolved: Sequence[Mapping[str, Any]], lost: Sequence[Mapping[str, Any]], problems: Sequence[str]
+) -> str:
     notes = []
-    if unresolved := [row for row in rows if row["status"] != "resolved"]:
+    if unresolved:
         notes.append(f"{counted(len(unresolved), 'queries')} could not be resolved ({_why(unresolved[0])})")
-    if lost := _unused_evidence(rows, judged, "unresolved"):
+    if lost:
         notes.append(
             f"{counted(len(lost), 'pieces')} of evidence could not be found and {'counts' if len(lost) == 1 else 'count'} "
             f"for nothing ({_why(lost[0])})"
@@ -124,10 +139,10 @@ def judged_queries(store: Store, folder: Path) -> tuple[list[JudgedQuery], str]:
     if problems:
         verb = "is" if len(problems) == 1 else "are"
         notes.append(f"{counted(len(problems), 'lines')} {verb} unusable ({_short(problems[0])})")
-    return usable, "; ".join(notes)
+    return "; ".join(notes)
 
 
-def _why(row: dict[str, Any]) -> str:
+def _why(row: Mapping[str, Any]) -> str:
     return f"{_short(row['query'])}: {_short(row['reason'])}"
 
 

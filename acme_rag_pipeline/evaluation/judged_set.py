@@ -18,7 +18,7 @@ from acme_rag_pipeline.evaluation.comparison import (
 )
 from acme_rag_pipeline.evaluation.contest import segments_of
 from acme_rag_pipeline.evaluation.contestants import Contest, arms_for, champion_arm, contest
-from acme_rag_pipeline.evaluation.golden import JudgedQuery, golden_queries, judged_queries
+from acme_rag_pipeline.evaluation.golden import JudgedQuery, golden_queries, judged_queries, not_usable
 from acme_rag_pipeline.evaluation.metrics import PRIMARY
 from acme_rag_pipeline.evaluation.query_sets import GOLDEN
 from acme_rag_pipeline.evaluation.report import QuerySetReport, Report, render_report
@@ -30,7 +30,7 @@ from acme_rag_pipeline.serving import decisions
 from acme_rag_pipeline.settings import Settings, SettingsError
 from acme_rag_pipeline.store.fingerprints import fingerprint
 from acme_rag_pipeline.store.layout import Store
-from acme_rag_pipeline.store.stages import UpstreamMissing, data_versions
+from acme_rag_pipeline.store.stages import UpstreamMissing, data_versions, stored_detail
 from acme_rag_pipeline.training.validation import MINIMUM_HEADINGS
 
 _OTHER_QUESTIONS = "Training keeps away from the store's own golden questions only. These questions may be near to what it learned from."
@@ -87,8 +87,10 @@ def compare_arms(store: Store, settings: Settings, folder: Path | None) -> Judge
     if not store.warehouse.path.exists():  # a reader would create it
         raise UpstreamMissing(f"{store.root} holds no chunks yet: run `refresh` first")
     data_versions(store.warehouse, "chunks", "base_index")
-    queries, note = (golden_queries(store), "") if folder is None else judged_queries(store, folder)
+    queries, note = (golden_queries(store), not_usable(store)) if folder is None else judged_queries(store, folder)
     if not queries:
+        if folder is None:
+            _check_golden(store, settings)
         raise SettingsError(
             "ACME_RAG_GOLDEN: no judged query can be used; give `--golden DIR` with queries.jsonl and qrels.jsonl"
             + (f". {note}" if note else "")
@@ -111,6 +113,18 @@ def compare_arms(store: Store, settings: Settings, folder: Path | None) -> Judge
     note = "; ".join(filter(None, [note, _trained_on(store, queries, who), _too_few(set(units.values()), gate)]))
     gains = [compare(base, [_scores(r)], units, gate)[0] for r in results if r.arm != BASE]
     return JudgedComparison(folder, queries, note, who, results, gains)
+
+
+def _check_golden(store: Store, settings: Settings) -> None:
+    """Raise `SettingsError` where the store has no golden queries because nobody has named or resolved any."""
+    if settings.golden is None:
+        raise SettingsError(
+            "ACME_RAG_GOLDEN: it is not set; name a folder with queries.jsonl and qrels.jsonl there or with `--golden DIR`"
+        )
+    if stored_detail(store.warehouse, "golden_queries", "source") is None:
+        raise SettingsError(
+            f"ACME_RAG_GOLDEN: {settings.golden} has not been read yet: run `retrain`, or give it as `--golden DIR`"
+        )
 
 
 def _trained_on(store: Store, queries: Sequence[JudgedQuery], who: Contest) -> str:

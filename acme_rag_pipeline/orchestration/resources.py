@@ -81,6 +81,10 @@ class Pipeline(dg.ConfigurableResource):
             result = stage(store, settings)
             metadata = metadata_of(store, result)
             verified = checks.results(result.stage, store, settings)
+        for check in verified:
+            if not check.passed:
+                # A command line shows no checks.
+                context.log.warning(f"check {check.check_name}: {_numbers(check)}")
         context.log.info(_sentence(result))
         return dg.MaterializeResult(
             data_version=dg.DataVersion(result.data_version), metadata=metadata, check_results=verified
@@ -93,7 +97,7 @@ def plain_failures() -> Iterator[None]:
     try:
         yield
     except USER_ERRORS as error:
-        raise dg.Failure(description=str(error), allow_retries=False) from error
+        raise dg.Failure(description=str(error), allow_retries=False) from None
 
 
 @contextlib.contextmanager
@@ -120,6 +124,13 @@ class _Forward(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         self._log.log(record.levelno, record.getMessage())
+
+
+def _numbers(check: dg.AssetCheckResult) -> str:
+    """What a check found, without its tables."""
+    values = {name: entry.value for name, entry in check.metadata.items()}
+    plain = [f"{name} {value}" for name, value in values.items() if isinstance(value, int | float | str) and value]
+    return "; ".join(filter(None, [check.description, *plain])) or "did not pass"
 
 
 def _sentence(result: StageResult) -> str:

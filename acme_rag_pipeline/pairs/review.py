@@ -74,6 +74,22 @@ def review_rows(store: Store, origins: Sequence[str] = (), *, dropped_too: bool 
     return chosen
 
 
+def holds_verdicts(file: Path) -> bool:
+    """Whether a file is an export in which somebody has begun to judge."""
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return False
+    for line in lines:
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(row, dict) and EXPORTED in row and (row.get("verdict") or row.get("edited_query")):
+            return True
+    return False
+
+
 @dataclass(frozen=True)
 class Imported:
     """What came of a reviewed file.
@@ -117,7 +133,8 @@ def import_review(reviewed: Path, settings: Settings, into: Path | None = None) 
             f"{target.name}), then set {VARIABLE} to it"
         )
     before = _text_of(target)
-    seed = None if before is not None else settings.curated_pairs
+    held = settings.curated_pairs
+    seed = held if before is None and held is not None and held.exists() else None
     # An export that was taken for a curated file holds no pairs to start with.
     file = _CuratedFile.of(before, None if seed and seed.resolve() == reviewed.resolve() else seed)
     for line in judged:

@@ -187,9 +187,8 @@ class Retriever:
             # Until `served_index` has run, that of a new candidate is still the one of the candidate before.
             if self._settings.expansion_weight and expanded is not None and _same_model(expanded, entry):
                 entry = expanded
-            db = vectors.connect(self._store.lancedb)
             try:
-                table = vectors.open_table(db, entry["table"], entry.get("lance_version"))
+                table = self._table(entry["table"], entry.get("lance_version"))
             except vectors.VersionGone as error:
                 raise ArmMissing(f"{error}: materialise `{name}_index` again") from error
             if table is None:
@@ -201,9 +200,8 @@ class Retriever:
         promoted = read_pointer(self._store.pointer)
         if self._promoted is not None and self._promoted[0] == promoted:
             return self._promoted[1]
-        db = vectors.connect(self._store.lancedb)
         try:
-            table = vectors.open_table(db, promoted.table, promoted.lance_version)
+            table = self._table(promoted.table, promoted.lance_version)
         except vectors.VersionGone as error:
             raise PointerDamaged(
                 f"{self._store.pointer}: {error}: materialise `served_index` to write it anew"
@@ -214,6 +212,11 @@ class Retriever:
         arm = _Arm(table, encoder, promoted.recipe == "hybrid", _pinned(promoted) or self._settings)
         self._promoted = (promoted, arm)
         return arm
+
+    def _table(self, name: str, version: int | None) -> Table | None:
+        if not self._store.lancedb.is_dir():
+            return None  # connecting would create it
+        return vectors.open_table(vectors.connect(self._store.lancedb), name, version)
 
     def _encoder(self, digest: str, model_dir: str) -> Encoder:
         if digest not in self._encoders:
@@ -297,6 +300,8 @@ def _nearest(table: Table, vector: np.ndarray, k: int, columns: list[str]) -> pa
     A text that stands in several documents is as near in each. Which of them the table gives first, or leaves out, is its
     history.
     """
+    import pyarrow as pa
+
     deep = k + 1
     while True:
         query = cast("LanceVectorQueryBuilder", table.search(vector, vector_column_name="vector", query_type="vector"))
@@ -307,7 +312,7 @@ def _nearest(table: Table, vector: np.ndarray, k: int, columns: list[str]) -> pa
         deep *= 2
     places = [(place["doc_path"], place["start_char"]) for place in rows["metadata"].to_pylist()]
     order = sorted(range(len(distances)), key=lambda row: (distances[row], *places[row]))
-    return rows.take(order[:k])
+    return rows.take(pa.array(order[:k], pa.int64()))  # an empty list has no type of its own
 
 
 def lexical_for_fusion(table: Table, query: str, k: int, fusion: RetrievalSettings) -> list[SearchHit]:

@@ -150,12 +150,11 @@ def rollback(store: Store, settings: Settings, to: str | None = None) -> decisio
                 )
         serving = [d for d in serving if _is_whole(store, d.model_digest)]
         if not serving:
-            kept = sorted({d.model_digest[:16] for d in past if _is_whole(store, d.model_digest)})
+            other = [d for d in past if d.retriever != current.retriever and _is_whole(store, d.model_digest)]
+            kept = sorted({f"{d.model_digest[:16]} ({d.recipe})" for d in other})
             wanted = "no earlier promotion" if to is None else f"no promotion of {to or 'a model without a name'}"
-            raise NoSuchPromotion(
-                f"{wanted} can be gone back to. Whole models that were promoted before: {', '.join(kept) or 'none'}; "
-                "name one with --to"
-            )
+            known = f"{', '.join(kept)}; name one with --to" if kept else "none but what is promoted now"
+            raise NoSuchPromotion(f"{wanted} can be gone back to. Whole models that were promoted before: {known}")
         target = serving[-1]
         if target.retriever == current.retriever:
             raise NoSuchPromotion(f"{target.model_digest[:16]} with recipe {target.recipe} is what is promoted now")

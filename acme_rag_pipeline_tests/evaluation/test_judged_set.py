@@ -18,12 +18,13 @@ from acme_rag_pipeline.documents.ingest import ingest_documents
 from acme_rag_pipeline.evaluation.contest import run
 from acme_rag_pipeline.evaluation.contestants import contest
 from acme_rag_pipeline.evaluation.evaluate import evaluate
+from acme_rag_pipeline.evaluation.golden import resolve_golden_queries
 from acme_rag_pipeline.evaluation.judged_set import compare_arms, comparison_page
 from acme_rag_pipeline.evaluation.report import render_report
 from acme_rag_pipeline.evaluation.report_content import report_of
 from acme_rag_pipeline.retrieval import index
 from acme_rag_pipeline.serving import decisions
-from acme_rag_pipeline.settings import Settings
+from acme_rag_pipeline.settings import Settings, SettingsError
 from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.stages import StageResult, record
 from acme_rag_pipeline.store.warehouse import insert
@@ -280,3 +281,28 @@ def test_an_interval_that_is_called_95_percent_is_one(
 ) -> None:
     strict = settings_for(gate={"level": level})
     assert compare_arms(store, strict, judged).gains == compare_arms(store, settings, judged).gains
+
+
+def test_what_is_not_usable_of_the_store_s_own_questions_is_said_as_of_any_others(
+    settings: Settings, store: Store, judged: Path, settings_for: Callable[..., Settings]
+) -> None:
+    with pytest.raises(SettingsError, match="ACME_RAG_GOLDEN: it is not set"):
+        compare_arms(store, settings, None)
+    with (judged / "qrels.jsonl").open("a") as file:
+        file.write("oops\n")
+    own = settings_for(golden=str(judged))
+    with pytest.raises(SettingsError, match=r"has not been read yet: run `retrain`, or give it as `--golden DIR`"):
+        compare_arms(store, own, None)
+    resolve_golden_queries(store, own)
+    assert compare_arms(store, own, None).note.startswith("1 line is unusable (qrels.jsonl line 7")
+
+
+def test_a_page_never_replaces_what_people_wrote(settings: Settings, store: Store, judged: Path) -> None:
+    before = (judged / "qrels.jsonl").read_bytes()
+    options = ["evaluate", "--golden", str(judged), "--html", str(judged / "qrels.jsonl")]
+    called = CliRunner().invoke(
+        cli.main, ["--store", str(store.root), "--documents", str(settings.documents), *options]
+    )
+    assert called.exit_code == 1
+    assert "would replace or join what people wrote" in called.output
+    assert (judged / "qrels.jsonl").read_bytes() == before

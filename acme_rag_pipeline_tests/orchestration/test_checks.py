@@ -14,6 +14,7 @@ from acme_rag_pipeline.documents.ingest import ingest_documents
 from acme_rag_pipeline.evaluation.golden import resolve_golden_queries
 from acme_rag_pipeline.orchestration import checks
 from acme_rag_pipeline.orchestration.presentation import metadata_of
+from acme_rag_pipeline.orchestration.resources import Pipeline
 from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.stages import StageResult, record
@@ -99,3 +100,17 @@ def test_the_table_of_the_shares_shows_the_numbers_that_chose_although_the_base_
     ]
     shown = metadata_of(store, StageResult("fine_tuned_model", "v", details={"interpolation": tried}))["interpolation"]
     assert [row.data["unlike_training"] for row in shown.records] == ["", "0.4"]
+
+
+def test_what_a_check_warns_of_stands_in_the_log_too(
+    store: Store, documents: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = golden(
+        tmp_path / "golden", '{"query_id": "1", "query": "q"}\n', '{"query_id": "1", "doc_path": "gone.md"}\n'
+    )
+    pipeline = Pipeline(documents=str(documents), store=str(store.root), golden=folder)
+    for stage in (ingest_documents, split_documents, resolve_golden_queries):
+        pipeline.materialize(dg.build_asset_context(), stage)
+    warned = [line for line in capfd.readouterr().err.splitlines() if "WARNING" in line]
+    assert len(warned) == 1
+    assert warned[0].endswith("check golden_queries_resolve: unresolved 1")

@@ -382,3 +382,40 @@ def test_a_rejected_wording_whose_passage_is_gone_stays_out_of_its_document(
     write(tmp_path / "curated.jsonl", pair | {"query": pair["query"].upper()} | gone)
     run_all(generator="offline", curated_pairs="curated.jsonl")
     assert kept_queries(store)[pair["query"]] == "rejected in review"
+
+
+def test_an_export_replaces_neither_verdicts_nor_curated_pairs(
+    chunked: Store,
+    settings_for: Callable[..., Settings],
+    documents: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    write_pairs(chunked, settings_for(generator="offline"))
+    monkeypatch.setenv("ACME_RAG_CURATED_PAIRS", str(tmp_path / "curated.jsonl"))
+    write(tmp_path / "curated.jsonl", {"query": "mine", "doc_path": "a.md", "quote": "x"})
+    judged = write(tmp_path / "review.jsonl", ROW, EDIT)
+    for name, said in (("review.jsonl", "holds verdicts: import it first"), ("curated.jsonl", "what people wrote")):
+        before = (tmp_path / name).read_bytes()
+        options = ["--store", str(chunked.root), "--documents", str(documents), "pairs", "export", "--out"]
+        called = CliRunner().invoke(cli.main, [*options, str(tmp_path / name)])
+        assert called.exit_code == 1
+        assert said in called.output
+        assert (tmp_path / name).read_bytes() == before
+    write(judged, ROW)
+    assert CliRunner().invoke(cli.main, [*options, str(judged)]).exit_code == 0
+
+
+def test_the_first_import_makes_the_file_that_the_settings_name_and_a_later_one_keeps_its_mode(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    curated = tmp_path / "curated.jsonl"
+    monkeypatch.setenv("ACME_RAG_CURATED_PAIRS", str(curated))
+    for query in ("first wording", "second wording"):
+        reviewed = write(tmp_path / "r.jsonl", ROW | {"query": query, "verdict": "accepted"})
+        called = CliRunner().invoke(cli.main, ["--store", str(store.root), "pairs", "import", str(reviewed)])
+        assert called.exit_code == 0, called.output
+        if query.startswith("first"):
+            curated.chmod(0o664)
+    assert [line["query"] for line in lines_of(curated)] == ["first wording", "second wording"]
+    assert curated.stat().st_mode & 0o777 == 0o664

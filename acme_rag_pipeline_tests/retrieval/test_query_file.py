@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 from click.testing import CliRunner, Result
 
 from acme_rag_pipeline.cli import main
+from acme_rag_pipeline.retrieval import Retriever
 from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline_tests.increments import oracle
@@ -24,7 +26,17 @@ def test_a_query_file_is_used_or_what_is_wrong_with_it_is_said(
 
     def search(content: bytes, where: Path = out) -> Result:
         queries.write_bytes(content)
-        options = ["--store", str(store.root), "search", "--queries", str(queries), "--out", str(where)]
+        options = [
+            "--store",
+            str(store.root),
+            "--documents",
+            str(documents),
+            "search",
+            "--queries",
+            str(queries),
+            "--out",
+            str(where),
+        ]
         called = CliRunner().invoke(main, options)
         assert called.exception is None or isinstance(called.exception, SystemExit), called.exception
         return called
@@ -44,6 +56,11 @@ def test_a_query_file_is_used_or_what_is_wrong_with_it_is_said(
     answer = search(GOOD, queries / "run.jsonl")
     assert (answer.exit_code, answer.output.count("\n")) == (1, 1)
     assert f"--out: cannot write {queries / 'run.jsonl'}" in answer.output
+    answer = search(GOOD, queries)
+    assert answer.exit_code == 1
+    assert "would replace or join what people wrote" in answer.output
+    assert queries.read_bytes() == GOOD
+    assert search(GOOD, documents / "run.jsonl").exit_code == 1
     assert search(GOOD).exit_code == 0
     assert json.loads(out.read_text("utf-8"))["query_id"] == "7"
 
@@ -61,3 +78,27 @@ def test_a_query_with_half_a_character_is_searched_for_like_any_other(
         called = CliRunner().invoke(main, ["--store", str(store.root), *arguments])
         assert called.exit_code == 0, (arguments, called.exception)
     assert json.loads(out.read_text(encoding="utf-8"))["hits"][0]["doc_path"] == "travel.md"
+
+
+def test_an_index_without_a_passage_finds_nothing_and_that_is_no_error(
+    store: Store, settings_for: Callable[..., Settings], tmp_path: Path
+) -> None:
+    (tmp_path / "documents").mkdir()
+    (tmp_path / "documents/scan.pdf").write_bytes(b"no pdf")
+    oracle.run(store, settings_for(), oracle.REFRESH)
+    for retriever in ("promoted", "bm25", "base", "base_hybrid"):
+        called = CliRunner().invoke(main, ["--store", str(store.root), "search", "hotel", "--retriever", retriever])
+        assert (called.exit_code, called.exception) == (0, None), retriever
+        assert "no passage found" in called.output
+    assert Retriever.open(store.root).search_many(["hotel", "leave"]) == [[], []]
+
+
+def test_a_reader_creates_no_folder_where_the_index_is_gone(
+    store: Store, documents: Path, settings_for: Callable[..., Settings]
+) -> None:
+    oracle.run(store, settings_for(), oracle.REFRESH)
+    shutil.rmtree(store.lancedb)
+    called = CliRunner().invoke(main, ["--store", str(store.root), "search", "hotel"])
+    assert called.exit_code == 1
+    assert "is missing: materialise `served_index`" in called.output
+    assert not store.lancedb.exists()

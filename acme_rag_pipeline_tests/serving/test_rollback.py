@@ -143,3 +143,11 @@ def test_a_rollback_serves_what_it_decides_whatever_the_pointer_was(
     assert serve.rollback(store, settings).model_digest == read_pointer(store.pointer).model_digest == promoted[1]
     store.pointer.write_bytes(b"\xff\xfe")
     assert serve.rollback(store, settings).model_digest == read_pointer(store.pointer).model_digest == promoted[1]
+
+
+def test_where_nothing_else_was_promoted_nothing_is_advised(
+    store: Store, documents: Path, settings_for: Callable[..., Settings]
+) -> None:
+    oracle.run(store, settings_for(), oracle.REFRESH)
+    with pytest.raises(serve.NoSuchPromotion, match=r"promoted before: none but what is promoted now$"):
+        serve.rollback(store, settings_for())
