@@ -38,6 +38,7 @@ from acme_rag_pipeline_tests.increments.worker import (
     write_judged_sets,
 )
 from acme_rag_pipeline_tests.llm_server import ScriptedLLM, in_other_words
+from acme_rag_pipeline_tests.shallow_base import shallow_base
 
 pytestmark = pytest.mark.slow
 # Read from the environment here: the fixture that shields tests from outside settings removes it later.
@@ -327,7 +328,7 @@ def run_base() -> str:
     """Digest of the base model."""
     from acme_rag_pipeline.embedding.base_model import resolve_base_model
 
-    return resolve_base_model("all-MiniLM-L6-v2", Path()).digest
+    return resolve_base_model(str(shallow_base()), Path()).digest
 
 
 def _assert_the_law(company: Company, fresh: Path, given: dict[str, Any]) -> None:

@@ -19,11 +19,10 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
-from acme_rag_pipeline.embedding.base_model import resolve_base_model
 from acme_rag_pipeline.retrieval import index
 from acme_rag_pipeline.retrieval.sentences import sentences
 from acme_rag_pipeline.serving import decisions, serve
-from acme_rag_pipeline.settings import EMBEDDED_BASE_MODEL, Settings
+from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.passages import live_passages
 from acme_rag_pipeline.store.promotion import Recipe
@@ -31,6 +30,7 @@ from acme_rag_pipeline_tests.conftest import LEAVE, REMOTE, TRAVEL, files_of
 from acme_rag_pipeline_tests.increments import oracle
 from acme_rag_pipeline_tests.increments.interrupted import Killed, before_write
 from acme_rag_pipeline_tests.llm_server import Act, ScriptedLLM, error, in_other_words, prompt_of
+from acme_rag_pipeline_tests.shallow_base import shallow_base
 
 pytestmark = pytest.mark.slow
 # Long enough that a section of two of them is a chunk of its own.
@@ -369,6 +369,7 @@ def _settings(root: Path) -> Settings:
         curated_pairs="pairs.jsonl",
         golden="golden",
         generator="offline",
+        base_model=str(shallow_base()),
         # Low enough that the filter has work in a collection of ten chunks.
         pairs={"round_trip_top_k": 1, "queries_per_chunk": 2},
         serving={"reader_grace_seconds": 0},
@@ -381,7 +382,7 @@ def _lines(path: Path, rows: list[dict[str, str]]) -> None:
 
 @functools.cache
 def plain_model() -> oracle.PlainModel:
-    return oracle.PlainModel(resolve_base_model(EMBEDDED_BASE_MODEL, Path()).folder)
+    return oracle.PlainModel(shallow_base())
 
 
 @pytest.fixture(autouse=True)

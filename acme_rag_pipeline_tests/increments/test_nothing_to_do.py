@@ -24,6 +24,7 @@ from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.training import candidate
 from acme_rag_pipeline_tests.conftest import PROJECT, files_of, write_documents
 from acme_rag_pipeline_tests.increments import oracle
+from acme_rag_pipeline_tests.shallow_base import shallow_base
 
 pytestmark = pytest.mark.slow
 STAGES: tuple[oracle.Stage, ...] = (
@@ -55,6 +56,7 @@ atexit.register(tell)
 
 def settings_of(root: Path, **given: Any) -> Settings:
     named = {"documents": "documents", "store": "store", "generator": "offline", "lock_seconds": 10}
+    named["base_model"] = given.pop("base_model", str(shallow_base()))
     tuning = {name: TUNING.get(name, {}) | given.pop(name, {}) for name in {*TUNING, *given}}
     return Settings.load(root=root, **named, **tuning)
 

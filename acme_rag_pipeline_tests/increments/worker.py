@@ -41,6 +41,7 @@ from acme_rag_pipeline.store.warehouse import Warehouse
 from acme_rag_pipeline.store.written_queries import nearly_all_asked
 from acme_rag_pipeline.training.candidate import train_candidate
 from acme_rag_pipeline_tests.increments.interrupted import before_write
+from acme_rag_pipeline_tests.shallow_base import shallow_base
 
 TUNING: dict[str, Any] = {
     "training": {"epochs": 1, "minimum_pairs": 5, "batch_size": 8},
@@ -77,6 +78,7 @@ def settings_of(root: Path, **given: Any) -> Settings:
         documents=str(root / "documents"),
         store=given.pop("store", str(root / "store")),
         generator=given.pop("generator", "offline"),
+        base_model=given.pop("base_model", str(shallow_base())),
         **named,
         **(TUNING | given),
     )

@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 import torch
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from acme_rag_pipeline.embedding.base_model import resolve_base_model
 from acme_rag_pipeline.setting_groups import TrainingSettings
 from acme_rag_pipeline.training import finetune, loop
 from acme_rag_pipeline.training.rows import TrainingRows
 from acme_rag_pipeline_tests.increments.worker import fork_server
+from acme_rag_pipeline_tests.shallow_base import shallow_base
 
 PAIRS = 24
 BATCH = 4
@@ -66,8 +66,7 @@ def train(
         before_validation()
         return left.pop(0) if left else None
 
-    base = resolve_base_model("all-MiniLM-L6-v2", Path.cwd()).folder
-    model, curve = finetune.finetune(base, rows, settings, checkpoint, validate, "cpu", end_after)
+    model, curve = finetune.finetune(shallow_base(), rows, settings, checkpoint, validate, "cpu", end_after)
     digest = hashlib.sha256()
     for _, weight in sorted(finetune.weights_of(model).items()):
         digest.update(weight.contiguous().numpy().tobytes())

@@ -24,6 +24,7 @@ from acme_rag_pipeline.training import candidate, finetune
 from acme_rag_pipeline.training.candidate import train_candidate
 from acme_rag_pipeline.training.finetune import weights_of
 from acme_rag_pipeline.training.rows import TrainingRows
+from acme_rag_pipeline_tests.shallow_base import shallow_base
 from acme_rag_pipeline_tests.training.test_strategies import build_up_to_training_set, trained
 
 pytestmark = pytest.mark.slow
@@ -52,6 +53,7 @@ def tuned(settings_for: Callable[..., Settings], folder: Path, **training: Any) 
         generator="offline",
         curated_pairs="none",
         golden="none",
+        base_model=str(shallow_base()),
         training={"minimum_pairs": 5, "batch_size": 8, "interpolation": (0.5,)} | training,
         evaluation={"validation_share": 0.4, "test_share": 0.3},
         # Nothing here looks at what a hybrid finds.
