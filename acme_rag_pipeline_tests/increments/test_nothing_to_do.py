@@ -99,6 +99,7 @@ def test_a_second_run_from_another_checkout_and_version_changes_no_byte_and_load
         "ACME_RAG_DOCUMENTS": str(built / "documents"),
         "ACME_RAG_STORE": str(built / "store"),
         "ACME_RAG_GENERATOR": "offline",
+        "ACME_RAG_BASE_MODEL": str(shallow_base()),
         "DAGSTER_HOME": str(home),
         "DAGSTER_DISABLE_TELEMETRY": "yes",
         "PYTHONPATH": str(checkout),

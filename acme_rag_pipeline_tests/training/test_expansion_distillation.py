@@ -188,7 +188,7 @@ def test_headings_may_object_and_a_refit_does_as_its_twin(
 
     write_documents(tmp_path / "company")
     with ScriptedLLM(in_other_words) as server:
-        same = {"epochs": 1, "frozen_layers": 3, "train_hard_negatives": 0}
+        same = {"epochs": 1, "frozen_layers": 1, "train_hard_negatives": 0}
         settings = tuned(settings_for, tmp_path / "company", **same, expansion_epochs=1)
         settings = settings.model_copy(update={"generator": "openai", "openai_base_url": server.url})
         build_up_to_training_set(store, settings)

@@ -18,7 +18,7 @@ from acme_rag_pipeline_tests.training.killable import KILLED_ITSELF, STEPS_AN_EP
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize(("frozen", "whitening"), [(0, 0.0), (3, 0.2)])
+@pytest.mark.parametrize(("frozen", "whitening"), [(0, 0.0), (1, 0.2)])
 def test_a_killed_run_ends_with_the_same_weights(tmp_path: Path, frozen: int, whitening: float) -> None:
     # In this process: its hash seed is not that of the two others, which the fork server's children share.
     unbroken = train(tmp_path / "a.pt", frozen=frozen, whitening=whitening)
@@ -91,7 +91,7 @@ def test_a_loss_that_is_no_number_ends_the_training_before_it_reaches_a_weight(t
 
 def test_a_checkpoint_of_other_layers_means_starting_again(tmp_path: Path) -> None:
     alone = train(tmp_path / "a.pt", epochs=1)
-    broken = Training(tmp_path / "b.pt", checkpoint_seconds=0, frozen=3, scores=(0.4, 0.6), validations=1)
+    broken = Training(tmp_path / "b.pt", checkpoint_seconds=0, frozen=1, scores=(0.4, 0.6), validations=1)
     broken.process.join(200)
     assert broken.process.exitcode == KILLED_ITSELF
     assert train(tmp_path / "b.pt", epochs=1) == alone
