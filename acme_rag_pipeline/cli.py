@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from acme_rag_pipeline.cli_context import JSON, as_text, reader_settings_of, settings_of, store_of, write_output
+from acme_rag_pipeline.cli_context import (
+    JSON,
+    as_text,
+    check_output,
+    reader_settings_of,
+    settings_of,
+    store_of,
+    write_output,
+)
 from acme_rag_pipeline.cli_pairs import pairs
 from acme_rag_pipeline.settings import SettingsError
 
@@ -124,6 +132,8 @@ def search(
         raise click.UsageError("give either a text, or --queries FILE with --out FILE")
     if (queries is None) != (out is None):
         raise click.UsageError("--queries and --out belong together")
+    if queries is not None and out is not None:
+        check_output(reader_settings_of(context), "--out", out, inputs=[queries])
     opened = _retriever(context)
     if queries is not None and out is not None:
         asked = list(_queries(queries))
@@ -133,7 +143,7 @@ def search(
             for (query_id, _), hits in zip(asked, found, strict=True)
         )
         text = "".join(line + "\n" for line in lines)
-        write_output(reader_settings_of(context), "--out", out, text, inputs=[queries])
+        write_output("--out", out, text)
         click.echo(f"{len(asked)} queries, retriever {retriever}: {out}", err=True)
         return
     hits = opened.search(text or "", k, retriever)
@@ -281,6 +291,8 @@ def evaluate(context: click.Context, golden: Path | None, html: Path | None, as_
     from acme_rag_pipeline.evaluation.words import counted
 
     store, settings = store_of(context), settings_of(context)
+    if html is not None:
+        check_output(settings, "--html", html, inputs=[golden] if golden else [])
     try:
         done = compare_arms(store, settings, golden)
     except SettingsError as error:
@@ -289,7 +301,7 @@ def evaluate(context: click.Context, golden: Path | None, html: Path | None, as_
         raise click.ClickException(str(error).replace("ACME_RAG_GOLDEN: ", f"--golden {golden}: ")) from None
     if html is not None:
         page = comparison_page(store, settings, done)
-        write_output(settings, "--html", html, page, inputs=[golden] if golden else [])
+        write_output("--html", html, page)
         click.echo(f"page: {html}", err=True)
     rows = done.table()
     if as_json:

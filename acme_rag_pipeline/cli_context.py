@@ -29,42 +29,50 @@ def reader_settings_of(context: click.Context) -> Settings:
     return Settings.for_readers(**given)
 
 
-def write_output(settings: Settings, option: str, path: Path, text: str, *, inputs: Sequence[Path] = ()) -> None:
-    """Write a file that an option names, whole or not at all, and never over what people wrote.
+def check_output(settings: Settings, option: str, path: Path, *, inputs: Sequence[Path] = ()) -> None:
+    """Refuse, before any work, a file to write that people wrote.
 
     Args:
         settings: they name documents, judged queries and curated pairs.
         option: for messages.
-        path: what to write.
-        text: its content.
+        path: what is to be written.
         inputs: further files and folders that are not to be touched.
 
     Raises:
-        click.ClickException: it is one of those, or cannot be written.
+        click.ClickException: it is one of those.
     """
-    from acme_rag_pipeline.store.layout import write_atomically
-
     target = path.resolve()
     for held in filter(None, (settings.documents, settings.golden, settings.curated_pairs, *inputs)):
         if target == held.resolve() or (held.is_dir() and held.resolve() in target.parents):
             raise click.ClickException(
                 f"{option}: {path} would replace or join what people wrote ({held}): name another file"
             )
+
+
+def write_output(option: str, path: Path, text: str) -> None:
+    """Write a file that an option names.
+
+    Raises:
+        click.ClickException: it cannot be written.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        if path.exists() and not path.is_file():
-            path.write_text(text, encoding="utf-8")  # a pipe, /dev/stdout
-        else:
-            write_atomically(target, text)
+        path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise click.ClickException(f"{option}: cannot write {path}: {error.strerror}") from None
 
 
-def store_of(context: click.Context, wait_seconds: float | None = None) -> Store:
-    """The store of this call; `wait_seconds` None: as long as the settings say."""
+def store_of(context: click.Context, wait_seconds: float | None = None, settings: Settings | None = None) -> Store:
+    """The store of this call.
+
+    Args:
+        context: of the command.
+        wait_seconds: for another writer; None: as long as the settings say.
+        settings: None: `settings_of` the call.
+    """
     from acme_rag_pipeline.store.layout import Store
 
-    settings = settings_of(context)
+    settings = settings or settings_of(context)
     return Store(settings.store, settings.lock_seconds if wait_seconds is None else wait_seconds)
 
 

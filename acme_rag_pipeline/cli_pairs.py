@@ -6,7 +6,15 @@ from pathlib import Path
 
 import click
 
-from acme_rag_pipeline.cli_context import JSON, as_text, reader_settings_of, settings_of, store_of, write_output
+from acme_rag_pipeline.cli_context import (
+    JSON,
+    as_text,
+    check_output,
+    reader_settings_of,
+    settings_of,
+    store_of,
+    write_output,
+)
 
 
 @click.group()
@@ -76,13 +84,16 @@ def export_pairs(context: click.Context, out: Path | None, origins: tuple[str, .
     """The training pairs as JSONL for review: fill in `verdict` (accepted, rejected, edited) and `edited_query`."""
     from acme_rag_pipeline.pairs.review import holds_verdicts, jsonl, review_rows
 
-    rows = review_rows(store_of(context), origins, dropped_too=not kept)
+    settings = reader_settings_of(context)
+    if out is not None:
+        check_output(settings, "--out", out)
+        if holds_verdicts(out):
+            raise click.ClickException(f"--out: {out} holds verdicts, or what cannot be read: name another file")
+    rows = review_rows(store_of(context, settings=settings), origins, dropped_too=not kept)
     if out is None:
         click.echo(jsonl(rows), nl=False)
         return
-    if holds_verdicts(out):
-        raise click.ClickException(f"--out: {out} holds verdicts: import it first, or name another file")
-    write_output(settings_of(context), "--out", out, jsonl(rows))
+    write_output("--out", out, jsonl(rows))
     click.echo(f"{len(rows)} pairs: {out}", err=True)
 
 

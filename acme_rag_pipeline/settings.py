@@ -254,9 +254,11 @@ def _check_lines(dotenv: Path) -> None:
     if not dotenv.is_file():
         return
     with dotenv.open(encoding="utf-8-sig") as file:
-        bad = next((binding.original.line for binding in parse_stream(file) if binding.error), None)
+        bad = next((binding.original for binding in parse_stream(file) if binding.error), None)
     if bad is not None:
-        raise SettingsError(f"{dotenv} line {bad} cannot be read: write NAME=value")
+        # It begins with the blank lines above.
+        blank = bad.string[: len(bad.string) - len(bad.string.lstrip())].count("\n")
+        raise SettingsError(f"{dotenv} line {bad.line + blank} cannot be read: write NAME=value")
 
 
 class _undo_dotenv_override:  # noqa: N801

@@ -5,10 +5,9 @@ For tests of how training and serving go about their work. Whatever asserts how 
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import getpass
 import json
+import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -25,10 +24,15 @@ def shallow_base() -> Path:
     from safetensors.torch import load_file, save_file
 
     whole = resolve_base_model(EMBEDDED_BASE_MODEL, Path())
-    folder = (
-        Path(tempfile.gettempdir()) / f"acme-rag-tests-{getpass.getuser()}" / f"MiniLM-L{LAYERS}-{whole.digest[:16]}"
-    )
-    if folder.is_dir():
+    # Files of an old temporary folder may have been taken away one by one.
+    names = [str(path.relative_to(whole.folder)) for path in whole.folder.rglob("*") if path.is_file()]
+    user = os.getuid() if hasattr(os, "getuid") else "user"
+    folder = Path(tempfile.gettempdir()) / f"acme-rag-tests-{user}" / f"MiniLM-L{LAYERS}-{whole.digest[:16]}"
+
+    def is_whole() -> bool:
+        return all((folder / name).is_file() for name in names)
+
+    if is_whole():
         return folder
     folder.parent.mkdir(exist_ok=True)
     made = Path(tempfile.mkdtemp(dir=folder.parent)) / folder.name
@@ -40,8 +44,12 @@ def shallow_base() -> Path:
     kept = {name: weight for name, weight in weights.items() if not name.startswith(above)}
     assert len(kept) < len(weights)
     save_file(kept, made / "model.safetensors", metadata={"format": "pt"})
-    # Another process may have been faster; then its folder stays.
-    with contextlib.suppress(OSError):
+    try:
         made.rename(folder)
+    except OSError:
+        # Another process was faster, or files of it were taken away.
+        if not is_whole():
+            shutil.rmtree(folder)
+            made.rename(folder)
     shutil.rmtree(made.parent)
     return folder

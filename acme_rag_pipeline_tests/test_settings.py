@@ -123,8 +123,8 @@ def test_a_dotenv_that_is_not_utf_8_is_named(tmp_path: Path, encoding: str) -> N
 def test_a_line_of_a_dotenv_that_cannot_be_read_is_named_and_no_default_holds_in_its_place(
     tmp_path: Path, line: str
 ) -> None:
-    (tmp_path / ".env").write_text(f"# ours\n\nACME_RAG_LLM=own\n{line}\n")
-    with pytest.raises(SettingsError, match=r"\.env line 4 cannot be read: write NAME=value"):
+    (tmp_path / ".env").write_text(f"# ours\n\nACME_RAG_LLM=own\n\n{line}\n")
+    with pytest.raises(SettingsError, match=r"\.env line 5 cannot be read: write NAME=value"):
         Settings.load(root=tmp_path)
 
 

@@ -123,11 +123,6 @@ def _lacking(folder: Path) -> str:
     )
 
 
-def gives_unit_vectors(folder: Path) -> bool:
-    """Whether a model's last module makes all vectors as long as one."""
-    return [kind for kind, _ in _modules(folder)][-1:] == ["Normalize"]
-
-
 def passage_prompt(folder: Path) -> str | None:
     """The prompt for passages that sentence-transformers 6 would not use; None: it uses what there is.
 
@@ -221,10 +216,27 @@ def functional_files(folder: Path) -> list[str]:
 
 def model_digest(folder: Path) -> str:
     """Hex sha256 over the functional files: equal digests compute equal vectors."""
-    files = "".join(f"{name}\0{_sha256(folder / name)}\n" for name in functional_files(folder))
     # Of a model whose prompts were once left out: its vectors are others now.
     prompts = [prompt for prompt in (query_prompt(folder), passage_prompt(folder)) if prompt]
-    return sha256_text(f"{files}{json.dumps(prompts)}" if prompts else files)
+    return sha256_text(f"{_hashes(folder)}{json.dumps(prompts)}") if prompts else files_digest(folder)
+
+
+def files_digest(folder: Path) -> str:
+    """The same without what this code adds; earlier versions named every model by it."""
+    return sha256_text(_hashes(folder))
+
+
+def adds_prompts(folder: Path) -> bool:
+    """Whether a model is opened with the prompts that its library would leave out.
+
+    One that an earlier version put into a store has its name, and its vectors there, without them.
+    """
+    named_by_digest = re.fullmatch("[0-9a-f]{64}", folder.name) is not None
+    return not named_by_digest or model_digest(folder) == folder.name
+
+
+def _hashes(folder: Path) -> str:
+    return "".join(f"{name}\0{_sha256(folder / name)}\n" for name in functional_files(folder))
 
 
 def _sha256(path: Path) -> str:

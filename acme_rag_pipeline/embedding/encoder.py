@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 
-from acme_rag_pipeline.embedding.base_model import passage_prompt, query_prompt
+from acme_rag_pipeline.embedding.base_model import adds_prompts, passage_prompt, query_prompt
 from acme_rag_pipeline.embedding.compiled_transformer import compile_transformer, compiled, is_compiled
 from acme_rag_pipeline.embedding.light_bert import LightBert, open_light_bert
 from acme_rag_pipeline.settings import SettingsError
@@ -173,8 +173,9 @@ class Encoder:
                 # How many texts a card holds depends on the model and on who else uses it.
                 if batch_size <= 8:
                     raise
-                batch_size //= 4
-                torch.cuda.empty_cache()
+            # Not within `except`: what the failed batch held lives as long as its traceback.
+            batch_size //= 4
+            torch.cuda.empty_cache()
 
     def _is_compiled(self, texts: Sequence[str]) -> bool:
         """Whether OpenVINO computes this model, which is tried once, when there has been enough to encode."""
@@ -232,9 +233,9 @@ def load_model(folder: Path, device: str | None = None) -> SentenceTransformer:
         # Weights stored as float16 do not go with bf16 autocast, and in bf16 a training step is too small to move them.
         model_kwargs={"dtype": torch.float32},
     )
-    for name, prompt in (("query", query_prompt(folder)), ("document", passage_prompt(folder))):
-        if prompt:
-            model.prompts[name] = prompt
+    added = {"query": query_prompt(folder), "document": passage_prompt(folder)}
+    if any(added.values()) and adds_prompts(folder):
+        model.prompts |= {name: prompt for name, prompt in added.items() if prompt}
     return model
 
 

@@ -14,7 +14,7 @@ import string
 import threading
 from base64 import b64encode
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -36,21 +36,24 @@ OPENAI_URL = "https://api.openai.com/v1"
 # How the answer's form is asked for, best first: servers differ in what they know.
 _JSON_SCHEMA, _JSON_OBJECT, _PLAIN = range(3)
 _ABOUT_FORMAT = re.compile(
-    r"response_format|json_schema|json_object|structured.output|schema|grammar|guided|requested parameters",
+    r"response.format|json.schema|json.object|json.mode|structured.output|schema|grammar|guided|requested parameters",
     re.IGNORECASE,
 )
 # Names of causes, looked for in errors that are not kept. Gateways send HTTP 400 where OpenAI sends 401 and 404.
 _ABOUT_KEY = re.compile(r"api[ _-]?key|credential|unauthori[sz]ed", re.IGNORECASE)
 _ABOUT_MODEL = re.compile(
-    r"\bmodel\b[^.]{0,80}\b(not found|not exist|not a valid|not supported|not available|invalid|unknown)\b"
-    r"|\b(invalid|unknown|no such|not a valid|not found)\b[^.]{0,20}\bmodel\b",
+    r"\bmodel\b.{0,80}\b(not found|not exist|not a valid|not supported|not available|invalid|unknown)\b"
+    r"|\b(invalid|unknown|no such|not a valid|not found)\b.{0,20}\bmodel\b",
     re.IGNORECASE,
 )
-_AZURE = (".azure.com", ".azure-api.net")
+_AZURE = (".azure.com", ".azure.us", ".azure.cn", ".azure-api.net")
+_OPENAI_HOST = "api.openai.com"
 _SAFE_CODE = re.compile(r"[a-z][a-z0-9_.]{0,47}")
 _CUT_OFF = "cut off at the server's length limit"
 FILTERED = "cut off by a content filter"
 _NO_COMPLETION = "the body is not a chat completion"
+# Windows takes no signal while a thread waits without end.
+_SIGNAL_SECONDS = 0.5
 _T = TypeVar("_T")
 
 
@@ -193,9 +196,7 @@ class LLMClient:
                 base_url=address,
                 timeout=self._connection.timeout_seconds,
                 max_retries=0,
-                http_client=openai.DefaultAsyncHttpxClient(event_hooks={"request": [self._add_query]})
-                if self._query
-                else None,
+                http_client=openai.DefaultAsyncHttpxClient(event_hooks={"request": [self._for_this_server]}),
             )
         return self._client
 
@@ -207,20 +208,26 @@ class LLMClient:
         headers: dict[str, Any] = {
             "Authorization": f"Basic {b64encode(user.encode()).decode()}" if user else bearer,
         }
-        if address.rstrip("/") != OPENAI_URL:
+        host = urlsplit(address).hostname or ""
+        if host != _OPENAI_HOST and not host.endswith(f".{_OPENAI_HOST}"):
             # What names an account at OpenAI is nobody else's business.
             headers |= {"OpenAI-Organization": openai.Omit(), "OpenAI-Project": openai.Omit()}
         if self._key and (b"api-version=" in self._query or "/openai/deployments/" in address):
             headers["api-key"] = self._key
-            if not user and (urlsplit(address).hostname or "").endswith(_AZURE):
+            if not user and host.endswith(_AZURE):
                 headers["Authorization"] = openai.Omit()  # there it would be a token of Entra
         return headers
 
-    async def _add_query(self, request: Any) -> None:
-        """Send the query string of the address, past the URL: the HTTP library logs URLs, and this may hold a secret."""
+    async def _for_this_server(self, request: Any) -> None:
+        """Send what is for this server alone, and not where it redirects to: the key, and the query string of the address.
+
+        That goes past the URL: the HTTP library logs URLs, and this may hold a secret.
+        """
         assert self._client is not None
         request.extensions.pop("target", None)  # that of the request before a redirect
-        if request.url.netloc == self._client.base_url.netloc and not request.url.query:
+        if request.url.netloc != self._client.base_url.netloc:
+            request.headers.pop("api-key", None)
+        elif self._query and not request.url.query:
             request.extensions["target"] = request.url.raw_path + b"?" + self._query
 
     def _status_reply(
@@ -272,9 +279,21 @@ def _named(code: object, kind: object) -> object:
 
 def _cause(body: str) -> StopReason | None:
     """What an HTTP 400 says that is no fault of the prompt; None: nothing, or something about the answer's form."""
-    if _ABOUT_FORMAT.search(body):
+    said = _message(body)
+    if _ABOUT_FORMAT.search(said):
         return None
-    return "unauthorised" if _ABOUT_KEY.search(body) else "model_not_found" if _ABOUT_MODEL.search(body) else None
+    return "unauthorised" if _ABOUT_KEY.search(said) else "model_not_found" if _ABOUT_MODEL.search(said) else None
+
+
+def _message(body: str) -> str:
+    """What an error says itself; a server may send the prompt back beside it, and that may speak of anything."""
+    try:
+        error = json.loads(body)
+    except (ValueError, RecursionError):
+        return ""
+    error = error.get("error", error) if isinstance(error, dict) else error
+    message = error.get("message") if isinstance(error, dict) else error
+    return message if isinstance(message, str) else ""
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
@@ -313,8 +332,10 @@ def run_blocking(start: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
     # Always a thread of its own: Dagster's signal handlers raise wherever the main thread is, and an event loop only logs
     # what is raised in one of its callbacks. Here the main thread does nothing but wait.
     with ThreadPoolExecutor(1) as thread:
-        running = thread.submit(lambda: asyncio.run(main()))
         try:
+            running = thread.submit(lambda: asyncio.run(main()))
+            while not wait([running], timeout=_SIGNAL_SECONDS).done:
+                pass
             return running.result()
         except BaseException:
             interrupted.set()
@@ -378,7 +399,7 @@ def _content_reply(body: bytes) -> Reply:
         # Parts, as some servers send them; what a model thinks is a part of another type.
         parts = [part for part in content if isinstance(part, dict) and part.get("type", "text") == "text"]
         content = "".join(part["text"] for part in parts if isinstance(part.get("text"), str))
-    incomplete = {"length": _CUT_OFF, "content_filter": FILTERED}.get(finish_reason, "")
+    incomplete = {"length": _CUT_OFF, "content_filter": FILTERED}.get(str(finish_reason), "")
     if not isinstance(content, str) or not content.strip():
         if refusal or finish_reason == "content_filter":
             return Reply("refused", "", "the model declines to answer", *tokens)

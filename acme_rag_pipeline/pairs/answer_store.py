@@ -109,6 +109,7 @@ def ask_again(store: Store, model: str) -> int:
         WarehouseBusy: another process held the warehouse too long.
     """
     with store.writer("asking again", lock="asking"):
+        commit_waiting(store)
         lost = list(given_up(store, model))
         with store.warehouse.write() as connection:
             connection.execute(

@@ -139,7 +139,7 @@ class Pace:
         self._failed_in_a_row += 1
         self._sent_at = None
         if self._failing_since is None:
-            self._failing_since = now
+            self._failing_since = sent_at
         if timed_out:
             self._halve(now)
         if for_long:
@@ -151,7 +151,11 @@ class Pace:
             # Not jittered: the sum of these waits is how long a restarting server may take.
             own = pacing.backoff_seconds / 2 * 2.0 ** min(self._rounds - 1, 30)
             self._hold(now + min(pacing.longest_backoff_seconds, max(own, retry_after)))
-        least = {"server_error": pacing.down_seconds, "connection_error": pacing.refused_seconds, "timeout": 0.0}
+        least = {
+            "server_error": pacing.down_seconds,
+            "connection_error": pacing.refused_seconds,
+            "timeout": pacing.down_seconds,
+        }
         long_enough = for_long or now - self._failing_since >= least[status]
         return long_enough and self._failed_in_a_row >= pacing.down_requests and self._rounds >= pacing.down_rounds
 

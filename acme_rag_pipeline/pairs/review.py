@@ -15,7 +15,7 @@ from acme_rag_pipeline.llm.text import clean_line, one_line
 from acme_rag_pipeline.pairs.curated_formats import EXPORTED, VERDICTS, NotTheFormat, decoded, raw_rows
 from acme_rag_pipeline.pairs.curated_places import span_key
 from acme_rag_pipeline.pairs.prompt import MAX_QUERY_CHARS
-from acme_rag_pipeline.settings import Settings
+from acme_rag_pipeline.settings import Settings, SettingsError
 from acme_rag_pipeline.store.fingerprints import normalised
 from acme_rag_pipeline.store.layout import Store, write_atomically
 from acme_rag_pipeline.store.passages import heading_line
@@ -75,19 +75,14 @@ def review_rows(store: Store, origins: Sequence[str] = (), *, dropped_too: bool 
 
 
 def holds_verdicts(file: Path) -> bool:
-    """Whether a file is an export in which somebody has begun to judge."""
-    try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError):
+    """Whether somebody has judged in a file, in any form that an import reads; what cannot be read may hold verdicts."""
+    if not file.is_file():
         return False
-    for line in lines:
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(row, dict) and EXPORTED in row and (row.get("verdict") or row.get("edited_query")):
-            return True
-    return False
+    try:
+        rows = [row for _, row in raw_rows(file)]
+    except SettingsError:
+        return True
+    return any(isinstance(row, dict) and (row.get("verdict") or row.get("edited_query")) for row in rows)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
-from acme_rag_pipeline.embedding.base_model import functional_files, model_digest
+from acme_rag_pipeline.embedding.base_model import files_digest, functional_files, model_digest
 from acme_rag_pipeline.embedding.encoder import versioned
 from acme_rag_pipeline.retrieval import index
 from acme_rag_pipeline.serving import clean_up, decisions
@@ -188,7 +188,7 @@ def last_decision_is_served(store: Store) -> bool:
 def _is_whole(store: Store, digest: str) -> bool:
     """Whether the model's files are those that its name was computed from."""
     folder = models.model_folder(store, digest)
-    return folder.is_dir() and model_digest(folder) == digest
+    return folder.is_dir() and digest in (model_digest(folder), files_digest(folder))
 
 
 def _queries(

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 from acme_rag_pipeline.embedding.base_model import (
     BaseModelFiles,
     functional_files,
-    gives_unit_vectors,
     has_transformer,
     model_digest,
 )
@@ -53,7 +52,7 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 STAGE = "fine_tuned_model"
-CODE_VERSION = "18"
+CODE_VERSION = "19"
 # A twin is measured on what it never saw; what is served knows everything but the questions of validation.
 TWIN_SIDES = ("train",)
 REFIT_SIDES = ("train", "test")
@@ -92,9 +91,7 @@ def train_candidate(store: Store, settings: Settings) -> StageResult:
     # What chooses the mined negatives, where there are any, and what a batch must not take for one.
     mining = [settings.pairs.hard_negatives, settings.pairs.negative_margin] if negatives else []
     alike = settings.chunking.near_duplicate_similarity
-    # A base without that module was once trained on products instead of cosines.
-    cosines = [] if gives_unit_vectors(base.folder) else ["cosines"]
-    config_key = fingerprint(CODE_VERSION, base.digest, recipe, mining, alike, golden_decides, *cosines)
+    config_key = fingerprint(CODE_VERSION, base.digest, recipe, mining, alike, golden_decides)
     draws = _draws(settings, pairs, passages)
     # A query tower is trained against every passage.
     reads_all = _whitens(settings.training) or settings.training.strategy == "query_only"

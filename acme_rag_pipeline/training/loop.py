@@ -112,8 +112,8 @@ def train(
                 loss = objective.backward(batch)
             except torch.OutOfMemoryError as error:
                 raise NotEnoughMemory(
-                    f"training ran out of memory on {model.device}: set ACME_RAG_TRAINING__GRADIENT_CACHE=true, or a smaller "
-                    "ACME_RAG_TRAINING__BATCH_SIZE, or train on the CPU with CUDA_VISIBLE_DEVICES= in the environment"
+                    f"training ran out of memory on {model.device}: set ACME_RAG_TRAINING__GRADIENT_CACHE=true if it is not, "
+                    "or a smaller ACME_RAG_TRAINING__BATCH_SIZE, or train on the CPU with CUDA_VISIBLE_DEVICES= in the environment"
                 ) from error
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             value = float(loss)

@@ -11,7 +11,7 @@ def random_states() -> dict[str, Any]:
 
     return {
         "cpu": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
         "mps": [torch.mps.get_rng_state()] if torch.backends.mps.is_available() else [],
     }
 
@@ -21,7 +21,7 @@ def set_random_states(states: dict[str, Any]) -> None:
     import torch
 
     torch.set_rng_state(states["cpu"])
-    if states["cuda"] and len(states["cuda"]) == torch.cuda.device_count():
+    if states["cuda"] and torch.cuda.is_initialized() and len(states["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(states["cuda"])
     if states["mps"] and torch.backends.mps.is_available():
         torch.mps.set_rng_state(states["mps"][0])

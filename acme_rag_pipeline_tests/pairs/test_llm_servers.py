@@ -21,8 +21,9 @@ from acme_rag_pipeline_tests.pairs.test_llm import KEY, QUICK, Sink, always, ask
         ("gpt-4o-mini is not a valid model ID", "model_not_found"),
         ("/chat/completions: Invalid model name passed in model=gpt-4o-mini", "model_not_found"),
         ("API key not valid. Please pass a valid API key.", "unauthorised"),
+        ("The model gemini-1.5-flash is not found", "model_not_found"),
     ],
-    ids=["OpenRouter", "LiteLLM", "Gemini"],
+    ids=["OpenRouter", "LiteLLM", "Gemini", "a name with a dot"],
 )
 def test_a_wrong_model_or_key_under_400_costs_three_calls_and_is_named(message: str, stopped: str) -> None:
     with ScriptedLLM(always(error(400, message, "400"))) as server:
@@ -39,6 +40,24 @@ def test_a_400_about_the_model_and_a_format_is_about_the_format() -> None:
     with ScriptedLLM(script) as server:
         outcome = ask(server, 6, Sink())
     assert (outcome.answered, outcome.calls) == (6, 7)
+
+
+def test_a_prompt_that_a_server_sends_back_says_nothing_about_the_key() -> None:
+    """FastAPI quotes what it got; without a cause of their own such errors give their prompts up one by one."""
+    quoted = {
+        "detail": [{"msg": "Input should be a string", "input": "How do I rotate my API key? The model is unknown."}]
+    }
+    with ScriptedLLM(always(Act(422, json.dumps(quoted).encode()))) as server:
+        outcome = ask(server, 3, Sink())
+    assert (outcome.stopped, outcome.failed) == (None, 3)
+
+
+@pytest.mark.parametrize("reason", [{"type": "stop"}, ["stop"], None])
+def test_an_odd_reason_to_finish_is_no_reason_to_fail(reason: Any) -> None:
+    body = json.loads(ok().body)
+    body["choices"][0]["finish_reason"] = reason
+    with ScriptedLLM(always(Act(body=json.dumps(body).encode()))) as server:
+        assert ask(server, 2, Sink()).answered == 2
 
 
 def test_an_answer_of_the_model_that_the_server_rejects_is_asked_for_again_in_the_same_format() -> None:
@@ -137,3 +156,14 @@ def test_an_address_as_azure_has_them_gets_the_key_as_azure_wants_it(tail: str) 
         outcome = ask_all_blocking(prompts_for(1), LLMConnection("m", f"{server.url}{tail}", KEY), Sink(), pacing=QUICK)
     assert outcome.answered == 1
     assert server.headers[0]["api-key"] == KEY
+
+
+def test_the_key_of_an_address_as_azure_has_them_is_not_sent_to_where_its_server_redirects() -> None:
+    with ScriptedLLM(always(ok())) as other:
+        moved = Act(307, headers={"Location": f"{other.url}/chat/completions"})
+        with ScriptedLLM(always(moved)) as server:
+            address = f"{server.url}/openai/deployments/mini"
+            outcome = ask_all_blocking(prompts_for(1), LLMConnection("m", address, KEY), Sink(), pacing=QUICK)
+    assert outcome.answered == 1
+    assert server.headers[0]["api-key"] == KEY
+    assert KEY not in repr(other.headers)

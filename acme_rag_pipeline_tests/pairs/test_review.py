@@ -402,6 +402,12 @@ def test_an_export_replaces_neither_verdicts_nor_curated_pairs(
         assert called.exit_code == 1
         assert said in called.output
         assert (tmp_path / name).read_bytes() == before
+    for name, content in (
+        ("utf-16.jsonl", json.dumps(EDIT).encode("utf-16")),
+        ("sheet.csv", b"query;quote;verdict\nWho?;x;accepted\n"),
+    ):
+        (tmp_path / name).write_bytes(content)
+        assert "holds verdicts" in CliRunner().invoke(cli.main, [*options, str(tmp_path / name)]).output
     write(judged, ROW)
     assert CliRunner().invoke(cli.main, [*options, str(judged)]).exit_code == 0
 
