@@ -395,7 +395,7 @@ def test_an_export_replaces_neither_verdicts_nor_curated_pairs(
     monkeypatch.setenv("ACME_RAG_CURATED_PAIRS", str(tmp_path / "curated.jsonl"))
     write(tmp_path / "curated.jsonl", {"query": "mine", "doc_path": "a.md", "quote": "x"})
     judged = write(tmp_path / "review.jsonl", ROW, EDIT)
-    for name, said in (("review.jsonl", "holds verdicts: import it first"), ("curated.jsonl", "what people wrote")):
+    for name, said in (("review.jsonl", "holds verdicts"), ("curated.jsonl", "what people wrote")):
         before = (tmp_path / name).read_bytes()
         options = ["--store", str(chunked.root), "--documents", str(documents), "pairs", "export", "--out"]
         called = CliRunner().invoke(cli.main, [*options, str(tmp_path / name)])
