@@ -30,23 +30,26 @@ def reader_settings_of(context: click.Context) -> Settings:
 
 
 def check_output(settings: Settings, option: str, path: Path, *, inputs: Sequence[Path] = ()) -> None:
-    """Refuse, before any work, a file to write that people wrote.
+    """Refuse, before any work, to replace a file that people wrote.
 
     Args:
         settings: they name documents, judged queries and curated pairs.
         option: for messages.
         path: what is to be written.
-        inputs: further files and folders that are not to be touched.
+        inputs: further files, and folders of judged queries.
 
     Raises:
         click.ClickException: it is one of those.
     """
+    if not path.exists():
+        return
     target = path.resolve()
-    for held in filter(None, (settings.documents, settings.golden, settings.curated_pairs, *inputs)):
-        if target == held.resolve() or (held.is_dir() and held.resolve() in target.parents):
-            raise click.ClickException(
-                f"{option}: {path} would replace or join what people wrote ({held}): name another file"
-            )
+    judged = [
+        held / name for held in filter(None, (settings.golden, *inputs)) for name in ("queries.jsonl", "qrels.jsonl")
+    ]
+    written = {held.resolve() for held in filter(None, (settings.curated_pairs, *inputs, *judged))}
+    if target in written or settings.documents.resolve() in target.parents:
+        raise click.ClickException(f"{option}: {path} is what people wrote: name another file")
 
 
 def write_output(option: str, path: Path, text: str) -> None:

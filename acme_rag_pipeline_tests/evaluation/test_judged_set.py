@@ -304,5 +304,5 @@ def test_a_page_never_replaces_what_people_wrote(settings: Settings, store: Stor
         cli.main, ["--store", str(store.root), "--documents", str(settings.documents), *options]
     )
     assert called.exit_code == 1
-    assert "would replace or join what people wrote" in called.output
+    assert "is what people wrote: name another file" in called.output
     assert (judged / "qrels.jsonl").read_bytes() == before

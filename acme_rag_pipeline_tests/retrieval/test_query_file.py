@@ -58,9 +58,10 @@ def test_a_query_file_is_used_or_what_is_wrong_with_it_is_said(
     assert f"--out: cannot write {queries / 'run.jsonl'}" in answer.output
     answer = search(GOOD, queries)
     assert answer.exit_code == 1
-    assert "would replace or join what people wrote" in answer.output
+    assert "is what people wrote: name another file" in answer.output
     assert queries.read_bytes() == GOOD
-    assert search(GOOD, documents / "run.jsonl").exit_code == 1
+    assert search(GOOD, documents / "travel.md").exit_code == 1
+    assert "Hotels" in (documents / "travel.md").read_text("utf-8")
     assert search(GOOD).exit_code == 0
     assert json.loads(out.read_text("utf-8"))["query_id"] == "7"
 
