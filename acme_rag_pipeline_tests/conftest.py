@@ -11,7 +11,6 @@ import pytest
 
 from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store.layout import Store
-from acme_rag_pipeline_tests.shallow_base import shallow_base
 
 PROJECT = Path(__file__).parent.parent
 LEAVE = """# Leave
@@ -134,7 +133,6 @@ def settings_for(tmp_path: Path) -> Callable[..., Settings]:
 
     def make(**given: Any) -> Settings:
         named = {"documents": str(tmp_path / "documents"), "store": str(tmp_path / "store"), "lock_seconds": 10}
-        named["base_model"] = str(shallow_base())
         return Settings.load(root=tmp_path, **(named | given))
 
     return make

@@ -16,6 +16,8 @@ from acme_rag_pipeline.embedding.base_model import resolve_base_model
 from acme_rag_pipeline.settings import EMBEDDED_BASE_MODEL
 
 LAYERS = 2
+# Asked for here: a process on a full disk finds none.
+TEMPORARY = Path(tempfile.gettempdir())
 
 
 @functools.cache
@@ -27,7 +29,7 @@ def shallow_base() -> Path:
     # Files of an old temporary folder may have been taken away one by one.
     names = [str(path.relative_to(whole.folder)) for path in whole.folder.rglob("*") if path.is_file()]
     user = os.getuid() if hasattr(os, "getuid") else "user"
-    folder = Path(tempfile.gettempdir()) / f"acme-rag-tests-{user}" / f"MiniLM-L{LAYERS}-{whole.digest[:16]}"
+    folder = TEMPORARY / f"acme-rag-tests-{user}" / f"MiniLM-L{LAYERS}-{whole.digest[:16]}"
 
     def is_whole() -> bool:
         return all((folder / name).is_file() for name in names)

@@ -217,7 +217,7 @@ def versioned(key: str) -> str:
     return key if ENCODER_VERSION == "1" else f"{key}/{ENCODER_VERSION}"
 
 
-def load_model(folder: Path, device: str | None = None) -> SentenceTransformer:
+def load_model(folder: Path | str, device: str | None = None) -> SentenceTransformer:
     """Open a model directory in float32, without network, remote code or progress bars."""
     import torch
     import transformers
@@ -233,6 +233,7 @@ def load_model(folder: Path, device: str | None = None) -> SentenceTransformer:
         # Weights stored as float16 do not go with bf16 autocast, and in bf16 a training step is too small to move them.
         model_kwargs={"dtype": torch.float32},
     )
+    folder = Path(folder)
     added = {"query": query_prompt(folder), "document": passage_prompt(folder)}
     if any(added.values()) and adds_prompts(folder):
         model.prompts |= {name: prompt for name, prompt in added.items() if prompt}

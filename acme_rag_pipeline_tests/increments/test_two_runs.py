@@ -87,7 +87,9 @@ def test_a_full_disk_is_said_and_the_old_state_stays(built: Path, limit: int) ->
 def test_a_disk_that_is_too_small_for_a_model_is_said(tmp_path: Path, limit: int, stage: str) -> None:
     write_documents(tmp_path / "documents")
     # Of all layers, a checkpoint is larger than the model.
-    run = Run.start(tmp_path, disk=limit, training=TUNING["training"] | {"frozen_layers": 0}).end()
+    run = Run.start(
+        tmp_path, disk=limit, base_model="all-MiniLM-L6-v2", training=TUNING["training"] | {"frozen_layers": 0}
+    ).end()
     assert run.error.startswith("StoreUnusable: ACME_RAG_STORE")
     assert run.stage == stage
 

@@ -20,7 +20,7 @@ from acme_rag_pipeline.setting_groups import TrainingSettings
 from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store import models
 from acme_rag_pipeline.store.layout import Store
-from acme_rag_pipeline.training import candidate, finetune
+from acme_rag_pipeline.training import candidate, choices, finetune
 from acme_rag_pipeline.training.candidate import train_candidate
 from acme_rag_pipeline.training.finetune import weights_of
 from acme_rag_pipeline.training.rows import TrainingRows
@@ -194,7 +194,7 @@ def test_a_refit_takes_its_share_from_the_twin_and_its_card_shows_the_choice(
     monkeypatch.setattr(finetune, "PASSAGES_SHOWN", 120)
     # Two layers gain nothing here: the second of the epochs is the best, and the share better than the base.
     scores = itertools.chain([1.0, 2.0, 1.5], itertools.repeat(1.9))
-    monkeypatch.setattr(candidate.Validation, "score", lambda *_: next(scores))
+    monkeypatch.setattr(choices.Choices, "_scores", lambda *_: (next(scores), None))
     planned: list[tuple[int, int | None]] = []
     original = candidate.finetune
 
