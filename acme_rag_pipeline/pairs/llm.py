@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from acme_rag_pipeline.llm.request import LLMClient, LLMConnection, Messages, run_blocking
+from acme_rag_pipeline.llm.blocking import run_blocking
+from acme_rag_pipeline.llm.request import LLMClient, LLMConnection, Messages
 from acme_rag_pipeline.pairs.llm_commit import AnswerSink, LLMAnswer, LLMCall
 from acme_rag_pipeline.pairs.llm_outcome import Budget, GenerationOutcome, Progress, TokenEstimate, estimate
 from acme_rag_pipeline.pairs.llm_pace import Pacing

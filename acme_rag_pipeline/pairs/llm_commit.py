@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
-from acme_rag_pipeline.llm.request import CallStatus
+from acme_rag_pipeline.llm.reply import CallStatus
 from acme_rag_pipeline.pairs.passage import WrittenQuery
 
 _log = logging.getLogger(__name__)

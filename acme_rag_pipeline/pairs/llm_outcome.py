@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from acme_rag_pipeline.llm.request import LLMConnection, Messages, StopReason
+from acme_rag_pipeline.llm.reply import StopReason
+from acme_rag_pipeline.llm.request import LLMConnection, Messages
 
 # About what a query and the JSON around it take; only a guess until the server has counted.
 TOKENS_A_QUERY = 40

@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
-from acme_rag_pipeline.llm.request import FILTERED, LLMClient, LLMConnection, Messages, Reply, StopReason
+from acme_rag_pipeline.llm.reply import FILTERED, Reply, StopReason
+from acme_rag_pipeline.llm.request import LLMClient, LLMConnection, Messages
 from acme_rag_pipeline.pairs.llm_commit import AnswerSink, GroupCommit, LLMAnswer, LLMCall
 from acme_rag_pipeline.pairs.llm_outcome import (
     TOKENS_A_QUERY,

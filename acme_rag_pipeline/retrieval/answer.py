@@ -8,7 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from acme_rag_pipeline.llm.request import LLMClient, LLMConnection, Messages, Reply, run_blocking
+from acme_rag_pipeline.llm.blocking import run_blocking
+from acme_rag_pipeline.llm.reply import Reply
+from acme_rag_pipeline.llm.request import LLMClient, LLMConnection, Messages
 from acme_rag_pipeline.llm.text import after_thinking, clean_line, clean_text, fenced, without_thinking
 
 MAX_ANSWER_CHARS = 4_000

@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from acme_rag_pipeline.llm.request import retry_after
+from acme_rag_pipeline.llm.reply import retry_after
 from acme_rag_pipeline.pairs.llm import (
     Budget,
     LLMAnswer,
