@@ -19,14 +19,16 @@ JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 def settings_of(context: click.Context) -> Settings:
     """The settings of this call: `--store` and `--documents` beat the environment."""
-    given = {name: value for name, value in context.obj.items() if value is not None}
-    return Settings.load(**given)
+    return Settings.load(**_given(context))
 
 
 def reader_settings_of(context: click.Context) -> Settings:
     """The same for a command that only searches: what training needs may be missing."""
-    given = {name: value for name, value in context.obj.items() if value is not None}
-    return Settings.for_readers(**given)
+    return Settings.for_readers(**_given(context))
+
+
+def _given(context: click.Context) -> dict[str, str]:
+    return {name: value for name, value in context.obj.items() if value is not None}
 
 
 def check_output(settings: Settings, option: str, path: Path, *, inputs: Sequence[Path] = ()) -> None:

@@ -119,10 +119,8 @@ def judged_queries(store: Store, folder: Path) -> tuple[list[JudgedQuery], str]:
 
 def not_usable(store: Store) -> str:
     """The same of the store's own golden queries, as they were last resolved."""
-    known = json.loads(stored_detail(store.warehouse, STAGE, "unresolved") or "[]")
-    lost = json.loads(stored_detail(store.warehouse, STAGE, "unused_evidence") or "[]")
-    problems = json.loads(stored_detail(store.warehouse, STAGE, "unusable_lines") or "[]")
-    return _not_usable(known, lost, problems)
+    names = ("unresolved", "unused_evidence", "unusable_lines")
+    return _not_usable(*(json.loads(stored_detail(store.warehouse, STAGE, name) or "[]") for name in names))
 
 
 def _not_usable(

@@ -31,7 +31,7 @@ class Pacing:
         forbidden_prompts: 403s without any answer that are the key's and not a prompt's.
         unusable_answers: Unusable answers, without any other, that end the run.
         failed_prompts: Prompts in a row that failed for good and end the run.
-        grace_seconds: How long a run that was ended early waits for the answers that are under way.
+        grace_seconds: How long a run waits for the answers that are under way once the server cannot be reached.
         progress_seconds: Least time between two reports of progress.
     """
 

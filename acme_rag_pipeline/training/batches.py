@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from itertools import islice
 
 import numpy as np
 
@@ -51,7 +50,8 @@ def epoch_batches(
         for batch, taken in open_batches:
             if len(batch) == 1 and not singles:
                 fuller = (other for other, _ in open_batches if len(other) > 2 and groups[other[-1]] not in taken)
-                batch.extend(other.pop() for other in islice(fuller, 1))
+                if (giving := next(fuller, None)) is not None:
+                    batch.append(giving.pop())
         batches.extend(batch for batch, _ in open_batches)
     useful = batches if singles else [batch for batch in batches if len(batch) > 1]
     return [useful[int(i)] for i in rng.permutation(len(useful))]

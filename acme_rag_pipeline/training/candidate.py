@@ -13,12 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from acme_rag_pipeline.embedding.base_model import (
-    BaseModelFiles,
-    functional_files,
-    has_transformer,
-    model_digest,
-)
+from acme_rag_pipeline.embedding.base_model import BaseModelFiles, functional_files, has_transformer, model_digest
 from acme_rag_pipeline.retrieval import index
 from acme_rag_pipeline.setting_groups import TrainingSettings
 from acme_rag_pipeline.settings import Settings
