@@ -16,6 +16,7 @@ from click.testing import CliRunner
 from acme_rag_pipeline import cli
 from acme_rag_pipeline.definitions import build_definitions
 from acme_rag_pipeline.orchestration.resources import Pipeline
+from acme_rag_pipeline.retrieval.passage_encoder import newest_candidate
 from acme_rag_pipeline.retrieval.retriever import RETRIEVERS, Retriever
 from acme_rag_pipeline.store import vectors
 from acme_rag_pipeline.store.layout import Store
@@ -196,10 +197,9 @@ def test_the_gate_fails_for_a_kept_champion(built: Company) -> None:
 
 def test_a_rollback_is_recorded_and_not_undone_by_the_next_run(company: Company) -> None:
     settings = company.pipeline.settings()
-    from acme_rag_pipeline.retrieval import index
     from acme_rag_pipeline.serving import decisions, serve
 
-    candidate = index.newest_candidate(company.store)
+    candidate = newest_candidate(company.store)
     assert candidate is not None
     base = decisions.champion(company.store, settings)
     decisions.append(

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from acme_rag_pipeline.embedding.encoder import Encoder, load_model, native_bf16
-from acme_rag_pipeline.retrieval import index
+from acme_rag_pipeline.retrieval.passage_encoder import embedding_cache, encoder_for, install_base
 from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.passages import live_passages
@@ -41,7 +41,7 @@ def main() -> None:
     given = parser.parse_args()
     settings = Settings.load(store=str(given.store))
     store = Store(settings.store)
-    base = index.install_base(store, settings)
+    base = install_base(store, settings)
     texts = [passage.text for passage in live_passages(store.warehouse)][: given.passages]
     pairs = of_sides(kept_pairs(store.warehouse), ("train",))
     pairs = sorted(pairs, key=lambda pair: (pair.passage.chunk_id, pair.pair_id))[: given.pairs]
@@ -133,8 +133,8 @@ def training(
     layers = int(model[0].auto_model.config.num_hidden_layers)
     flops, own_flops = 3 * forward_flops(model, queries + passages), forward_flops(model, queries + distinct)
     slow = plain_trainer(model, queries, passages)
-    base = index.install_base(store, settings)
-    rows = training_rows(pairs, "none", index.encoder_for(store, base.digest, settings), index.embedding_cache(store))
+    base = install_base(store, settings)
+    rows = training_rows(pairs, "none", encoder_for(store, base.digest, settings), embedding_cache(store))
     table = [["training, plain", f"{len(pairs) / slow:.1f} pairs", "1", share(flops / slow, peaks["fp32"]), "fp32"]]
     for frozen in (0, layers // 2):
         chosen = settings.training.model_copy(update={"epochs": 1, "frozen_layers": frozen})

@@ -17,7 +17,13 @@ import numpy as np
 from acme_rag_pipeline.embedding.base_model import functional_files, model_digest
 from acme_rag_pipeline.embedding.encoder import Encoder
 from acme_rag_pipeline.evaluation.golden import JudgedQuery, judged_queries
-from acme_rag_pipeline.retrieval import index
+from acme_rag_pipeline.retrieval.passage_encoder import (
+    BASE_PREFIX,
+    PassageEncoder,
+    embedding_cache,
+    install_base,
+    newest_candidate,
+)
 from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store import models
 from acme_rag_pipeline.store.fingerprints import fingerprint
@@ -40,7 +46,7 @@ class Trained:
         note: what the table should say about it.
     """
 
-    encoder: index.PassageEncoder
+    encoder: PassageEncoder
     seconds: float = 0.0
     pairs_per_second: float = 0.0
     note: str = ""
@@ -58,18 +64,18 @@ class Bench:
     @property
     def base_folder(self) -> Path:
         """The start weights."""
-        return models.model_folder(self.store, index.install_base(self.store, self.settings).digest)
+        return models.model_folder(self.store, install_base(self.store, self.settings).digest)
 
-    def install(self, saved: Path) -> index.PassageEncoder:
+    def install(self, saved: Path) -> PassageEncoder:
         """Put a sentence-transformers directory into the copied store."""
         digest = model_digest(saved)
         models.install(self.store, digest, saved, functional_files(saved), {})
-        return index.PassageEncoder(digest, index.BASE_PREFIX)
+        return PassageEncoder(digest, BASE_PREFIX)
 
 
 def untrained(bench: Bench) -> Trained:
     """The base model."""
-    return Trained(index.PassageEncoder(bench.base_folder.name, index.BASE_PREFIX))
+    return Trained(PassageEncoder(bench.base_folder.name, BASE_PREFIX))
 
 
 def ours(bench: Bench) -> Trained:
@@ -81,7 +87,7 @@ def ours(bench: Bench) -> Trained:
     started = time.monotonic()
     details = train_candidate(bench.store, bench.settings).details
     seconds = time.monotonic() - started
-    encoder = index.newest_candidate(bench.store)
+    encoder = newest_candidate(bench.store)
     if encoder is None:
         raise SystemExit(f"no candidate was trained: {details['outcome']}")
     note = f"{details['outcome']}; share {details['share']} of the tuned weights, prefix {encoder.prefix}"
@@ -142,9 +148,9 @@ def llama_index_adapter(bench: Bench) -> Trained:
     digest = fingerprint("adapter", [weights.tolist() for weights in engine.model.state_dict().values()])
     # The evaluation looks into the cache first: there is no model directory for an adapter.
     queries = [query.query for query in judged(bench)]
-    index.embedding_cache(bench.store).queries(_Adapted(bench.base_folder, digest, adapted), queries)
+    embedding_cache(bench.store).queries(_Adapted(bench.base_folder, digest, adapted), queries)
     note = f"passages as the base encodes them; batch {engine.batch_size}, 1 epoch, 2e-05"
-    encoder = index.PassageEncoder(digest, index.BASE_PREFIX, bench.base_folder.name)
+    encoder = PassageEncoder(digest, BASE_PREFIX, bench.base_folder.name)
     return Trained(encoder, finished - started, len(bench.pairs) / (finished - loop), note)
 
 

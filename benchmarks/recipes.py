@@ -21,7 +21,7 @@ from warm_start import score
 from acme_rag_pipeline.embedding.encoder import Encoder
 from acme_rag_pipeline.evaluation.golden import golden_queries
 from acme_rag_pipeline.evaluation.intervals import mean_interval, paired_interval
-from acme_rag_pipeline.retrieval import index
+from acme_rag_pipeline.retrieval.passage_encoder import embedding_cache, encoder_for, install_base
 from acme_rag_pipeline.setting_groups import TrainingSettings
 from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store.layout import Store
@@ -38,8 +38,8 @@ def main() -> None:
     given = parser.parse_args()
     settings = Settings.load(store=str(given.store))
     store = Store(settings.store)
-    base = index.install_base(store, settings)
-    cached = index.encoder_for(store, base.digest, settings), index.embedding_cache(store)
+    base = install_base(store, settings)
+    cached = encoder_for(store, base.digest, settings), embedding_cache(store)
     passages, queries = live_passages(store.warehouse), golden_queries(store)
     units = [query.unit for query in queries]
     untouched = score(Encoder(base.folder, base.digest), passages, queries)

@@ -18,7 +18,7 @@ import sys
 import time
 from pathlib import Path
 
-from acme_rag_pipeline.retrieval import index
+from acme_rag_pipeline.retrieval.passage_encoder import embedding_cache, encoder_for, install_base
 from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.training.objective import Objective
@@ -61,10 +61,10 @@ def measured(folder: Path, steps: int, *, cached: bool) -> dict[str, float]:
     """Gigabytes and seconds a step of one way."""
     settings = Settings.load(store=str(folder))
     store = Store(settings.store)
-    base = index.install_base(store, settings)
+    base = install_base(store, settings)
     training = settings.training.model_copy(update={"gradient_cache": cached})
     pairs = of_sides(kept_pairs(store.warehouse), ("train", "test"))
-    encoder, cache = index.encoder_for(store, base.digest, settings), index.embedding_cache(store)
+    encoder, cache = encoder_for(store, base.digest, settings), embedding_cache(store)
     rows = training_rows(pairs, "none", encoder, cache, mined_negatives(pairs, training))
     work = Objective(opened(base.folder, training), rows, training)
     work.model.train()

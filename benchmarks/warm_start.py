@@ -23,7 +23,7 @@ from acme_rag_pipeline.embedding.encoder import Encoder
 from acme_rag_pipeline.evaluation.golden import JudgedQuery, golden_queries
 from acme_rag_pipeline.evaluation.intervals import mean_interval, paired_interval
 from acme_rag_pipeline.evaluation.metrics import Hit, score_query
-from acme_rag_pipeline.retrieval import index
+from acme_rag_pipeline.retrieval.passage_encoder import embedding_cache, encoder_for, install_base
 from acme_rag_pipeline.setting_groups import TrainingSettings
 from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store.layout import Store
@@ -40,7 +40,7 @@ def main() -> None:
     given = parser.parse_args()
     settings = Settings.load(store=str(given.store))
     store = Store(settings.store)
-    base = index.install_base(store, settings)
+    base = install_base(store, settings)
     pairs = of_sides(kept_pairs(store.warehouse), ("train", "test"))
     new = {pair.passage.doc_path for pair in pairs if _share(pair.passage.doc_path) < given.new_share}
     old_pairs = [pair for pair in pairs if pair.passage.doc_path not in new]
@@ -86,8 +86,8 @@ def _share(doc_path: str) -> float:
 def _train(
     store: Store, settings: Settings, start: Path, pairs: Sequence[KeptPair], training: TrainingSettings
 ) -> tuple[Encoder, float]:
-    base = index.install_base(store, settings)
-    rows = training_rows(pairs, "none", index.encoder_for(store, base.digest, settings), index.embedding_cache(store))
+    base = install_base(store, settings)
+    rows = training_rows(pairs, "none", encoder_for(store, base.digest, settings), embedding_cache(store))
     with tempfile.TemporaryDirectory() as work:
         model, curve = finetune(start, rows, training, Path(work) / "checkpoint.pt", lambda _: None)
     return Encoder(start, "tuned", training.precision, model), curve.seconds

@@ -16,9 +16,16 @@ from acme_rag_pipeline.embedding.cache import EmbeddingCache
 from acme_rag_pipeline.embedding.encoder import Encoder
 from acme_rag_pipeline.evaluation.golden import JudgedQuery
 from acme_rag_pipeline.evaluation.intervals import Interval, mean_interval
-from acme_rag_pipeline.evaluation.metrics import METRICS, PRIMARY, Hit, score_query
+from acme_rag_pipeline.evaluation.metrics import METRICS, Hit, finds, score_query
 from acme_rag_pipeline.retrieval import expansion, index
 from acme_rag_pipeline.retrieval.fusion import Scored, fuse
+from acme_rag_pipeline.retrieval.passage_encoder import (
+    BASE_PREFIX,
+    PassageEncoder,
+    embedding_cache,
+    encoder_for,
+    install_base,
+)
 from acme_rag_pipeline.retrieval.retriever import lexical
 from acme_rag_pipeline.retrieval.sentences import best_sentence, packed_sentences, with_best_sentence
 from acme_rag_pipeline.setting_groups import RetrievalSettings
@@ -50,7 +57,7 @@ class Arm:
     """
 
     name: str
-    encoder: index.PassageEncoder | None
+    encoder: PassageEncoder | None
     hybrid: bool
     fusion: RetrievalSettings | None = None
 
@@ -91,12 +98,12 @@ class ArmRunner:
         self._settings = settings
         self.passages = live_passages(store.warehouse)
         self._by_id: dict[str, LivePassage] = {passage.chunk_id: passage for passage in self.passages}
-        self._cache: EmbeddingCache = index.embedding_cache(store)
+        self._cache: EmbeddingCache = embedding_cache(store)
         self._encoders: dict[str, Encoder] = {}
         self._queries = written_queries(store.warehouse)
         self._lexical: dict[tuple[str, int, bool], list[Scored]] = {}
-        base = index.install_base(store, settings)
-        self._lexical_table = index.PassageEncoder(base.digest, index.BASE_PREFIX).table
+        base = install_base(store, settings)
+        self._lexical_table = PassageEncoder(base.digest, BASE_PREFIX).table
 
     def run(self, arm: Arm, queries: Sequence[JudgedQuery]) -> ArmResult:
         """Rank and score every query."""
@@ -122,12 +129,11 @@ class ArmRunner:
         of_document: dict[str, list[Hit]] = {}
         for chunk_id in self._queries:
             passage = self._by_id[chunk_id]
-            hit = Hit(passage.doc_path, passage.start_char, passage.end_char)
+            hit = Hit(passage.doc_path, passage.start_char, passage.end_char).read()
             of_document.setdefault(passage.doc_path, []).append(hit)
         found = []
         for query in queries:
-            hits = [hit for path in {e.doc_path for e in query.evidence} for hit in of_document.get(path, ())]
-            asked = any(score_query([hit], query.evidence)[PRIMARY] > 0 for hit in hits)
+            asked = any(finds(hit, e) for e in query.evidence for hit in of_document.get(e.doc_path, ()))
             found.append(replace(query, segments=query.segments | {"asked about": "yes" if asked else "no"}))
         return found
 
@@ -153,7 +159,7 @@ class ArmRunner:
         ]
 
     def _dense(
-        self, which: index.PassageEncoder, queries: Sequence[str], depth: int, expansion_weight: float = 0.0
+        self, which: PassageEncoder, queries: Sequence[str], depth: int, expansion_weight: float = 0.0
     ) -> list[list[Scored]]:
         asked, _ = self._cache.queries(self._encoder(which.model_digest), queries)
         held, _ = self._cache.passages(
@@ -180,7 +186,7 @@ class ArmRunner:
             rankings.append(ranking)
         return rankings
 
-    def _shifts(self, which: index.PassageEncoder) -> dict[str, bytes]:
+    def _shifts(self, which: PassageEncoder) -> dict[str, bytes]:
         """By chunk id where the queries that were written for it move a passage."""
         asking = self._encoder(which.model_digest)
         packs, _ = expansion.packed_shifts(
@@ -192,7 +198,7 @@ class ArmRunner:
 
     def _with_sentences(
         self,
-        which: index.PassageEncoder,
+        which: PassageEncoder,
         queries: Sequence[str],
         rankings: list[list[Scored]],
         weight: float,
@@ -216,7 +222,7 @@ class ArmRunner:
 
     def _encoder(self, digest: str) -> Encoder:
         if digest not in self._encoders:
-            self._encoders[digest] = index.encoder_for(self._store, digest, self._settings)
+            self._encoders[digest] = encoder_for(self._store, digest, self._settings)
         return self._encoders[digest]
 
     def _bm25(self, query: str, depth: int, *, expanded: bool = False) -> list[Scored]:

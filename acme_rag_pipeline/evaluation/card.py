@@ -16,10 +16,15 @@ from acme_rag_pipeline.training.model_card import EVALUATION_BEGINS, EVALUATION_
 logger = logging.getLogger(__name__)
 
 
-def write_on_card(store: Store, done: Evaluation) -> None:
+def write_on_card(store: Store, done: Evaluation, verdict: str) -> None:
     """Replace the card's part on the evaluation; whatever else people wrote there stays, also if they deleted that part.
 
     A card that a person saved in another encoding than UTF-8 stays as it is.
+
+    Args:
+        store: whose card it is.
+        done: the evaluation.
+        verdict: that holds.
     """
     if done.contest.candidate is None:
         return
@@ -34,12 +39,12 @@ def write_on_card(store: Store, done: Evaluation) -> None:
     before, begins, rest = known.partition(EVALUATION_BEGINS)
     _, ends, after = rest.partition(EVALUATION_ENDS)
     if begins and ends:
-        text = f"{before}{begins}\n{evaluation_part(done)}{ends}{after}"
+        text = f"{before}{begins}\n{evaluation_part(done, verdict)}{ends}{after}"
         if text != f"{before}{begins}{rest}":
             write_atomically(card, text)
 
 
-def evaluation_part(done: Evaluation) -> str:
+def evaluation_part(done: Evaluation, verdict: str) -> str:
     """Markdown: this model against the base, each alone, on every query set."""
     lines = [
         "| questions | metric | base | this model | difference, 95 % interval |",
@@ -61,4 +66,4 @@ def evaluation_part(done: Evaluation) -> str:
         return "No questions to judge it by.\n"
     twin = done.contest.twin is not None and HELD_OUT in done.queries
     of_twin = " On held-out questions its twin, which never saw their documents, stands for it." if twin else ""
-    return "\n".join(lines) + f"\n\nEach alone, without BM25.{of_twin} Decision: {done.decision.verdict}.\n"
+    return "\n".join(lines) + f"\n\nEach alone, without BM25.{of_twin} Decision: {verdict}.\n"

@@ -168,9 +168,10 @@ def compare_segments(
 
     A segment falls when its mean difference is below 0 with a Holm-adjusted one-sided p-value of at most
     ``settings.segment_alpha`` and the loss is larger than the margin. Segments that hold every question are left out:
-    they are the whole comparison.
+    they are the whole comparison. One of fewer units than ``fewest_units`` is tested over its questions: whether the search
+    of these very documents gets worse.
     """
-    enough = units_needed(1, replace(settings, level=1 - settings.segment_alpha))
+    enough = fewest_units(settings)
     rows: list[SegmentRow] = []
     for kind, segment_of in segments.items():
         members: dict[str, list[str]] = {}
@@ -216,6 +217,11 @@ def percent(level: float) -> str:
 def units_needed(challengers: int, settings: GateSettings) -> int:
     """Fewest units with which a sign-flip test, whose smallest p-value is ``2 ** -units``, can favour a challenger."""
     return math.ceil(math.log2(max(1, challengers) / settings.tail))
+
+
+def fewest_units(settings: GateSettings) -> int:
+    """Fewest units over which a segment is tested; what falls in fewer, falls in these documents and says nothing of others."""
+    return math.ceil(math.log2(1 / settings.segment_alpha))
 
 
 def check_scores(champion: ArmScores, challengers: Sequence[ArmScores], units: Mapping[str, str]) -> None:

@@ -25,8 +25,8 @@ from acme_rag_pipeline.evaluation.golden import JudgedQuery
 from acme_rag_pipeline.evaluation.metrics import PRIMARY
 from acme_rag_pipeline.evaluation.query_sets import HELD_OUT, heading_questions, query_sets
 from acme_rag_pipeline.evaluation.words_alone import bm25_ahead
-from acme_rag_pipeline.retrieval import index
 from acme_rag_pipeline.retrieval.expansion import without_expansion
+from acme_rag_pipeline.retrieval.passage_encoder import PassageEncoder
 from acme_rag_pipeline.serving import decisions
 from acme_rag_pipeline.setting_groups import RetrievalSettings
 from acme_rag_pipeline.settings import Settings
@@ -59,7 +59,7 @@ class Evaluation:
     queries: Mapping[str, Sequence[JudgedQuery]]
     results: Mapping[str, Sequence[ArmResult]]
     decision: Decision
-    winner: tuple[index.PassageEncoder, Recipe] | None
+    winner: tuple[PassageEncoder, Recipe] | None
     seconds: float
     fusion: RetrievalSettings
     forgetting: Forgetting | None = None
@@ -142,11 +142,15 @@ def run(store: Store, settings: Settings, who: Contest, evaluation_id: str) -> E
         seconds=time.monotonic() - started,
         fusion=fusion,
         forgetting=forgetting,
-        bm25_ahead=bm25_ahead(sets, results, _arm_of_readers(store, settings, who, decision)),
+        bm25_ahead=bm25_ahead(
+            sets,
+            results,
+            {name: _arm_of_readers(store, settings, who, decision, fusion, held_out=name == HELD_OUT) for name in sets},
+        ),
     )
 
 
-def expansion_by_headings(store: Store, runner: ArmRunner, encoder: index.PassageEncoder) -> tuple[int, float] | None:
+def expansion_by_headings(store: Store, runner: ArmRunner, encoder: PassageEncoder) -> tuple[int, float] | None:
     """What the authors' headings, which no LLM wrote, say about the queries that were written for the passages.
 
     Returns:
@@ -167,12 +171,18 @@ def _on_headings(headings: int, gain: float) -> str:
     return f"on {headings} headings of the authors they change nDCG@10 by {gain:+.3f}"
 
 
-def _arm_of_readers(store: Store, settings: Settings, who: Contest, decision: Decision) -> str:
-    """The arm that readers get after this evaluation; empty where none of the arms is it."""
+def _arm_of_readers(
+    store: Store, settings: Settings, who: Contest, decision: Decision, fusion: RetrievalSettings, *, held_out: bool
+) -> str:
+    """The arm of a query set that readers get after this evaluation; empty where none of the arms is it."""
     if decisions.decision_on(store, who.candidate_key) is None:
-        return decision.winner or champion_arm(who)
+        if decision.winner is None:
+            return champion_arm(who, held_out=held_out)
+        # Golden queries that do not decide are asked without the passages' queries, which readers may get all the same.
+        as_served = held_out or fusion == who.fusion or not decision.winner.endswith("_hybrid")
+        return decision.winner if as_served else ""
     current = decisions.champion_unrecorded(store, settings)
-    arm = champion_arm(replace(who, champion=current))
+    arm = champion_arm(replace(who, champion=current), held_out=held_out)
     return "" if arm == CHAMPION and current.retriever != who.champion.retriever else arm
 
 
@@ -214,7 +224,7 @@ def _verdict(
     queries = sets.get(who.deciding_set, ())
     machine = sum(query.segments.get("origin") != PEOPLE for query in queries)
     synthetic = not who.golden_decides and 2 * machine > len(queries)
-    incumbent = champion_arm(who)
+    incumbent = champion_arm(who, held_out=not who.golden_decides)
     trained = {FINE_TUNED, FINE_TUNED_HYBRID} if who.candidate_trained else set()
     trained |= {incumbent} if who.champion_trained else set()
     scores = {
@@ -261,7 +271,7 @@ def tail_after(allowed: float, decided_before: int) -> float:
     return allowed / 2 ** min(decided_before, _MOST_HALVINGS)
 
 
-def _winner(decision: Decision, who: Contest) -> tuple[index.PassageEncoder, Recipe] | None:
+def _winner(decision: Decision, who: Contest) -> tuple[PassageEncoder, Recipe] | None:
     if decision.winner is None:
         return None
     recipe: Recipe = "hybrid" if decision.winner.endswith("_hybrid") else "dense"

@@ -17,9 +17,9 @@ from acme_rag_pipeline.evaluation.arms import (
     Arm,
 )
 from acme_rag_pipeline.evaluation.query_sets import GOLDEN, HELD_OUT
-from acme_rag_pipeline.retrieval import index
 from acme_rag_pipeline.retrieval.expansion import without_expansion
 from acme_rag_pipeline.retrieval.fusion import judged_fusion
+from acme_rag_pipeline.retrieval.passage_encoder import BASE_PREFIX, PassageEncoder, install_base, newest_candidate
 from acme_rag_pipeline.serving import decisions
 from acme_rag_pipeline.setting_groups import RetrievalSettings
 from acme_rag_pipeline.settings import Settings
@@ -55,13 +55,13 @@ class Contest:
         fusion: how the fused challengers join their rankings; the champion keeps what it was promoted with.
     """
 
-    candidate: index.PassageEncoder | None
-    twin: index.PassageEncoder | None
+    candidate: PassageEncoder | None
+    twin: PassageEncoder | None
     champion: decisions.Decision
-    champion_twin: index.PassageEncoder | None
+    champion_twin: PassageEncoder | None
     golden_decides: bool
     candidate_key: str
-    base: index.PassageEncoder
+    base: PassageEncoder
     fusion: RetrievalSettings
     decided_before: int = 0
     champion_twin_lost: bool = False
@@ -82,8 +82,8 @@ class Contest:
 
 def contest(store: Store, settings: Settings) -> Contest:
     """Read from the store who is to be compared. Before the first decision two calls differ in the champion's time."""
-    base = index.PassageEncoder(index.install_base(store, settings).digest, index.BASE_PREFIX)
-    candidate = index.newest_candidate(store)
+    base = PassageEncoder(install_base(store, settings).digest, BASE_PREFIX)
+    candidate = newest_candidate(store)
     fusion = _fusion(store, settings)
     key = _key_of_today(store, candidate) + _other_fusion(fusion)
     before = decisions.champion_before(store, settings, key)
@@ -110,7 +110,7 @@ def contest(store: Store, settings: Settings) -> Contest:
 
 def candidate_undecided(store: Store) -> bool:
     """Whether the newest candidate was never decided on with the evidence of today: a run ended too early."""
-    candidate = index.newest_candidate(store)
+    candidate = newest_candidate(store)
     if candidate is None:
         return False
     key = _key_of_today(store, candidate)
@@ -130,22 +130,24 @@ def arms_for(who: Contest, *, held_out: bool) -> list[Arm]:
     if who.candidate is not None:
         measured = measured_candidate(who, held_out=held_out)
         arms += [Arm(FINE_TUNED, measured, False), Arm(FINE_TUNED_HYBRID, measured, True, fusion)]
-    if champion_arm(who) == CHAMPION:
+    if champion_arm(who, held_out=held_out) == CHAMPION:
         measured = who.champion_twin if held_out and who.champion_twin else who.champion.encoder
         arms.append(Arm(CHAMPION, measured, who.champion.recipe == "hybrid", champion_fusion))
     return arms
 
 
-def measured_candidate(who: Contest, *, held_out: bool) -> index.PassageEncoder | None:
+def measured_candidate(who: Contest, *, held_out: bool) -> PassageEncoder | None:
     """What is measured in the candidate's name: its twin on held-out units, where it has one."""
     return who.twin if held_out and who.twin else who.candidate
 
 
-def champion_arm(who: Contest) -> str:
+def champion_arm(who: Contest, *, held_out: bool) -> str:
     """The name under which the champion runs: one of the other arms where it is the same."""
     hybrid = who.champion.recipe == "hybrid"
-    fusion = who.champion_fusion if who.golden_decides else without_expansion(who.champion_fusion)
-    if hybrid and fusion != who.fusion:
+    fusions = [who.champion_fusion, who.fusion]
+    if held_out:
+        fusions = [without_expansion(fusion) for fusion in fusions]
+    if hybrid and fusions[0] != fusions[1]:
         return CHAMPION
     if who.champion.encoder == who.base:
         return BASE_HYBRID if hybrid else BASE
@@ -171,17 +173,18 @@ def seen_by_a_twin(store: Store, who: Contest) -> set[str]:
     return {row[0] for row in rows}
 
 
-def in_store(store: Store, encoder: index.PassageEncoder) -> bool:
+def in_store(store: Store, encoder: PassageEncoder) -> bool:
     """Whether a model's folder is there."""
     return models.model_folder(store, encoder.model_digest).exists()
 
 
-def _key_of_today(store: Store, candidate: index.PassageEncoder | None) -> str:
+def _key_of_today(store: Store, candidate: PassageEncoder | None) -> str:
     """New judged queries are new evidence where they decide: then a candidate may be decided on again.
 
     Where held-out units decide it is decided on once: golden queries that are only shown are no evidence for the verdict. Without
     a candidate that learned anything the fusion of the base is decided on again when there are twice as many held-out questions.
-    A judgement without a quote is known by all that its line says, the span among it, and not by where it was found.
+    A judgement without a quote is known by all that its line says, the span among it, and not by where it was found. The order of
+    the lines and judgements of no relevance are no evidence.
     """
     key = decisions.candidate_key(candidate)
     if not _golden_decides(store) and (candidate is None or not _trained(store, candidate.model_digest, unknown=True)):
@@ -197,7 +200,7 @@ def _judged(store: Store) -> list[Any]:
     with store.warehouse.read() as connection:
         return connection.execute(
             "SELECT query_id, query, doc_path, coalesce(nullif(quote, ''), judgement_id), relevance FROM golden_queries JOIN golden_judgements "
-            "USING (query_id) ORDER BY query_id, ordinal"
+            "USING (query_id) WHERE relevance > 0 ORDER BY ALL"
         ).fetchall()
 
 
@@ -233,7 +236,7 @@ def _other_fusion(fusion: RetrievalSettings) -> str:
     return f"/{fingerprint(changed)[:12]}" if changed else ""
 
 
-def _twin_of(store: Store, decision: decisions.Decision) -> index.PassageEncoder | None:
+def _twin_of(store: Store, decision: decisions.Decision) -> PassageEncoder | None:
     with store.warehouse.read() as connection:
         rows = records(
             connection,
@@ -243,7 +246,7 @@ def _twin_of(store: Store, decision: decisions.Decision) -> index.PassageEncoder
     return _twin(decision.encoder, rows[0]["twin_digest"]) if rows else None
 
 
-def _twin(served: index.PassageEncoder | None, digest: str | None) -> index.PassageEncoder | None:
+def _twin(served: PassageEncoder | None, digest: str | None) -> PassageEncoder | None:
     return replace(served, model_digest=digest) if served is not None and digest is not None else None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, replace
+from datetime import UTC, datetime
 from typing import Any
 
 from acme_rag_pipeline.evaluation.arms import CHAMPION, FINE_TUNED, FINE_TUNED_HYBRID, metric_rows
@@ -12,8 +13,8 @@ from acme_rag_pipeline.evaluation.contest import Evaluation, run
 from acme_rag_pipeline.evaluation.contestants import arms_for, contest
 from acme_rag_pipeline.evaluation.metrics import PRIMARY
 from acme_rag_pipeline.evaluation.query_sets import HELD_OUT
-from acme_rag_pipeline.evaluation.report_content import write_report
-from acme_rag_pipeline.retrieval import index
+from acme_rag_pipeline.evaluation.report_content import show_latest, write_report
+from acme_rag_pipeline.evaluation.standing import standing_of
 from acme_rag_pipeline.serving import decisions
 from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store.fingerprints import fingerprint
@@ -22,7 +23,7 @@ from acme_rag_pipeline.store.stages import StageResult, data_versions, overtaken
 from acme_rag_pipeline.store.warehouse import reconcile
 
 STAGE = "evaluation_report"
-CODE_VERSION = "10"
+CODE_VERSION = "11"
 
 
 def evaluate(store: Store, settings: Settings) -> StageResult:
@@ -61,19 +62,22 @@ def evaluate(store: Store, settings: Settings) -> StageResult:
         ),
     )
     if (unchanged := recorded(store.warehouse, STAGE, made_from)) is not None and _report_there(store, unchanged):
+        with store.writer(STAGE):
+            show_latest(store, unchanged.details["report"])
         # What it cost is that of the comparison, not of this look.
         return replace(unchanged, details={n: v for n, v in unchanged.details.items() if n != "seconds"})
     with store.writer(STAGE):
         if overtaken(store.warehouse, upstream) or contest(store, settings) != who:
             return evaluate(store, settings)
         done = run(store, settings, who, made_from)
-        report, picture = write_report(store, settings, done)
-        write_on_card(store, done)
+        holds = standing_of(store, done)
+        report, picture = write_report(store, settings, done, holds)
+        write_on_card(store, done, holds.verdict)
         rows = _evaluation_rows(done)
         details: dict[str, Any] = {
             "evaluation_id": done.evaluation_id,
-            "verdict": done.decision.verdict,
-            "reason": done.decision.reason,
+            "verdict": holds.verdict,
+            "reason": holds.reason,
             "evidence": who.deciding_set,
             "queries": {name: len(queries) for name, queries in done.queries.items()},
             "report": report,
@@ -90,7 +94,9 @@ def evaluate(store: Store, settings: Settings) -> StageResult:
             result = StageResult(
                 STAGE, fingerprint(made_from, [asdict(c) for c in done.decision.comparisons]), details=details
             )
-            return record(connection, result, made_from)
+            recorded_result = record(connection, result, made_from)
+        show_latest(store, report)
+        return recorded_result
 
 
 def _evaluation_rows(done: Evaluation) -> list[dict[str, Any]]:
@@ -103,7 +109,7 @@ def _evaluation_rows(done: Evaluation) -> list[dict[str, Any]]:
 
 
 def _insert_all(connection: Any, done: Evaluation, rows: list[dict[str, Any]]) -> None:
-    now, who = index.now(), done.contest
+    now, who = datetime.now(UTC), done.contest
     digests = {CHAMPION: who.champion.model_digest}
     if who.candidate is not None:
         digests |= {FINE_TUNED: who.candidate.model_digest, FINE_TUNED_HYBRID: who.candidate.model_digest}
@@ -143,6 +149,7 @@ def _insert_all(connection: Any, done: Evaluation, rows: list[dict[str, Any]]) -
         "candidate_key": who.candidate_key,
         "champion_digest": who.champion.model_digest,
         "champion_recipe": who.champion.recipe,
+        "champion_fusion": json.dumps(who.champion.fusion),
         "verdict": done.decision.verdict,
         "reason": done.decision.reason,
         "winner_digest": done.winner[0].model_digest if done.winner else None,

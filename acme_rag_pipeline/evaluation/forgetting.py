@@ -15,7 +15,7 @@ import numpy as np
 from acme_rag_pipeline.embedding.general_probe import probe_entries
 from acme_rag_pipeline.evaluation.intervals import Interval, paired_interval
 from acme_rag_pipeline.evaluation.metrics import DEPTH
-from acme_rag_pipeline.retrieval import index
+from acme_rag_pipeline.retrieval.passage_encoder import PassageEncoder, embedding_cache, encoder_for
 from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store.layout import Store
 
@@ -67,9 +67,7 @@ class Forgetting:
         }
 
 
-def general_probe(
-    store: Store, settings: Settings, base: index.PassageEncoder, candidate: index.PassageEncoder
-) -> Forgetting:
+def general_probe(store: Store, settings: Settings, base: PassageEncoder, candidate: PassageEncoder) -> Forgetting:
     """Rank the probe's passages for each of its queries with both models, by exact cosine.
 
     Probe passages have no headings, so a heading prefix does not apply. Vectors come from the embedding cache: the second
@@ -85,13 +83,13 @@ def general_probe(
     return Forgetting(float(before.mean()), float(after.mean()), difference, len(queries))
 
 
-def _ndcg(store: Store, settings: Settings, which: index.PassageEncoder) -> np.ndarray:
+def _ndcg(store: Store, settings: Settings, which: PassageEncoder) -> np.ndarray:
     queries, passages = zip(*probe_entries(), strict=True)
-    cache = index.embedding_cache(store)
-    encoder = index.encoder_for(store, which.model_digest, settings)
+    cache = embedding_cache(store)
+    encoder = encoder_for(store, which.model_digest, settings)
     asked, _ = cache.queries(encoder, queries)
     if which.passage_model != which.model_digest:
-        encoder = index.encoder_for(store, which.passage_model, settings)
+        encoder = encoder_for(store, which.passage_model, settings)
     held, _ = cache.passages(encoder, passages)
     similarity = asked @ held.T
     # A tie counts against the right passage, so that a model that cannot tell passages apart scores nothing.

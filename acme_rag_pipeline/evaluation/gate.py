@@ -26,6 +26,7 @@ from acme_rag_pipeline.evaluation.comparison import (
     SegmentRow,
     compare,
     compare_segments,
+    fewest_units,
     percent,
     units_needed,
 )
@@ -204,14 +205,21 @@ def _finding(
         return (
             f"{stays}: {subject.arm} is better overall, {rises}, but it falls from "
             f"{worst.champion_mean:.3f} to {worst.challenger_mean:.3f} ({worst.difference:+.3f}) on the "
-            f"{worst.queries} questions with {worst.kind} {worst.value}, more than chance explains."
+            f"{worst.queries} questions with {worst.kind} {worst.value}, more than chance explains"
+            + (f" in these {counted(worst.units, noun)}." if worst.units < fewest_units(settings) else ".")
         )
     if subject.difference == 0 == subject.low == subject.high:
         return f"{stays}: {subject.arm} answers every question exactly as well."
     if subject.difference <= 0:
         ruled_out = _not_better(subject, settings)
         rest = "" if ruled_out else f" The true difference may lie anywhere {between}: it may be better all the same."
-        return f"{stays}: no candidate scores higher. With the best, {subject.arm}, {goes}.{rest}"
+        higher = max(decision.comparisons, key=lambda row: row.difference)
+        if higher.difference <= 0:
+            return f"{stays}: no candidate scores higher. With the best, {subject.arm}, {goes}.{rest}"
+        return (
+            f"{stays}: {higher.arm} gains {higher.difference:.2g}, less than the {settings.minimum_effect:g} that a change must "
+            f"bring. With {subject.arm} {goes}.{rest}"
+        )
     if _not_better(subject, settings):
         return (
             f"{stays}: with {subject.arm} {goes}; the true gain lies {between}, "

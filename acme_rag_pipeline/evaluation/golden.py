@@ -275,7 +275,7 @@ def _lines(path: Path, problems: list[str]) -> list[tuple[str, dict[str, Any]]]:
             continue
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             problems.append(f"{where}: not JSON ({error})")
             continue
         if isinstance(row, dict):
@@ -300,13 +300,13 @@ def _resolved(
         chunks.setdefault(passage.doc_path, []).append(passage)
     judgements: list[dict[str, Any]] = []
     first_seen: list[dict[str, Any]] = []
-    units: dict[str, str] = {}
+    units: dict[str, tuple[str, str]] = {}
     places: dict[tuple[Any, ...], dict[str, Any]] = {}
     ordinals: Counter[str] = Counter()
     for qrel in qrels:
         path = known_doc_path(qrel["doc_path"], documents) or qrel["doc_path"]
         document = documents.get(path)
-        judgement_id = fingerprint(qrel, ordinals[qrel["query_id"]])
+        judgement_id = fingerprint(qrel)
         status, span = "unresolved", None
         reason: str | None = f"{path} is not among the readable documents"
         if document is not None:
@@ -315,8 +315,9 @@ def _resolved(
             # A span without a quote is known by its place, whatever else its line says or stands beside it.
             by_place = qrel["start"] is not None and not qrel["quote"]
             key = span_key(path, qrel["start"], qrel["end"]) if by_place else judgement_id
-            # Earlier versions kept all of them by what the line says.
-            first = seen.get(key) or seen.get(judgement_id) or document["sha256"]
+            # Earlier versions kept all of them by what the line says, and by its place among those of its query.
+            earlier = fingerprint(qrel, ordinals[qrel["query_id"]])
+            first = seen.get(key) or seen.get(earlier) or document["sha256"]
             span, reason = _span(qrel, prepared[path], document["sha256"], qrel["sha256"] or first)
             status = "resolved" if reason is None else "unresolved"
             if key not in seen:
@@ -343,7 +344,10 @@ def _resolved(
                 other["relevance"] = max(other["relevance"], qrel["relevance"])
                 judgement |= {"status": "repeated", "reason": f"the same place of {path} is judged twice"}
             if qrel["relevance"] > 0:
-                units.setdefault(qrel["query_id"], _unit(path, span, chunks.get(path, [])))
+                units.setdefault(qrel["query_id"], (path, _unit(path, span, chunks.get(path, []))))
+    # A document that a question is about as a whole is no other unit than its sections.
+    whole = {path for path, unit in units.values() if path == unit}
+    unit_of = {query_id: path if path in whole else unit for query_id, (path, unit) in units.items()}
     without = dict.fromkeys(ordinals, "no judgement of it has a relevance above 0")
     reasons = without | {j["query_id"]: j["reason"] for j in reversed(judgements) if j["status"] == "unresolved"}
     rows = [
@@ -351,9 +355,9 @@ def _resolved(
             "query_id": query_id,
             "query": row["query"],
             "style": row["style"] if isinstance(row["style"], str) and row["style"] else style_of(row["query"]),
-            "unit": units.get(query_id),
-            "status": "resolved" if query_id in units else "unresolved",
-            "reason": None if query_id in units else reasons.get(query_id, "no judgement names it"),
+            "unit": unit_of.get(query_id),
+            "status": "resolved" if query_id in unit_of else "unresolved",
+            "reason": None if query_id in unit_of else reasons.get(query_id, "no judgement names it"),
         }
         for query_id, row in queries.items()
     ]

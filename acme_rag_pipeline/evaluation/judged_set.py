@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import astuple, dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,6 @@ from acme_rag_pipeline.evaluation.report import QuerySetReport, Report, render_r
 from acme_rag_pipeline.evaluation.report_parts import arm_rows, query_changes, similarity_histograms, unit_noun
 from acme_rag_pipeline.evaluation.words import counted
 from acme_rag_pipeline.pairs.wording import query_key
-from acme_rag_pipeline.retrieval.index import now
 from acme_rag_pipeline.serving import decisions
 from acme_rag_pipeline.settings import Settings, SettingsError
 from acme_rag_pipeline.store.fingerprints import fingerprint
@@ -135,13 +135,21 @@ def _trained_on(store: Store, queries: Sequence[JudgedQuery], who: Contest) -> s
             # Fewer choose nothing.
             [MINIMUM_HEADINGS],
         ).fetchall()
+        models = sorted(
+            {encoder.model_digest for encoder in (who.candidate, who.champion.encoder) if encoder is not None}
+        )
+        trained = connection.execute(
+            "SELECT DISTINCT query_key FROM trained_pairs JOIN models USING (training_key) WHERE list_contains(?, model_digest) "
+            "AND query_key IS NOT NULL",
+            [models],
+        ).fetchall()
     chose = {query_key(query) for query, validation in rows if validation}
-    learned = {query_key(query) for query, validation in rows if not validation}
+    learned = {query_key(query) for query, validation in rows if not validation} | {row[0] for row in trained}
     asked = [query_key(query.query) for query in queries]
     notes = []
     if shared := sum(key in learned for key in asked):
         notes.append(
-            f"{shared} of {counted(len(queries), 'queries')} stand in the training set too: a tuned model learned them, so "
+            f"{shared} of {counted(len(queries), 'queries')} stand among training pairs too: a tuned model learned them, so "
             "its gain here says little about others"
             + ("; the hybrid arms find them beside their passages" if who.fusion.expansion_weight else "")
         )
@@ -166,7 +174,7 @@ def comparison_page(store: Store, settings: Settings, done: JudgedComparison) ->
 
     Where readers use the base, the best other arm but BM25 is shown against it.
     """
-    promoted = champion_arm(done.who)
+    promoted = champion_arm(done.who, held_out=False)
     others = [result.arm for result in done.results if result.arm not in (BASE, BM25)]
     subject = others[0] if promoted == BASE else promoted
     before, after = (next(r for r in done.results if r.arm == arm) for arm in (BASE, subject))
@@ -202,7 +210,7 @@ def comparison_page(store: Store, settings: Settings, done: JudgedComparison) ->
             candidate=subject,
             candidate_digest=shown.model_digest,
             candidate_label="promoted" if of_readers else "best other arm",
-            created_at=now(),
+            created_at=datetime.now(UTC),
             query_sets=[part],
             adjusted=False,
             units_needed=units_needed(1, _gate(settings)),

@@ -50,11 +50,15 @@ class Hit:
     start: int
     end: int
 
+    def read(self) -> Hit:
+        """The part that counts: its first ``MAX_HIT_CHARACTERS`` characters."""
+        return Hit(self.doc_path, self.start, min(self.end, self.start + MAX_HIT_CHARACTERS))
+
 
 def finds(hit: Hit, evidence: Evidence) -> bool:
     """Tell whether a hit finds a piece of evidence: it holds half of it, or lies half inside it.
 
-    The hit is taken as it is; cutting it to ``MAX_HIT_CHARACTERS`` is the business of ``score_query``.
+    The hit is taken as it is; ``Hit.read`` cuts it to what counts.
     """
     if hit.doc_path != evidence.doc_path:
         return False
@@ -105,8 +109,7 @@ def _first_finds(hits: Sequence[Hit], pieces: Sequence[Evidence]) -> Iterator[tu
     """Yield (zero-based rank, pieces found there for the first time) for each rank that finds something new."""
     left = list(pieces)
     for rank, hit in enumerate(hits):
-        read = Hit(hit.doc_path, hit.start, min(hit.end, hit.start + MAX_HIT_CHARACTERS))
-        new = [piece for piece in left if finds(read, piece)]
+        new = [piece for piece in left if finds(hit.read(), piece)]
         if new:
             yield rank, new
             left = [piece for piece in left if piece not in new]

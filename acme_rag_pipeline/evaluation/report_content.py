@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 from acme_rag_pipeline.evaluation.arms import BASE, FINE_TUNED
@@ -31,8 +32,8 @@ from acme_rag_pipeline.evaluation.report_parts import (
     similarity_histograms,
     unit_noun,
 )
+from acme_rag_pipeline.evaluation.standing import Standing
 from acme_rag_pipeline.evaluation.words import counted
-from acme_rag_pipeline.retrieval.index import now
 from acme_rag_pipeline.serving import decisions
 from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store.layout import Store, write_atomically
@@ -41,41 +42,47 @@ from acme_rag_pipeline.store.written_queries import written_queries
 _TRAINING_POINTS = 60
 
 
-def write_report(store: Store, settings: Settings, done: Evaluation) -> tuple[str, str]:
-    """Write `reports/<evaluation id>.html` and `reports/latest.html`.
+def write_report(store: Store, settings: Settings, done: Evaluation, standing: Standing) -> tuple[str, str]:
+    """Write `reports/<evaluation id>.html`; `latest.html` follows when the evaluation is recorded (`show_latest`).
 
     Returns:
         The report's path relative to the store, and the picture for the Dagster UI as base64 PNG.
     """
-    report = report_of(store, settings, done)
-    page = render_report(report)
+    report = report_of(store, settings, done, standing)
     name = f"reports/{done.evaluation_id[:16]}.html"
-    write_atomically(store.root / name, page)
-    write_atomically(store.root / "reports/latest.html", page)
+    write_atomically(store.root / name, render_report(report))
     return name, base64.b64encode(report_picture(report)).decode("ascii")
 
 
-def report_of(store: Store, settings: Settings, done: Evaluation) -> Report:
+def show_latest(store: Store, name: str) -> None:
+    """Make `reports/latest.html` a copy of a report, if it is not.
+
+    Args:
+        store: whose report it is.
+        name: relative to the store.
+    """
+    page, latest = (store.root / name).read_text(encoding="utf-8"), store.root / "reports/latest.html"
+    if not latest.is_file() or latest.read_bytes() != page.encode():
+        write_atomically(latest, page)
+
+
+def report_of(store: Store, settings: Settings, done: Evaluation, standing: Standing) -> Report:
     """Gather everything the page shows."""
     details = stage_details(store)
     who = done.contest
-    incumbent = champion_arm(who)
+    incumbent = champion_arm(who, held_out=not who.golden_decides)
     subject = done.decision.subject or (FINE_TUNED if who.candidate is not None else "none")
-    standing, of_today = _standing(store, done)
-    reason = done.decision.reason
-    if not of_today:
-        reason = f"With the numbers of today the gate would say: {reason}"
     trained = details.get("fine_tuned_model", {})
     return Report(
-        headline=_headline(done.decision, standing, of_today),
-        verdict=standing,
-        reason=reason,
+        headline=_headline(done.decision, standing),
+        verdict=standing.verdict,
+        reason=standing.reason,
         champion=incumbent,
         champion_digest=who.champion.model_digest,
         candidate=subject,
         candidate_digest=_digest_of(who, subject),
-        created_at=now(),
-        query_sets=[_query_set(store, settings, done, name, incumbent, subject) for name in done.queries],
+        created_at=datetime.now(UTC),
+        query_sets=[_query_set(store, settings, done, name, subject) for name in done.queries],
         corpus={
             "documents": details.get("documents", {}).get("readable", 0),
             "unreadable files": details.get("documents", {}).get("unreadable", 0),
@@ -117,32 +124,12 @@ def _digest_of(who: Contest, subject: str) -> str:
     return who.candidate.model_digest if who.candidate else ""
 
 
-def _standing(store: Store, done: Evaluation) -> tuple[str, bool]:
-    """The verdict that holds, and whether it is what the gate says with the numbers of today.
-
-    Otherwise it is that of an earlier decision on this candidate, or of the person who left the winner behind.
-    """
-    winner = None
-    if done.winner is not None:
-        encoder, recipe = done.winner
-        fusion = done.fusion.model_dump() if recipe == "hybrid" else None
-        winner = decisions.retriever_of(encoder.model_digest, recipe, fusion)
-    earlier = decisions.decision_on(store, done.contest.candidate_key)
-    if earlier is not None:
-        # Of two promotions of one candidate the recipes may differ.
-        alike = earlier.verdict == done.decision.verdict and winner in (None, earlier.retriever)
-        return earlier.verdict, alike
-    if winner is not None and decisions.is_left_behind(store, winner):
-        return decisions.KEPT_BY_A_PERSON, False
-    return done.decision.verdict, True
-
-
-def _headline(found: Decision, standing: str, of_today: bool) -> str:
+def _headline(found: Decision, standing: Standing) -> str:
     """What readers get, for a person who reads nothing else."""
-    if standing == decisions.KEPT_BY_A_PERSON:
+    if standing.verdict == decisions.KEPT_BY_A_PERSON:
         return "Kept as it is: a person rolled back from the winner"
-    if not of_today:
-        return f"Decided before, and that stands: {standing}"
+    if not standing.of_today:
+        return f"Decided before, and that stands: {standing.verdict}"
     if found.winner is not None:
         return f"Promoted: readers now get {DESCRIPTIONS[found.winner]}"
     if not found.queries:
@@ -156,9 +143,8 @@ def _headline(found: Decision, standing: str, of_today: bool) -> str:
     return "Kept as it is: a group of questions gets worse"
 
 
-def _query_set(
-    store: Store, settings: Settings, done: Evaluation, name: str, incumbent: str, subject: str
-) -> QuerySetReport:
+def _query_set(store: Store, settings: Settings, done: Evaluation, name: str, subject: str) -> QuerySetReport:
+    incumbent = champion_arm(done.contest, held_out=name == HELD_OUT)
     queries, results = done.queries[name], done.results[name]
     units = {query.query_id: query.unit for query in queries}
     gate = GateSettings(**settings.gate.model_dump())
@@ -254,7 +240,7 @@ def _caveats(done: Evaluation, trained: dict[str, Any], written: Mapping[str, Se
             if 2 * machine > asked
             else f"Without enough golden queries the verdict rests on held-out pairs; a machine wrote {machine} of {asked} of them."
         )
-    if done.contest.champion_twin_lost:
+    if done.contest.champion_twin_lost and not done.contest.golden_decides:
         caveats.append(
             "The champion's twin is gone from the store. On held-out questions the champion itself was measured, which was "
             "trained on their documents: that flatters it and makes a promotion less likely."

@@ -12,7 +12,7 @@ from acme_rag_pipeline.evaluation.golden import JudgedQuery
 from acme_rag_pipeline.evaluation.metrics import METRICS, PRIMARY, Hit, finds
 from acme_rag_pipeline.evaluation.report import ArmRow, Passage, QueryChange, Similarities
 from acme_rag_pipeline.evaluation.similarity import similarities
-from acme_rag_pipeline.retrieval.index import PassageEncoder
+from acme_rag_pipeline.retrieval.passage_encoder import PassageEncoder
 from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store.layout import Store
 
@@ -96,7 +96,7 @@ def _first(runner: ArmRunner, result: ArmResult, query: JudgedQuery) -> Passage 
     if not best:
         return None
     found = runner.passage(best[0])
-    hit = Hit(found.doc_path, found.start_char, found.end_char)
+    hit = Hit(found.doc_path, found.start_char, found.end_char).read()
     relevant = any(finds(hit, evidence) for evidence in query.evidence)
     return Passage(found.doc_path, found.headings(), found.text, 1, relevant)
 

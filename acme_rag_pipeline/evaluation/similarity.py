@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from acme_rag_pipeline.evaluation.golden import JudgedQuery
-from acme_rag_pipeline.evaluation.metrics import MAX_HIT_CHARACTERS, Hit, finds
-from acme_rag_pipeline.retrieval import index
+from acme_rag_pipeline.evaluation.metrics import Hit, finds
+from acme_rag_pipeline.retrieval.passage_encoder import PassageEncoder, embedding_cache, encoder_for
 from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.passages import LivePassage, live_passages
@@ -24,7 +24,7 @@ class QuerySimilarity:
 
 
 def similarities(
-    store: Store, settings: Settings, which: index.PassageEncoder, queries: Sequence[JudgedQuery]
+    store: Store, settings: Settings, which: PassageEncoder, queries: Sequence[JudgedQuery]
 ) -> list[QuerySimilarity]:
     """One row for each query that has both a right and a wrong passage among those of today.
 
@@ -36,9 +36,9 @@ def similarities(
     passages = live_passages(store.warehouse)
     if not passages or not queries:
         return []
-    cache = index.embedding_cache(store)
-    asked, _ = cache.queries(index.encoder_for(store, which.model_digest, settings), [q.query for q in queries])
-    encoder = index.encoder_for(store, which.passage_model, settings)
+    cache = embedding_cache(store)
+    asked, _ = cache.queries(encoder_for(store, which.model_digest, settings), [q.query for q in queries])
+    encoder = encoder_for(store, which.passage_model, settings)
     held, _ = cache.passages(encoder, [passage.rendered(which.prefix) for passage in passages])
     by_document: dict[str, list[int]] = {}
     for place, passage in enumerate(passages):
@@ -58,7 +58,6 @@ def _right(query: JudgedQuery, passages: Sequence[LivePassage], by_document: dic
     for evidence in query.evidence:
         for place in by_document.get(evidence.doc_path, ()) if evidence.relevance > 0 else ():
             start, end = passages[place].start_char, passages[place].end_char
-            # Read as the metrics read a hit.
-            if finds(Hit(evidence.doc_path, start, min(end, start + MAX_HIT_CHARACTERS)), evidence):
+            if finds(Hit(evidence.doc_path, start, end).read(), evidence):
                 places.add(place)
     return sorted(places)

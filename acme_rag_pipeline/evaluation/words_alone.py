@@ -11,18 +11,20 @@ from acme_rag_pipeline.evaluation.metrics import PRIMARY
 from acme_rag_pipeline.evaluation.query_sets import HELD_OUT
 
 
-def bm25_ahead(sets: Mapping[str, Sequence[JudgedQuery]], results: Mapping[str, Sequence[ArmResult]], arm: str) -> str:
-    """A sentence for each query set on which BM25 alone scores higher than an arm; empty where there is none.
+def bm25_ahead(
+    sets: Mapping[str, Sequence[JudgedQuery]], results: Mapping[str, Sequence[ArmResult]], arms: Mapping[str, str]
+) -> str:
+    """A sentence for each query set on which BM25 alone scores higher than what readers get; empty where there is none.
 
     Args:
         sets: judged queries by query set.
         results: the arms of each.
-        arm: what readers get.
+        arms: what readers get, by query set; one that did not run is passed over.
     """
     sentences = []
     for name, queries in sets.items():
         scores = {result.arm: result.metric(PRIMARY) for result in results[name]}
-        if arm not in scores:
+        if (arm := arms[name]) not in scores:
             continue
         ids = [query.query_id for query in queries]
         theirs, words = ([scores[which][i] for i in ids] for which in (arm, BM25))

@@ -15,7 +15,7 @@ from acme_rag_pipeline.embedding.base_model import resolve_base_model
 from acme_rag_pipeline.pairs.hard_negatives import mine
 from acme_rag_pipeline.pairs.repeated_queries import repeated
 from acme_rag_pipeline.pairs.wording import query_key, word_overlap
-from acme_rag_pipeline.retrieval import index
+from acme_rag_pipeline.retrieval.passage_encoder import BASE_PREFIX, PassageEncoder, embedding_cache, encoder_for
 from acme_rag_pipeline.retrieval.retriever import lexical
 from acme_rag_pipeline.setting_groups import PairSettings
 from acme_rag_pipeline.settings import Settings
@@ -74,16 +74,14 @@ class Funnel:
             key=lambda p: (p["origin"] != "curated", p["chunk_id"], p["method"], p["pair_id"]),
         )
         base = resolve_base_model(settings.base_model, settings.root)
-        self.encoder = index.encoder_for(store, base.digest, settings)
-        self.cache = index.embedding_cache(store)
-        self.base_table = index.PassageEncoder(base.digest, index.BASE_PREFIX).table
+        self.encoder = encoder_for(store, base.digest, settings)
+        self.cache = embedding_cache(store)
+        self.base_table = PassageEncoder(base.digest, BASE_PREFIX).table
         self.golden = [row[0] for row in golden]
         # One call for all queries keeps the model from being loaded where everything is cached.
         queries, _ = self.cache.queries(self.encoder, [p["query"] for p in self.pairs] + self.golden)
         self.query_vectors, self.golden_vectors = queries[: len(self.pairs)], queries[len(self.pairs) :]
-        self.passage_vectors, _ = self.cache.passages(
-            self.encoder, [p.rendered(index.BASE_PREFIX) for p in self.passages]
-        )
+        self.passage_vectors, _ = self.cache.passages(self.encoder, [p.rendered(BASE_PREFIX) for p in self.passages])
         self.dropped: dict[int, str] = {}
         self.steps: list[dict[str, Any]] = []
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from acme_rag_pipeline.pairs.wording import query_key
-from acme_rag_pipeline.retrieval import index
+from acme_rag_pipeline.retrieval.passage_encoder import embedding_cache
 from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.stages import stored_detail
 from acme_rag_pipeline.store.warehouse import records
@@ -117,7 +117,7 @@ def _nearness(store: Store, queries: Sequence[str], *judges: Sequence[str]) -> l
     Queries without a stored vector are left out.
     """
     digest = stored_detail(store.warehouse, "base_index", "model_digest")
-    known = index.embedding_cache(store).known_queries(str(digest), [*queries, *(q for group in judges for q in group)])
+    known = embedding_cache(store).known_queries(str(digest), [*queries, *(q for group in judges for q in group)])
     asked = [known[query] for query in queries if query in known]
     found = []
     for group in judges:

@@ -5,33 +5,32 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
 
-from acme_rag_pipeline.embedding.base_model import (
-    BASE_CARD,
-    BaseModelFiles,
-    base_card,
-    functional_files,
-    lacks_prompts,
-    resolve_base_model,
-)
 from acme_rag_pipeline.embedding.cache import EmbeddingCache
 from acme_rag_pipeline.embedding.encoder import ENCODER_VERSION, Encoder, versioned
 from acme_rag_pipeline.embedding.general_probe import probe_entries
 from acme_rag_pipeline.retrieval.expansion import expanded_text, expansion_key, packed_shifts
 from acme_rag_pipeline.retrieval.fusion import judged_fusion
+from acme_rag_pipeline.retrieval.passage_encoder import (
+    BASE_PREFIX,
+    PassageEncoder,
+    embedding_cache,
+    encoder_for,
+    install_base,
+    newest_candidate,
+)
 from acme_rag_pipeline.retrieval.sentences import SENTENCES_VERSION, packed_sentences
 from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store import models, vectors
-from acme_rag_pipeline.store.arms_file import forget_arm, known_arms, remember_arm
+from acme_rag_pipeline.store.arms_file import forget_arm, remember_arm
 from acme_rag_pipeline.store.fingerprints import fingerprint, sha256_text
 from acme_rag_pipeline.store.lance_files import lost_files, newest_version
 from acme_rag_pipeline.store.layout import Store
-from acme_rag_pipeline.store.passages import LivePassage, PassagePrefix, live_passages
+from acme_rag_pipeline.store.passages import LivePassage, live_passages
 from acme_rag_pipeline.store.promotion import NothingPromoted, PointerDamaged, read_pointer
 from acme_rag_pipeline.store.stages import StageResult, data_versions, overtaken, record, recorded, stored_detail
 from acme_rag_pipeline.store.table_clean_up import delete_gone
@@ -42,81 +41,7 @@ FINE_TUNED_STAGE = "fine_tuned_index"
 CODE_VERSION = "3"
 # With those of what its rows are made of.
 VERSIONS = f"{CODE_VERSION}, encoder {ENCODER_VERSION}, sentences {SENTENCES_VERSION}"
-BASE_PREFIX: PassagePrefix = "none"
-EXPANDED_ARMS = ("base_hybrid", "fine_tuned_hybrid")
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class PassageEncoder:
-    """What decides a passage's vector: a model and how passages are rendered for it.
-
-    Attributes:
-        model_digest: the model that is promoted; it encodes queries, and passages too unless `passage_digest` is given.
-        prefix: what stands before a passage's text.
-        passage_digest: the model whose passage vectors it was trained against (strategy `query_only`).
-    """
-
-    model_digest: str
-    prefix: PassagePrefix
-    passage_digest: str | None = None
-
-    @property
-    def passage_model(self) -> str:
-        """Digest of the model that encodes passages."""
-        return self.passage_digest or self.model_digest
-
-    @property
-    def table(self) -> str:
-        """The LanceDB table that holds its vectors."""
-        return vectors.table_name(self.passage_model, self.prefix)
-
-    @property
-    def expanded_table(self) -> str:
-        """The table of the same passages with the queries that were written for them, as this model encodes queries."""
-        tower = f"_{self.model_digest[:16]}" if self.passage_model != self.model_digest else ""
-        return f"{self.table}_queries{tower}"
-
-
-def install_base(store: Store, settings: Settings) -> BaseModelFiles:
-    """Find the base model and see to it that the store holds a whole copy, so that the store alone can serve it.
-
-    Raises:
-        SettingsError: there is no such model.
-    """
-    base = resolve_base_model(settings.base_model, settings.root)
-    names = functional_files(base.folder)
-    if models.lost_files(models.model_folder(store, base.digest), models.file_sizes(base.folder, names)):
-        about = {"model_digest": base.digest, "kind": "base", "name": base.name, "licence": base.licence}
-        if lacks_prompts(base.folder):
-            logger.warning(
-                "the card of %s says that `query: ` and `passage: ` belong before the texts, and its configuration has no such "
-                "prompts: they are left out (docs/settings.md, base model)",
-                base.name,
-            )
-        own = base_card(base.folder)
-        card = f"# {base.name}\n\nThe base model, copied unchanged. Licence: {base.licence}.\n"
-        if own:
-            card += f"\nIts own card: [{BASE_CARD}]({BASE_CARD}).\n"
-        with store.writer(BASE_STAGE):
-            models.install(
-                store,
-                base.digest,
-                base.folder,
-                names,
-                {"manifest.json": json.dumps(about, indent=1) + "\n", "README.md": card} | own,
-            )
-    return base
-
-
-def encoder_for(store: Store, digest: str, settings: Settings) -> Encoder:
-    """The encoder of a model in the store; it loads when the first text must be encoded."""
-    return Encoder(models.model_folder(store, digest), digest, settings.training.precision)
-
-
-def embedding_cache(store: Store) -> EmbeddingCache:
-    """The store's vectors by rendered input."""
-    return EmbeddingCache(store.embedding_cache, store.wait_seconds)
 
 
 def sentences_wanted(store: Store, settings: Settings, fusion: Mapping[str, Any] | None = None) -> bool:
@@ -262,7 +187,7 @@ def _lost_by_candidate(store: Store, which: PassageEncoder) -> list[str]:
 def _without_candidate(store: Store, which: PassageEncoder, reason: str) -> StageResult:
     with store.writer(FINE_TUNED_STAGE):
         forget_arm(store, "fine_tuned")
-        removed = _delete_gone(store, which.table)
+        removed = delete_gone_rows(store, which.table)
         details = {"outcome": f"not searchable: {reason}", "embedded": 0, "reused": 0, "removed": removed, "rows": 0}
         with store.warehouse.write() as connection:
             result = StageResult(FINE_TUNED_STAGE, "damaged candidate", Counts(removed=removed), details=details)
@@ -270,19 +195,9 @@ def _without_candidate(store: Store, which: PassageEncoder, reason: str) -> Stag
             return record(connection, result, "damaged candidate")
 
 
-def _delete_gone(store: Store, table: str) -> int:
+def delete_gone_rows(store: Store, table: str) -> int:
     held = vectors.open_table(vectors.connect(store.lancedb), table)
     return 0 if held is None else delete_gone(held, live_passages(store.warehouse))
-
-
-def newest_candidate(store: Store) -> PassageEncoder | None:
-    """The model that the `fine_tuned_model` stage ended with, or None before the first."""
-    with store.warehouse.read() as connection:
-        rows = records(connection, "SELECT summary FROM stages WHERE stage = 'fine_tuned_model'")
-    details = json.loads(rows[0]["summary"])["details"] if rows else {}
-    if not details.get("model_digest") or not models.model_folder(store, details["model_digest"]).exists():
-        return None
-    return PassageEncoder(details["model_digest"], details["passage_prefix"], details.get("passage_digest"))
 
 
 def _index_stage(
@@ -291,13 +206,13 @@ def _index_stage(
     with_sentences = sentences_wanted(store, settings)
     made_from = fingerprint(stage, versioned(CODE_VERSION), upstream, asdict(which), sentences_key(with_sentences))
     if (unchanged := recorded(store.warehouse, stage, made_from)) is not None and holds(store, unchanged.details):
-        remember_arm(store, arm, _arm(which, unchanged.details["lance_version"], which.table))
+        remember_arm(store, arm, arm_entry(which, unchanged.details["lance_version"], which.table))
         return StageResult(stage, unchanged.data_version, unchanged.counts, True, nothing_done(unchanged.details))
     with store.writer(stage):
         if overtaken(store.warehouse, upstream):
             return _index_stage(store, settings, stage, which, data_versions(store.warehouse, *upstream), arm)
         done = reconcile_index(store, settings, which, with_sentences=with_sentences)
-        remember_arm(store, arm, _arm(which, done.version, which.table))
+        remember_arm(store, arm, arm_entry(which, done.version, which.table))
         details = index_details(store, which, done) | {
             "chunks_version": upstream["chunks"],
             "sentences_key": sentences_key(with_sentences),
@@ -357,60 +272,7 @@ def nothing_done(details: dict[str, Any]) -> dict[str, Any]:
     return known | nothing | ({"queries_embedded": 0} if "queries_embedded" in known else {})
 
 
-def index_expanded_arms(
-    store: Store, settings: Settings, queries: Mapping[str, Sequence[str]]
-) -> dict[str, dict[str, Any]]:
-    """Give the arms `base_hybrid` and `fine_tuned_hybrid` tables that know the queries, or take them away without any.
-
-    Args:
-        store, settings: as everywhere.
-        queries: that were written for passages, by chunk id.
-
-    Returns:
-        By arm its entry in `arms.json`, and the newest version of its table: what `expanded_arms_hold` compares.
-    """
-    candidate = newest_candidate(store)
-    base = PassageEncoder(install_base(store, settings).digest, BASE_PREFIX)
-    with_sentences = sentences_wanted(store, settings)
-    made: dict[str, dict[str, Any]] = {}
-    for arm, which in ((EXPANDED_ARMS[0], base), (EXPANDED_ARMS[1], candidate)):
-        if not queries or which is None:
-            forget_arm(store, arm)
-            continue
-        try:
-            done = reconcile_index(store, settings, which, with_sentences=with_sentences, queries=queries)
-        except models.ModelDamaged as error:
-            if which == base:
-                raise
-            logger.warning("`search --retriever %s` does not know the passages' queries: %s", arm, error)
-            forget_arm(store, arm)
-            with store.writer(arm):
-                _delete_gone(store, which.expanded_table)
-            made[arm] = {"damaged": str(error)}  # no finished table holds that: the next run looks again
-            continue
-        entry = _arm(which, done.version, which.expanded_table)
-        remember_arm(store, arm, entry)
-        made[arm] = entry | {"newest_version": newest_version(store.lancedb, which.expanded_table)}
-    return made
-
-
-def expanded_arms_hold(store: Store, made: Mapping[str, Mapping[str, Any]]) -> bool:
-    """Whether the arms that know the queries are those that a finished run made, and their tables too, with all files.
-
-    A run that was killed may have brought a table to other queries, which are no longer those of today.
-
-    Args:
-        made: by `index_expanded_arms`.
-    """
-    arms = known_arms(store)
-    there = {arm: arms[arm] for arm in EXPANDED_ARMS if arm in arms}
-    return there.keys() == made.keys() and all(
-        entry | {"newest_version": made[arm]["newest_version"]} == made[arm] and holds(store, made[arm])
-        for arm, entry in there.items()
-    )
-
-
-def _arm(which: PassageEncoder, version: int, table: str) -> dict[str, Any]:
+def arm_entry(which: PassageEncoder, version: int, table: str) -> dict[str, Any]:
     return {
         "model_digest": which.model_digest,
         "model_dir": models.relative_folder(which.model_digest),
@@ -418,8 +280,3 @@ def _arm(which: PassageEncoder, version: int, table: str) -> dict[str, Any]:
         "lance_version": version,
         "passage_prefix": which.prefix,
     }
-
-
-def now() -> datetime:
-    """The time of a decision or a promotion."""
-    return datetime.now(UTC)

@@ -11,7 +11,13 @@ from typing import Any, get_args
 
 from acme_rag_pipeline.embedding.cache import KEEP_UNUSED
 from acme_rag_pipeline.embedding.general_probe import probe_entries
-from acme_rag_pipeline.retrieval import index
+from acme_rag_pipeline.retrieval.passage_encoder import (
+    BASE_PREFIX,
+    PassageEncoder,
+    embedding_cache,
+    install_base,
+    newest_candidate,
+)
 from acme_rag_pipeline.retrieval.sentences import sentences
 from acme_rag_pipeline.serving import decisions
 from acme_rag_pipeline.settings import Settings
@@ -51,15 +57,15 @@ def policy(store: Store, settings: Settings) -> Policy:
     latest = list(dict.fromkeys(d.encoder for d in reversed(past)))
     kept = set(latest[: settings.serving.keep_promotions])
     expanded = {d.table for d in past if d.expanded and d.encoder in kept}
-    newest = index.newest_candidate(store)
+    newest = newest_candidate(store)
     # What the newest candidate was compared with: a later evaluation compares them again.
     kept |= {
         before.encoder
         for before, after in itertools.pairwise(past)
         if newest is not None and after.candidate_digest == newest.model_digest
     }
-    base = index.install_base(store, settings)
-    kept |= {index.PassageEncoder(base.digest, index.BASE_PREFIX)} | ({newest} if newest else set())
+    base = install_base(store, settings)
+    kept |= {PassageEncoder(base.digest, BASE_PREFIX)} | ({newest} if newest else set())
     digests = {digest for encoder in kept for digest in (encoder.model_digest, encoder.passage_model)}
     with store.warehouse.read() as connection:
         twins = records(connection, "SELECT model_digest, twin_digest FROM models WHERE twin_digest IS NOT NULL")
@@ -112,9 +118,9 @@ def clean_up(store: Store, settings: Settings) -> None:
     if store.idle("training"):
         models.remove_models(store, stays.digests)
         _clear_training(store)
-        index.embedding_cache(store).forget_encoders(stays.digests)
+        embedding_cache(store).forget_encoders(stays.digests)
     # What is in use is only worth collecting when something may have to go.
-    cache = index.embedding_cache(store)
+    cache = embedding_cache(store)
     if cache.rows() > KEEP_UNUSED:
         with store.warehouse.read() as connection:
             queries = connection.execute("SELECT query FROM pairs UNION SELECT query FROM golden_queries").fetchall()

@@ -7,13 +7,13 @@ import json
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, cast
 
 import duckdb
 
-from acme_rag_pipeline.retrieval import index
 from acme_rag_pipeline.retrieval.expansion import weighed
+from acme_rag_pipeline.retrieval.passage_encoder import BASE_PREFIX, PassageEncoder, install_base
 from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store import models
 from acme_rag_pipeline.store.fingerprints import fingerprint
@@ -29,6 +29,7 @@ BOOTSTRAP, PROMOTED, ROLLED_BACK = "bootstrap", "promoted", "rolled back"
 REPLACED = "promoted before, replaced since"
 KEPT_BY_A_PERSON = "kept: rolled back before"
 KEPT_BECAUSE = "a person rolled back from the winner: it is not promoted again by itself"
+NO_CANDIDATE = "no candidate"
 Retriever = tuple[str, Recipe, str]
 NOT_COMPARED = "not decided: readers get something else by now than the candidate was compared with"
 BOOTSTRAP_REASON = "bootstrap: before the first decision the base model serves, dense"
@@ -73,9 +74,9 @@ class Decision:
         return self.encoder.expanded_table if self.expanded else self.encoder.table
 
     @property
-    def encoder(self) -> index.PassageEncoder:
+    def encoder(self) -> PassageEncoder:
         """What encodes the passages that readers search."""
-        return index.PassageEncoder(self.model_digest, self.passage_prefix, self.passage_digest)
+        return PassageEncoder(self.model_digest, self.passage_prefix, self.passage_digest)
 
 
 def decisions(store: Store) -> list[Decision]:
@@ -98,14 +99,14 @@ def champion(store: Store, settings: Settings) -> Decision:
     past = decisions(store)
     if past:
         return past[-1]
-    base = index.install_base(store, settings)
+    base = install_base(store, settings)
     with store.writer(STAGE):
         # Another run may have been faster.
         if past := decisions(store):
             return past[-1]
         return append(
             store,
-            encoder=index.PassageEncoder(base.digest, index.BASE_PREFIX),
+            encoder=PassageEncoder(base.digest, BASE_PREFIX),
             recipe="dense",
             verdict=BOOTSTRAP,
             reason=BOOTSTRAP_REASON,
@@ -118,10 +119,10 @@ def champion_unrecorded(store: Store, settings: Settings) -> Decision:
         return past[-1]
     return Decision(
         decision=1,
-        decided_at=index.now(),
-        model_digest=index.install_base(store, settings).digest,
+        decided_at=datetime.now(UTC),
+        model_digest=install_base(store, settings).digest,
         recipe="dense",
-        passage_prefix=index.BASE_PREFIX,
+        passage_prefix=BASE_PREFIX,
         verdict=BOOTSTRAP,
         reason=BOOTSTRAP_REASON,
         candidate_digest=None,
@@ -141,16 +142,37 @@ def champion_before(store: Store, settings: Settings, candidate_key: str) -> Dec
     return champion_unrecorded(store, settings)
 
 
-def candidate_key(candidate: index.PassageEncoder | None) -> str:
+def candidate_key(candidate: PassageEncoder | None) -> str:
     """Identity of a candidate for the rule of one decision each."""
-    return f"{candidate.model_digest}/{candidate.prefix}" if candidate else "no candidate"
+    return f"{candidate.model_digest}/{candidate.prefix}" if candidate else NO_CANDIDATE
 
 
 def on_the_newest_candidate(store: Store) -> Decision | None:
-    """The decision on the candidate that was evaluated last, which an earlier run may have made; None without one."""
+    """The decision on the candidate that was evaluated last, which an earlier run may have made; None without one.
+
+    Where readers use what this candidate's own promotion brought, it is that promotion, although with other evidence it was
+    compared with itself since.
+    """
     with store.warehouse.read() as connection:
         rows = records(connection, "SELECT candidate_key FROM verdicts ORDER BY evaluated_at DESC LIMIT 1")
-    return decision_on(store, rows[0]["candidate_key"]) if rows else None
+    if not rows:
+        return None
+    found = decision_on(store, rows[0]["candidate_key"])
+    if found is None or found.verdict == PROMOTED:
+        return found
+    past = decisions(store)
+    keys = {
+        d.candidate_key for d in past if d.candidate_key and _same_candidate(d.candidate_key, rows[0]["candidate_key"])
+    }
+    known = [decision_on(store, key) for key in sorted(keys)]
+    in_force = [d for d in known if d is not None and d.verdict == PROMOTED]
+    return max(in_force, key=lambda d: d.decision, default=found)
+
+
+def _same_candidate(one: str, other: str) -> bool:
+    """Whether two keys are of one candidate, with whatever evidence and fusion (`contestants.py` puts those behind it)."""
+    candidates = [key.split("/")[: 1 if key.startswith(NO_CANDIDATE) else 2] for key in (one, other)]
+    return candidates[0] == candidates[1]
 
 
 def decision_on(store: Store, key: str) -> Decision | None:
@@ -176,14 +198,21 @@ def decision_on(store: Store, key: str) -> Decision | None:
     return found
 
 
-def decided_with_other_evidence(store: Store, candidate: index.PassageEncoder | None, key: str) -> int:
+def decided_with_other_evidence(store: Store, candidate: PassageEncoder | None, key: str) -> int:
     """How often this candidate was decided on before the decision with this key, by other evidence.
+
+    Where there was no question, or nothing to compare, nothing could be promoted by chance: that is no look at the evidence.
 
     Args:
         store, candidate: as everywhere; without a candidate it is the fusion of the base that is decided on.
         key: of the candidate with the evidence of today; begins with `candidate_key`.
     """
-    keys = dict.fromkeys(d.candidate_key for d in decisions(store) if d.candidate_key)
+    with store.warehouse.read() as connection:
+        idle = connection.execute(
+            "SELECT evaluation_id FROM verdicts WHERE json_array_length(details, '$.comparisons') = 0"
+        ).fetchall()
+    blank = {row[0] for row in idle}
+    keys = dict.fromkeys(d.candidate_key for d in decisions(store) if d.candidate_key and d.evaluation_id not in blank)
     before = list(itertools.takewhile(lambda known: known != key, keys))
     return sum(known.startswith(f"{candidate_key(candidate)}/") for known in before)
 
@@ -210,7 +239,7 @@ def decide_promotion(store: Store, settings: Settings) -> StageResult:
         decided = decision_on(store, key)
         if decided is not None:
             outcome = f"this candidate was decided on before ({decided.verdict}); {current.verdict} stands"
-        elif (rows[0]["champion_digest"], rows[0]["champion_recipe"]) != (current.model_digest, current.recipe):
+        elif not _is_the_compared(rows[0], current):
             # A person went back while, or after, the candidate was compared with what readers had before.
             outcome = f"{NOT_COMPARED}: run `retrain` to compare it with that"
         elif rows[0]["verdict"] == PROMOTED and is_left_behind(store, _winner(rows[0])):
@@ -241,10 +270,18 @@ def decide_promotion(store: Store, settings: Settings) -> StageResult:
             return record(connection, result, fingerprint(made_from, current.decision))
 
 
+def _is_the_compared(verdict: dict[str, Any], current: Decision) -> bool:
+    """Whether what readers use is what the candidate was compared with."""
+    compared = verdict["champion_digest"], verdict["champion_recipe"]
+    known = verdict["champion_fusion"]
+    alike = known is None or json.loads(known) == current.fusion
+    return compared == (current.model_digest, current.recipe) and alike
+
+
 def _act(store: Store, verdict: dict[str, Any], current: Decision) -> Decision:
     promoted = verdict["verdict"] == PROMOTED
     winner = [verdict[name] for name in ("winner_digest", "winner_prefix", "winner_passage_digest")]
-    encoder = index.PassageEncoder(*winner) if promoted else current.encoder
+    encoder = PassageEncoder(*winner) if promoted else current.encoder
     return append(
         store,
         encoder=encoder,
@@ -304,7 +341,7 @@ def _prefixes(retriever: Retriever) -> list[tuple[str, ...]]:
 def append(
     store: Store,
     *,
-    encoder: index.PassageEncoder,
+    encoder: PassageEncoder,
     recipe: Recipe,
     verdict: str,
     reason: str,
@@ -317,7 +354,7 @@ def append(
     with store.warehouse.write() as connection:
         decision = Decision(
             decision=_next_number(connection),
-            decided_at=index.now(),
+            decided_at=datetime.now(UTC),
             model_digest=encoder.model_digest,
             recipe=recipe,
             passage_prefix=encoder.prefix,

@@ -11,6 +11,8 @@ from typing import Any
 from acme_rag_pipeline.embedding.base_model import files_digest, functional_files, model_digest
 from acme_rag_pipeline.embedding.encoder import versioned
 from acme_rag_pipeline.retrieval import index
+from acme_rag_pipeline.retrieval.expanded_index import expanded_arms_hold, index_expanded_arms
+from acme_rag_pipeline.retrieval.passage_encoder import install_base, newest_candidate
 from acme_rag_pipeline.serving import clean_up, decisions
 from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store import models
@@ -93,7 +95,7 @@ def _serve(
             done = known or index.reconcile_index(store, settings, decision.encoder, with_sentences=with_sentences)
         pointer = _pointer(decision, done.version)
         write_pointer(store.pointer, pointer)
-        arms = index.index_expanded_arms(store, settings, queries if for_arms else {})
+        arms = index_expanded_arms(store, settings, queries if for_arms else {})
         details = index.index_details(store, decision.encoder, done, expanded=decision.expanded) | {
             "recipe": decision.recipe,
             **_written(queries if decision.expanded else {}),
@@ -132,7 +134,7 @@ def rollback(store: Store, settings: Settings, to: str | None = None) -> decisio
         past = decisions.decisions(store)
         if not past:
             raise NoSuchPromotion("nothing has been promoted from this store yet")
-        index.install_base(store, settings)  # a damaged base is copied anew
+        install_base(store, settings)  # a damaged base is copied anew
         current = past[-1]
         asked_for = to is None or (to != "" and current.model_digest.startswith(to))
         interrupted = current.verdict == decisions.ROLLED_BACK and not last_decision_is_served(store)
@@ -203,7 +205,7 @@ def _expansion(store: Store, queries: Mapping[str, Sequence[str]], *, for_arms: 
     """What the tables with queries are made from; nothing where there are none."""
     if not queries:
         return []
-    candidate = index.newest_candidate(store)
+    candidate = newest_candidate(store)
     return [queries, for_arms, asdict(candidate) if candidate else None]
 
 
@@ -216,7 +218,7 @@ def _written(queries: Mapping[str, Sequence[str]]) -> dict[str, int]:
 def _model_files(store: Store, settings: Settings, decision: decisions.Decision) -> dict[str, int]:
     """The functional files of the promoted model by size, as they were when it was first served."""
     # A damaged base model is copied anew.
-    index.install_base(store, settings)
+    install_base(store, settings)
     with store.warehouse.read() as connection:
         rows = records(connection, "SELECT summary FROM stages WHERE stage = ?", [STAGE])
     served = json.loads(rows[0]["summary"])["details"] if rows else {}
@@ -259,7 +261,7 @@ def _pointer(decision: decisions.Decision, version: int) -> Promoted:
 def _holds(store: Store, decision: decisions.Decision, details: dict[str, Any]) -> bool:
     """Whether all that readers search is as these details describe it."""
     # Earlier versions did not say which arms they had given tables with queries.
-    arms_hold = index.expanded_arms_hold(store, details.get("expanded_arms", {}))
+    arms_hold = expanded_arms_hold(store, details.get("expanded_arms", {}))
     return arms_hold and index.holds(store, details) and _serves(store, decision, details)
 
 

@@ -68,6 +68,8 @@ TABLES = (
     "ALTER TABLE trained_pairs ADD COLUMN IF NOT EXISTS side VARCHAR",
     "ALTER TABLE trained_pairs ADD COLUMN IF NOT EXISTS text_hash VARCHAR",
     "ALTER TABLE trained_pairs ADD COLUMN IF NOT EXISTS named_negatives VARCHAR[]",
+    # Its wording, so that a question that people move to the golden ones is known to have been learned.
+    "ALTER TABLE trained_pairs ADD COLUMN IF NOT EXISTS query_key VARCHAR",
     # The chunks that the last retrain saw, so that a schedule can tell how much changed since.
     "CREATE TABLE IF NOT EXISTS trained_chunks(chunk_id VARCHAR PRIMARY KEY)",
     # When a retrain saw the chunk first; NULL in rows of an earlier version, which count as old.
@@ -103,4 +105,6 @@ TABLES = (
     # How a fused recipe joins its two rankings, as it was judged; NULL where it is not fused or not known.
     "ALTER TABLE promotions ADD COLUMN IF NOT EXISTS fusion JSON",
     "ALTER TABLE verdicts ADD COLUMN IF NOT EXISTS winner_fusion JSON",
+    # Of the champion that the candidate was compared with: `null` where it was not fused, NULL in rows of an earlier version.
+    "ALTER TABLE verdicts ADD COLUMN IF NOT EXISTS champion_fusion JSON",
 )

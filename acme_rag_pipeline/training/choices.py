@@ -11,7 +11,7 @@ from acme_rag_pipeline.embedding.base_model import BaseModelFiles
 from acme_rag_pipeline.embedding.cache import EmbeddingCache
 from acme_rag_pipeline.embedding.encoder import Encoder
 from acme_rag_pipeline.pairs.heading_queries import HEADING_METHODS
-from acme_rag_pipeline.retrieval import index
+from acme_rag_pipeline.retrieval.passage_encoder import BASE_PREFIX
 from acme_rag_pipeline.setting_groups import TrainingSettings
 from acme_rag_pipeline.store.passages import PassagePrefix
 from acme_rag_pipeline.training.checkpoint import Curve
@@ -69,7 +69,7 @@ class Choices:
         chosen = self.training.passage_prefix
         if self.query_only:
             # The passages keep the vectors that the base's index holds.
-            return index.BASE_PREFIX
+            return BASE_PREFIX
         if chosen != "auto":
             return chosen
         plain, headed = (

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from acme_rag_pipeline.retrieval import index
+from acme_rag_pipeline.pairs.wording import query_key
 from acme_rag_pipeline.setting_groups import AutomationSettings
 from acme_rag_pipeline.store import models
 from acme_rag_pipeline.store.layout import Store
@@ -81,11 +82,13 @@ def retrain_due(
         key = newest.get("training_key")
         of_trained = "SELECT pair_id, named_negatives FROM trained_pairs WHERE training_key = ?"
         trained = {(pair, *(named or ())) for pair, named in connection.execute(of_trained, [key]).fetchall()}
+        golden = [query_key(row[0]) for row in connection.execute("SELECT query FROM golden_queries").fetchall()]
+        # A pair that people moved to the golden queries is none of today's: its wording tells.
         held_out = connection.execute(
-            "SELECT count(*) FROM trained_pairs JOIN training_pairs USING (pair_id) WHERE training_key = ? AND "
+            "SELECT count(*) FROM trained_pairs LEFT JOIN training_pairs USING (pair_id) WHERE training_key = ? AND "
             "(training_pairs.side = 'validation' OR dropped_because = 'near a golden query' "
-            "OR starts_with(dropped_because, 'passage nearly repeats'))",
-            [key],
+            "OR starts_with(dropped_because, 'passage nearly repeats') OR list_contains(?, query_key))",
+            [key, golden],
         ).fetchall()[0][0]
     if not trained:
         return RetrainDue(None, "trained because there was no candidate yet")
@@ -129,7 +132,7 @@ def remember_chunks(
     connection.execute(
         "INSERT INTO trained_chunks (chunk_id, since) SELECT chunk_id, ? FROM chunks "
         f"WHERE list_contains(?, chunk_id) {with_questions}ON CONFLICT DO UPDATE SET retracted = NULL",
-        [index.now(), seen],
+        [datetime.now(UTC), seen],
     )
 
 

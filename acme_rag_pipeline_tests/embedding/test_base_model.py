@@ -22,7 +22,7 @@ from acme_rag_pipeline.embedding.base_model import (
 )
 from acme_rag_pipeline.embedding.encoder import Encoder
 from acme_rag_pipeline.embedding.light_bert import open_light_bert
-from acme_rag_pipeline.retrieval.index import install_base
+from acme_rag_pipeline.retrieval.passage_encoder import install_base
 from acme_rag_pipeline.settings import EMBEDDED_BASE_MODEL, Settings, SettingsError
 from acme_rag_pipeline.store import models
 from acme_rag_pipeline.store.layout import Store

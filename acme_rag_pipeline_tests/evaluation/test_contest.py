@@ -23,7 +23,9 @@ from acme_rag_pipeline.evaluation.metrics import PRIMARY, Evidence
 from acme_rag_pipeline.evaluation.query_sets import GOLDEN, HELD_OUT, held_out_queries
 from acme_rag_pipeline.evaluation.report_content import report_of
 from acme_rag_pipeline.evaluation.similarity import similarities
+from acme_rag_pipeline.evaluation.standing import standing_of
 from acme_rag_pipeline.retrieval import index
+from acme_rag_pipeline.retrieval.passage_encoder import BASE_PREFIX, PassageEncoder, install_base
 from acme_rag_pipeline.serving import decisions
 from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store import models
@@ -80,7 +82,7 @@ def test_a_store_of_an_earlier_version_gets_the_column_and_its_chunks_are_old(st
 
 
 def test_similarities_tell_the_evidence_from_the_nearest_other_passage(store: Store, settings: Settings) -> None:
-    base = index.PassageEncoder(index.install_base(store, settings).digest, index.BASE_PREFIX)
+    base = PassageEncoder(install_base(store, settings).digest, BASE_PREFIX)
     passages = live_passages(store.warehouse)
     hotel = next(p for p in passages if "London 210" in p.text)
     query = "hotel limit for a night in London"
@@ -102,7 +104,9 @@ def with_twin(store: Store, digest: str, twin: str) -> None:
     row = {"model_digest": digest, "training_key": "k", "twin_digest": twin, "kind": "candidate"}
     with store.warehouse.write() as connection:
         record(connection, StageResult("fine_tuned_model", "v", details=details), "f")
-        insert(connection, "models", [row | {"passage_prefix": "none", "manifest": "{}", "created_at": index.now()}])
+        insert(
+            connection, "models", [row | {"passage_prefix": "none", "manifest": "{}", "created_at": datetime.now(UTC)}]
+        )
 
 
 def test_without_its_twin_a_candidate_is_not_judged_on_what_it_was_trained_on(store: Store, settings: Settings) -> None:
@@ -116,14 +120,15 @@ def test_without_its_twin_a_candidate_is_not_judged_on_what_it_was_trained_on(st
 
 def test_a_champion_whose_twin_is_gone_is_measured_itself_and_that_is_said(store: Store, settings: Settings) -> None:
     with_twin(store, "c" * 64, "d" * 64)
-    champion = index.PassageEncoder("c" * 64, "none")
+    champion = PassageEncoder("c" * 64, "none")
     decisions.append(store, encoder=champion, recipe="dense", verdict=decisions.PROMOTED, reason="by hand")
     with store.warehouse.write() as connection:
         connection.execute("DELETE FROM stages WHERE stage = 'fine_tuned_model'")
     who = contest(store, settings)
     assert who.champion_twin_lost
     assert next(arm.encoder for arm in arms_for(who, held_out=True) if arm.name == CHAMPION) == champion
-    report = report_of(store, settings, run(store, settings, who, "without the champion's twin"))
+    done = run(store, settings, who, "without the champion's twin")
+    report = report_of(store, settings, done, standing_of(store, done))
     assert any("twin is gone" in caveat for caveat in report.caveats)
     (store.models / ("d" * 64)).mkdir()
     assert contest(store, settings).champion_twin == replace(champion, model_digest="d" * 64)
@@ -133,7 +138,7 @@ def test_questions_about_what_a_twin_was_trained_on_are_left_out_and_that_is_sai
     store: Store, settings: Settings
 ) -> None:
     index.index_base(store, settings)
-    base = index.install_base(store, settings).digest
+    base = install_base(store, settings).digest
     with_twin(store, "c" * 64, "d" * 64)
     passages = live_passages(store.warehouse)
     assert len(passages) > 4
@@ -156,7 +161,7 @@ def test_questions_about_what_a_twin_was_trained_on_are_left_out_and_that_is_sai
     assert seen_by_a_twin(store, replace(who, twin=None, champion_twin=who.twin)) == {"0"}, (
         "a champion's twin is asked too"
     )
-    untrained = replace(who, twin=index.PassageEncoder(base, "none"))
+    untrained = replace(who, twin=PassageEncoder(base, "none"))
     with store.warehouse.write() as connection:
         connection.execute("UPDATE models SET twin_digest = ?", [base])
     assert seen_by_a_twin(store, untrained) == set(), "a twin that is the base learned nothing"
@@ -200,7 +205,7 @@ def test_what_a_person_asked_about_several_passages_is_one_query_that_all_of_the
 
 def candidate_over(settings: Settings, decided_before: int = 0) -> Contest:
     """A contest of one candidate with the base."""
-    base, candidate = (index.PassageEncoder(letter * 64, "none") for letter in "bc")
+    base, candidate = (PassageEncoder(letter * 64, "none") for letter in "bc")
     champion = decisions.Decision(
         1, DECIDED, base.model_digest, "dense", "none", decisions.BOOTSTRAP, "the first", None, None, None
     )
@@ -243,7 +248,7 @@ def test_a_model_that_was_the_base_once_is_no_trained_one_that_the_questions_fla
     (store.models / ("d" * 64)).mkdir()
     trained = {}
     for digest in ("e" * 64, "c" * 64):
-        encoder = index.PassageEncoder(digest, "none")
+        encoder = PassageEncoder(digest, "none")
         decisions.append(store, encoder=encoder, recipe="dense", verdict=decisions.PROMOTED, reason="by hand")
         trained[digest[0]] = contest(store, settings).champion_trained
     assert trained == {"e": False, "c": True}
@@ -281,7 +286,7 @@ def test_a_card_that_is_not_utf_8_stays_as_it_is_and_the_log_says_so(
     card.parent.mkdir(parents=True)
     saved = "Für uns.".encode("latin-1")
     card.write_bytes(saved)
-    write_on_card(store, done)
+    write_on_card(store, done, "promoted")
     assert card.read_bytes() == saved
     assert "README.md is not UTF-8: it stays as it is" in caplog.text
 
@@ -290,11 +295,11 @@ def test_a_champion_that_learned_the_held_out_units_and_never_had_a_twin_is_said
     store: Store, settings: Settings
 ) -> None:
     with_twin(store, "c" * 64, "d" * 64)
-    champion = index.PassageEncoder("e" * 64, "none")
+    champion = PassageEncoder("e" * 64, "none")
     decisions.append(store, encoder=champion, recipe="dense", verdict=decisions.PROMOTED, reason="by hand")
     row = {"model_digest": "e" * 64, "training_key": "golden", "kind": "candidate", "passage_prefix": "none"}
     with store.warehouse.write() as connection:
-        insert(connection, "models", [row | {"manifest": "{}", "created_at": index.now()}])
+        insert(connection, "models", [row | {"manifest": "{}", "created_at": datetime.now(UTC)}])
         insert(connection, "trained_pairs", [{"training_key": "golden", "pair_id": "p", "side": "train"}])
     assert not contest(store, settings).champion_without_twin
     with store.warehouse.write() as connection:

@@ -24,10 +24,12 @@ from acme_rag_pipeline.evaluation.golden import JudgedQuery, golden_queries, res
 from acme_rag_pipeline.evaluation.metrics import Hit, score_query
 from acme_rag_pipeline.evaluation.query_sets import GOLDEN, HELD_OUT
 from acme_rag_pipeline.evaluation.report_content import report_of
+from acme_rag_pipeline.evaluation.standing import standing_of
 from acme_rag_pipeline.evaluation.words_alone import bm25_ahead
 from acme_rag_pipeline.pairs.training_set import build_training_set
 from acme_rag_pipeline.retrieval import Retriever, index
 from acme_rag_pipeline.retrieval.expansion import without_expansion
+from acme_rag_pipeline.retrieval.passage_encoder import install_base
 from acme_rag_pipeline.serving import decisions, serve
 from acme_rag_pipeline.settings import EMBEDDED_BASE_MODEL, Settings
 from acme_rag_pipeline.store import models
@@ -148,7 +150,7 @@ class Collection:
 
 def test_people_decide_which_candidate_readers_get(shared: Path, tmp_path: Path) -> None:
     made = Collection(shared, tmp_path, golden_decides=True)
-    base = index.install_base(made.store, made.settings).digest
+    base = install_base(made.store, made.settings).digest
 
     worse = made.candidate(shared / "worse")
     decided = made.decide()
@@ -189,11 +191,13 @@ def test_people_decide_which_candidate_readers_get(shared: Path, tmp_path: Path)
     # Documents that changed a little may let another recipe of the same candidate win; readers keep what was decided.
     who = contest(made.store, made.settings)
     again = run(made.store, made.settings, who, "the same numbers again")
-    assert report_of(made.store, made.settings, again).headline.startswith("Promoted: readers now get")
+    assert report_of(made.store, made.settings, again, standing_of(made.store, again)).headline.startswith(
+        "Promoted: readers now get"
+    )
     other = "dense" if pointer.recipe == "hybrid" else "hybrid"
     with made.store.warehouse.write() as connection:
         connection.execute("UPDATE promotions SET recipe = ? WHERE verdict = 'promoted'", [other])
-    report = report_of(made.store, made.settings, again)
+    report = report_of(made.store, made.settings, again, standing_of(made.store, again))
     assert report.headline == "Decided before, and that stands: promoted"
     assert report.reason.startswith("With the numbers of today the gate would say: ")
     with made.store.warehouse.write() as connection:
@@ -255,9 +259,9 @@ def test_on_held_out_units_twins_are_measured_and_machine_written_questions_coun
     assert unflattered.decision.winner in (FINE_TUNED, FINE_TUNED_HYBRID)
     assert "synthetic evidence" in unflattered.decision.reason
     # The embedded generator's questions repeat words: BM25 alone is ahead of the base, and that is said.
-    said = bm25_ahead(done.queries, done.results, BASE)
+    said = bm25_ahead(done.queries, done.results, dict.fromkeys(done.queries, BASE))
     assert "BM25 alone, without a model, scores higher than base on the held-out questions" in said
-    assert bm25_ahead(done.queries, done.results, "nobody") == ""
+    assert bm25_ahead(done.queries, done.results, dict.fromkeys(done.queries, "nobody")) == ""
     assert {BASE, BASE_HYBRID} <= {result.arm for result in done.results[HELD_OUT]}
 
 

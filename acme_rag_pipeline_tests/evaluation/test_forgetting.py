@@ -15,7 +15,7 @@ from acme_rag_pipeline.embedding.encoder import Encoder, load_model
 from acme_rag_pipeline.embedding.general_probe import probe_entries
 from acme_rag_pipeline.evaluation.forgetting import Forgetting, general_probe
 from acme_rag_pipeline.evaluation.intervals import Interval
-from acme_rag_pipeline.retrieval import index
+from acme_rag_pipeline.retrieval.passage_encoder import BASE_PREFIX, PassageEncoder, install_base
 from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store import models
 from acme_rag_pipeline.store.layout import Store
@@ -35,11 +35,11 @@ def test_probe_entries_are_distinct_and_not_copied_from_their_passages() -> None
 
 
 @pytest.fixture
-def damaged(store: Store, settings_for: Callable[..., Settings], tmp_path: Path) -> index.PassageEncoder:
+def damaged(store: Store, settings_for: Callable[..., Settings], tmp_path: Path) -> PassageEncoder:
     """The base with one transformer layer wiped: what a training that went wrong leaves."""
     import torch
 
-    base = index.install_base(store, settings_for())
+    base = install_base(store, settings_for())
     model = load_model(base.folder, "cpu")
     with torch.no_grad():
         for weight in model[0].auto_model.encoder.layer[2].parameters():
@@ -47,14 +47,14 @@ def damaged(store: Store, settings_for: Callable[..., Settings], tmp_path: Path)
     model.save_pretrained(str(tmp_path / "damaged"), create_model_card=False)
     digest = model_digest(tmp_path / "damaged")
     shutil.copytree(tmp_path / "damaged", models.model_folder(store, digest))
-    return index.PassageEncoder(digest, index.BASE_PREFIX)
+    return PassageEncoder(digest, BASE_PREFIX)
 
 
 def test_a_damaged_model_forgets_and_a_second_look_encodes_nothing(
-    store: Store, settings_for: Callable[..., Settings], damaged: index.PassageEncoder, monkeypatch: pytest.MonkeyPatch
+    store: Store, settings_for: Callable[..., Settings], damaged: PassageEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = settings_for()
-    base = index.PassageEncoder(index.install_base(store, settings).digest, index.BASE_PREFIX)
+    base = PassageEncoder(install_base(store, settings).digest, BASE_PREFIX)
     first = general_probe(store, settings, base, damaged)
     assert first.base_ndcg > 0.8
     assert first.candidate_ndcg < first.base_ndcg
@@ -69,7 +69,7 @@ def test_a_damaged_model_forgets_and_a_second_look_encodes_nothing(
     same = general_probe(store, settings, base, base)
     assert (same.difference.mean, same.outcome) == (0, "holds")
     # A query tower: its own query vectors, the base's passage vectors.
-    tower = index.PassageEncoder(damaged.model_digest, index.BASE_PREFIX, base.model_digest)
+    tower = PassageEncoder(damaged.model_digest, BASE_PREFIX, base.model_digest)
     assert general_probe(store, settings, base, tower).candidate_ndcg not in (first.base_ndcg, first.candidate_ndcg)
 
 

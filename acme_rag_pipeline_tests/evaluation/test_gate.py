@@ -530,3 +530,22 @@ def test_the_decision_does_not_depend_on_the_order_of_queries() -> None:
     shuffled = ArmScores("tuned", dict(reversed(list(arm.ndcg.items()))))
 
     assert judged.decide(arm) == judged.decide(shuffled)
+
+
+def test_a_gain_that_is_too_small_is_not_called_a_lower_score() -> None:
+    judged = Judged()
+    decision = judged.decide(judged.arm("small", 0.003, spread=0.001), judged.arm("other", -0.013, spread=0.5))
+    assert decision.verdict == CANNOT_TELL
+    assert "base stays: small gains 0.003, less than the 0.01 that a change must bring. With other" in decision.reason
+
+
+@pytest.mark.parametrize(("documents", "said"), [(4, "chance explains in these 4 units."), (5, "chance explains.")])
+def test_a_fall_in_a_few_documents_is_said_of_these(documents: int, said: str) -> None:
+    judged = Judged()
+    few = judged.ids[:24]
+    judged.units |= {i: f"few {n % documents}" for n, i in enumerate(few)}
+    better = ArmScores("better", {i: (0.4 if i in few else 0.7) + 0.001 * (n % 7) for n, i in enumerate(judged.ids)})
+    folders = {i: "few" if i in few else "many" for i in judged.ids}
+    decision = judged.decide(better, segments={"folder": folders})
+    assert decision.verdict == "kept: segment folder=few falls"
+    assert said in decision.reason

@@ -11,10 +11,12 @@ import pytest
 
 from acme_rag_pipeline.chunking.chunks import split_documents
 from acme_rag_pipeline.documents.ingest import ingest_documents
+from acme_rag_pipeline.evaluation.contestants import contest
 from acme_rag_pipeline.evaluation.golden import golden_queries, judged_queries, read_golden, resolve_golden_queries
 from acme_rag_pipeline.orchestration.checks import golden_queries_resolve
 from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store.layout import Store
+from acme_rag_pipeline.store.stages import StageResult, record
 
 
 def written(folder: Path, queries: list[dict[str, Any]], qrels: list[dict[str, Any]]) -> Path:
@@ -169,3 +171,53 @@ def test_a_span_of_an_edited_document_stays_unresolved_whatever_happens_to_the_l
     assert unresolved("a new span", [lines[0], {"query_id": "a", "doc_path": "travel.md", "start": 5, "end": 30}]) == [
         0
     ]
+
+
+def test_a_line_of_brackets_costs_that_line(tmp_path: Path) -> None:
+    folder = written(tmp_path, [{"query_id": "a", "query": "who?"}], [{"query_id": "a", "doc_path": "a.md"}])
+    with (folder / "qrels.jsonl").open("a") as file:
+        file.write("[" * 100_000 + "\n")
+    _, qrels, problems = read_golden(folder)
+    assert len(qrels) == 1
+    assert [problem.startswith("qrels.jsonl line 2: not JSON") for problem in problems] == [True]
+
+
+@pytest.mark.usefixtures("documents")
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_document_and_its_sections_are_no_two_units(
+    store: Store, settings_for: Callable[..., Settings], tmp_path: Path, whole: bool
+) -> None:
+    quotes = ["hotels in London 210 euros", "Book trains and flights in Wayfare"]
+    queries = [{"query_id": n, "query": f"question {n}?"} for n in range(3)]
+    qrels = [{"query_id": n, "doc_path": "travel.md", "quote": quote} for n, quote in enumerate(quotes)]
+    qrels += [{"query_id": 2, "doc_path": "travel.md"}] if whole else []
+    (tmp_path / "golden").mkdir()
+    settings = settings_for(golden=str(written(tmp_path / "golden", queries, qrels)))
+    ingest_documents(store, settings)
+    split_documents(store, settings)
+    resolve_golden_queries(store, settings)
+    units = {query.query_id: query.unit for query in golden_queries(store)}
+    assert len(set(units.values())) == (1 if whole else 2), units
+    assert (set(units.values()) == {"travel.md"}) is whole
+
+
+@pytest.mark.usefixtures("documents")
+def test_the_order_of_judgements_and_those_of_no_relevance_are_no_evidence(
+    store: Store, settings_for: Callable[..., Settings], tmp_path: Path
+) -> None:
+    (tmp_path / "golden").mkdir()
+    queries = [{"query_id": "a", "query": "who?"}]
+    qrels = [{"query_id": "a", "doc_path": "travel.md", "start": n, "end": n + 40} for n in (0, 100)]
+    settings = settings_for(
+        golden=str(tmp_path / "golden"), evaluation={"golden_minimum_queries": 1, "golden_minimum_units": 1}
+    )
+    keys = []
+    for lines in (qrels, qrels[::-1], [{"query_id": "a", "doc_path": "leave.md", "relevance": 0}, *qrels], qrels[:1]):
+        written(tmp_path / "golden", queries, lines)
+        ingest_documents(store, settings)
+        split_documents(store, settings)
+        resolve_golden_queries(store, settings)
+        with store.warehouse.write() as connection:
+            record(connection, StageResult("training_set", "v", details={"judged_by": "golden queries"}), "f")
+        keys.append(contest(store, settings).candidate_key)
+    assert keys[0] == keys[1] == keys[2] != keys[3]

@@ -22,6 +22,7 @@ from acme_rag_pipeline.evaluation.golden import resolve_golden_queries
 from acme_rag_pipeline.evaluation.judged_set import compare_arms, comparison_page
 from acme_rag_pipeline.evaluation.report import render_report
 from acme_rag_pipeline.evaluation.report_content import report_of
+from acme_rag_pipeline.evaluation.standing import standing_of
 from acme_rag_pipeline.retrieval import index
 from acme_rag_pipeline.serving import decisions
 from acme_rag_pipeline.settings import Settings, SettingsError
@@ -59,7 +60,8 @@ def settings(documents: Path, settings_for: Callable[..., Settings], store: Stor
 
 
 def test_without_questions_the_report_names_no_candidate_and_says_why(settings: Settings, store: Store) -> None:
-    report = report_of(store, settings, run(store, settings, contest(store, settings), "nothing to ask"))
+    done = run(store, settings, contest(store, settings), "nothing to ask")
+    report = report_of(store, settings, done, standing_of(store, done))
     assert (report.candidate, report.champion, report.verdict) == ("none", "base", "kept: cannot tell")
     assert report.headline == "Kept as it is: there are no questions to judge by"
     assert_harmless(render_report(report))
@@ -70,8 +72,8 @@ def test_the_report_shows_the_arm_that_its_reason_is_about(settings: Settings, s
     falls, chance = judged.arm("base_hybrid", 0.09, keywords=-0.06), judged.arm("fine_tuned", 0.13, spread=2.0)
     decision = judged.decide(falls, chance, segments={"style": judged.style})
     assert decision.verdict == "kept: segment style=keywords falls"
-    done = run(store, settings, contest(store, settings), "a fall, and a larger gain that may be chance")
-    report = report_of(store, settings, replace(done, decision=decision))
+    done = replace(run(store, settings, contest(store, settings), "a fall, and a larger gain"), decision=decision)
+    report = report_of(store, settings, done, standing_of(store, done))
     assert decision.reason.startswith(f"base stays: {report.candidate} is better overall")
 
 
@@ -156,7 +158,7 @@ def test_a_judged_set_that_was_trained_on_or_is_tiny_says_so_and_claims_nothing(
     answer = CliRunner().invoke(cli.main, [*options, "--html", str(page), "--json"])
     assert answer.exit_code == 0, answer.output
     note = json.loads(answer.stdout)["note"]
-    assert "1 of 2 queries stand in the training set too: a tuned model learned them" in note
+    assert "1 of 2 queries stand among training pairs too: a tuned model learned them" in note
     assert "1 of 2 queries stand in the validation share too: no model learned them, but they chose the weights" in note
     assert "with 2 document sections no difference can be told from chance; at least 6 are needed" in note
     text = page.read_text(encoding="utf-8")

@@ -19,6 +19,7 @@ from acme_rag_pipeline.embedding.general_probe import probe_entries
 from acme_rag_pipeline.evaluation import golden
 from acme_rag_pipeline.pairs import curated, offline, synthetic, training_set
 from acme_rag_pipeline.retrieval import index
+from acme_rag_pipeline.retrieval.passage_encoder import PassageEncoder, install_base
 from acme_rag_pipeline.retrieval.sentences import sentences
 from acme_rag_pipeline.serving import serve
 from acme_rag_pipeline.settings import Settings
@@ -105,7 +106,7 @@ def run(store: Store, settings: Settings, stages: Sequence[Stage]) -> dict[str, 
 
 def adopt_headed_candidate(store: Store, settings: Settings) -> None:
     """Stand in for a training that chose the base's own weights with headings before the text: a second live table."""
-    base = index.install_base(store, settings)
+    base = install_base(store, settings)
     details = {"model_digest": base.digest, "passage_prefix": "heading_path", "twin_digest": None}
     with store.warehouse.write() as connection:
         record(connection, StageResult("fine_tuned_model", "headed base", details=details), "headed base")
@@ -168,7 +169,7 @@ class PlainModel:
 class LiveTable:
     """A table that readers search today, at the version that they open."""
 
-    which: index.PassageEncoder
+    which: PassageEncoder
     name: str
     version: int
 
@@ -192,7 +193,7 @@ def live_tables(store: Store) -> dict[str, LiveTable]:
     named = {"promoted": vars(read_pointer(store.pointer))} | known_arms(store)
     found = {}
     for arm, entry in named.items():
-        which = index.PassageEncoder(entry["model_digest"], entry["passage_prefix"])
+        which = PassageEncoder(entry["model_digest"], entry["passage_prefix"])
         assert entry["table"] in (which.table, which.expanded_table)
         found[arm] = LiveTable(which, entry["table"], entry["lance_version"])
     return found

@@ -18,7 +18,9 @@ from typing import Any
 
 import pytest
 
-from acme_rag_pipeline.retrieval import Retriever, index
+from acme_rag_pipeline.retrieval import Retriever
+from acme_rag_pipeline.retrieval.expanded_index import EXPANDED_ARMS
+from acme_rag_pipeline.retrieval.passage_encoder import newest_candidate
 from acme_rag_pipeline.store import vectors
 from acme_rag_pipeline.store.arms_file import known_arms
 from acme_rag_pipeline.store.layout import Store
@@ -217,7 +219,7 @@ def test_a_run_that_was_killed_at_any_moment_is_healed_by_the_next(tmp_path: Pat
     with ScriptedLLM(in_other_words) as server:
         _kill_and_heal(tmp_path, {"generator": GENERATOR, "openai_base_url": server.url})
     arms = known_arms(store_of(settings_of(tmp_path / "company")))
-    assert set(index.EXPANDED_ARMS) & arms.keys() == (set(index.EXPANDED_ARMS) if server.requests else set())
+    assert set(EXPANDED_ARMS) & arms.keys() == (set(EXPANDED_ARMS) if server.requests else set())
 
 
 def _kill_and_heal(tmp_path: Path, given: dict[str, Any]) -> None:
@@ -287,7 +289,7 @@ def test_tables_with_queries_that_a_kill_cut_short_are_healed_by_the_next_run(tm
             company.read()
         assert company.states[company.served] == company.states[-1]
         fresh = oracle.from_nothing(tmp_path / "fresh", company.store, settings, oracle.EVERYTHING)
-    assert set(index.EXPANDED_ARMS) <= known_arms(company.store).keys()
+    assert set(EXPANDED_ARMS) <= known_arms(company.store).keys()
     oracle.assert_same_rows(company.store, fresh)
     oracle.assert_same_tables(company.store, fresh)
     _assert_no_litter(company.store)
@@ -340,7 +342,7 @@ def _assert_the_law(company: Company, fresh: Path, given: dict[str, Any]) -> Non
     from_nothing = store_of(settings_of(fresh))
     for table, query in LIVE_TABLES.items():
         assert rows_of(company.store, query) == rows_of(from_nothing, query), table
-    candidates = [index.newest_candidate(store) for store in (company.store, from_nothing)]
+    candidates = [newest_candidate(store) for store in (company.store, from_nothing)]
     assert candidates[0] == candidates[1]
     oracle.assert_same_tables(company.store, from_nothing)
     pointer = read_pointer(company.store.pointer)

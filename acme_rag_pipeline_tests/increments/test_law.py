@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
-from acme_rag_pipeline.retrieval import index
+from acme_rag_pipeline.retrieval.passage_encoder import BASE_PREFIX, PassageEncoder, install_base, newest_candidate
 from acme_rag_pipeline.retrieval.sentences import sentences
 from acme_rag_pipeline.serving import decisions, serve
 from acme_rag_pipeline.settings import Settings
@@ -273,8 +273,8 @@ class HistoriesWithAnLLM(Histories):
     @rule(candidate=st.booleans(), recipe=st.sampled_from(["dense", "hybrid", "hybrid"]))
     def promote(self, candidate: bool, recipe: Recipe) -> None:
         """What the settings weigh is part of a promoted recipe."""
-        base = index.PassageEncoder(index.install_base(self.store, self.settings).digest, index.BASE_PREFIX)
-        encoder = (index.newest_candidate(self.store) if candidate else None) or base
+        base = PassageEncoder(install_base(self.store, self.settings).digest, BASE_PREFIX)
+        encoder = (newest_candidate(self.store) if candidate else None) or base
         decisions.append(
             self.store,
             encoder=encoder,

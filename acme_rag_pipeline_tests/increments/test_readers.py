@@ -12,7 +12,13 @@ import pytest
 from acme_rag_pipeline.chunking.chunks import split_documents
 from acme_rag_pipeline.documents.ingest import ingest_documents
 from acme_rag_pipeline.embedding.base_model import functional_files, model_digest, resolve_base_model
-from acme_rag_pipeline.retrieval import index
+from acme_rag_pipeline.retrieval.passage_encoder import (
+    BASE_PREFIX,
+    PassageEncoder,
+    embedding_cache,
+    encoder_for,
+    install_base,
+)
 from acme_rag_pipeline.serving import decisions, serve
 from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store import models
@@ -36,7 +42,7 @@ class Publisher:
         # Sentences make each of the many tables dearer and change nothing of what readers may see when.
         self.settings: Settings = settings_of(root, retrieval={"sentence_weight": 0})
         self.store: Store = store_of(self.settings)
-        self.base = index.PassageEncoder(index.install_base(self.store, self.settings).digest, index.BASE_PREFIX)
+        self.base = PassageEncoder(install_base(self.store, self.settings).digest, BASE_PREFIX)
         self.states: list[tuple[str, Scores]] = []
 
     def edit(self, number: int) -> None:
@@ -48,7 +54,7 @@ class Publisher:
         ingest_documents(self.store, self.settings)
         split_documents(self.store, self.settings)
 
-    def another_model(self, seed: int) -> index.PassageEncoder:
+    def another_model(self, seed: int) -> PassageEncoder:
         """The base with other weights: cheap to make, and its scores are its own."""
         import torch
         from safetensors.torch import load_file, save_file
@@ -64,24 +70,24 @@ class Publisher:
         save_file(noisy, made / "model.safetensors", metadata={"format": "pt"})
         digest = model_digest(made)
         models.install(self.store, digest, made, functional_files(made), {})
-        return index.PassageEncoder(digest, "none")
+        return PassageEncoder(digest, "none")
 
-    def expect(self, encoder: index.PassageEncoder, recipe: str) -> None:
+    def expect(self, encoder: PassageEncoder, recipe: str) -> None:
         """Remember the state that is promoted next, before any reader can see it."""
         passages = live_passages(self.store.warehouse)
-        cache = index.embedding_cache(self.store)
-        of = index.encoder_for(self.store, encoder.model_digest, self.settings)
+        cache = embedding_cache(self.store)
+        of = encoder_for(self.store, encoder.model_digest, self.settings)
         vectors, _ = cache.passages(of, [p.text for p in passages])
         query, _ = cache.queries(of, [QUERY])
         keys = [(p.doc_path, p.start_char, p.end_char, p.text) for p in passages]
         self.states.append((recipe, dict(zip(keys, (vectors @ query[0]).tolist(), strict=True))))
 
-    def promote(self, encoder: index.PassageEncoder, recipe: decisions.Recipe) -> None:
+    def promote(self, encoder: PassageEncoder, recipe: decisions.Recipe) -> None:
         self.expect(encoder, recipe)
         decisions.append(self.store, encoder=encoder, recipe=recipe, verdict=decisions.PROMOTED, reason="by hand")
         serve.serve(self.store, self.settings)
 
-    def roll_back(self, to: index.PassageEncoder, recipe: str) -> None:
+    def roll_back(self, to: PassageEncoder, recipe: str) -> None:
         self.expect(to, recipe)
         decided = serve.rollback(self.store, self.settings)
         assert (decided.encoder, decided.recipe) == (to, recipe)

@@ -31,6 +31,7 @@ from acme_rag_pipeline.pairs.curated import resolve_curated_pairs
 from acme_rag_pipeline.pairs.training_set import build_training_set
 from acme_rag_pipeline.retrieval import Retriever, index
 from acme_rag_pipeline.retrieval.expansion import without_expansion
+from acme_rag_pipeline.retrieval.passage_encoder import BASE_PREFIX, PassageEncoder, install_base, newest_candidate
 from acme_rag_pipeline.serving import decisions
 from acme_rag_pipeline.serving.serve import serve
 from acme_rag_pipeline.setting_groups import RetrievalSettings
@@ -182,8 +183,8 @@ def obey_mode_bits() -> None:
 
 def _promote(store: Store, settings: Settings, which: str) -> None:
     current = decisions.champion(store, settings)
-    candidate = index.newest_candidate(store)
-    base = index.PassageEncoder(index.install_base(store, settings).digest, index.BASE_PREFIX)
+    candidate = newest_candidate(store)
+    base = PassageEncoder(install_base(store, settings).digest, BASE_PREFIX)
     wanted, recipe = (candidate, "hybrid") if which == "candidate" and candidate else (base, "dense")
     if current.encoder != wanted:
         with store.writer(BY_HAND):

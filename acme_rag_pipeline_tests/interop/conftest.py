@@ -14,6 +14,7 @@ from acme_rag_pipeline.documents import ingest
 from acme_rag_pipeline.evaluation import golden
 from acme_rag_pipeline.pairs import curated, synthetic, training_set
 from acme_rag_pipeline.retrieval import index
+from acme_rag_pipeline.retrieval.passage_encoder import install_base, newest_candidate
 from acme_rag_pipeline.retrieval.retriever import Retriever, SearchHit
 from acme_rag_pipeline.serving import decisions, serve
 from acme_rag_pipeline.settings import Settings
@@ -82,9 +83,9 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Served:
     store = Store(root / "store", wait_seconds=10)
     for stage in STAGES:
         stage(store, settings)
-    tuned = index.newest_candidate(store)
+    tuned = newest_candidate(store)
     assert tuned is not None
-    assert tuned.model_digest != index.install_base(store, settings).digest
+    assert tuned.model_digest != install_base(store, settings).digest
     decisions.append(
         store, encoder=tuned, recipe="dense", verdict="promoted", reason="for the test", candidate_key="by hand"
     )

@@ -20,8 +20,9 @@ from acme_rag_pipeline.evaluation.contest import expansion_by_headings
 from acme_rag_pipeline.evaluation.contestants import arms_for, champion_arm, contest
 from acme_rag_pipeline.evaluation.golden import JudgedQuery
 from acme_rag_pipeline.evaluation.metrics import Evidence
-from acme_rag_pipeline.retrieval import Retriever, index
+from acme_rag_pipeline.retrieval import Retriever
 from acme_rag_pipeline.retrieval.expansion import expanded_cosine, joined_words, packed_shifts
+from acme_rag_pipeline.retrieval.passage_encoder import BASE_PREFIX, PassageEncoder, install_base
 from acme_rag_pipeline.serving import clean_up, decisions, serve
 from acme_rag_pipeline.setting_groups import RetrievalSettings
 from acme_rag_pipeline.settings import Settings
@@ -168,7 +169,7 @@ def test_who_searches_finds_a_passage_by_what_others_asked(store: Store, setting
 def test_readers_and_the_evaluation_rank_alike(store: Store, settings: Settings) -> None:
     write(store, HEADINGS)
     serve.serve(store, settings)
-    base = index.PassageEncoder(index.install_base(store, settings).digest, index.BASE_PREFIX)
+    base = PassageEncoder(install_base(store, settings).digest, BASE_PREFIX)
     judged = [JudgedQuery(str(n), q, (Evidence("travel.md", None, None, 1),), "u", {}) for n, q in enumerate(ASKED)]
     few = FAR.model_copy(update={"candidates": 3})
     for fusion in (settings.retrieval, FAR, few, OFF, FAR.model_copy(update={"sentence_weight": 0.0})):
@@ -227,7 +228,7 @@ def test_what_all_questions_have_in_common_stays_known(
 
 
 def test_a_query_tower_shares_the_passages_of_the_base_and_not_its_queries() -> None:
-    base, tower = index.PassageEncoder("1" * 64, "none"), index.PassageEncoder("2" * 64, "none", "1" * 64)
+    base, tower = PassageEncoder("1" * 64, "none"), PassageEncoder("2" * 64, "none", "1" * 64)
     assert base.table == tower.table
     assert base.expanded_table != tower.expanded_table
     assert "2" * 16 in tower.expanded_table, "by this the clean-up knows whose table it is"
@@ -329,7 +330,7 @@ def test_queries_in_the_index_are_judged_by_people_alone(
     assert weights(golden=True, held_out=True) == {0}, "each would find itself"
     assert weights(golden=False, held_out=True) == weights(golden=False, held_out=False) == {0}
     promote(store, settings, settings.retrieval)
-    assert champion_arm(contest(store, settings)) == BASE_HYBRID
+    assert champion_arm(contest(store, settings), held_out=True) == BASE_HYBRID
     assert weights(golden=False, held_out=True) == {0}
 
 
@@ -337,7 +338,7 @@ def test_queries_in_the_index_are_judged_by_people_alone(
 def test_authors_headings_say_whether_the_queries_help(
     store: Store, settings: Settings, written_for: str, gains: bool
 ) -> None:
-    base = index.PassageEncoder(index.install_base(store, settings).digest, index.BASE_PREFIX)
+    base = PassageEncoder(install_base(store, settings).digest, BASE_PREFIX)
 
     def said() -> tuple[int, float] | None:
         return expansion_by_headings(store, ArmRunner(store, settings), base)

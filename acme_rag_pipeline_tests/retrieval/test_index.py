@@ -13,6 +13,7 @@ from acme_rag_pipeline.chunking.chunks import split_documents
 from acme_rag_pipeline.documents.ingest import ingest_documents
 from acme_rag_pipeline.embedding import encoder
 from acme_rag_pipeline.retrieval import Retriever, index
+from acme_rag_pipeline.retrieval.passage_encoder import PassageEncoder, install_base
 from acme_rag_pipeline.retrieval.retriever import ArmMissing
 from acme_rag_pipeline.retrieval.sentences import sentences
 from acme_rag_pipeline.serving import decisions
@@ -33,7 +34,7 @@ def test_a_new_query_tower_over_the_base_s_table_is_the_arm_from_then_on(
     settings = settings_for()
     for stage in (ingest_documents, split_documents, index.index_base):
         stage(store, settings)
-    base = index.install_base(store, settings).digest
+    base = install_base(store, settings).digest
     for tower in ("1" * 64, "2" * 64):
         shutil.copytree(models.model_folder(store, base), models.model_folder(store, tower))
         details = {"model_digest": tower, "passage_prefix": "none", "passage_digest": base}
@@ -87,9 +88,9 @@ def test_another_version_of_the_encoding_code_writes_every_live_vector_anew(
 ) -> None:
     settings = settings_for()
     oracle.run(store, settings, oracle.REFRESH)
-    base = index.install_base(store, settings).digest
+    base = install_base(store, settings).digest
     # A champion that is neither the base's table nor the newest candidate's.
-    headed = index.PassageEncoder(base, "heading_path")
+    headed = PassageEncoder(base, "heading_path")
     decisions.append(store, encoder=headed, recipe="dense", verdict=decisions.PROMOTED, reason="by hand")
     oracle.run(store, settings, oracle.REFRESH)
     passages = live_passages(store.warehouse)

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from acme_rag_pipeline.evaluation.arms import BASE_HYBRID, Arm, ArmRunner
 from acme_rag_pipeline.evaluation.golden import JudgedQuery
 from acme_rag_pipeline.evaluation.metrics import Evidence
-from acme_rag_pipeline.retrieval import Retriever, index
+from acme_rag_pipeline.retrieval import Retriever
+from acme_rag_pipeline.retrieval.passage_encoder import BASE_PREFIX, PassageEncoder, install_base
 from acme_rag_pipeline.retrieval.sentences import MOST, best_sentence, pack, sentences, with_best_sentence
 from acme_rag_pipeline.serving import decisions, serve
 from acme_rag_pipeline.setting_groups import RetrievalSettings
@@ -103,7 +104,7 @@ def packs(store: Store) -> list[bytes | None]:
 
 def test_the_best_sentence_decides_where_it_is_asked_to(store: Store, settings: Settings) -> None:
     passages = live_passages(store.warehouse)
-    plain = oracle.PlainModel(index.install_base(store, settings).folder)
+    plain = oracle.PlainModel(install_base(store, settings).folder)
     asked = plain.vectors(QUERIES)
     best = [[(plain.vectors(sentences(p.text)) @ query).max() for p in passages] for query in asked]
     reader = Retriever.open(store.root, ALONE)
@@ -119,7 +120,7 @@ def test_the_best_sentence_decides_where_it_is_asked_to(store: Store, settings: 
 
 
 def test_readers_and_the_evaluation_rank_alike(store: Store, settings: Settings) -> None:
-    base = index.PassageEncoder(index.install_base(store, settings).digest, index.BASE_PREFIX)
+    base = PassageEncoder(install_base(store, settings).digest, BASE_PREFIX)
     judged = [JudgedQuery(str(n), q, (Evidence("travel.md", None, None, 1),), "u", {}) for n, q in enumerate(QUERIES)]
     for fusion in (settings.retrieval, ALONE, OFF):
         ran = ArmRunner(store, with_retrieval(settings, fusion)).run(Arm(BASE_HYBRID, base, True), judged)

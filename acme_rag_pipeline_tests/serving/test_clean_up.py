@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from acme_rag_pipeline.retrieval import Retriever, index
+from acme_rag_pipeline.retrieval import Retriever
+from acme_rag_pipeline.retrieval.passage_encoder import PassageEncoder, install_base
 from acme_rag_pipeline.retrieval.sentences import sentences
 from acme_rag_pipeline.serving import decisions, serve
 from acme_rag_pipeline.settings import Settings
@@ -72,9 +73,9 @@ def test_a_superseded_version_stays_for_the_grace_time_and_leaves_with_a_run_tha
 
 def test_models_and_tables_that_a_setting_lets_go_leave_with_the_next_run(store: Store, settings: Settings) -> None:
     oracle.run(store, settings, oracle.REFRESH)
-    base = index.install_base(store, settings).digest
+    base = install_base(store, settings).digest
     for prefix in ("heading_path", "none"):
-        encoder = index.PassageEncoder(base, prefix)  # type: ignore[arg-type]
+        encoder = PassageEncoder(base, prefix)  # type: ignore[arg-type]
         decisions.append(store, encoder=encoder, recipe="dense", verdict=decisions.PROMOTED, reason="by hand")
         serve.serve(store, settings)
     assert len(vectors.names(vectors.connect(store.lancedb))) == 2
@@ -88,8 +89,8 @@ def test_the_version_of_an_arm_survives_the_clean_up_beside_a_killed_write(
 ) -> None:
     settings = settings_for(serving={"reader_grace_seconds": 0})
     oracle.run(store, settings, oracle.REFRESH)
-    base = index.install_base(store, settings).digest
-    headed = index.PassageEncoder(base, "heading_path")
+    base = install_base(store, settings).digest
+    headed = PassageEncoder(base, "heading_path")
     decisions.append(store, encoder=headed, recipe="dense", verdict=decisions.PROMOTED, reason="by hand")
     before = Retriever.open(store.root).search(QUERY, retriever="base_hybrid")
     # A run that was killed in the middle of writing the base's table; then another model is served.
@@ -105,11 +106,11 @@ def test_a_table_that_waits_for_a_rollback_loses_deleted_text_at_once_and_encode
     store: Store, settings: Settings, documents: Path
 ) -> None:
     oracle.run(store, settings, oracle.REFRESH)
-    base = index.install_base(store, settings).digest
-    waiting = index.PassageEncoder(base, "heading_path")
-    served: list[tuple[index.PassageEncoder, Any]] = [
+    base = install_base(store, settings).digest
+    waiting = PassageEncoder(base, "heading_path")
+    served: list[tuple[PassageEncoder, Any]] = [
         (waiting, "hybrid"),
-        (index.PassageEncoder(base, "none"), "dense"),
+        (PassageEncoder(base, "none"), "dense"),
     ]
     for encoder, recipe in served:
         decisions.append(store, encoder=encoder, recipe=recipe, verdict=decisions.PROMOTED, reason="by hand")

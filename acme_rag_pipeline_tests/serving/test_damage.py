@@ -13,7 +13,8 @@ from click.testing import CliRunner
 
 from acme_rag_pipeline.cli import main
 from acme_rag_pipeline.orchestration import checks
-from acme_rag_pipeline.retrieval import Retriever, index
+from acme_rag_pipeline.retrieval import Retriever
+from acme_rag_pipeline.retrieval.passage_encoder import PassageEncoder, install_base
 from acme_rag_pipeline.serving import decisions
 from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store import models, vectors
@@ -30,7 +31,7 @@ QUERY = "hotel limit in Rotterdam"
 
 def with_tuned_model(store: Store, settings: Settings) -> tuple[str, str, Path]:
     """The base's digest, and that of a copy of it under another name, with its folder."""
-    base, tuned = index.install_base(store, settings).digest, "1" * 64
+    base, tuned = install_base(store, settings).digest, "1" * 64
     return base, tuned, shutil.copytree(models.model_folder(store, base), models.model_folder(store, tuned))
 
 
@@ -75,7 +76,7 @@ def test_a_promoted_model_that_lost_a_file_is_said_and_deleted_text_leaves_all_t
     base, tuned, folder = with_tuned_model(store, settings)
     decisions.append(
         store,
-        encoder=index.PassageEncoder(tuned, "none"),
+        encoder=PassageEncoder(tuned, "none"),
         recipe="dense",
         verdict=decisions.PROMOTED,
         reason="by hand",
@@ -167,7 +168,7 @@ def test_a_damaged_candidate_that_nobody_reads_keeps_no_edit_from_readers(
     found = {hit.doc_path for hit in Retriever.open(store.root).search(QUERY, k=100)}
     assert found == {"hr/leave.md", "remote.txt", "bicycles.md"}
     assert "fine_tuned" not in known_arms(store)
-    table = vectors.open_table(vectors.connect(store.lancedb), index.PassageEncoder(tuned, "none").table)
+    table = vectors.open_table(vectors.connect(store.lancedb), PassageEncoder(tuned, "none").table)
     assert table is not None
     assert {row["metadata"]["doc_path"] for row in table.to_arrow().to_pylist()} == {"hr/leave.md", "remote.txt"}
     check = checks.fine_tuned_index_is_complete(store, settings)

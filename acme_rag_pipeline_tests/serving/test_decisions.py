@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +13,7 @@ from acme_rag_pipeline.evaluation.contestants import candidate_undecided, contes
 from acme_rag_pipeline.orchestration import checks
 from acme_rag_pipeline.orchestration.automation import gate
 from acme_rag_pipeline.orchestration.resources import Pipeline
-from acme_rag_pipeline.retrieval.index import PassageEncoder
+from acme_rag_pipeline.retrieval.passage_encoder import PassageEncoder
 from acme_rag_pipeline.serving import decisions
 from acme_rag_pipeline.settings import EMBEDDED_BASE_MODEL, Settings
 from acme_rag_pipeline.store.layout import Store
@@ -399,3 +400,52 @@ def test_without_a_trained_candidate_twice_as_many_held_out_questions_are_new_ev
     assert key_with(39) == key_with(3) == first
     assert (key_with(80) != first) is not trained
     assert contest(store, settings).decided_before == (0 if trained else 1)
+
+
+def test_other_evidence_on_what_is_promoted_already_leaves_the_gate_green(store: Store, settings: Settings) -> None:
+    evaluated(store, "promoted", "c/none/some questions", 1)
+    decisions.decide_promotion(store, settings)
+    # It is the champion by now, and a comparison with itself can only be kept.
+    evaluated(store, "kept: cannot tell", "c/none/more questions", 2)
+    decisions.decide_promotion(store, settings)
+    assert verdicts(store) == ["bootstrap", "promoted", "kept: cannot tell"]
+    assert gate_passes(store)
+    (found,) = checks.results("promoted_retriever", store, settings)
+    assert found.passed
+    evaluated(store, "kept: not better", "another/none/more questions", 3)
+    decisions.decide_promotion(store, settings)
+    assert not gate_passes(store)
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_a_champion_of_another_fusion_by_now_is_not_what_was_compared(
+    store: Store, settings: Settings, same: bool
+) -> None:
+    fusion = settings.retrieval.model_dump()
+    base = decisions.champion(store, settings)
+    decisions.append(
+        store, encoder=base.encoder, recipe="hybrid", verdict="promoted", reason="r", candidate_key="k", fusion=fusion
+    )
+    evaluated(store, "promoted", "k1", 1)
+    with store.warehouse.write() as connection:
+        connection.execute("UPDATE verdicts SET champion_fusion = ?", [json.dumps(fusion)])
+    if not same:
+        other = fusion | {"dense_weight": 0.5}
+        decisions.append(
+            store, encoder=base.encoder, recipe="hybrid", verdict="rolled back", reason="by hand", fusion=other
+        )
+    outcome = decisions.decide_promotion(store, settings).details["outcome"]
+    assert outcome.startswith(decisions.NOT_COMPARED) is not same
+    assert (decisions.champion(store, settings).encoder == CANDIDATE) is same
+
+
+def test_a_decision_without_a_question_is_no_look_at_the_evidence(store: Store, settings: Settings) -> None:
+    for number, (key, comparisons) in enumerate([("c/none/0", []), ("c/none/1", [{}])], start=1):
+        evaluated(store, "kept: cannot tell", key, number)
+        with store.warehouse.write() as connection:
+            details = json.dumps({"comparisons": comparisons})
+            connection.execute("UPDATE verdicts SET details = ? WHERE candidate_key = ?", [details, key])
+        decisions.decide_promotion(store, settings)
+    candidate = PassageEncoder("c", "none")
+    assert decisions.decided_with_other_evidence(store, candidate, "c/none/1") == 0
+    assert decisions.decided_with_other_evidence(store, candidate, "c/none/2") == 1

@@ -74,10 +74,10 @@ def test_a_pointer_of_an_earlier_version_follows_the_settings_as_before(store: S
 def test_with_another_setting_the_champion_is_an_arm_of_its_own(store: Store, settings: Settings) -> None:
     promote(store, settings, settings.retrieval.model_dump())
     same = contest(store, settings)
-    assert champion_arm(same) == BASE_HYBRID
+    assert champion_arm(same, held_out=True) == BASE_HYBRID
     changed = settings.model_copy(update={"retrieval": CHANGED})
     other = contest(store, changed)
-    assert champion_arm(other) == CHAMPION
+    assert champion_arm(other, held_out=True) == CHAMPION
     fusion = {arm.name: arm.fusion for arm in arms_for(other, held_out=False)}
     assert fusion[CHAMPION] == settings.retrieval
     assert other.candidate_key != same.candidate_key, "a recipe that nobody judged may be decided on"

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 from acme_rag_pipeline.cli import main
 from acme_rag_pipeline.embedding.base_model import functional_files, model_digest
-from acme_rag_pipeline.retrieval import index
+from acme_rag_pipeline.retrieval.passage_encoder import PassageEncoder, install_base
 from acme_rag_pipeline.serving import decisions, serve
 from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store import models
@@ -30,7 +30,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     settings = Settings.load(root=root, documents=str(root / "documents"), store=str(root / "store"))
     store = Store(root / "store")
     oracle.run(store, settings, oracle.REFRESH)
-    base = index.install_base(store, settings)
+    base = install_base(store, settings)
     digests = [base.digest]
     for number in (1, 2):
         made = shutil.copytree(base.folder, root / f"model-{number}")
@@ -41,7 +41,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
         models.install(store, digest, made, functional_files(made), {})
         decisions.append(
             store,
-            encoder=index.PassageEncoder(digest, "none"),
+            encoder=PassageEncoder(digest, "none"),
             recipe="dense",
             verdict=decisions.PROMOTED,
             reason="by hand",

@@ -15,12 +15,12 @@ import torch
 
 from acme_rag_pipeline.embedding.base_model import resolve_base_model
 from acme_rag_pipeline.embedding.encoder import load_model
-from acme_rag_pipeline.retrieval import index
+from acme_rag_pipeline.retrieval.passage_encoder import install_base, newest_candidate
 from acme_rag_pipeline.setting_groups import TrainingSettings
 from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store import models
 from acme_rag_pipeline.store.layout import Store
-from acme_rag_pipeline.training import candidate, choices, finetune
+from acme_rag_pipeline.training import candidate, candidate_run, choices, finetune
 from acme_rag_pipeline.training.candidate import train_candidate
 from acme_rag_pipeline.training.finetune import weights_of
 from acme_rag_pipeline.training.rows import TrainingRows
@@ -93,7 +93,7 @@ def test_without_enough_validation_the_largest_share_that_was_asked_for_is_taken
 def test_validation_may_go_past_the_tuned_weights_and_the_refit_goes_as_far(
     store: Store, settings_for: Callable[..., Settings], company: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(candidate.Validation, "score", lambda *_: 1.0)
+    monkeypatch.setattr(candidate_run.Validation, "score", lambda *_: 1.0)
     weights = {}
     for share in (1.0, 1.5):
         settings = tuned(settings_for, company, whitening=0.0, interpolation=(share,), epochs=1)
@@ -103,7 +103,7 @@ def test_validation_may_go_past_the_tuned_weights_and_the_refit_goes_as_far(
         for kind in ("twin_digest", "model_digest"):
             folder = models.model_folder(store, done.details[kind])
             weights[kind, share] = weights_of(load_model(folder, "cpu"))
-    base = weights_of(load_model(index.install_base(store, settings).folder, "cpu"))
+    base = weights_of(load_model(install_base(store, settings).folder, "cpu"))
     for kind in ("twin_digest", "model_digest"):
         moved = 0.0
         for name, weight in base.items():
@@ -167,16 +167,16 @@ def test_a_base_that_only_whitening_helps_is_a_candidate_and_its_refit_is_not_tu
     company: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(candidate.Validation, "score_cached", lambda *_, **__: of_plain_base)
+    monkeypatch.setattr(candidate_run.Validation, "score_cached", lambda *_, **__: of_plain_base)
     settings = tuned(settings_for, company, whitening=0.2, interpolation=(0.0,), epochs=1)
     done = trained(store, settings)
     tried = {(row["share"], row["whitening"]): row["ndcg@10"] for row in done.details["interpolation"]}
     assert tried.keys() == {(0.0, 0.0), (0.0, 0.2)}
-    base = index.install_base(store, settings)
+    base = install_base(store, settings)
     found = (done.details["model_digest"], done.details["twin_digest"])
     if of_plain_base > tried[0.0, 0.2]:
         assert found == (base.digest, base.digest)
-        assert (done.details["share"], done.details["whitening"]) == candidate.UNCHANGED
+        assert (done.details["share"], done.details["whitening"]) == choices.UNCHANGED
         return
     assert (done.details["share"], done.details["whitening"]) == (0.0, 0.2)
     assert "not tuned" in done.details["outcome"]
@@ -196,13 +196,13 @@ def test_a_refit_takes_its_share_from_the_twin_and_its_card_shows_the_choice(
     scores = itertools.chain([1.0, 2.0, 1.5], itertools.repeat(1.9))
     monkeypatch.setattr(choices.Choices, "_scores", lambda *_: (next(scores), None))
     planned: list[tuple[int, int | None]] = []
-    original = candidate.finetune
+    original = candidate_run.finetune
 
     def watched(start: Path, rows: TrainingRows, training: TrainingSettings, *rest: Any, **named: Any) -> Any:
         planned.append((finetune.epochs_for(len(set(rows.positives)), training), named["end_after"]))
         return original(start, rows, training, *rest, **named)
 
-    monkeypatch.setattr(candidate, "finetune", watched)
+    monkeypatch.setattr(candidate_run, "finetune", watched)
     settings = tuned(settings_for, company, whitening=0.2, learning_rate=3e-4, interpolation=(0.75,))
     done = trained(store, settings)
     assert done.details["twin_digest"]
@@ -217,7 +217,7 @@ def test_a_refit_takes_its_share_from_the_twin_and_its_card_shows_the_choice(
         assert "Validation nDCG@10 by share" in card
         assert f"{done.details['hard_negatives']} mined negatives a passage" in card
     assert cards == {"twin": (done.details["share"], tried), "served": (done.details["share"], tried)}
-    served = index.newest_candidate(store)
+    served = newest_candidate(store)
     assert served is not None
     assert served.model_digest == done.details["model_digest"]
     (of_twin, _), (of_refit, end_after) = planned
@@ -229,7 +229,7 @@ def test_a_twin_that_is_gone_is_trained_again(
     store: Store, settings_for: Callable[..., Settings], company: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The plain base loses, so that there is a twin of its own.
-    monkeypatch.setattr(candidate.Validation, "score_cached", lambda *_, **__: 0.0)
+    monkeypatch.setattr(candidate_run.Validation, "score_cached", lambda *_, **__: 0.0)
     settings = tuned(settings_for, company, whitening=0.2, interpolation=(0.0,), epochs=1)
     first = trained(store, settings).details
     assert train_candidate(store, settings).unchanged

@@ -191,3 +191,15 @@ def test_what_a_refresh_brought_beside_a_long_run_is_still_to_be_dealt_with(
         record(connection, StageResult("synthetic_pairs", "v", details={"chunks_version": now}), "f")
     remember(store, live_passages(store.warehouse), now)
     assert change_since_training(store).added == 0
+
+
+def test_a_pair_that_people_moved_to_the_golden_queries_trains(trained: Store) -> None:
+    golden = {"query_id": "g", "query": "Who pays?", "style": "question", "unit": "u", "status": "resolved"}
+    with trained.warehouse.write() as connection:
+        connection.execute("UPDATE trained_pairs SET query_key = 'who pays' WHERE pair_id = 'pair0'")
+    assert retrain_due(trained, PAIRS[1:], "c", TWO_PERCENT).candidate is not None
+    with trained.warehouse.write() as connection:
+        insert(connection, "golden_queries", [golden])
+    due = retrain_due(trained, PAIRS[1:], "c", TWO_PERCENT)
+    assert due.candidate is None
+    assert "1 pairs of the newest candidate are held out today" in due.reason

@@ -15,6 +15,7 @@ from acme_rag_pipeline.pairs.curated import resolve_curated_pairs
 from acme_rag_pipeline.pairs.synthetic import write_pairs
 from acme_rag_pipeline.pairs.training_set import build_training_set
 from acme_rag_pipeline.retrieval import index
+from acme_rag_pipeline.retrieval.passage_encoder import PassageEncoder, install_base, newest_candidate
 from acme_rag_pipeline.retrieval.retriever import Retriever
 from acme_rag_pipeline.serving import decisions, serve
 from acme_rag_pipeline.settings import Settings
@@ -55,15 +56,15 @@ def test_a_query_tower_leaves_the_passages_alone(
 ) -> None:
     settings = settings_for(training=tuning | {"strategy": "query_only"})
     done = trained(store, settings)
-    base = index.install_base(store, settings)
+    base = install_base(store, settings)
     assert done.details["model_digest"] != base.digest
     assert done.details["passage_digest"] == base.digest
     card = models.model_folder(store, done.details["model_digest"]) / "README.md"
     assert f"by the base model `{base.digest[:16]}`: this one encodes queries only" in card.read_text(encoding="utf-8")
     indexed = index.index_candidate(store, settings)
     assert indexed.details["embedded"] == 0
-    assert indexed.details["table"] == index.PassageEncoder(base.digest, "none").table
-    candidate = index.newest_candidate(store)
+    assert indexed.details["table"] == PassageEncoder(base.digest, "none").table
+    candidate = newest_candidate(store)
     assert candidate is not None
     serve.serve(store, settings)
     before = Retriever.open(store.root).search("may I work from abroad", k=5)
@@ -86,7 +87,7 @@ def test_adapters_end_as_plain_weights(
 
     settings = settings_for(training=tuning | {"strategy": "lora"})
     done = trained(store, settings)
-    base = index.install_base(store, settings)
+    base = install_base(store, settings)
     assert done.details["model_digest"] != base.digest
     names = []
     for digest in (base.digest, done.details["model_digest"]):
