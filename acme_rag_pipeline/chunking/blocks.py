@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _INLINE_MARKUP = re.compile(r"[*_`\[\]<>&\\!]")
 # `{#id .class}` of Pandoc and Hugo, `{ #id }` and `{: #id }` of attribute lists, `{/* #id */}` of MDX.
-_HEADING_ANCHOR = re.compile(r"[ \t]*\{[ \t]*(?:[#.:]|/\*)[^{}]*\}[ \t]*$")
+_HEADING_ANCHOR = re.compile(r"[ \t]?\{[ \t]*(?:[#.:]|/\*)[^{}]*\}[ \t]*$")
 _FOOTNOTE_MARK = re.compile(r"\[\^[^\[\]\s]+\]")
 
 # Of code, examples, side notes, quotes and tables in AsciiDoc.
@@ -67,14 +67,14 @@ class Block:
 
 
 def markdown_blocks(text: str, *, raw_html: bool = True) -> list[Block]:
-    """Return the top-level blocks of a Markdown document in order, front matter left out.
+    """Return the top-level blocks of a Markdown document in order, the front matter of a Markdown file left out.
 
     Args:
         text: of the document.
-        raw_html: whether a tag may begin a block of HTML. In what became Markdown from HTML or DOCX a tag is something that is
-            spoken of.
+        raw_html: whether it is a Markdown file, where a tag may begin a block of HTML. In what became Markdown from HTML or DOCX
+            a tag is something that is spoken of, and what stands between two rules at the top is text.
     """
-    start = front_matter_end(text)
+    start = front_matter_end(text) if raw_html else 0
     # A byte order mark would hide a heading in the first line from the parser.
     bom = 1 if start == 0 and text.startswith("\ufeff") else 0
     tokens = _block_parser(raw_html).parse(text[start + bom :])
@@ -165,7 +165,8 @@ def _inline_parser() -> MarkdownIt:
 
 def _plain_title(source: str) -> str:
     """Return the text of a heading without inline markup, footnote marks and a trailing `{#anchor}`."""
-    source = _FOOTNOTE_MARK.sub("", _HEADING_ANCHOR.sub("", source))
+    # A run of spaces would take the pattern long.
+    source = _FOOTNOTE_MARK.sub("", _HEADING_ANCHOR.sub("", " ".join(source.split())))
     if not _INLINE_MARKUP.search(source):
         return " ".join(source.split())
     tokens = _inline_parser().parseInline(source)[0].children or []

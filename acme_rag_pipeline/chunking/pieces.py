@@ -154,6 +154,8 @@ class _Cutter:
         # Cut off from its word, a fragment has other tokens than it had inside.
         counts = self._counter.counts([self._text[part.start : part.end] for part in parts])
         for number, (part, count) in enumerate(zip(parts, counts, strict=True)):
+            if not self._text[part.start : part.end].strip():
+                continue
             weight = max(count, (part.end - part.start) // _CHARACTERS_PER_TOKEN)
             yield part.start, part.end, weight, -1.0 - depth if number else strength
 

@@ -95,10 +95,11 @@ def asciidoc_headings(text: str) -> list[Heading]:
     References to attributes that the text itself sets are filled in.
     """
     lines = _lines(text)
-    attributes = dict(_ATTRIBUTE.findall(text))
+    attributes = {name: value[:LONGEST_TITLE] for name, value in _ATTRIBUTE.findall(text)}
 
     def plain(title: str) -> str:
-        return _plain_asciidoc(_REFERENCE.sub(lambda found: attributes.get(found[1], found[0]), title))
+        filled = _REFERENCE.sub(lambda found: attributes.get(found[1], found[0]), title)
+        return _plain_asciidoc(filled[:LONGEST_TITLE])
 
     found: list[Heading] = []
     fence = ""

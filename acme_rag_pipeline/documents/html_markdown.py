@@ -22,6 +22,7 @@ _CLOSES = {
 }
 MAX_OPEN_TAGS = 2_000
 MAX_NESTED_TABLES = 20
+MAX_REPEATED_CELLS = 5_000  # of one table
 MAX_ROWSPAN = 200
 MAX_REPEATED_CHARACTERS = 300
 _HEADING_TAGS = ("h1", "h2", "h3", "h4", "h5", "h6")
@@ -121,11 +122,15 @@ def _has_section(cell: Any) -> bool:
 
 def _repeat_over_rows(rows: list[list[Any]]) -> None:
     open_cells: dict[int, tuple[Any, int]] = {}
+    left = MAX_REPEATED_CELLS
     for number, row in enumerate(filter(None, rows)):
         column, at = 0, 0
         while at < len(row) or open_cells.get(column, (None, -1))[1] >= number:
             cell, last = open_cells.get(column, (None, -1))
             if last >= number:
+                if not left:
+                    return
+                left -= 1
                 cell = copy.copy(cell)
                 if at:
                     row[at - 1].insert_after(cell)

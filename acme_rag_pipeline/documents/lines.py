@@ -6,6 +6,8 @@ import re
 
 _LINE_BREAK = re.compile(r"\r\n|\r|\n")  # CommonMark's line endings, and no others (not \f, \x85, \u2028)
 _FRONT_MATTER_KEY = re.compile(r"""[\w"'][^:\r\n]*:(?:[ \t]|$)""")
+# A line of a YAML mapping: a key, a line that belongs to the one above, an entry of a list, a comment.
+_YAML_LINE = re.compile(r"""[\w"'][^:\r\n]*:(?:[ \t]|$)|[ \t\]})]|-(?:[ \t]|$)|\#""")
 _TOML_LINE = re.compile(r"""[\w"'.-]+[ \t]*=|\[""")
 _MDX_IMPORTS = re.compile(
     r"""(?:\s*import\s(?:[^'";]{1,1000}\sfrom\s+)?['"][^'"\r\n]{1,300}['"];?[ \t]*(?:[\r\n]|\Z))+"""
@@ -21,7 +23,7 @@ def front_matter_end(text: str) -> int:
     """Return where the document begins after its front matter and the imports of MDX, or 0 where there are none.
 
     Front matter is a first line `---`, a YAML mapping, and a line `---` or `...`; or TOML between two lines `+++`. A rule
-    at the top of a document that is followed by prose is no front matter.
+    at the top of a document with prose before the next one, though it may begin as a mapping does, is no front matter.
     """
     end = _matter_end(text)
     imports = _MDX_IMPORTS.match(text, end)
@@ -34,10 +36,13 @@ def _matter_end(text: str) -> int:
     lines = [text[a:b].rstrip() for a, b in zip(starts, [*starts[1:], len(text)], strict=True)]
     if len(lines) < 2 or lines[0] not in ("---", "+++"):
         return 0
-    key, closing = (_FRONT_MATTER_KEY, ("---", "...")) if lines[0] == "---" else (_TOML_LINE, ("+++",))
+    yaml = lines[0] == "---"
+    key, closing = (_FRONT_MATTER_KEY, ("---", "...")) if yaml else (_TOML_LINE, ("+++",))
     for number, line in enumerate(lines[1:], start=1):
         if line in closing:
             body = [entry for entry in lines[1:number] if entry and not entry.startswith("#")]
             is_mapping = not body or key.match(body[0])
             return (starts[number + 1] if number + 1 < len(starts) else len(text)) if is_mapping else 0
+        if yaml and line and not _YAML_LINE.match(line):
+            return 0
     return 0

@@ -24,11 +24,11 @@ from acme_rag_pipeline.documents.lines import front_matter_end
 
 # Bump the version of a parser when its output changes: documents are parsed again only then.
 _PARSERS = {
-    "markdown-3": ("markdown", (".md", ".markdown", ".mdx")),
+    "markdown-4": ("markdown", (".md", ".markdown", ".mdx")),
     "text-2": ("text", (".txt", ".log", ".text")),
     "rst-1": ("rst", (".rst",)),
-    "asciidoc-1": ("asciidoc", (".adoc", ".asciidoc")),
-    "html-4": ("html", (".html", ".htm", ".xhtml")),
+    "asciidoc-2": ("asciidoc", (".adoc", ".asciidoc")),
+    "html-5": ("html", (".html", ".htm", ".xhtml")),
     "pdf-1": ("pdf", (".pdf",)),
     "docx-3": ("docx", (".docx",)),
 }
@@ -125,7 +125,9 @@ def parse(doc_path: str, data: bytes) -> Parsed:
             text, inner_title = read(data)
         if not text.replace("\ufeff", "").strip():
             raise Unreadable("the file holds no text, only white space or markup")
-        heading = "" if kind == "pdf" else _front_matter_title(text) or _heading_title(text, kind)
+        heading = (
+            "" if kind == "pdf" else (kind == "markdown" and _front_matter_title(text)) or _heading_title(text, kind)
+        )
         title = _one_line(heading) or _one_line(inner_title) or _one_line(_from_file_name(doc_path))
     except Unreadable:
         raise
@@ -290,13 +292,8 @@ def _joined(lines: list[str], whole: str) -> str:
 
 
 def _front_matter_title(text: str) -> str:
-    matter = re.match(
-        r"\ufeff?(?:---[ \t]*\r?\n(.*?)^(?:---|\.\.\.)|\+\+\+[ \t]*\r?\n(.*?)^\+\+\+)[ \t]*\r?$",
-        text[:20_000],
-        re.DOTALL | re.MULTILINE,
-    )
     title = r"^title(?::|[ \t]*=)[ \t]*([^\r\n]*)"
-    found = re.search(title, matter[1] or matter[2] or "", re.MULTILINE | re.IGNORECASE) if matter else None
+    found = re.search(title, text[: front_matter_end(text)], re.MULTILINE | re.IGNORECASE)
     if not found or found[1].strip()[:1] in ("|", ">"):
         return ""
     value = found[1].strip()

@@ -165,6 +165,32 @@ def test_front_matter_is_left_out_and_a_rule_is_not_front_matter() -> None:
     assert texts_of(prose) == [prose]
 
 
+@pytest.mark.parametrize(
+    ("text", "format"),
+    [
+        ("---\nDate: 2024-01-01\n\n# Minutes\n\nWe decided to close the office.\n\n---\n\n# Next\n\nMore.", "markdown"),
+        ("---\n\nFrom: Alice\n\nSubject: the office\n\n---\n\nSent by mail.", "html"),
+        ("import duties from 'abroad';\n\nMore.", "html"),
+    ],
+)
+def test_text_between_two_rules_at_the_top_is_text(text: str, format: str) -> None:
+    assert "".join("".join(texts_of(text, format=format)).split()) == "".join(text.split())
+
+
+def test_front_matter_may_hold_lists_comments_and_lines_that_go_on() -> None:
+    matter = (
+        "title: a: b\n# why\n\ntags:\n- x\n- y\nnested:\n  key: value\nflow: [\n  a\n]\nlong: >\n  prose that goes on"
+    )
+    assert texts_of(f"---\n{matter}\n---\nText") == ["Text"]
+
+
+def test_spaces_within_a_word_that_is_cut_are_no_passage() -> None:
+    text = "Record " + "QUJD" * 640 + " " * 5000 + "end of the record.\n\nother text"
+    spans = split(text, COUNTER, format="text")
+    assert all(text[span.start : span.end].strip() for span in spans)
+    assert "".join("".join(text[span.start : span.end] for span in spans).split()) == "".join(text.split())
+
+
 def test_the_imports_of_mdx_belong_to_no_passage() -> None:
     imports = (
         "import Tabs from '@theme/Tabs';\r\nimport {\r\n  Card,\r\n} from \"./cards\"\r\n\r\nimport './page.css';\r\n"
@@ -217,6 +243,10 @@ def test_many_dots_cost_no_time() -> None:
     # With one more look at each of them it took minutes.
     text = "Progress " + "." * 200_000 + " done. Next. " * 3
     assert "".join(text[a:b] for a, b in fragments(text, 0, len(text), "paragraph")[1]) == text
+
+
+def test_many_spaces_in_a_heading_cost_no_time() -> None:
+    assert titles("# a" + " " * 200_000 + "b {#c}\n\nText") == [("a b",)]
 
 
 def test_a_byte_order_mark_does_not_hide_the_first_heading() -> None:

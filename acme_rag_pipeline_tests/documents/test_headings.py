@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from acme_rag_pipeline.documents.headings import headings
+from acme_rag_pipeline.documents.headings import LONGEST_TITLE, headings
 
 RST = """\
 .. _top:
@@ -143,6 +143,12 @@ def test_a_line_of_a_thousand_characters_is_no_title_and_one_without_words_neith
         assert headings(f"{long}\n{'=' * len(long)}\n", "rst") == []
         assert headings(f"== {long}\n\na{long}\n{'=' * (len(long) + 1)}\n", "asciidoc") == []
     assert headings("== [[id]]\n\nlink:page[]\n-----------\n", "asciidoc") == []
+
+
+def test_attributes_of_attributes_cost_no_time() -> None:
+    [found] = headings(f":x: {'ab _c ' * 3000}\n\n= {'{x}' * 160}\n", "asciidoc")
+    assert found.title.startswith("ab _c ab _c")
+    assert len(found.title) <= LONGEST_TITLE
 
 
 LINES = st.sampled_from(["====", "----", "Keys", "== Keys", "", "*", "= ", "````", ".. x", "  in", "[[a]]", "\ufeff"])
