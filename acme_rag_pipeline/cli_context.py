@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -81,6 +82,11 @@ def store_of(context: click.Context, wait_seconds: float | None = None, settings
     return Store(settings.store, settings.lock_seconds if wait_seconds is None else wait_seconds)
 
 
+# C1 controls, DEL, and what changes the direction of writing; `json` escapes the others.
+_STEERING = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+
+
 def as_text(value: Any) -> str:
-    """JSON for people and programs; half a character (a lone surrogate), which no terminal takes, becomes `?`."""
-    return json.dumps(value, indent=1, ensure_ascii=False, default=str).encode("utf-8", "replace").decode("utf-8")
+    """JSON for people and programs: what steers a terminal is escaped, half a character (a lone surrogate) becomes `?`."""
+    text = json.dumps(value, indent=1, ensure_ascii=False, default=str).encode("utf-8", "replace").decode("utf-8")
+    return _STEERING.sub(lambda found: f"\\u{ord(found[0]):04x}", text)

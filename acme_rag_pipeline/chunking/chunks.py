@@ -102,23 +102,28 @@ def _split_rows(store: Store, how: str, tokenizer: Any, max_tokens: int) -> tupl
     with store.warehouse.read() as connection:
         documents = records(
             connection,
-            "SELECT doc_path, title, format, text, text_sha256 FROM documents WHERE text IS NOT NULL ORDER BY doc_path",
+            "SELECT doc_path, title, format, text_sha256 FROM documents WHERE text IS NOT NULL ORDER BY doc_path",
         )
+        made = {
+            document["doc_path"]: fingerprint(how, document["text_sha256"], document["title"], document["format"])
+            for document in documents
+        }
         done = dict(connection.execute("SELECT doc_path, fingerprint FROM chunked_documents").fetchall())
         kept: dict[str, list[dict[str, Any]]] = {}
         for row in records(connection, f"SELECT {', '.join(_SPAN_COLUMNS)} FROM chunks ORDER BY doc_path, ordinal"):
             kept.setdefault(row["doc_path"], []).append(row)
+        to_split = [path for path, of_today in made.items() if done.get(path) != of_today]
+        texts = "SELECT doc_path, text FROM documents WHERE list_contains(?, doc_path)"
+        text_of = dict(connection.execute(texts, [to_split]).fetchall()) if to_split else {}
     counter: TokenCounter | None = None
     rows: list[dict[str, Any]] = []
-    made: dict[str, str] = {}
     for document in documents:
         path = document["doc_path"]
-        made[path] = fingerprint(how, document["text_sha256"], document["title"], document["format"])
-        if done.get(path) == made[path]:
+        if path not in text_of:
             rows.extend(kept.get(path, []))
             continue
         counter = counter or TokenCounter(tokenizer)
-        rows.extend(_chunks_of(document, counter, max_tokens))
+        rows.extend(_chunks_of(document | {"text": text_of[path]}, counter, max_tokens))
     return rows, made
 
 
@@ -153,7 +158,8 @@ def _signatures(store: Store, texts: dict[str, str]) -> dict[str, bytes]:
     with store.warehouse.read() as connection:
         of_scheme = "SELECT text_hash, signature FROM minhashes WHERE scheme = ?"
         known = dict(connection.execute(of_scheme, [STORED_AS]).fetchall())
-    new = {text_hash: signature(text) for text_hash, text in texts.items() if text_hash not in known}
+    # As the hash is made: which spelling of a text came first must not matter.
+    new = {text_hash: signature(normalised(text)) for text_hash, text in texts.items() if text_hash not in known}
     if new:
         with store.warehouse.write() as connection:
             connection.execute("DELETE FROM minhashes WHERE scheme IS DISTINCT FROM ?", [STORED_AS])

@@ -18,7 +18,7 @@ PERMUTATIONS = 64
 SHINGLE_WORDS = 3
 SCHEME = "affine32"
 # Stored signatures are only comparable with those of the same permutations over the same words.
-STORED_AS = f"{SCHEME}, characters of scripts without spaces"
+STORED_AS = f"{SCHEME}, characters of scripts without spaces, normalised"
 # Scripts that write no spaces: a clause would be one word, and one changed digit would change all of its 3-grams.
 _UNSPACED = r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
 _WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+")

@@ -6,7 +6,10 @@ import hashlib
 import logging
 import time
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+import duckdb
 
 from acme_rag_pipeline.documents.parsers import MAY_PASS, Parsed, Unreadable, parse, parser_for
 from acme_rag_pipeline.documents.source import (
@@ -22,7 +25,7 @@ from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store.fingerprints import content_hash, fingerprint, sha256_text
 from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.stages import StageResult, record, recorded
-from acme_rag_pipeline.store.warehouse import Counts, reconcile, records
+from acme_rag_pipeline.store.warehouse import Counts, records, replace, update
 
 STAGE = "documents"
 CODE_VERSION = "1"
@@ -39,7 +42,7 @@ def ingest_documents(store: Store, settings: Settings) -> StageResult:
     files = scan(settings.documents)
     known = _known(store)
     live = {path for path, row in known.items() if row["status"] != "deleted"}
-    texts = {path for path in live if known[path]["text"] is not None}
+    texts = {path for path in live if known[path]["has_text"]}
     if (live and not files) or (texts and not any(_may_be_read(file) for file in files)):
         found = "holds nothing but " + ", ".join(file.doc_path for file in files[:3]) if files else "is empty"
         raise DocumentsFolderError(
@@ -52,26 +55,61 @@ def ingest_documents(store: Store, settings: Settings) -> StageResult:
     seen = {row["doc_path"] for row in rows}
     rows += [_tombstone(row) for path, row in known.items() if path not in seen]
     data_version = content_hash(_identity(row) for row in rows if row["status"] != "deleted")
-    result = StageResult(STAGE, data_version, details=_details(rows))
+    details = _details(rows)
     gone = sorted(path for path in known if path not in seen)
-    made_from = fingerprint(STAGE, CODE_VERSION, settings.document, data_version, result.details["sources"], gone)
-    if (unchanged := recorded(store.warehouse, STAGE, made_from)) is not None:
+    made_from = fingerprint(STAGE, CODE_VERSION, settings.document, data_version, details["sources"], gone)
+    unchanged = recorded(store.warehouse, STAGE, made_from)
+    if unchanged is not None and not _touched(files, known, now):
         return unchanged
     with store.writer(STAGE):
         if _known(store) != known:
             # Another run wrote while this one waited.
             return ingest_documents(store, settings)
         with store.warehouse.write() as connection:
+            _write(connection, [row for row in rows if row is not known.get(row["doc_path"])])
+            if unchanged is not None:
+                return unchanged
             content = {row["doc_path"]: _identity(row) for row in rows}
-            before = {path: _identity(row) for path, row in known.items()}
-            reconcile(connection, "documents", "doc_path", rows)
-            counts = _counts(before, content)
-            return record(connection, StageResult(STAGE, data_version, counts, details=result.details), made_from)
+            counts = _counts({path: _identity(row) for path, row in known.items()}, content)
+            details["words"] = _words(connection)
+            return record(connection, StageResult(STAGE, data_version, counts, details=details), made_from)
 
 
 def _known(store: Store) -> dict[str, dict[str, Any]]:
+    """The rows of `documents` without their texts, which nothing asks for while nothing changes."""
     with store.warehouse.read() as connection:
-        return {row["doc_path"]: row for row in records(connection, "SELECT * FROM documents")}
+        rows = records(
+            connection, "SELECT * EXCLUDE (text, words), text IS NOT NULL AS has_text FROM documents ORDER BY doc_path"
+        )
+    return {row["doc_path"]: row for row in rows}
+
+
+def _touched(files: Sequence[SourceFile], known: Mapping[str, Mapping[str, Any]], now: int) -> bool:
+    """Whether the stamps of a file were set since it was read, which would have it read again in each run."""
+    return any(
+        row["scanned_at_ns"] < max(file.mtime_ns, file.ctime_ns) <= now
+        for file in files
+        if (row := known.get(file.doc_path)) is not None and row["status"] == "ok"
+    )
+
+
+def _write(connection: duckdb.DuckDBPyConnection, rows: Sequence[dict[str, Any]]) -> None:
+    """Write rows: whole ones where their text is given, else what may change while it stays."""
+    replace(connection, "documents", [_without(row, "has_text") | {"words": None} for row in rows if "text" in row])
+    stamps = ("doc_path", "size", "mtime_ns", "scanned_at_ns", "status", "reason")
+    kept = [{name: row[name] for name in stamps} for row in rows if "text" not in row]
+    update(connection, "documents", "doc_path", kept)
+
+
+def _words(connection: duckdb.DuckDBPyConnection) -> int:
+    connection.execute(
+        r"UPDATE documents SET words = len(regexp_extract_all(text, '\S+')) WHERE words IS NULL AND text IS NOT NULL"
+    )
+    return int(connection.execute("SELECT coalesce(sum(words), 0) FROM documents").fetchall()[0][0])
+
+
+def _without(row: Mapping[str, Any], name: str) -> dict[str, Any]:
+    return {other: value for other, value in row.items() if other != name}
 
 
 def _may_be_read(file: SourceFile) -> bool:
@@ -86,30 +124,30 @@ def _row(file: SourceFile, known: dict[str, Any] | None, max_bytes: int, now: in
         return known
     stat = {"doc_path": file.doc_path, "size": file.size, "mtime_ns": file.mtime_ns, "scanned_at_ns": now}
     if file.problem is not None:
-        return _unreadable(stat, None, file.problem, parser)
+        return _unreadable(stat, None, file.problem, parser, known)
     try:
         data = read_bytes(file, max_bytes)
     except ReadFailure as failure:
-        if known and known["text"] is not None:
+        if known and known["has_text"]:
             reason = f"cannot be read today ({failure}); its last good version stays in use"
             return known | stat | {"mtime_ns": None, "status": "unreadable", "reason": reason}
-        return _unreadable(stat, None, str(failure), parser)
+        return _unreadable(stat, None, str(failure), parser, known)
     except TooLarge as failure:
-        return _unreadable(stat, None, str(failure), parser)
+        return _unreadable(stat, None, str(failure), parser, known)
     digest = hashlib.sha256(data).hexdigest()
     if known and known["sha256"] == digest and known["parser"] == parser and known["status"] == "ok":
-        # With its new time stamp, for the next time that rows are written.
-        return known if known["mtime_ns"] == file.mtime_ns else known | stat
+        # With the time of this look, so that the next one need not read it.
+        return known | stat
     try:
         parsed = parse(file.doc_path, data)
     except Unreadable as failure:
-        return _unreadable(stat, digest, str(failure), parser)
+        return _unreadable(stat, digest, str(failure), parser, known)
     return _readable(stat, digest, parsed)
 
 
 def _still_unreadable(file: SourceFile, known: dict[str, Any], parser: str | None) -> bool:
     """Whether these bytes were read before and no parser understood them; a package that was missing may be there by now."""
-    refused = known["status"] == "unreadable" and known["sha256"] is not None and known["text"] is None
+    refused = known["status"] == "unreadable" and known["sha256"] is not None and not known["has_text"]
     return (
         refused
         and known["parser"] == parser
@@ -127,19 +165,26 @@ def _readable(stat: dict[str, Any], digest: str, parsed: Parsed) -> dict[str, An
         "format": parsed.format,
         "parser": parsed.parser,
         "text": parsed.text,
+        "has_text": True,
         "text_sha256": sha256_text(parsed.text),
     }
 
 
-def _unreadable(stat: dict[str, Any], digest: str | None, reason: str, parser: str | None) -> dict[str, Any]:
-    logger.warning("%s: %s", stat["doc_path"], reason)
-    empty = {"title": None, "format": None, "parser": parser, "text": None, "text_sha256": None}
+def _unreadable(
+    stat: dict[str, Any], digest: str | None, reason: str, parser: str | None, known: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    # Each is an event of Dagster's log: thousands of pictures in a folder must not be told of in every run.
+    if known is None or (known["status"], known["reason"]) != ("unreadable", reason):
+        logger.warning("%s: %s", stat["doc_path"], reason)
+    empty = {"title": None, "format": None, "parser": parser, "text": None, "has_text": False, "text_sha256": None}
     return stat | empty | {"sha256": digest, "status": "unreadable", "reason": reason}
 
 
 def _tombstone(known: dict[str, Any]) -> dict[str, Any]:
+    if known["status"] == "deleted":
+        return known
     gone = dict.fromkeys(("title", "format", "text", "text_sha256", "mtime_ns"))
-    return known | gone | {"status": "deleted", "reason": "the file is gone"}
+    return known | gone | {"has_text": False, "status": "deleted", "reason": "the file is gone"}
 
 
 def _identity(row: dict[str, Any]) -> tuple[Any, ...]:
@@ -160,7 +205,7 @@ def _counts(before: dict[str, tuple[Any, ...]], after: dict[str, tuple[Any, ...]
 
 def _sha256_read(row: dict[str, Any]) -> str | None:
     # The hash of a kept last good version is not what the folder holds: `folder_state` could not read it either.
-    return None if row["status"] == "unreadable" and row["text"] is not None else row["sha256"]
+    return None if row["status"] == "unreadable" and row["has_text"] else row["sha256"]
 
 
 def _details(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -169,7 +214,6 @@ def _details(rows: list[dict[str, Any]]) -> dict[str, Any]:
         "sources": sources_hash((row["doc_path"], _sha256_read(row)) for row in alive),
         "readable": sum(row["status"] == "ok" for row in alive),
         "unreadable": sum(row["status"] == "unreadable" for row in alive),
-        "words": sum(len((row["text"] or "").split()) for row in alive),
         "formats": dict(sorted(Counter(row["format"] or "unreadable" for row in alive).items())),
         "problems": [
             {"doc_path": row["doc_path"], "reason": row["reason"]} for row in alive if row["status"] == "unreadable"

@@ -79,7 +79,8 @@ def _content(file: SourceFile, max_bytes: int, known: Mapping[str, Mapping[str, 
     if file.problem is not None or file.size > max_bytes:
         return None
     row = known.get(file.doc_path)
-    if row is not None and row["status"] == "ok" and looks_unchanged(file, row):
+    # Also of those that no parser could read: their bytes are known.
+    if row is not None and row["sha256"] is not None and looks_unchanged(file, row):
         return row["sha256"]
     key = (file.path, file.size, file.mtime_ns, file.ctime_ns)
     if key in _HASHES:

@@ -31,6 +31,7 @@ TABLE = (
     "CREATE TABLE IF NOT EXISTS embeddings("
     "encoder VARCHAR, input_hash VARCHAR, vector FLOAT[], PRIMARY KEY (encoder, input_hash))"
 )
+COLLECTED_TABLE = "CREATE TABLE IF NOT EXISTS collected(rows BIGINT, passages BIGINT)"
 UNUSED_TABLE = "CREATE TABLE IF NOT EXISTS unused(encoder VARCHAR, input_hash VARCHAR, since TIMESTAMPTZ)"
 logger = logging.getLogger(__name__)
 
@@ -176,6 +177,26 @@ class EmbeddingCache:
             self._shrink()
         return surplus
 
+    def changed_since_collection(self, passages: int) -> bool:
+        """Whether enough came or went since vectors out of use were looked for; looking goes through every sentence of today.
+
+        Args:
+            passages: how many there are today.
+        """
+        with self._file.read() as connection:
+            there = connection.execute("SELECT 1 FROM duckdb_tables() WHERE table_name = 'collected'").fetchall()
+            found = connection.execute("SELECT rows, passages FROM collected").fetchall() if there else []
+        if not found:
+            return True
+        rows, before = found[0]
+        return self.rows() >= rows + KEEP_UNUSED // 4 or passages < 0.9 * before
+
+    def remember_collection(self, passages: int) -> None:
+        """Note what there was when vectors out of use were looked for."""
+        with self._file.write() as connection:
+            connection.execute(f"{COLLECTED_TABLE}; DELETE FROM collected")
+            connection.execute("INSERT INTO collected SELECT count(*), ? FROM embeddings", [passages])
+
     def _shrink(self) -> None:
         """Rewrite the file where it is more than twice as large as its rows: DuckDB keeps the space of deleted rows.
 
@@ -183,7 +204,8 @@ class EmbeddingCache:
         goes when any handle of this process on the file is closed, so nothing here opens it a second time.
         """
         path = self._file.path
-        fresh = path.with_name(f".{path.name}.tmp")
+        # By a name that is none of those that `Warehouse` sweeps away.
+        fresh = path.with_name(f".shrunk-{path.name}")
         fresh.unlink(missing_ok=True)
         with self._file.read() as connection:
             content = connection.execute("SELECT coalesce(sum(4 * len(vector) + 160), 0) FROM embeddings").fetchall()[
@@ -192,7 +214,7 @@ class EmbeddingCache:
         if path.stat().st_size <= 2 * content + SPARE_BYTES:
             return
         # A process that uses the file just now is no reason to fail: the next time will do.
-        with contextlib.suppress(duckdb.Error), duckdb.connect() as both:
+        with contextlib.suppress(duckdb.Error, OSError), duckdb.connect() as both:
             both.execute(f"ATTACH {quoted(path)} AS old (READ_ONLY); ATTACH {quoted(fresh)} AS fresh")
             both.execute("COPY FROM DATABASE old TO fresh; DETACH fresh")
             if not path.with_name(f"{path.name}.wal").exists():

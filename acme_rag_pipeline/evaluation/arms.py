@@ -26,7 +26,7 @@ from acme_rag_pipeline.retrieval.passage_encoder import (
     encoder_for,
     install_base,
 )
-from acme_rag_pipeline.retrieval.retriever import lexical
+from acme_rag_pipeline.retrieval.retriever import SearchHit, lexical
 from acme_rag_pipeline.retrieval.sentences import best_sentence, packed_sentences, with_best_sentence
 from acme_rag_pipeline.setting_groups import RetrievalSettings
 from acme_rag_pipeline.settings import Settings
@@ -228,10 +228,19 @@ class ArmRunner:
     def _bm25(self, query: str, depth: int, *, expanded: bool = False) -> list[Scored]:
         key = query, depth, expanded
         if key not in self._lexical:
-            table = self._words_and_queries if expanded else self._words
-            hits = lexical(table, query, depth)
+            hits = self._by_words(query, depth, expanded=expanded)
             self._lexical[key] = [(hit.chunk_id, hit.score) for hit in hits if hit.chunk_id in self._by_id]
         return expansion.joined_words(self._bm25(query, depth), self._lexical[key]) if expanded else self._lexical[key]
+
+    def _by_words(self, query: str, depth: int, *, expanded: bool) -> list[SearchHit]:
+        if expanded:
+            return lexical(self._words_and_queries, query, depth)
+        try:
+            return lexical(self._words, query, depth)
+        except (OSError, RuntimeError):
+            # A refresh beside this may have cleaned that version up.
+            del self._words
+            return lexical(self._words, query, depth)
 
     @functools.cached_property
     def _words(self) -> Table:

@@ -26,7 +26,7 @@ from acme_rag_pipeline.retrieval.passage_encoder import (
 from acme_rag_pipeline.retrieval.sentences import SENTENCES_VERSION, packed_sentences
 from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store import models, vectors
-from acme_rag_pipeline.store.arms_file import forget_arm, remember_arm
+from acme_rag_pipeline.store.arms_file import forget_arm, known_arms, remember_arm
 from acme_rag_pipeline.store.fingerprints import fingerprint, sha256_text
 from acme_rag_pipeline.store.lance_files import lost_files, newest_version
 from acme_rag_pipeline.store.layout import Store
@@ -206,7 +206,13 @@ def _index_stage(
     with_sentences = sentences_wanted(store, settings)
     made_from = fingerprint(stage, versioned(CODE_VERSION), upstream, asdict(which), sentences_key(with_sentences))
     if (unchanged := recorded(store.warehouse, stage, made_from)) is not None and holds(store, unchanged.details):
-        remember_arm(store, arm, arm_entry(which, unchanged.details["lance_version"], which.table))
+        entry = arm_entry(which, unchanged.details["lance_version"], which.table)
+        if known_arms(store).get(arm) != entry:
+            with store.writer(stage):
+                # Another run may have brought table and readers further since.
+                if not holds(store, unchanged.details):
+                    return _index_stage(store, settings, stage, which, data_versions(store.warehouse, *upstream), arm)
+                remember_arm(store, arm, entry)
         return StageResult(stage, unchanged.data_version, unchanged.counts, True, nothing_done(unchanged.details))
     with store.writer(stage):
         if overtaken(store.warehouse, upstream):

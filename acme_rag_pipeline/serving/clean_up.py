@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import shutil
 from collections import defaultdict
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.passages import PassagePrefix, live_passages
 from acme_rag_pipeline.store.table_clean_up import delete_gone, drop_old_versions
 from acme_rag_pipeline.store.warehouse import records
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,8 @@ def policy(store: Store, settings: Settings) -> Policy:
 def due(store: Store, settings: Settings) -> bool:
     """Whether something may go now. Opens neither LanceDB nor a model, so that a run without work may ask."""
     stays = policy(store, settings)
-    if stays.expired or any(folder.stem not in stays.tables for folder in store.lancedb.glob("*.lance")):
+    tables = (folder.stem for folder in store.lancedb.glob("*.lance"))
+    if stays.expired or any(vectors.is_ours(name) and name not in stays.tables for name in tables):
         return True
     return bool(_model_folders(store) - stays.digests) and store.idle("training")
 
@@ -103,10 +107,11 @@ def clean_up(store: Store, settings: Settings) -> None:
     stays = policy(store, settings)
     db = vectors.connect(store.lancedb)
     passages = live_passages(store.warehouse)
-    for name in vectors.names(db):
+    for name in filter(vectors.is_ours, vectors.names(db)):
         waits = name not in stays.reconciled
         # A rollback builds a damaged one again.
         if name not in stays.tables or (waits and lost_files(store.lancedb, name)):
+            logger.info("table %s is deleted: no reader holds it, and no rollback goes back to it", name)
             db.drop_table(name)
             continue
         table = vectors.open_table(db, name)
@@ -116,12 +121,13 @@ def clean_up(store: Store, settings: Settings) -> None:
             drop_old_versions(table, stays.pins.get(name, set()))
     # A training run puts its model in place before it is known to anybody.
     if store.idle("training"):
-        models.remove_models(store, stays.digests)
+        for digest in models.remove_models(store, stays.digests):
+            logger.info("model %s is deleted: no reader holds it, and no rollback goes back to it", digest[:16])
         _clear_training(store)
         embedding_cache(store).forget_encoders(stays.digests)
     # What is in use is only worth collecting when something may have to go.
     cache = embedding_cache(store)
-    if cache.rows() > KEEP_UNUSED:
+    if cache.rows() > KEEP_UNUSED and cache.changed_since_collection(len(passages)):
         with store.warehouse.read() as connection:
             queries = connection.execute("SELECT query FROM pairs UNION SELECT query FROM golden_queries").fetchall()
         rendered = {p.rendered(prefix) for p in passages for prefix in get_args(PassagePrefix)}
@@ -130,11 +136,14 @@ def clean_up(store: Store, settings: Settings) -> None:
         asked = {row[0] for row in queries} | {query for query, _ in probe_entries()}
         rendered |= {passage for _, passage in probe_entries()}
         cache.forget_unused({sha256_text(text) for text in rendered}, {sha256_text(query) for query in asked})
+        cache.remember_collection(len(passages))
     _forget_versions(store, stays.expired)
 
 
 def _model_folders(store: Store) -> set[str]:
-    return {folder.name for folder in store.models.iterdir() if folder.is_dir()} if store.models.is_dir() else set()
+    if not store.models.is_dir():
+        return set()
+    return {folder.name for folder in store.models.iterdir() if folder.is_dir() and models.is_digest(folder.name)}
 
 
 def _clear_training(store: Store) -> None:

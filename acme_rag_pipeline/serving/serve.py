@@ -75,9 +75,13 @@ def _serve(
         if details["sources"] != (sources := _sources(store)):
             # The same documents, looked at anew by another version or in another way.
             details = details | {"sources": sources}
-            with store.writer(STAGE), store.warehouse.write() as connection:
-                result = StageResult(STAGE, unchanged.data_version, unchanged.counts, details=details)
-                record(connection, result, made_from)
+            with store.writer(STAGE):
+                # Another run may have gone further since.
+                if recorded(store.warehouse, STAGE, made_from) is None:
+                    return serve(store, settings)
+                with store.warehouse.write() as connection:
+                    result = StageResult(STAGE, unchanged.data_version, unchanged.counts, details=details)
+                    record(connection, result, made_from)
         return StageResult(STAGE, unchanged.data_version, unchanged.counts, True, index.nothing_done(details))
     with store.writer(STAGE):
         if overtaken(store.warehouse, upstream) or decisions.champion(store, settings) != decision:

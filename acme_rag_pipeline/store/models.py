@@ -85,13 +85,18 @@ def install(store: Store, digest: str, source: Path, names: Collection[str], ext
     return target
 
 
+def is_digest(name: str) -> bool:
+    """Whether a folder of `models/` is one of ours; people may keep their own beside them."""
+    return len(name) == 64 and all(character in "0123456789abcdef" for character in name)
+
+
 def remove_models(store: Store, keep: set[str]) -> list[str]:
     """Delete the model directories that nobody may go back to. Returns their digests."""
     gone = []
     _remove_leftovers(store)
     if store.models.is_dir():
         for folder in sorted(store.models.iterdir()):
-            if folder.is_dir() and folder.name not in keep:
+            if folder.is_dir() and is_digest(folder.name) and folder.name not in keep:
                 _remove(store, folder)
                 gone.append(folder.name)
     return gone

@@ -11,6 +11,7 @@ TABLES = (
         doc_path VARCHAR PRIMARY KEY, sha256 VARCHAR, status VARCHAR NOT NULL, reason VARCHAR, title VARCHAR,
         format VARCHAR, parser VARCHAR, size BIGINT, text VARCHAR, text_sha256 VARCHAR,
         mtime_ns BIGINT, scanned_at_ns BIGINT)""",
+    "ALTER TABLE documents ADD COLUMN IF NOT EXISTS words BIGINT",
     """CREATE TABLE IF NOT EXISTS chunks(
         chunk_id VARCHAR PRIMARY KEY, doc_path VARCHAR NOT NULL, ordinal INTEGER NOT NULL,
         start_char INTEGER NOT NULL, end_char INTEGER NOT NULL, heading_path VARCHAR[] NOT NULL, title VARCHAR NOT NULL,

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 from acme_rag_pipeline.store.passages import LivePassage
-from acme_rag_pipeline.store.vectors import delete_rows
+from acme_rag_pipeline.store.vectors import delete_rows, waits_for_folding
 
 if TYPE_CHECKING:
     from lancedb.table import Table
@@ -34,6 +34,9 @@ def drop_old_versions(table: Table, pins: Collection[int]) -> None:
         table: not pinned to a version; nobody else writes to it now.
         pins: versions that a reader may hold.
     """
+    if waits_for_folding(table):
+        # Old versions share its files, and deleting them would fold it.
+        return
     keep = {*pins, int(table.version)}
     age = timedelta(milliseconds=1)
     if keep != {int(table.version)}:

@@ -32,6 +32,11 @@ SEARCH_COLUMN = "search_text"
 SENTENCES_COLUMN = "sentence_vectors"
 EXPANDED_COLUMN = "expanded_text"
 SHIFT_COLUMN = "query_shift"
+# Folding writes the whole table anew. Above this number of rows it waits until there is something to fold, and BM25 knows the
+# few new rows by a scan.
+FOLD_ALWAYS_ROWS = 5_000
+MOST_FRAGMENTS = 8
+MOST_UNINDEXED = 0.005  # of the rows
 KEEP_ALL_VERSIONS = timedelta(days=36_500)
 logger = logging.getLogger(__name__)
 _STRUCT = pa.struct(
@@ -61,6 +66,11 @@ class Reconciled:
     lost: tuple[str, ...] = ()
     sentences_embedded: int = 0
     queries_embedded: int = 0
+
+
+def is_ours(name: str) -> bool:
+    """Whether a table is one of those that the index stages make; people may keep their own beside them."""
+    return name.startswith("passages_")
 
 
 def table_name(encoder_digest: str, prefix: PassagePrefix) -> str:
@@ -313,11 +323,24 @@ def _index(table: Table, rows: int) -> None:
             table.create_index("vector", config=IvfFlat(distance_type="cosine"), replace=True)
 
 
+def waits_for_folding(table: Table) -> bool:
+    """Whether a large table has new rows in files of their own, too few to write all of it anew for them."""
+    stats = cast("dict[str, Any]", table.stats())  # as lancedb gives it, whatever its annotation says
+    rows, fragments = stats["num_rows"], stats["fragment_stats"]["num_fragments"]
+    if rows < FOLD_ALWAYS_ROWS or fragments > MOST_FRAGMENTS:
+        return False
+    found = [table.index_stats(index.name) for index in table.list_indices()]
+    unindexed = max((index.num_unindexed_rows for index in found if index is not None), default=0)
+    return unindexed <= MOST_UNINDEXED * rows and (fragments > 1 or unindexed > 0)
+
+
 def _compact(table: Table) -> None:
     """Fold new rows into files and indexes until nothing is left to fold: the pointer names a version that stays newest.
 
-    No version is deleted: the promoted one is older than this and readers still hold it.
+    A large table waits until a few edits have come together. No version is deleted: the promoted one is older than this and readers still hold it.
     """
+    if waits_for_folding(table):
+        return
     for _ in range(5):
         before = table.version
         table.optimize(cleanup_older_than=KEEP_ALL_VERSIONS)

@@ -285,6 +285,28 @@ def append(connection: duckdb.DuckDBPyConnection, table: str, rows: Sequence[dic
     _add(connection, f"INSERT INTO {table}", rows)
 
 
+def replace(connection: duckdb.DuckDBPyConnection, table: str, rows: Sequence[dict[str, Any]]) -> None:
+    """Add rows to a table with a key, in the place of those with the same key, which keep the columns that these lack."""
+    _add(connection, f"INSERT OR REPLACE INTO {table}", rows)
+
+
+def update(connection: duckdb.DuckDBPyConnection, table: str, key: str, rows: Sequence[dict[str, Any]]) -> None:
+    """Set columns of rows that are there.
+
+    Args:
+        connection: to write with.
+        table, key: trusted SQL.
+        rows: with the key and the same columns each; other columns are left alone.
+    """
+    if not rows:
+        return
+    columns = list(rows[0])
+    connection.register("new_rows", _arrow(rows, columns))
+    assignments = ", ".join(f"{name} = n.{name}" for name in columns if name != key)
+    connection.execute(f"UPDATE {table} AS t SET {assignments} FROM new_rows n WHERE n.{key} = t.{key}")
+    connection.unregister("new_rows")
+
+
 def _add(connection: duckdb.DuckDBPyConnection, statement: str, rows: Sequence[dict[str, Any]]) -> None:
     if not rows:
         return

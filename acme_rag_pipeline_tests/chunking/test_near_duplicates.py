@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import random
 import re
+import unicodedata
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 from datasketch import MinHash, MinHashLSH
 from datasketch.lsh import _optimal_param
 
+from acme_rag_pipeline.chunking.chunks import split_documents
 from acme_rag_pipeline.chunking.near_duplicates import PERMUTATIONS, SCHEME, band_shape, groups, signature
+from acme_rag_pipeline.documents.ingest import ingest_documents
+from acme_rag_pipeline.settings import Settings
+from acme_rag_pipeline.store.layout import Store
 
 RNG = random.Random(1)
 WORDS = [f"word{number}" for number in range(400)]
@@ -114,3 +121,23 @@ def test_a_version_with_another_number_is_a_near_duplicate_where_no_spaces_are_w
     signatures = {"a": signature(text), "b": signature(text.replace(then, now)), "c": signature(other)}
     found = groups(signatures, 0.7)
     assert found["a"] == found["b"] != found["c"]
+
+
+def test_the_spelling_of_letters_that_came_first_makes_no_other_groups(
+    store: Store, settings_for: Callable[..., Settings], tmp_path: Path
+) -> None:
+    folder = tmp_path / "documents"
+    folder.mkdir()
+    text = "Für Überstunden über Mittag gelten die Regeln der Gleitzeit, geprüft vom Büro für Lohn und Gehälter."
+    composed, apart = (unicodedata.normalize(form, text) for form in ("NFC", "NFD"))
+    groups_of = []
+    for first, second in ((composed, apart), (apart, composed)):
+        for name, content in (("a.md", first), ("b.md", second), ("c.md", f"{first} Mai")):
+            (folder / name).write_text(content, encoding="utf-8")
+            ingest_documents(store, settings_for())
+            split_documents(store, settings_for())
+        with store.warehouse.read() as connection:
+            query = "SELECT near_duplicate_group FROM chunks ORDER BY doc_path"
+            groups_of.append([row[0] for row in connection.execute(query).fetchall()])
+    assert groups_of[0] == groups_of[1]
+    assert len(set(groups_of[0])) == 1

@@ -82,11 +82,13 @@ def test_nothing_changed_writes_nothing(ingest: Ingest, store: Store) -> None:
 
 
 @pytest.mark.parametrize("aged", [False, True])
-def test_a_touched_file_is_unchanged(ingest: Ingest, store: Store, documents: Path, aged: bool) -> None:
+def test_a_touched_file_is_unchanged_and_read_once_more(
+    ingest: Ingest, store: Store, documents: Path, aged: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(state, "RACY_NS", 0)
     if aged:
         age(documents)
     first = ingest()
-    before = files_of(store)
     os.utime(documents / "travel.md", (LONG_AGO + 9, LONG_AGO + 9))
     (documents / "remote.txt").touch()
     shutil.copy(documents / "hr/leave.md", documents / "hr/copy")
@@ -94,7 +96,53 @@ def test_a_touched_file_is_unchanged(ingest: Ingest, store: Store, documents: Pa
     again = ingest()
     assert again.unchanged
     assert (again.data_version, again.details) == (first.data_version, first.details)
+    before = files_of(store)
+    monkeypatch.setattr(ingest_module, "read_bytes", lambda *_: pytest.fail("a file was read"))
+    assert ingest().unchanged
     assert files_of(store) == before
+
+
+@pytest.mark.usefixtures("documents")
+def test_a_file_of_tomorrow_is_read_in_each_run_and_written_in_none(
+    ingest: Ingest, store: Store, documents: Path
+) -> None:
+    tomorrow = time.time() + 86_400
+    os.utime(documents / "travel.md", (tomorrow, tomorrow))
+    ingest()
+    before = files_of(store)
+    assert ingest().unchanged
+    assert files_of(store) == before
+
+
+def test_a_file_that_cannot_be_read_is_warned_of_once(
+    ingest: Ingest, documents: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (documents / "film.mp4").write_bytes(b"film")
+    (documents / "gone.md").symlink_to("nowhere.md")
+    for warned in (["film.mp4", "gone.md"], []):
+        caplog.clear()
+        ingest()
+        assert sorted(record.getMessage().split(":")[0] for record in caplog.records) == warned
+    (documents / "gone.md").unlink()
+    (documents / "gone.md").write_bytes(b"\xff\x00")
+    ingest()
+    assert [record.getMessage().split(":")[0] for record in caplog.records] == ["gone.md"]
+
+
+def test_texts_stay_when_only_stamps_or_the_state_change(
+    ingest: Ingest, store: Store, documents: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = ingest()
+    texts = {path: (row["text"], row["words"]) for path, row in rows(store).items()}
+    assert first.details["words"] == sum(words for _, words in texts.values()) > 300
+    break_disk(monkeypatch, documents / "travel.md")
+    (documents / "travel.md").touch()
+    (documents / "remote.txt").touch()
+    assert ingest().details["unreadable"] == 1
+    assert {path: (row["text"], row["words"]) for path, row in rows(store).items()} == texts
+    (documents / "travel.md").unlink()
+    assert ingest().details["words"] == first.details["words"] - texts["travel.md"][1]
+    assert (rows(store)["travel.md"]["text"], rows(store)["travel.md"]["words"]) == (None, None)
 
 
 def test_what_no_parser_understood_is_not_parsed_again(
@@ -148,7 +196,8 @@ def test_an_edit_and_its_revert(ingest: Ingest, store: Store, documents: Path) -
     assert edited.data_version != first.data_version
     after = rows(store)
     assert "28 FLEX days" in after["hr/leave.md"]["text"]
-    assert [name for name in after if after[name] != before[name]] == ["hr/leave.md"]
+    looked_at = {"scanned_at_ns": 0}
+    assert [name for name in after if after[name] | looked_at != before[name] | looked_at] == ["hr/leave.md"]
     (documents / "hr/leave.md").write_text(LEAVE, encoding="utf-8")
     reverted = ingest()
     assert reverted.counts == Counts(changed=1, reused=2)

@@ -153,7 +153,7 @@ def test_questions_about_what_a_twin_was_trained_on_are_left_out_and_that_is_sai
         for number, side in enumerate(sides):
             # Whatever the pair was called then: a document that was renamed has other pairs.
             connection.execute(
-                "INSERT INTO trained_pairs SELECT 'k', ?, ?, text_hash, [] FROM chunks WHERE chunk_id = ?",
+                "INSERT INTO trained_pairs SELECT 'k', ?, ?, text_hash, [], NULL FROM chunks WHERE chunk_id = ?",
                 [f"then {number}", side, passages[number].chunk_id],
             )
     who = contest(store, settings)
@@ -174,7 +174,7 @@ def test_questions_about_what_a_twin_was_trained_on_are_left_out_and_that_is_sai
     assert {query.query_id for query in done.queries[HELD_OUT]} == {str(n) for n in range(1, len(passages))}
     assert f"1 of {len(passages)} held-out questions are left out" in done.decision.reason
     with store.warehouse.write() as connection:
-        connection.execute("INSERT INTO trained_pairs SELECT 'k', chunk_id, 'train', text_hash, [] FROM chunks")
+        connection.execute("INSERT INTO trained_pairs SELECT 'k', chunk_id, 'train', text_hash, [], NULL FROM chunks")
     nothing = run(store, settings, measured, "nothing is left")
     assert HELD_OUT not in nothing.queries
     assert nothing.winner is None

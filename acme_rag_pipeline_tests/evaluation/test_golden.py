@@ -208,6 +208,7 @@ def test_the_order_of_judgements_and_those_of_no_relevance_are_no_evidence(
     (tmp_path / "golden").mkdir()
     queries = [{"query_id": "a", "query": "who?"}]
     qrels = [{"query_id": "a", "doc_path": "travel.md", "start": n, "end": n + 40} for n in (0, 100)]
+    written(tmp_path / "golden", queries, qrels)
     settings = settings_for(
         golden=str(tmp_path / "golden"), evaluation={"golden_minimum_queries": 1, "golden_minimum_units": 1}
     )

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from acme_rag_pipeline.embedding import cache as cache_module
 from acme_rag_pipeline.embedding.cache import EmbeddingCache
 from acme_rag_pipeline.embedding.encoder import Encoder
 from acme_rag_pipeline.settings import Settings
@@ -113,3 +114,27 @@ def _bytes(path: Path) -> int:
     if path.is_dir():
         return oracle.size_of(path)
     return path.stat().st_size if path.exists() else 0
+
+
+def test_another_process_that_opens_the_cache_leaves_what_is_being_written(tmp_path: Path) -> None:
+    path = tmp_path / "e.duckdb"
+    cache, encoder = EmbeddingCache(path), RandomVectors("a" * 64)
+    cache.passages(encoder, ["text"])
+    shrunk = tmp_path / ".shrunk-e.duckdb"
+    shrunk.write_bytes(b"half of it")
+    assert EmbeddingCache(path).passages(encoder, ["text"])[1] == 0
+    assert shrunk.exists()
+
+
+def test_vectors_out_of_use_are_looked_for_when_enough_came_or_went(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache_module, "KEEP_UNUSED", 40)
+    cache, encoder = EmbeddingCache(tmp_path / "e.duckdb"), RandomVectors("a" * 64)
+    cache.passages(encoder, [f"text {number}" for number in range(100)])
+    assert cache.changed_since_collection(100)
+    cache.remember_collection(100)
+    assert not cache.changed_since_collection(100)
+    assert cache.changed_since_collection(80), "a folder is gone"
+    cache.passages(encoder, [f"new {number}" for number in range(10)])
+    assert cache.changed_since_collection(110)

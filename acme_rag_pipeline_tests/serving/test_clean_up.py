@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from acme_rag_pipeline.retrieval import Retriever
+from acme_rag_pipeline.retrieval import Retriever, index
 from acme_rag_pipeline.retrieval.passage_encoder import PassageEncoder, install_base
 from acme_rag_pipeline.retrieval.sentences import sentences
-from acme_rag_pipeline.serving import decisions, serve
+from acme_rag_pipeline.serving import clean_up, decisions, serve
 from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store import vectors
 from acme_rag_pipeline.store.arms_file import known_arms
@@ -151,3 +151,38 @@ def test_half_written_checkpoints_of_killed_trainings_leave_unless_one_trains(
     edit(documents, 2)
     oracle.run(store, settings, oracle.REFRESH)
     assert [path.name for path in folder.iterdir()] == ["0123456789abcdef-twin.pt"]
+
+
+def test_tables_and_folders_of_people_stay(store: Store, settings: Settings, documents: Path) -> None:
+    oracle.run(store, settings, oracle.REFRESH)
+    served = table_of(store, read_pointer(store.pointer).table)
+    vectors.connect(store.lancedb).create_table("my_copy", served.to_arrow())
+    (store.models / "my-experiment").mkdir()
+    (store.models / ("0" * 64)).mkdir()
+    assert clean_up.due(store, settings), "a model that nobody knows"
+    edit(documents, 1)
+    oracle.run(store, settings, oracle.REFRESH)
+    assert "my_copy" in vectors.names(vectors.connect(store.lancedb))
+    assert [(store.models / name).exists() for name in ("my-experiment", "0" * 64)] == [True, False]
+    assert not clean_up.due(store, settings)
+
+
+def test_a_run_with_nothing_to_do_leaves_readers_the_table_that_another_run_brought_further(
+    store: Store, settings: Settings, documents: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    oracle.run(store, settings, oracle.REFRESH)
+    before = known_arms(store)["base"]
+    original, runs = index.holds, []
+
+    def overtaken_once(store: Store, details: Any) -> bool:
+        found = original(store, details)
+        if not runs:
+            runs.append(edit(documents, 1))
+            oracle.run(Store(store.root), settings, oracle.REFRESH)
+        return found
+
+    monkeypatch.setattr(index, "holds", overtaken_once)
+    index.index_base(store, settings)
+    after = known_arms(store)["base"]
+    assert after["lance_version"] > before["lance_version"]
+    assert int(table_of(store, after["table"]).version) == after["lance_version"]

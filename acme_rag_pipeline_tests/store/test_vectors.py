@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from lancedb.query import MatchQuery
 
 from acme_rag_pipeline.store import vectors
 from acme_rag_pipeline.store.fingerprints import sha256_text
@@ -178,3 +179,36 @@ def test_a_folder_is_opened_without_the_rest_client_that_others_still_find(tmp_p
     )
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == ["[]", "False", "True module"]
+
+
+def test_a_large_table_is_not_written_anew_for_a_few_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vectors, "FOLD_ALWAYS_ROWS", 100)
+    monkeypatch.setattr(vectors, "MOST_UNINDEXED", 0.05)
+    passages = [passage(n, f"text number {n}") for n in range(200)]
+    reconcile(tmp_path, passages)
+
+    def data_files() -> set[str]:
+        return {path.name for path in (tmp_path / "t.lance" / "data").iterdir()}
+
+    before = data_files()
+    for edit, fruit in enumerate(("apple", "pear", "plum", "quince", "fig")):
+        passages[edit] = passage(edit, f"zebra {fruit}")
+        done = reconcile(tmp_path, passages)
+        table = vectors.open_table(vectors.connect(tmp_path), "t")
+        assert table is not None
+        found = table.search(MatchQuery(fruit, vectors.SEARCH_COLUMN)).limit(2).to_list()
+        assert [hit["text"] for hit in found] == [f"zebra {fruit}"]
+        drop_old_versions(table, {done.version})
+        assert reconcile(tmp_path, passages).version == done.version, "a run without a difference writes nothing"
+    assert len(data_files() - before) == 5
+    assert before <= data_files()
+    edits = 5
+    while vectors.waits_for_folding(table):
+        edits += 1
+        passages[edits] = passage(edits, f"zebra number {edits}")
+        done = reconcile(tmp_path, passages)
+        table = vectors.open_table(vectors.connect(tmp_path), "t")
+        assert table is not None
+    assert (done.rows, edits) == (200, 8)
+    drop_old_versions(table, {done.version})
+    assert len(data_files()) == 1, "folded in the end, and what was before is deleted"
