@@ -6,7 +6,7 @@ import json
 import logging
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from acme_rag_pipeline.embedding.base_model import has_transformer
 from acme_rag_pipeline.retrieval.passage_encoder import install_base
@@ -35,9 +35,6 @@ from acme_rag_pipeline.training.rows import (
     rows_fingerprint,
     unasked_passages,
 )
-
-if TYPE_CHECKING:
-    pass
 
 CODE_VERSION = "19"
 logger = logging.getLogger(__name__)

@@ -12,7 +12,8 @@ import pytest
 from acme_rag_pipeline.chunking.chunks import split_documents
 from acme_rag_pipeline.documents.ingest import ingest_documents
 from acme_rag_pipeline.evaluation.contestants import contest
-from acme_rag_pipeline.evaluation.golden import golden_queries, judged_queries, read_golden, resolve_golden_queries
+from acme_rag_pipeline.evaluation.golden import golden_queries, judged_queries, resolve_golden_queries
+from acme_rag_pipeline.evaluation.golden_files import read_golden
 from acme_rag_pipeline.orchestration.checks import golden_queries_resolve
 from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store.layout import Store
