@@ -95,16 +95,17 @@ def _touched(files: Sequence[SourceFile], known: Mapping[str, Mapping[str, Any]]
 
 def _write(connection: duckdb.DuckDBPyConnection, rows: Sequence[dict[str, Any]]) -> None:
     """Write rows: whole ones where their text is given, else what may change while it stays."""
-    replace(connection, "documents", [_without(row, "has_text") | {"words": None} for row in rows if "text" in row])
+    replace(connection, "documents", [_without(row, "has_text") for row in rows if "text" in row])
     stamps = ("doc_path", "size", "mtime_ns", "scanned_at_ns", "status", "reason")
     kept = [{name: row[name] for name in stamps} for row in rows if "text" not in row]
     update(connection, "documents", "doc_path", kept)
 
 
 def _words(connection: duckdb.DuckDBPyConnection) -> int:
-    connection.execute(
-        r"UPDATE documents SET words = len(regexp_extract_all(text, '\S+')) WHERE words IS NULL AND text IS NOT NULL"
-    )
+    """Words of all texts; counted here where a row of an earlier version does not say its own."""
+    uncounted = records(connection, "SELECT doc_path, text FROM documents WHERE words IS NULL AND text IS NOT NULL")
+    counted = [{"doc_path": row["doc_path"], "words": len(row["text"].split())} for row in uncounted]
+    update(connection, "documents", "doc_path", counted)
     return int(connection.execute("SELECT coalesce(sum(words), 0) FROM documents").fetchall()[0][0])
 
 
@@ -166,6 +167,7 @@ def _readable(stat: dict[str, Any], digest: str, parsed: Parsed) -> dict[str, An
         "parser": parsed.parser,
         "text": parsed.text,
         "has_text": True,
+        "words": len(parsed.text.split()),
         "text_sha256": sha256_text(parsed.text),
     }
 
@@ -176,14 +178,22 @@ def _unreadable(
     # Each is an event of Dagster's log: thousands of pictures in a folder must not be told of in every run.
     if known is None or (known["status"], known["reason"]) != ("unreadable", reason):
         logger.warning("%s: %s", stat["doc_path"], reason)
-    empty = {"title": None, "format": None, "parser": parser, "text": None, "has_text": False, "text_sha256": None}
+    empty = {
+        "title": None,
+        "format": None,
+        "parser": parser,
+        "text": None,
+        "has_text": False,
+        "words": None,
+        "text_sha256": None,
+    }
     return stat | empty | {"sha256": digest, "status": "unreadable", "reason": reason}
 
 
 def _tombstone(known: dict[str, Any]) -> dict[str, Any]:
     if known["status"] == "deleted":
         return known
-    gone = dict.fromkeys(("title", "format", "text", "text_sha256", "mtime_ns"))
+    gone = dict.fromkeys(("title", "format", "text", "words", "text_sha256", "mtime_ns"))
     return known | gone | {"has_text": False, "status": "deleted", "reason": "the file is gone"}
 
 

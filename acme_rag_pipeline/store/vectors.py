@@ -34,7 +34,7 @@ EXPANDED_COLUMN = "expanded_text"
 SHIFT_COLUMN = "query_shift"
 # Folding writes the whole table anew. Above this number of rows it waits until there is something to fold, and BM25 knows the
 # few new rows by a scan.
-FOLD_ALWAYS_ROWS = 5_000
+FOLD_ALWAYS_ROWS = 2_000
 MOST_FRAGMENTS = 8
 MOST_UNINDEXED = 0.005  # of the rows
 KEEP_ALL_VERSIONS = timedelta(days=36_500)
