@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 
@@ -25,13 +24,11 @@ class TokenCounter:
         from tokenizers import Tokenizer
 
         try:
-            content = Path(tokenizer_json).read_bytes()
-            self._tokenizer = Tokenizer.from_str(content.decode("utf-8"))
+            self._tokenizer = Tokenizer.from_str(Path(tokenizer_json).read_text(encoding="utf-8"))
         except Exception as error:  # tokenizers raises a bare Exception for a malformed file
             raise ValueError(f"cannot load the tokenizer {tokenizer_json}: {error}") from error
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
-        self.digest: str = hashlib.sha256(content).hexdigest()
 
     def token_offsets(self, texts: list[str]) -> list[list[tuple[int, int]]]:
         """Return for each text the (start, end) character offsets of its tokens, in order.

@@ -5,7 +5,6 @@ LlamaIndex (`LanceDBVectorStore`) and langchain-community (`LanceDB`) read the t
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -354,9 +353,3 @@ def delete_rows(table: Table, ids: Sequence[str]) -> None:
 
     for first in range(0, len(ids), 10_000):
         table.delete(col("id").isin(ids[first : first + 10_000]))
-
-
-def recorded_model(table: Table) -> str:
-    """The default model name in the schema's embedding function, for people who look at a table."""
-    metadata = (table.schema.metadata or {}).get(b"embedding_functions")
-    return json.loads(metadata)[0]["model"]["name"] if metadata else ""

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from acme_rag_pipeline.store import vectors
 from acme_rag_pipeline_tests.interop.conftest import QUESTIONS, Served, least_cosine
 
 pytestmark = pytest.mark.slow
@@ -73,7 +72,7 @@ def test_the_schema_names_the_function_without_a_path_of_this_machine(served: Se
     (function,) = json.loads(metadata)
     assert function["name"] == "sentence-transformers"
     assert function["model"]["trust_remote_code"] is False
-    variable, name, default = vectors.recorded_model(served.table()).split(":", 2)
+    variable, name, default = function["model"]["name"].split(":", 2)
     assert (variable, name) == ("$var", "rag_model_dir")
     assert not Path(default).is_absolute()
     assert str(served.store.root) not in metadata
