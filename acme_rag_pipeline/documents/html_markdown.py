@@ -22,7 +22,8 @@ _CLOSES = {
 }
 MAX_OPEN_TAGS = 2_000
 MAX_NESTED_TABLES = 20
-MAX_REPEATED_CELLS = 5_000  # of one table
+# Of one table: a page of a few kilobytes must not become one of megabytes.
+MOST_REPEATS, LEAST_REPEATED_CELLS = 10, 5_000
 MAX_ROWSPAN = 200
 MAX_REPEATED_CHARACTERS = 300
 _HEADING_TAGS = ("h1", "h2", "h3", "h4", "h5", "h6")
@@ -122,7 +123,7 @@ def _has_section(cell: Any) -> bool:
 
 def _repeat_over_rows(rows: list[list[Any]]) -> None:
     open_cells: dict[int, tuple[Any, int]] = {}
-    left = MAX_REPEATED_CELLS
+    left = max(LEAST_REPEATED_CELLS, MOST_REPEATS * sum(map(len, rows)))
     for number, row in enumerate(filter(None, rows)):
         column, at = 0, 0
         while at < len(row) or open_cells.get(column, (None, -1))[1] >= number:

@@ -89,7 +89,7 @@ def _touched(files: Sequence[SourceFile], known: Mapping[str, Mapping[str, Any]]
     return any(
         row["scanned_at_ns"] < max(file.mtime_ns, file.ctime_ns) <= now
         for file in files
-        if (row := known.get(file.doc_path)) is not None and row["status"] == "ok"
+        if (row := known.get(file.doc_path)) is not None and row["sha256"] is not None
     )
 
 

@@ -6,8 +6,8 @@ import re
 
 _LINE_BREAK = re.compile(r"\r\n|\r|\n")  # CommonMark's line endings, and no others (not \f, \x85, \u2028)
 _FRONT_MATTER_KEY = re.compile(r"""[\w"'][^:\r\n]*:(?:[ \t]|$)""")
-# A line of a YAML mapping: a key, a line that belongs to the one above, an entry of a list, a comment.
-_YAML_LINE = re.compile(r"""[\w"'][^:\r\n]*:(?:[ \t]|$)|[ \t\]})]|-(?:[ \t]|$)|\#""")
+# A line of prose, which no YAML mapping has: several words at the margin without a colon, or five before one.
+_PROSE = re.compile(r"(?![ \t\]})#]|-[ \t])(?:[^\s:]+[ \t]+){4}[^\s:]|(?![ \t\]})#]|-[ \t])[^\s:]+[ \t]+[^:]*$")
 _TOML_LINE = re.compile(r"""[\w"'.-]+[ \t]*=|\[""")
 _MDX_IMPORTS = re.compile(
     r"""(?:\s*import\s(?:[^'";]{1,1000}\sfrom\s+)?['"][^'"\r\n]{1,300}['"];?[ \t]*(?:[\r\n]|\Z))+"""
@@ -43,6 +43,6 @@ def _matter_end(text: str) -> int:
             body = [entry for entry in lines[1:number] if entry and not entry.startswith("#")]
             is_mapping = not body or key.match(body[0])
             return (starts[number + 1] if number + 1 < len(starts) else len(text)) if is_mapping else 0
-        if yaml and line and not _YAML_LINE.match(line):
+        if yaml and _PROSE.match(line):
             return 0
     return 0

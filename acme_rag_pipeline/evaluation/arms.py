@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import functools
 import itertools
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,24 +18,20 @@ from acme_rag_pipeline.evaluation.metrics import METRICS, Hit, finds, score_quer
 from acme_rag_pipeline.retrieval import expansion, index
 from acme_rag_pipeline.retrieval.fusion import Scored, fuse
 from acme_rag_pipeline.retrieval.passage_encoder import (
-    BASE_PREFIX,
     PassageEncoder,
     embedding_cache,
     encoder_for,
-    install_base,
 )
-from acme_rag_pipeline.retrieval.retriever import SearchHit, lexical
 from acme_rag_pipeline.retrieval.sentences import best_sentence, packed_sentences, with_best_sentence
+from acme_rag_pipeline.retrieval.words import PassageWords
 from acme_rag_pipeline.setting_groups import RetrievalSettings
 from acme_rag_pipeline.settings import Settings
-from acme_rag_pipeline.store import vectors
 from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.passages import LivePassage, live_passages
-from acme_rag_pipeline.store.stages import UpstreamMissing
 from acme_rag_pipeline.store.written_queries import nearly_all_asked, written_queries
 
 if TYPE_CHECKING:
-    from lancedb.table import Table
+    pass
 
 DEPTH = 20
 # Queries whose cosines to all passages are held at a time.
@@ -102,8 +96,7 @@ class ArmRunner:
         self._encoders: dict[str, Encoder] = {}
         self._queries = written_queries(store.warehouse)
         self._lexical: dict[tuple[str, int, bool], list[Scored]] = {}
-        base = install_base(store, settings)
-        self._lexical_table = PassageEncoder(base.digest, BASE_PREFIX).table
+        self._words = {False: PassageWords(self.passages), True: PassageWords(self.passages, self._queries)}
 
     def run(self, arm: Arm, queries: Sequence[JudgedQuery]) -> ArmResult:
         """Rank and score every query."""
@@ -228,33 +221,9 @@ class ArmRunner:
     def _bm25(self, query: str, depth: int, *, expanded: bool = False) -> list[Scored]:
         key = query, depth, expanded
         if key not in self._lexical:
-            hits = self._by_words(query, depth, expanded=expanded)
+            hits = self._words[expanded].search(query, depth)
             self._lexical[key] = [(hit.chunk_id, hit.score) for hit in hits if hit.chunk_id in self._by_id]
         return expansion.joined_words(self._bm25(query, depth), self._lexical[key]) if expanded else self._lexical[key]
-
-    def _by_words(self, query: str, depth: int, *, expanded: bool) -> list[SearchHit]:
-        if expanded:
-            return lexical(self._words_and_queries, query, depth)
-        try:
-            return lexical(self._words, query, depth)
-        except (OSError, RuntimeError):
-            # A refresh beside this may have cleaned that version up.
-            del self._words
-            return lexical(self._words, query, depth)
-
-    @functools.cached_property
-    def _words(self) -> Table:
-        table = vectors.open_table(vectors.connect(self._store.lancedb), self._lexical_table)
-        if table is None:
-            raise UpstreamMissing(f"table {self._lexical_table} is missing: materialise `base_index` to build it again")
-        return table
-
-    @functools.cached_property
-    def _words_and_queries(self) -> Table:
-        """For BM25 alone and for this comparison alone: which arm's table knows the queries by now is history."""
-        self._folder = tempfile.TemporaryDirectory()
-        texts = {p.chunk_id: expansion.expanded_text(p.text, self._queries.get(p.chunk_id, ())) for p in self.passages}
-        return vectors.table_of_words(vectors.connect(Path(self._folder.name)), self.passages, texts)
 
 
 def _ids(ranking: Sequence[Scored]) -> list[str]:

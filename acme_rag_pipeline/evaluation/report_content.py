@@ -39,6 +39,7 @@ from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store.layout import Store, write_atomically
 from acme_rag_pipeline.store.written_queries import written_queries
 
+LATEST = "reports/latest.html"
 _TRAINING_POINTS = 60
 
 
@@ -55,15 +56,14 @@ def write_report(store: Store, settings: Settings, done: Evaluation, standing: S
 
 
 def show_latest(store: Store, name: str) -> None:
-    """Make `reports/latest.html` a copy of a report, if it is not.
+    """Make `reports/latest.html` a copy of a report; its path is relative to the store."""
+    write_atomically(store.root / LATEST, (store.root / name).read_text(encoding="utf-8"))
 
-    Args:
-        store: whose report it is.
-        name: relative to the store.
-    """
-    page, latest = (store.root / name).read_text(encoding="utf-8"), store.root / "reports/latest.html"
-    if not latest.is_file() or latest.read_bytes() != page.encode():
-        write_atomically(latest, page)
+
+def is_latest(store: Store, name: str) -> bool:
+    """Whether `reports/latest.html` is a copy of a report; its path is relative to the store."""
+    latest = store.root / LATEST
+    return latest.is_file() and latest.read_bytes() == (store.root / name).read_bytes()
 
 
 def report_of(store: Store, settings: Settings, done: Evaluation, standing: Standing) -> Report:

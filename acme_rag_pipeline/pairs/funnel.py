@@ -15,11 +15,10 @@ from acme_rag_pipeline.embedding.base_model import resolve_base_model
 from acme_rag_pipeline.pairs.hard_negatives import mine
 from acme_rag_pipeline.pairs.repeated_queries import repeated
 from acme_rag_pipeline.pairs.wording import query_key, word_overlap
-from acme_rag_pipeline.retrieval.passage_encoder import BASE_PREFIX, PassageEncoder, embedding_cache, encoder_for
-from acme_rag_pipeline.retrieval.retriever import lexical
+from acme_rag_pipeline.retrieval.passage_encoder import BASE_PREFIX, embedding_cache, encoder_for
+from acme_rag_pipeline.retrieval.words import PassageWords
 from acme_rag_pipeline.setting_groups import PairSettings
 from acme_rag_pipeline.settings import Settings
-from acme_rag_pipeline.store import vectors
 from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.passages import LivePassage, live_passages
 from acme_rag_pipeline.store.stages import stored_detail
@@ -76,7 +75,6 @@ class Funnel:
         base = resolve_base_model(settings.base_model, settings.root)
         self.encoder = encoder_for(store, base.digest, settings)
         self.cache = embedding_cache(store)
-        self.base_table = PassageEncoder(base.digest, BASE_PREFIX).table
         self.golden = [row[0] for row in golden]
         # One call for all queries keeps the model from being loaded where everything is cached.
         queries, _ = self.cache.queries(self.encoder, [p["query"] for p in self.pairs] + self.golden)
@@ -272,16 +270,14 @@ class Funnel:
             for i, found in zip(batch, best, strict=True):
                 if self._passage(i).near_duplicate_group not in group_of[found]:
                     missed.append(i)
-        table = vectors.open_table(vectors.connect(self.store.lancedb), self.base_table)
-        if table is None:
-            return []
+        words = PassageWords(self.passages)
         # A passage that nearly repeats it is as good an answer, as it is for the base.
         group_of_chunk = {p.chunk_id: p.near_duplicate_group for p in self.passages}
         return [
             (i, f"neither base nor BM25 finds its passage in the top {top}")
             for i in missed
             if self._passage(i).near_duplicate_group
-            not in {group_of_chunk.get(hit.chunk_id) for hit in lexical(table, self.pairs[i]["query"], top)}
+            not in {group_of_chunk.get(hit.chunk_id) for hit in words.search(self.pairs[i]["query"], top)}
         ]
 
     def _answering(self, rows: Sequence[int]) -> dict[str, set[str]]:

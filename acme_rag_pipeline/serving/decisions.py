@@ -212,9 +212,9 @@ def decided_with_other_evidence(store: Store, candidate: PassageEncoder | None, 
             "SELECT evaluation_id FROM verdicts WHERE json_array_length(details, '$.comparisons') = 0"
         ).fetchall()
     blank = {row[0] for row in idle}
-    keys = dict.fromkeys(d.candidate_key for d in decisions(store) if d.candidate_key and d.evaluation_id not in blank)
-    before = list(itertools.takewhile(lambda known: known != key, keys))
-    return sum(known.startswith(f"{candidate_key(candidate)}/") for known in before)
+    before = list(itertools.takewhile(lambda d: d.candidate_key != key, decisions(store)))
+    looked = {d.candidate_key for d in before if d.candidate_key and d.evaluation_id not in blank}
+    return sum(known.startswith(f"{candidate_key(candidate)}/") for known in looked)
 
 
 def decide_promotion(store: Store, settings: Settings) -> StageResult:

@@ -6,8 +6,9 @@ from collections.abc import Collection, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
+from acme_rag_pipeline.store.folding import waits_for_folding
 from acme_rag_pipeline.store.passages import LivePassage
-from acme_rag_pipeline.store.vectors import delete_rows, waits_for_folding
+from acme_rag_pipeline.store.vectors import delete_rows
 
 if TYPE_CHECKING:
     from lancedb.table import Table

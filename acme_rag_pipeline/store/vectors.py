@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -16,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from acme_rag_pipeline.store.fingerprints import content_hash, sha256_text
+from acme_rag_pipeline.store.folding import fold
 from acme_rag_pipeline.store.lance_files import lost_files
 from acme_rag_pipeline.store.lance_import import without_rest_client
 from acme_rag_pipeline.store.passages import LivePassage, PassagePrefix
@@ -31,12 +31,6 @@ SEARCH_COLUMN = "search_text"
 SENTENCES_COLUMN = "sentence_vectors"
 EXPANDED_COLUMN = "expanded_text"
 SHIFT_COLUMN = "query_shift"
-# Folding writes the whole table anew. Above this number of rows it waits until there is something to fold, and BM25 knows the
-# few new rows by a scan.
-FOLD_ALWAYS_ROWS = 2_000
-MOST_FRAGMENTS = 8
-MOST_UNINDEXED = 0.005  # of the rows
-KEEP_ALL_VERSIONS = timedelta(days=36_500)
 logger = logging.getLogger(__name__)
 _STRUCT = pa.struct(
     [("doc_path", pa.string()), ("start_char", pa.int64()), ("end_char", pa.int64()), ("heading_path", pa.string())]
@@ -200,7 +194,7 @@ def reconcile_table(
         _index(table, len(wanted))
     # Also without a difference: a run that was killed between its rows and this left a version that the clean-up would fold
     # into a newer one, and delete while the pointer names it.
-    _compact(table)
+    fold(table)
     found = table.count_rows()
     if found != len(wanted):
         raise RuntimeError(f"table {name} holds {found} rows instead of {len(wanted)}: run again, nothing is promoted")
@@ -320,31 +314,6 @@ def _index(table: Table, rows: int) -> None:
         # Each optimize() adds a segment to a vector index; many segments slow every search down.
         if not vector or (vector[0].num_segments or 0) > 8:
             table.create_index("vector", config=IvfFlat(distance_type="cosine"), replace=True)
-
-
-def waits_for_folding(table: Table) -> bool:
-    """Whether a large table has new rows in files of their own, too few to write all of it anew for them."""
-    stats = cast("dict[str, Any]", table.stats())  # as lancedb gives it, whatever its annotation says
-    rows, fragments = stats["num_rows"], stats["fragment_stats"]["num_fragments"]
-    if rows < FOLD_ALWAYS_ROWS or fragments > MOST_FRAGMENTS:
-        return False
-    found = [table.index_stats(index.name) for index in table.list_indices()]
-    unindexed = max((index.num_unindexed_rows for index in found if index is not None), default=0)
-    return unindexed <= MOST_UNINDEXED * rows and (fragments > 1 or unindexed > 0)
-
-
-def _compact(table: Table) -> None:
-    """Fold new rows into files and indexes until nothing is left to fold: the pointer names a version that stays newest.
-
-    A large table waits until a few edits have come together. No version is deleted: the promoted one is older than this and readers still hold it.
-    """
-    if waits_for_folding(table):
-        return
-    for _ in range(5):
-        before = table.version
-        table.optimize(cleanup_older_than=KEEP_ALL_VERSIONS)
-        if table.version == before:
-            return
 
 
 def delete_rows(table: Table, ids: Sequence[str]) -> None:

@@ -169,6 +169,7 @@ def test_front_matter_is_left_out_and_a_rule_is_not_front_matter() -> None:
     ("text", "format"),
     [
         ("---\nDate: 2024-01-01\n\n# Minutes\n\nWe decided to close the office.\n\n---\n\n# Next\n\nMore.", "markdown"),
+        ("---\nDate: today\nWe decided this on Monday: to close it.\n---\nMore.", "markdown"),
         ("---\n\nFrom: Alice\n\nSubject: the office\n\n---\n\nSent by mail.", "html"),
         ("import duties from 'abroad';\n\nMore.", "html"),
     ],
@@ -182,6 +183,8 @@ def test_front_matter_may_hold_lists_comments_and_lines_that_go_on() -> None:
         "title: a: b\n# why\n\ntags:\n- x\n- y\nnested:\n  key: value\nflow: [\n  a\n]\nlong: >\n  prose that goes on"
     )
     assert texts_of(f"---\n{matter}\n---\nText") == ["Text"]
+    odd = 'og:title: x y\n"a:b": c\n$schema: x\n<<: *d\ndate:2024-01-01\nrelease date: today\nslug: a/b'
+    assert texts_of(f"---\ntitle: x\n{odd}\n---\nText") == ["Text"]
 
 
 def test_spaces_within_a_word_that_is_cut_are_no_passage() -> None:

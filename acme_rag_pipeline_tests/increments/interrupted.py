@@ -15,7 +15,7 @@ WRITES: tuple[tuple[Any, str], ...] = (
     (vectors, "_created"),
     (vectors, "delete_rows"),
     (vectors, "_index"),
-    (vectors, "_compact"),
+    (vectors, "fold"),
     (arms_file, "_write"),
     (serve, "write_pointer"),
     (serve, "_remember_version"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from lancedb.query import MatchQuery
 
-from acme_rag_pipeline.store import vectors
+from acme_rag_pipeline.store import folding, vectors
 from acme_rag_pipeline.store.fingerprints import sha256_text
 from acme_rag_pipeline.store.passages import LivePassage
 from acme_rag_pipeline.store.table_clean_up import drop_old_versions
@@ -129,7 +130,7 @@ def test_the_table_names_no_path_of_this_machine(tmp_path: Path) -> None:
     reconcile(tmp_path, [passage(1, "a")])
     table = vectors.open_table(vectors.connect(tmp_path), "t")
     assert table is not None
-    assert "rag_model_dir" in vectors.recorded_model(table)
+    assert b"rag_model_dir" in table.schema.metadata[b"embedding_functions"]
     assert str(tmp_path) not in str(table.schema.metadata)
 
 
@@ -155,7 +156,7 @@ def test_the_version_after_a_run_that_was_killed_before_it_folded_its_rows_survi
         raise KeyboardInterrupt
 
     with monkeypatch.context() as moment:
-        moment.setattr(vectors, "_compact", killed)
+        moment.setattr(vectors, "fold", killed)
         with pytest.raises(KeyboardInterrupt):
             reconcile(tmp_path, passages[2:])
     done = reconcile(tmp_path, passages[2:])
@@ -182,8 +183,8 @@ def test_a_folder_is_opened_without_the_rest_client_that_others_still_find(tmp_p
 
 
 def test_a_large_table_is_not_written_anew_for_a_few_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vectors, "FOLD_ALWAYS_ROWS", 100)
-    monkeypatch.setattr(vectors, "MOST_UNINDEXED", 0.05)
+    monkeypatch.setattr(folding, "FOLD_ALWAYS_ROWS", 100)
+    monkeypatch.setattr(folding, "MOST_UNINDEXED", 0.05)
     passages = [passage(n, f"text number {n}") for n in range(200)]
     reconcile(tmp_path, passages)
 
@@ -203,7 +204,7 @@ def test_a_large_table_is_not_written_anew_for_a_few_rows(tmp_path: Path, monkey
     assert len(data_files() - before) == 5
     assert before <= data_files()
     edits = 5
-    while vectors.waits_for_folding(table):
+    while folding.waits_for_folding(table):
         edits += 1
         passages[edits] = passage(edits, f"zebra number {edits}")
         done = reconcile(tmp_path, passages)
@@ -212,3 +213,28 @@ def test_a_large_table_is_not_written_anew_for_a_few_rows(tmp_path: Path, monkey
     assert (done.rows, edits) == (200, 8)
     drop_old_versions(table, {done.version})
     assert len(data_files()) == 1, "folded in the end, and what was before is deleted"
+
+
+def test_a_large_table_that_only_loses_rows_is_folded_when_an_hour_has_passed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(folding, "FOLD_ALWAYS_ROWS", 100)
+    passages = [passage(n, f"text number {n}") for n in range(300)]
+    reconcile(tmp_path, passages)
+    passages[0] = passage(0, "a secret")
+    reconcile(tmp_path, passages)
+    for _ in range(3):
+        passages.pop(9)
+        done = reconcile(tmp_path, passages)
+    table = vectors.open_table(vectors.connect(tmp_path), "t")
+    assert table is not None
+    assert folding.waits_for_folding(table)
+    drop_old_versions(table, set())
+    assert len(table.list_versions()) > 3, "an edit may still come"
+    monkeypatch.setattr(folding, "FOLD_AFTER", timedelta(0))
+    passages.pop(9)
+    done = reconcile(tmp_path, passages)
+    table = vectors.open_table(vectors.connect(tmp_path), "t")
+    assert table is not None
+    drop_old_versions(table, {done.version})
+    assert [version["version"] for version in table.list_versions()] == [done.version]
