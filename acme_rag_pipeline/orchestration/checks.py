@@ -12,9 +12,10 @@ import dagster as dg
 
 from acme_rag_pipeline.documents.source import DocumentsFolderError
 from acme_rag_pipeline.documents.state import folder_state
+from acme_rag_pipeline.evaluation.contestants import outcome_of_the_newest
 from acme_rag_pipeline.orchestration.presentation import table
 from acme_rag_pipeline.pairs.curated import REJECTED
-from acme_rag_pipeline.pairs.leaks import find_leaks
+from acme_rag_pipeline.pairs.leaks import leaks_of_today
 from acme_rag_pipeline.retrieval import index
 from acme_rag_pipeline.serving import decisions
 from acme_rag_pipeline.settings import Settings
@@ -40,6 +41,20 @@ def specs(asset: str) -> list[dg.AssetCheckSpec]:
 def results(asset: str, store: Store, settings: Settings) -> list[dg.AssetCheckResult]:
     """Run an asset's checks."""
     return [check(store, settings)._replace(check_name=spec.name) for spec, check in _CHECKS.get(asset, [])]
+
+
+def failed_in_error(store: Store, settings: Settings) -> list[dg.AssetCheckResult]:
+    """The checks that find a defect in what the last runs left; asked of the store, so that no history of Dagster is needed."""
+    ran = {row["stage"] for row in _rows(store, "SELECT stage FROM stages")}
+    found = (check for asset in _CHECKS if asset in ran for check in results(asset, store, settings))
+    return [check for check in found if not check.passed and check.severity is ERROR]
+
+
+def in_words(check: dg.AssetCheckResult) -> str:
+    """What a check found, without its tables."""
+    values = {name: entry.value for name, entry in check.metadata.items()}
+    plain = [f"{name} {value}" for name, value in values.items() if isinstance(value, int | float | str) and value]
+    return "; ".join(filter(None, [check.description, *plain])) or "did not pass"
 
 
 def _asset_check(*, asset: str, description: str) -> Callable[[Check], Check]:
@@ -128,8 +143,7 @@ def nothing_leaks(store: Store, settings: Settings) -> dg.AssetCheckResult:
 
     WARN when nearness could not be looked up.
     """
-    golden = _details(store, "training_set").get("judged_by") == "golden queries"
-    leaks = find_leaks(store, golden_decides=golden, golden_similarity=settings.pairs.golden_similarity)
+    leaks = leaks_of_today(store, settings)
     return dg.AssetCheckResult(
         passed=leaks.total == 0 and not leaks.not_compared,
         severity=ERROR if leaks.total else WARN,
@@ -217,9 +231,12 @@ def people_decide(store: Store, settings: Settings) -> dg.AssetCheckResult:
 @_asset_check(asset="promoted_retriever", description="The newest evaluation ended in a promotion.")
 def candidate_was_promoted(store: Store, settings: Settings) -> dg.AssetCheckResult:
     """WARN when the champion was kept: a normal outcome, worth a look."""
+    verdict, reason = outcome_of_the_newest(store)
     decided = decisions.on_the_newest_candidate(store)
-    shown = {n: getattr(decided, n) for n in ("verdict", "reason", "recipe", "model_digest")} if decided else {}
-    return dg.AssetCheckResult(passed=shown.get("verdict") == decisions.PROMOTED, severity=WARN, metadata=shown)
+    served = {"recipe": decided.recipe, "model_digest": decided.model_digest} if decided else {}
+    return dg.AssetCheckResult(
+        passed=verdict == decisions.PROMOTED, severity=WARN, metadata={"verdict": verdict, "reason": reason, **served}
+    )
 
 
 @_asset_check(asset="served_index", description="Readers find exactly the documents of today.")

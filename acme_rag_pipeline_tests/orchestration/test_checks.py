@@ -114,3 +114,21 @@ def test_what_a_check_warns_of_stands_in_the_log_too(
     warned = [line for line in capfd.readouterr().err.splitlines() if "WARNING" in line]
     assert len(warned) == 1
     assert warned[0].endswith("check golden_queries_resolve: unresolved 1")
+
+
+def test_a_defect_stands_in_the_log_as_an_error(
+    store: Store, documents: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    pipeline = Pipeline(documents=str(documents), store=str(store.root))
+    pipeline.materialize(dg.build_asset_context(), ingest_documents)
+
+    def split_and_spoil(store: Store, settings: Settings) -> StageResult:
+        result = split_documents(store, settings)
+        with store.warehouse.write() as connection:
+            connection.execute("UPDATE chunks SET start_char = start_char + 1")
+        return result
+
+    pipeline.materialize(dg.build_asset_context(), split_and_spoil)
+    said = [line for line in capfd.readouterr().err.splitlines() if "spans_are_exact" in line]
+    assert len(said) == 1
+    assert " ERROR " in said[0]
