@@ -15,6 +15,7 @@ from acme_rag_pipeline.evaluation.golden import resolve_golden_queries
 from acme_rag_pipeline.orchestration import checks
 from acme_rag_pipeline.orchestration.presentation import metadata_of
 from acme_rag_pipeline.orchestration.resources import Pipeline
+from acme_rag_pipeline.pairs.curated import resolve_curated_pairs
 from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.stages import StageResult, record
@@ -59,6 +60,43 @@ def test_more_lost_queries_than_the_table_shows_are_all_counted(
     for stage in (ingest_documents, split_documents, resolve_golden_queries):
         stage(store, settings)
     assert only("golden_queries", store, settings).metadata["unresolved"].value == checks.SHOWN + 5
+
+
+def test_more_unusable_and_ambiguous_lines_than_a_stage_lists_are_all_counted(
+    store: Store, documents: Path, settings_for: Make, tmp_path: Path
+) -> None:
+    ids, pairs = range(205), tmp_path / "pairs.jsonl"
+    said_twice = "Ask your manager for approval of it."
+    about = [
+        f"## {name}\n\n{f'This desk settles what people ask about {name}. ' * 30}{said_twice}\n" for name in ("A", "B")
+    ]
+    (documents / "twice.md").write_text("# Handbook\n\n" + "\n".join(about), encoding="utf-8")
+    ambiguous = "".join(f'{{"query": "rule {n}", "doc_path": "twice.md", "quote": "{said_twice}"}}\n' for n in ids)
+    wanted = (
+        '"query": "Evergreen %s", "doc_path": "hr/leave.md", "quote": "Evergreen is a paid sabbatical of six weeks"'
+    )
+    lost = "".join(f'{{{wanted % n}, "negative": "found nowhere {n}"}}\n' for n in ids)
+    pairs.write_text(ambiguous + lost + "no JSON\n" * len(ids), encoding="utf-8")
+    (tmp_path / "golden").mkdir()
+    (tmp_path / "golden/queries.jsonl").write_text("no JSON\n" * len(ids), encoding="utf-8")
+    (tmp_path / "golden/qrels.jsonl").write_text("", encoding="utf-8")
+    settings = settings_for(curated_pairs=str(pairs), golden=str(tmp_path / "golden"))
+    for stage in (ingest_documents, split_documents, resolve_curated_pairs, resolve_golden_queries):
+        stage(store, settings)
+    found = only("curated_pairs", store, settings).metadata
+    assert found["unusable_lines"].value == len(ids)
+    assert found["lost_negatives"].value == len(ids)
+    assert found["ambiguous_quotes"].value == len(ids)
+    assert only("golden_queries", store, settings).metadata["unusable_lines"].value == len(ids)
+
+
+def test_a_check_without_anything_to_list_shows_no_table(store: Store, documents: Path, settings_for: Make) -> None:
+    for stage in (ingest_documents, split_documents, resolve_curated_pairs, resolve_golden_queries):
+        stage(store, settings_for(curated_pairs="none", golden="none"))
+    for asset in ("documents", "curated_pairs", "golden_queries"):
+        found = only(asset, store, settings_for())
+        assert found.passed
+        assert all(entry.value == 0 for entry in found.metadata.values())
 
 
 @pytest.mark.parametrize("line", ["no JSON", '{"query_id": "b"}'])

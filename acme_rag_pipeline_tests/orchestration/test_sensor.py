@@ -17,11 +17,15 @@ from acme_rag_pipeline.evaluation.golden import resolve_golden_queries
 from acme_rag_pipeline.orchestration import automation, runless_events
 from acme_rag_pipeline.orchestration.automation import documents_changed, nightly_retrain
 from acme_rag_pipeline.orchestration.resources import Pipeline
+from acme_rag_pipeline.pairs import training_set
+from acme_rag_pipeline.pairs.curated import resolve_curated_pairs
 from acme_rag_pipeline.pairs.synthetic import write_pairs
+from acme_rag_pipeline.retrieval import index
 from acme_rag_pipeline.serving import decisions, serve
 from acme_rag_pipeline.settings import Settings, SettingsError
 from acme_rag_pipeline.store.layout import LockName, Store
 from acme_rag_pipeline.store.stages import StageResult, record
+from acme_rag_pipeline.training import candidate
 from acme_rag_pipeline_tests.increments.oracle import REFRESH
 from acme_rag_pipeline_tests.llm_server import ScriptedLLM, ok
 
@@ -334,7 +338,12 @@ def test_the_schedule_retrains_for_changed_documents_and_for_what_people_judged(
     queries.parent.mkdir()
     queries.write_text('{"query_id": "a", "query": "how many FLEX days"}\n', encoding="utf-8")
     qrels.write_text('{"query_id": "a", "doc_path": "hr/leave.md"}\n', encoding="utf-8")
-    pipeline = Pipeline(documents=str(documents), store=str(tmp_path / "store"), golden=str(queries.parent))
+    pipeline = Pipeline(
+        documents=str(documents),
+        store=str(tmp_path / "store"),
+        golden=str(queries.parent),
+        tuning={"training": {"minimum_pairs": 10_000}},
+    )
     settings = pipeline.settings()
     store = Store(settings.store)
 
@@ -344,17 +353,22 @@ def test_the_schedule_retrains_for_changed_documents_and_for_what_people_judged(
             result = nightly_retrain(context)
         return "run" if isinstance(result, dg.RunRequest) else str(result.skip_message)
 
-    ingest_documents(store, settings)
-    split_documents(store, settings)
+    def train() -> None:
+        for stage in (resolve_curated_pairs, write_pairs, training_set.build_training_set, candidate.train_candidate):
+            stage(store, settings)
+
+    for stage in (ingest_documents, split_documents, index.index_base):
+        stage(store, settings)
     assert answer() == "run"
     resolve_golden_queries(store, settings)
-    with store.warehouse.write() as connection:
-        connection.execute("INSERT INTO trained_chunks(chunk_id) SELECT chunk_id FROM chunks")
+    train()
     assert "fewer than" in answer()
     with queries.open("a", encoding="utf-8") as file:
         file.write('{"query_id": "b", "query": "hotel limit in London"}\n')
     assert answer() == "run"
     resolve_golden_queries(store, settings)
+    assert answer() == "run", "a retrain that was killed before it trained dealt with nothing"
+    train()
     assert "fewer than" in answer()
     (documents / "travel.md").unlink()
     ingest_documents(store, settings)
