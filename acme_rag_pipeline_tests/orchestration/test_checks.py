@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +139,20 @@ def test_the_table_of_the_shares_shows_the_numbers_that_chose_although_the_base_
     ]
     shown = metadata_of(store, StageResult("fine_tuned_model", "v", details={"interpolation": tried}))["interpolation"]
     assert [row.data["unlike_training"] for row in shown.records] == ["", "0.4"]
+
+
+def test_a_run_with_nothing_to_do_shows_less_since_dagster_keeps_it_for_good(
+    store: Store, documents: Path, settings_for: Make
+) -> None:
+    for number in range(30):
+        (documents / f"{number}.md").write_text(f"# {'A long title ' * 12}{number}\n\nText.", encoding="utf-8")
+    first, again = (metadata_of(store, ingest_documents(store, settings_for())) for _ in range(2))
+    assert (len(first["preview"].records), len(again["preview"].records)) == (24, 3)
+    longest = [max(len(row.data["title"]) for row in shown["preview"].records) for shown in (first, again)]
+    assert longest[0] > 100 > longest[1]
+    picture = StageResult("training_set", "v", details={"picture": "iVBORw0KGgo="})
+    assert "iVBORw0KGgo=" in metadata_of(store, picture)["picture"].value
+    assert "iVBORw0KGgo=" not in metadata_of(store, replace(picture, unchanged=True))["picture"]
 
 
 def test_what_a_check_warns_of_stands_in_the_log_too(
