@@ -41,7 +41,7 @@ refresh: install  ## Bring what is served to the documents of today, without tra
 retrain: install  ## Pairs for what changed, a new candidate, a comparison, a decision
 	@$(IN_HOME) "$(BIN)/dagster" job execute -j retrain -m acme_rag_pipeline.definitions
 
-gate: install  ## Fails unless the newest candidate was promoted
+gate: install  ## Fails unless the newest candidate was promoted and no check finds a defect
 	@$(IN_HOME) "$(BIN)/dagster" job execute -j gate -m acme_rag_pipeline.definitions
 
 ui: install  ## Webserver and daemon on http://localhost:3000
