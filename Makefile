@@ -17,7 +17,7 @@ IN_HOME := cd "$(DAGSTER_HOME)" &&
 WORKERS ?= 2
 SHARED_OUT := -n $(WORKERS) --dist loadfile --no-loadscope-reorder --max-worker-restart=0
 
-.PHONY: help install materialize refresh retrain gate ui test test-fast lint format clean
+.PHONY: help install materialize refresh retrain gate ui prune test test-fast lint format clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -41,11 +41,14 @@ refresh: install  ## Bring what is served to the documents of today, without tra
 retrain: install  ## Pairs for what changed, a new candidate, a comparison, a decision
 	@$(IN_HOME) "$(BIN)/dagster" job execute -j retrain -m acme_rag_pipeline.definitions
 
-gate: install  ## Fails unless the newest candidate was promoted
+gate: install  ## Fails unless the newest candidate was promoted and no check finds a defect
 	@$(IN_HOME) "$(BIN)/dagster" job execute -j gate -m acme_rag_pipeline.definitions
 
 ui: install  ## Webserver and daemon on http://localhost:3000
 	@$(IN_HOME) "$(BIN)/dagster" dev -w "$(CURDIR)/workspace.yaml" -p $${PORT:-3000}
+
+prune: install  ## Delete finished runs older than DAYS=90 from Dagster's history
+	@$(IN_HOME) "$(BIN)/python" -m acme_rag_pipeline.orchestration.prune --days $${DAYS:-90}
 
 test: install lint  ## The whole suite, slow tests too
 	"$(BIN)"/python -m pytest -q $(SHARED_OUT)

@@ -233,7 +233,9 @@ class ServingSettings(Group):
 
 
 class AutomationSettings(Group):
-    max_tries: int = Field(default=2, ge=1, description="Refresh runs for one state of the documents before giving up.")
+    max_tries: int = Field(
+        default=2, ge=1, description="Refresh runs for one state of the documents at once; then ever more seldom."
+    )
     late_after_minutes: float = Field(
         default=15, gt=0, description="The served index's check turns red when it lags the documents for longer."
     )

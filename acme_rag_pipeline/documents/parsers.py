@@ -32,6 +32,8 @@ _PARSERS = {
     "pdf-1": ("pdf", (".pdf",)),
     "docx-3": ("docx", (".docx",)),
 }
+# Of all parsers together, for what shows which code made the documents.
+PARSER_VERSIONS = ", ".join(_PARSERS)
 _BY_SUFFIX = {suffix: (kind, name) for name, (kind, suffixes) in _PARSERS.items() for suffix in suffixes}
 MAX_UNPACKED_BYTES = 200_000_000
 MAX_CONTROL_SHARE = 0.05

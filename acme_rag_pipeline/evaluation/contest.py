@@ -20,11 +20,12 @@ from acme_rag_pipeline.evaluation.arms import (
 )
 from acme_rag_pipeline.evaluation.contestants import Contest, arms_for, champion_arm, in_store, seen_by_a_twin
 from acme_rag_pipeline.evaluation.forgetting import Forgetting, general_probe
-from acme_rag_pipeline.evaluation.gate import PEOPLE, ArmScores, Decision, GateSettings, decide
+from acme_rag_pipeline.evaluation.gate import CANNOT_TELL, PEOPLE, ArmScores, Decision, GateSettings, decide
 from acme_rag_pipeline.evaluation.golden import JudgedQuery
 from acme_rag_pipeline.evaluation.metrics import PRIMARY
 from acme_rag_pipeline.evaluation.query_sets import HELD_OUT, heading_questions, query_sets
 from acme_rag_pipeline.evaluation.words_alone import bm25_ahead
+from acme_rag_pipeline.pairs.leaks import leaks_of_today
 from acme_rag_pipeline.retrieval.expansion import without_expansion
 from acme_rag_pipeline.retrieval.passage_encoder import PassageEncoder
 from acme_rag_pipeline.serving import decisions
@@ -114,7 +115,7 @@ def run(store: Store, settings: Settings, who: Contest, evaluation_id: str) -> E
             results[name].append(runner.run(arm, queries))
             mean = results[name][-1].metric(PRIMARY)
             logger.info("%s, %s: %s %.4f", name, arm.name, PRIMARY, sum(mean.values()) / max(1, len(mean)))
-    decision = _verdict(who, sets, results, settings)
+    decision = _unless_it_leaks(store, settings, _verdict(who, sets, results, settings))
     winner = _winner(decision, who)
     fusion = who.fusion
     if winner is not None and winner[1] == "hybrid" and not who.golden_decides:
@@ -148,6 +149,20 @@ def run(store: Store, settings: Settings, who: Contest, evaluation_id: str) -> E
             {name: _arm_of_readers(store, settings, who, decision, fusion, held_out=name == HELD_OUT) for name in sets},
         ),
     )
+
+
+def _unless_it_leaks(store: Store, settings: Settings, decision: Decision) -> Decision:
+    """The same decision; no promotion of a model that was trained on something that judges it."""
+    if decision.winner not in (FINE_TUNED, FINE_TUNED_HYBRID):
+        return decision
+    leaks = leaks_of_today(store, settings).total
+    if not leaks:
+        return decision
+    reason = (
+        f"Training saw {leaks} of what judges the candidate (the check `nothing_leaks` says of which kind), so its numbers "
+        f"prove nothing. They say: {decision.reason}"
+    )
+    return replace(decision, verdict=CANNOT_TELL, winner=None, reason=reason)
 
 
 def expansion_by_headings(store: Store, runner: ArmRunner, encoder: PassageEncoder) -> tuple[int, float] | None:

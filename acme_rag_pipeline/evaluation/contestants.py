@@ -30,6 +30,8 @@ from acme_rag_pipeline.store.stages import stored_detail
 from acme_rag_pipeline.store.warehouse import records
 from acme_rag_pipeline.store.written_queries import nearly_all_asked
 
+NOT_DECIDED = "not decided"
+
 
 @dataclass(frozen=True)
 class Contest:
@@ -115,6 +117,20 @@ def candidate_undecided(store: Store) -> bool:
         return False
     key = _key_of_today(store, candidate)
     return all(not (decision.candidate_key or "").startswith(key) for decision in decisions.decisions(store))
+
+
+def outcome_of_the_newest(store: Store) -> tuple[str, str]:
+    """What became of the newest candidate: the verdict in force and its reason; `not decided`, and what to do, without one."""
+    with store.warehouse.read() as connection:
+        rows = records(connection, "SELECT verdict FROM verdicts ORDER BY evaluated_at DESC LIMIT 1")
+    if not rows:
+        return NOT_DECIDED, "nothing has been evaluated yet: run `retrain` first"
+    if candidate_undecided(store):
+        return NOT_DECIDED, "the newest candidate was never judged: run `retrain`"
+    decided = decisions.on_the_newest_candidate(store)
+    if decided is None:
+        return NOT_DECIDED, f"{rows[0]['verdict']}, but nothing was decided on it yet: run `retrain` again"
+    return decided.verdict, decided.reason
 
 
 def arms_for(who: Contest, *, held_out: bool) -> list[Arm]:

@@ -21,6 +21,7 @@ from acme_rag_pipeline.store.fingerprints import content_hash, fingerprint
 from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.passages import LivePassage, live_passages
 from acme_rag_pipeline.store.quotes import QuotableText
+from acme_rag_pipeline.store.retrained_files import differs_from_retrained
 from acme_rag_pipeline.store.stages import StageResult, data_versions, overtaken, record, recorded, stored_detail
 from acme_rag_pipeline.store.warehouse import insert, reconcile, records
 
@@ -71,6 +72,7 @@ def resolve_golden_queries(store: Store, settings: Settings) -> StageResult:
         ],
         "unused_evidence": _unused_evidence(query_rows, judgement_rows, "unresolved", "repeated")[:200],
         "unusable_lines": problems[:200],
+        "counted": {"unusable_lines": len(problems)},
         "by_style": dict(Counter(row["style"] for row in usable).most_common()),
         "decides": decides(len(usable), len({row["unit"] for row in usable}), settings.evaluation),
     }
@@ -85,13 +87,13 @@ def resolve_golden_queries(store: Store, settings: Settings) -> StageResult:
 
 
 def files_differ(store: Store, settings: Settings) -> bool:
-    """Whether the golden files say something else than when they were last resolved.
+    """Whether the golden files say something else than when the last retrain dealt with them.
 
     Raises:
         SettingsError: they cannot be read.
     """
     queries, qrels, _ = read_golden(settings.golden) if settings.golden else ({}, [], [])
-    return stored_detail(store.warehouse, STAGE, "source") not in (None, fingerprint(queries, qrels))
+    return differs_from_retrained(store.warehouse, STAGE, fingerprint(queries, qrels))
 
 
 def decides(queries: int, units: int, settings: EvaluationSettings) -> bool:

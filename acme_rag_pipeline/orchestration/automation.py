@@ -2,6 +2,7 @@
 
 import json
 import time
+from datetime import UTC, datetime
 from typing import Any
 
 import dagster as dg
@@ -9,67 +10,63 @@ import dagster as dg
 from acme_rag_pipeline.documents.source import DocumentsFolderError
 from acme_rag_pipeline.documents.state import folder_state
 from acme_rag_pipeline.evaluation import golden
-from acme_rag_pipeline.evaluation.contestants import candidate_undecided
-from acme_rag_pipeline.orchestration.dead_runs import fail_dead_runs
+from acme_rag_pipeline.evaluation.contestants import candidate_undecided, outcome_of_the_newest
+from acme_rag_pipeline.orchestration import checks, runless_events
+from acme_rag_pipeline.orchestration.dead_runs import fail_dead_runs, hold
 from acme_rag_pipeline.orchestration.resources import Pipeline, plain_failures
+from acme_rag_pipeline.orchestration.under_way import REFRESH, RETRAIN, is_busy
 from acme_rag_pipeline.pairs import curated, synthetic
 from acme_rag_pipeline.serving import decisions
 from acme_rag_pipeline.serving.serve import last_decision_is_served
+from acme_rag_pipeline.setting_groups import AutomationSettings
 from acme_rag_pipeline.settings import Settings, SettingsError
 from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.stages import stored_detail
-from acme_rag_pipeline.store.warehouse import WarehouseBusy, records
+from acme_rag_pipeline.store.warehouse import WarehouseBusy
 from acme_rag_pipeline.training.due import change_since_training
 
 REFRESH_ASSETS = ("documents", "chunks", "base_index", "fine_tuned_index", "served_index")
-ACTIVE = [
-    dg.DagsterRunStatus.QUEUED,
-    dg.DagsterRunStatus.NOT_STARTED,
-    dg.DagsterRunStatus.STARTING,
-    dg.DagsterRunStatus.STARTED,
-    dg.DagsterRunStatus.CANCELING,
-]
 # A folder that somebody edits all the time never looks the same twice: from here on what is there is served.
 LONGEST_SETTLING_SECONDS = 300
+LONGEST_BACKOFF_MINUTES = 60
+LATE = "the documents changed and no refresh has brought them to the readers yet"
+# `dagster.yaml` lets one run for each value of this tag go on at a time.
+JOB_TAG = "acme_rag/job"
 
 refresh = dg.define_asset_job(
-    "refresh",
+    REFRESH,
     selection=list(REFRESH_ASSETS),
+    tags={JOB_TAG: REFRESH},
     description="Seconds after an edit: readers search the new text with the model that is promoted today.",
 )
 retrain = dg.define_asset_job(
-    "retrain",
+    RETRAIN,
     selection=dg.AssetSelection.all(),
+    tags={JOB_TAG: RETRAIN},
     description="Pairs for what changed, a new candidate, an honest comparison, a promotion or 'keep what we have'.",
 )
 
 
-@dg.op(description="Ends non-zero unless the newest candidate was promoted, so that CI can fail on it.")
+@dg.op(
+    description="Ends non-zero unless the newest candidate was promoted and no check finds a defect, so that CI can fail on it."
+)
 def promoted_or_fail(context: dg.OpExecutionContext, pipeline: Pipeline) -> None:
-    """Read the stored decision on the newest candidate."""
+    """Read the stored decision on the newest candidate, and look at what the last runs left."""
     store = pipeline.open_store()
+    hold(store, context.run_id)
     with plain_failures():
-        with store.warehouse.read() as connection:
-            rows = records(connection, "SELECT verdict FROM verdicts ORDER BY evaluated_at DESC LIMIT 1")
-        if not rows:
-            raise dg.Failure("gate: nothing has been evaluated yet, run `retrain` first", allow_retries=False)
-        if candidate_undecided(store):
-            raise dg.Failure(
-                "gate: not decided. The newest candidate was never judged: run `retrain`", allow_retries=False
-            )
-        decided = decisions.on_the_newest_candidate(store)
-    if decided is not None:
-        verdict, reason = decided.verdict, decided.reason
-    else:
-        verdict, reason = "not decided", f"{rows[0]['verdict']}, but nothing was decided on it yet: run `retrain` again"
-    if verdict != "promoted":
-        raise dg.Failure(f"gate: {verdict}. {reason}", allow_retries=False)
+        verdict, reason = outcome_of_the_newest(store)
+        if verdict != decisions.PROMOTED:
+            raise dg.Failure(f"gate: {verdict}. {reason}", allow_retries=False)
+        if defects := checks.failed_in_error(store, pipeline.settings()):
+            found = "; ".join(f"{check.check_name} ({checks.in_words(check)})" for check in defects)
+            raise dg.Failure(f"gate: promoted, but checks stand in ERROR: {found}", allow_retries=False)
     context.log.info(f"gate: {verdict}. {reason}")
 
 
 @dg.job(executor_def=dg.in_process_executor)
 def gate() -> None:
-    """Exit code 0 when the newest candidate was promoted, else 1."""
+    """Exit code 0 when the newest candidate was promoted and no check stands in ERROR, else 1."""
     promoted_or_fail()
 
 
@@ -83,52 +80,58 @@ def documents_changed(context: dg.SensorEvaluationContext, pipeline: Pipeline) -
     """Level-triggered: compares the folder with what is served, so that no edit, revert or crash is ever lost.
 
     The cursor holds the last state seen and since when states have come and gone (to let a burst of edits settle, but not
-    for ever), the tries spent on it, and a counter that makes every run key new: a run key equal to an old one would
-    silently drop a revert.
+    for ever), the tries spent on it, when the next one is due, and a counter that makes every run key new: a run key equal
+    to an old one would silently drop a revert.
     """
-    fail_dead_runs(context.instance)
-    cursor: dict[str, Any] = dict.fromkeys(("seen", "served", "unsettled_since", "behind_since", "shown"))
+    instance, remembered = context.instance, _remembered(context.cursor)
+    cursor: dict[str, Any] = dict.fromkeys(("seen", "served", "unsettled_since", "behind_since", "next_try_at"))
     # Not from 0: after a person reset the cursor in the UI, every key would be one of before.
-    cursor |= {"tries": 0, "sequence": int(time.time())}
-    cursor |= _remembered(context.cursor)
+    cursor |= {"tries": 0, "sequence": int(time.time())} | remembered
+    events: list[Any] = []
 
-    def skip(reason: str, *events: dg.AssetCheckEvaluation) -> dg.SensorResult:
+    def skip(reason: str) -> dg.SensorResult:
         return dg.SensorResult(skip_reason=dg.SkipReason(reason), asset_events=events, cursor=json.dumps(cursor))
 
+    automation = AutomationSettings()
     try:
         settings = Settings.load(**pipeline.given())
-        wanted = folder_state(settings)
-        served = _served_state(Store(settings.store, wait_seconds=2))
+        automation = settings.automation
+        store = Store(settings.store, wait_seconds=2)
+        fail_dead_runs(instance, store)
+        events += runless_events.rolled_back(instance, store, settings)
+        wanted, served = folder_state(settings, store), _served_state(store)
     except (SettingsError, DocumentsFolderError) as error:
+        # Readers keep what they have, and nobody can say how far that is behind.
+        if (seconds := _seconds_behind(cursor)) > automation.late_after_minutes * 60:
+            events += runless_events.behind(instance, seconds, str(error))
         return skip(str(error))
     except WarehouseBusy:
         return skip("a run is writing to the store: looking again later")
     if served == wanted:
-        cursor |= {"tries": 0, "behind_since": None, "unsettled_since": None}
-        return skip(
-            "the served index is up to date", *_lag(cursor, "current", 0, "readers find the documents of today")
-        )
+        cursor |= {"tries": 0, "behind_since": None, "unsettled_since": None, "next_try_at": None}
+        events += runless_events.caught_up(instance, "readers find the documents of today")
+        return skip("the served index is up to date")
     if cursor["served"] != served:
-        # A refresh has brought something to the readers, and shown so itself: in a folder that changes all the time what is
-        # served is never that of today, and yet not late.
-        cursor |= {"served": served, "behind_since": None, "shown": None}
-    cursor["behind_since"] = cursor["behind_since"] or time.time()
-    seconds = time.time() - cursor["behind_since"]
-    late: list[dg.AssetCheckEvaluation] = []
-    if seconds > settings.automation.late_after_minutes * 60:
-        late = _lag(cursor, "late", seconds, "the documents changed and no refresh has brought them to the readers yet")
-    if _busy(context):
-        return skip("a run is under way: looking again when it has ended", *late)
-    if cursor["seen"] != wanted:
-        cursor |= {"seen": wanted, "tries": 0, "unsettled_since": cursor["unsettled_since"] or time.time()}
-        if time.time() - cursor["unsettled_since"] < LONGEST_SETTLING_SECONDS:
-            return skip("the documents changed: waiting until they settle", *late)
-    if cursor["tries"] >= settings.automation.max_tries:
-        reason = f"gave up on this state of the documents after {cursor['tries']} runs: see the last run of `refresh`"
-        return skip(reason, *(late or _lag(cursor, "late", seconds, reason)))
+        # In a folder that changes all the time what is served is never that of today, and yet not late.
+        if remembered:
+            events += runless_events.caught_up(instance, "a refresh has brought newer documents to the readers")
+        cursor |= {"served": served, "behind_since": None}
+    seconds = _seconds_behind(cursor)
+    late = seconds > automation.late_after_minutes * 60
+    if is_busy(context, store):
+        events += runless_events.behind(instance, seconds, LATE) if late else []
+        return skip("a run is under way: looking again when it has ended")
+    waits_for = _waits_for(cursor, wanted, automation.max_tries)
+    if cursor["tries"] >= automation.max_tries:
+        events += runless_events.behind(instance, seconds, _tried(cursor))
+    elif late:
+        events += runless_events.behind(instance, seconds, LATE)
+    if waits_for:
+        return skip(waits_for)
     request = dg.RunRequest(run_key=f"{cursor['sequence']}:{wanted[:16]}", tags={"acme_rag/documents": wanted[:16]})
-    cursor |= {"sequence": cursor["sequence"] + 1, "tries": cursor["tries"] + 1, "unsettled_since": None}
-    return dg.SensorResult(run_requests=[request], asset_events=late, cursor=json.dumps(cursor))
+    spent = {"sequence": cursor["sequence"] + 1, "tries": cursor["tries"] + 1}
+    cursor |= spent | {"unsettled_since": None, "next_try_at": None}
+    return dg.SensorResult(run_requests=[request], asset_events=events, cursor=json.dumps(cursor))
 
 
 def _remembered(cursor: str | None) -> dict[str, Any]:
@@ -140,38 +143,34 @@ def _remembered(cursor: str | None) -> dict[str, Any]:
     return known if isinstance(known, dict) else {}
 
 
-def _busy(context: dg.SensorEvaluationContext) -> bool:
-    """Whether a run works on these assets: a job, or assets that somebody materialises in the UI or from a shell."""
-    ours = context.repository_def.asset_graph.get_all_asset_keys() if context.repository_def else None
-    for run in context.instance.get_runs(dg.RunsFilter(statuses=ACTIVE)):
-        if run.job_name in (refresh.name, retrain.name):
-            return True
-        # Dagster names the job of a bare selection itself. One without a selection runs everything.
-        chosen = run.asset_selection
-        if run.job_name.startswith("__") and (not chosen or ours is None or not ours.isdisjoint(chosen)):
-            return True
-    return False
+def _waits_for(cursor: dict[str, Any], wanted: str, max_tries: int) -> str:
+    """Why no run begins on this state of the documents yet; empty when one does."""
+    if cursor["seen"] != wanted:
+        unsettled_since = cursor["unsettled_since"] or time.time()
+        cursor |= {"seen": wanted, "tries": 0, "next_try_at": None, "unsettled_since": unsettled_since}
+        if time.time() - unsettled_since < LONGEST_SETTLING_SECONDS:
+            return "the documents changed: waiting until they settle"
+    if cursor["tries"] >= max_tries:
+        cursor["next_try_at"] = cursor["next_try_at"] or time.time() + _backoff(cursor["tries"] - max_tries)
+        if time.time() < cursor["next_try_at"]:
+            due = datetime.fromtimestamp(cursor["next_try_at"], UTC)
+            return f"{_tried(cursor)}; the next try is due at {due:%H:%M:%S} UTC"
+    return ""
 
 
-def _lag(cursor: dict[str, Any], state: str, seconds: float, description: str) -> list[dg.AssetCheckEvaluation]:
-    """Turn the served index's check red or green when the lag changes state; nothing between the changes."""
-    if cursor["shown"] == state:
-        return []
-    # The run that made it current has shown so itself.
-    first_green = state == "current" and cursor["shown"] is None
-    cursor["shown"] = state
-    if first_green:
-        return []
-    return [
-        dg.AssetCheckEvaluation(
-            asset_key=dg.AssetKey("served_index"),
-            check_name="served_index_is_current",
-            passed=state == "current",
-            severity=dg.AssetCheckSeverity.ERROR,
-            description=description,
-            metadata={"seconds_behind": round(seconds), "documents_unchanged_since": state == "current"},
-        )
-    ]
+def _tried(cursor: dict[str, Any]) -> str:
+    return f"{cursor['tries']} runs have not brought this state of the documents to the readers: see the last run of `refresh`"
+
+
+def _seconds_behind(cursor: dict[str, Any]) -> float:
+    """How long readers have been behind, or nobody could tell; counts from now on where it was not so before."""
+    cursor["behind_since"] = cursor["behind_since"] or time.time()
+    return time.time() - float(cursor["behind_since"])
+
+
+def _backoff(tries: int) -> float:
+    """Seconds to wait after so many tries too many: 1, 2, 4 ... 60 minutes, for a cause that mends itself, as a full disk may."""
+    return 60.0 * min(LONGEST_BACKOFF_MINUTES, 2 ** min(tries, 10))
 
 
 # A refresh with nothing to do costs seconds and proves once a day that what is served still is what was built.
@@ -192,7 +191,12 @@ daily_refresh = dg.ScheduleDefinition(
     "when the LLM was down then, or when readers search an LLM's queries and a new passage has none yet.",
 )
 def nightly_retrain(context: dg.ScheduleEvaluationContext, pipeline: Pipeline) -> dg.RunRequest | dg.SkipReason:
-    """Ask for a retrain, or say why not."""
+    """Ask for a retrain, or say why not.
+
+    Raises:
+        SettingsError: a setting is wrong, or a file that it names cannot be read. A tick that fails is seen; one that skips
+            says every night what it says when nothing is to be done.
+    """
     try:
         settings = Settings.load(**pipeline.given())
         store = Store(settings.store, wait_seconds=10)
@@ -205,7 +209,7 @@ def nightly_retrain(context: dg.ScheduleEvaluationContext, pipeline: Pipeline) -
         undecided = candidate_undecided(store)
         unanswered = synthetic.left_by_the_llm(store)
         by_queries = settings.generator_in_use != "offline" and decisions.queries_are_searched(store)
-    except (SettingsError, WarehouseBusy) as error:
+    except WarehouseBusy as error:
         return dg.SkipReason(str(error))
     needed = settings.automation.retrain_changed_share
     found = f"{change.changed_share:.1%} of the chunks changed since the last retrain ({change.added} new, {change.removed} gone)"

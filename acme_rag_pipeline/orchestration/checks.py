@@ -4,7 +4,7 @@ They run inside their asset's step: a step of its own for each check would doubl
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -12,9 +12,10 @@ import dagster as dg
 
 from acme_rag_pipeline.documents.source import DocumentsFolderError
 from acme_rag_pipeline.documents.state import folder_state
+from acme_rag_pipeline.evaluation.contestants import outcome_of_the_newest
 from acme_rag_pipeline.orchestration.presentation import table
 from acme_rag_pipeline.pairs.curated import REJECTED
-from acme_rag_pipeline.pairs.leaks import find_leaks
+from acme_rag_pipeline.pairs.leaks import leaks_of_today
 from acme_rag_pipeline.retrieval import index
 from acme_rag_pipeline.serving import decisions
 from acme_rag_pipeline.settings import Settings
@@ -42,6 +43,20 @@ def results(asset: str, store: Store, settings: Settings) -> list[dg.AssetCheckR
     return [check(store, settings)._replace(check_name=spec.name) for spec, check in _CHECKS.get(asset, [])]
 
 
+def failed_in_error(store: Store, settings: Settings) -> list[dg.AssetCheckResult]:
+    """The checks that find a defect in what the last runs left; asked of the store, so that no history of Dagster is needed."""
+    ran = {row["stage"] for row in _rows(store, "SELECT stage FROM stages")}
+    found = (check for asset in _CHECKS if asset in ran for check in results(asset, store, settings))
+    return [check for check in found if not check.passed and check.severity is ERROR]
+
+
+def in_words(check: dg.AssetCheckResult) -> str:
+    """What a check found, without its tables."""
+    values = {name: entry.value for name, entry in check.metadata.items()}
+    plain = [f"{name} {value}" for name, value in values.items() if isinstance(value, int | float | str) and value]
+    return "; ".join(filter(None, [check.description, *plain])) or "did not pass"
+
+
 def _asset_check(*, asset: str, description: str) -> Callable[[Check], Check]:
     def register(check: Check) -> Check:
         spec = dg.AssetCheckSpec(check.__name__, asset=asset, description=description)
@@ -61,11 +76,20 @@ def _details(store: Store, stage: str) -> dict[str, Any]:
     return json.loads(rows[0]["summary"])["details"] if rows else {}
 
 
+def _counted(details: Mapping[str, Any], name: str) -> int:
+    """How many there are of what a stage lists; its list is cut. A stage of an earlier version counted nothing."""
+    return int(details.get("counted", {}).get(name, len(details.get(name, []))))
+
+
+def _tables(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
+    return {name: table(found[:SHOWN]) for name, found in rows.items() if found}
+
+
 @_asset_check(asset="documents", description="Every file could be read and parsed.")
 def every_document_is_readable(store: Store, settings: Settings) -> dg.AssetCheckResult:
     """WARN with the reasons for the files that could not."""
     bad = _rows(store, "SELECT doc_path, reason FROM documents WHERE status = 'unreadable' ORDER BY doc_path")
-    metadata = {"unreadable": len(bad), "reasons": table(bad[:SHOWN])}
+    metadata = {"unreadable": len(bad)} | _tables({"reasons": bad})
     return dg.AssetCheckResult(passed=not bad, severity=WARN, metadata=metadata)
 
 
@@ -91,20 +115,18 @@ def curated_pairs_resolve(store: Store, settings: Settings) -> dg.AssetCheckResu
         f"FROM rejected_pairs WHERE chunk_id IS NULL AND reason = '{REJECTED}' ORDER BY query",
     )
     details = _details(store, "curated_pairs")
-    unusable, ambiguous, negatives = (
-        details.get(name, []) for name in ("unusable_lines", "ambiguous", "negatives_not_found")
-    )
-    return dg.AssetCheckResult(
-        passed=not any((lost, unusable, ambiguous, negatives)),
-        severity=WARN,
-        metadata={
-            "unresolved": len(lost),
-            "unusable_lines": len(unusable),
-            "pairs": table(lost[:SHOWN]),
-            "ambiguous": table(ambiguous),
-            "negatives_not_found": table(negatives),
-        },
-    )
+    counts = {
+        "unresolved": len(lost),
+        "unusable_lines": _counted(details, "unusable_lines"),
+        "ambiguous_quotes": _counted(details, "ambiguous"),
+        "lost_negatives": _counted(details, "negatives_not_found"),
+    }
+    shown = {
+        "pairs": lost,
+        "ambiguous": details.get("ambiguous", []),
+        "negatives_not_found": details.get("negatives_not_found", []),
+    }
+    return dg.AssetCheckResult(passed=not any(counts.values()), severity=WARN, metadata=counts | _tables(shown))
 
 
 @_asset_check(asset="synthetic_pairs", description="Every chunk's questions were asked for and answered.")
@@ -128,8 +150,7 @@ def nothing_leaks(store: Store, settings: Settings) -> dg.AssetCheckResult:
 
     WARN when nearness could not be looked up.
     """
-    golden = _details(store, "training_set").get("judged_by") == "golden queries"
-    leaks = find_leaks(store, golden_decides=golden, golden_similarity=settings.pairs.golden_similarity)
+    leaks = leaks_of_today(store, settings)
     return dg.AssetCheckResult(
         passed=leaks.total == 0 and not leaks.not_compared,
         severity=ERROR if leaks.total else WARN,
@@ -147,11 +168,12 @@ def golden_queries_resolve(store: Store, settings: Settings) -> dg.AssetCheckRes
         "SELECT q.query, 'in part: ' || j.reason FROM golden_queries q JOIN golden_judgements j USING (query_id) "
         "WHERE q.status = 'resolved' AND j.status = 'unresolved' AND j.relevance > 0 ORDER BY query, reason",
     )
-    unusable = _details(store, "golden_queries").get("unusable_lines", [])
+    counts = {
+        "unresolved": len(lost),
+        "unusable_lines": _counted(_details(store, "golden_queries"), "unusable_lines"),
+    }
     return dg.AssetCheckResult(
-        passed=not lost and not unusable,
-        severity=WARN,
-        metadata={"unresolved": len(lost), "unusable_lines": len(unusable), "queries": table(lost[:SHOWN])},
+        passed=not any(counts.values()), severity=WARN, metadata=counts | _tables({"queries": lost})
     )
 
 
@@ -217,9 +239,12 @@ def people_decide(store: Store, settings: Settings) -> dg.AssetCheckResult:
 @_asset_check(asset="promoted_retriever", description="The newest evaluation ended in a promotion.")
 def candidate_was_promoted(store: Store, settings: Settings) -> dg.AssetCheckResult:
     """WARN when the champion was kept: a normal outcome, worth a look."""
+    verdict, reason = outcome_of_the_newest(store)
     decided = decisions.on_the_newest_candidate(store)
-    shown = {n: getattr(decided, n) for n in ("verdict", "reason", "recipe", "model_digest")} if decided else {}
-    return dg.AssetCheckResult(passed=shown.get("verdict") == decisions.PROMOTED, severity=WARN, metadata=shown)
+    served = {"recipe": decided.recipe, "model_digest": decided.model_digest} if decided else {}
+    return dg.AssetCheckResult(
+        passed=verdict == decisions.PROMOTED, severity=WARN, metadata={"verdict": verdict, "reason": reason, **served}
+    )
 
 
 @_asset_check(asset="served_index", description="Readers find exactly the documents of today.")

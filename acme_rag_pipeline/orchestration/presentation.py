@@ -12,8 +12,11 @@ from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.stages import StageResult
 from acme_rag_pipeline.store.warehouse import records
 
-PREVIEW_ROWS = 8
+PREVIEW_ROWS = 24
 CELL_CHARACTERS = 300
+# Dagster stores the metadata of each run three times and for good, and a run with nothing to do has nothing new to show.
+PREVIEW_ROWS_UNCHANGED = 3
+CELL_CHARACTERS_UNCHANGED = 80
 _PREVIEWS = {
     "documents": "SELECT doc_path, status, format, title, reason FROM documents WHERE status <> 'deleted' "
     "ORDER BY status DESC, doc_path",
@@ -53,8 +56,10 @@ def metadata_of(store: Store, result: StageResult) -> dict[str, Any]:
     details = {name: value for name, value in result.details.items() if name not in _FOR_THE_NEXT_RUN}
     shown: dict[str, Any] = {}
     if picture := details.pop("picture", None):
-        shown["picture"] = dg.MetadataValue.md(
-            f"![{_PICTURES.get(result.stage, 'picture')}](data:image/png;base64,{picture})"
+        shown["picture"] = (
+            "unchanged: that of the last run that had something to do"
+            if result.unchanged
+            else dg.MetadataValue.md(f"![{_PICTURES.get(result.stage, 'picture')}](data:image/png;base64,{picture})")
         )
     if report := details.pop("report", None):
         shown["report"] = dg.MetadataValue.path(str(store.root / report))
@@ -74,17 +79,19 @@ def metadata_of(store: Store, result: StageResult) -> dict[str, Any]:
     for name, value in sorted(details.items(), key=lambda item: item[0].endswith(_FOR_PROGRAMS)):
         shown |= _entries(name, value)
     if query := _PREVIEWS.get(result.stage):
+        most = PREVIEW_ROWS_UNCHANGED if result.unchanged else PREVIEW_ROWS
         with store.warehouse.read() as connection:
-            shown["preview"] = table(records(connection, f"{query} LIMIT {PREVIEW_ROWS * 3}")[: PREVIEW_ROWS * 3])
+            found = records(connection, f"{query} LIMIT {most}")
+        shown["preview"] = table(found, CELL_CHARACTERS_UNCHANGED if result.unchanged else CELL_CHARACTERS)
     return shown
 
 
-def table(rows: Sequence[Mapping[str, Any]]) -> dg.TableMetadataValue | str:
-    """Rows as a table; cells are shortened text or numbers."""
+def table(rows: Sequence[Mapping[str, Any]], longest: int = CELL_CHARACTERS) -> dg.TableMetadataValue | str:
+    """Rows as a table; cells are numbers, or text of so many characters at most."""
     if not rows:
         return "no rows"
     columns = list(dict.fromkeys(name for row in rows for name in row))
-    cells = [{name: _cell(row.get(name)) for name in columns} for row in rows]
+    cells = [{name: _cell(row.get(name), longest) for name in columns} for row in rows]
     kinds = {name: _kind([cell[name] for cell in cells]) for name in columns}
     for cell in cells:
         for name, kind in kinds.items():
@@ -117,7 +124,7 @@ def _entries(name: str, value: Any) -> dict[str, Any]:
     return {name: value}
 
 
-def _cell(value: Any) -> Any:
+def _cell(value: Any, longest: int) -> Any:
     if isinstance(value, bool) or value is None:
         return str(value) if value is not None else ""
     if isinstance(value, int | float):
@@ -125,7 +132,7 @@ def _cell(value: Any) -> Any:
     if isinstance(value, list | tuple):
         value = " > ".join(str(part) for part in value)
     text = str(value)
-    return text if len(text) <= CELL_CHARACTERS else text[: CELL_CHARACTERS - 1] + "…"
+    return text if len(text) <= longest else text[: longest - 1] + "…"
 
 
 def _kind(values: Sequence[Any]) -> str:

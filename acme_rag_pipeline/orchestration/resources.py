@@ -12,7 +12,7 @@ import dagster as dg
 from pydantic import Field
 
 from acme_rag_pipeline.documents.source import DocumentsFolderError
-from acme_rag_pipeline.orchestration import checks
+from acme_rag_pipeline.orchestration import checks, dead_runs
 from acme_rag_pipeline.orchestration.presentation import metadata_of
 from acme_rag_pipeline.settings import Settings, SettingsError
 from acme_rag_pipeline.store.layout import Store, StoreBusy, StoreUnusable
@@ -79,6 +79,7 @@ class Pipeline(dg.ConfigurableResource):
         """Run a domain stage and show what it did."""
         settings = self.settings()
         store = Store(settings.store, settings.lock_seconds)
+        dead_runs.hold(store, context.run_id)
         with plain_failures(), shown_in_log(context.log):
             result = stage(store, settings)
             metadata = metadata_of(store, result)
@@ -86,7 +87,8 @@ class Pipeline(dg.ConfigurableResource):
         for check in verified:
             if not check.passed and check.check_name not in OUTCOMES:
                 # A command line shows no checks.
-                context.log.warning(f"check {check.check_name}: {_numbers(check)}")
+                say = context.log.error if check.severity is checks.ERROR else context.log.warning
+                say(f"check {check.check_name}: {checks.in_words(check)}")
         context.log.info(_sentence(result))
         return dg.MaterializeResult(
             data_version=dg.DataVersion(result.data_version), metadata=metadata, check_results=verified
@@ -126,13 +128,6 @@ class _Forward(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         self._log.log(record.levelno, record.getMessage())
-
-
-def _numbers(check: dg.AssetCheckResult) -> str:
-    """What a check found, without its tables."""
-    values = {name: entry.value for name, entry in check.metadata.items()}
-    plain = [f"{name} {value}" for name, value in values.items() if isinstance(value, int | float | str) and value]
-    return "; ".join(filter(None, [check.description, *plain])) or "did not pass"
 
 
 def _sentence(result: StageResult) -> str:

@@ -15,7 +15,8 @@ from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store.fingerprints import content_hash, fingerprint, sha256_text
 from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.passages import live_passages
-from acme_rag_pipeline.store.stages import StageResult, data_versions, overtaken, record, recorded, stored_detail
+from acme_rag_pipeline.store.retrained_files import differs_from_retrained
+from acme_rag_pipeline.store.stages import StageResult, data_versions, overtaken, record, recorded
 from acme_rag_pipeline.store.warehouse import insert, reconcile
 
 STAGE = "curated_pairs"
@@ -49,13 +50,18 @@ def resolve_curated_pairs(store: Store, settings: Settings) -> StageResult:
     negatives, lost_negatives = _negatives(resolved, places)
     data_version = content_hash(tuple(row.values()) for row in (*rows, *negatives, *rejected))
     details = {
-        "source": fingerprint(sorted(pair.curated_id for pair in pairs)),
+        "source": _source(pairs),
         "file": settings.curated_pairs.name if settings.curated_pairs else "none",
         "pairs": len(rows),
         "resolved": len(resolved),
         "unresolved": [*_said(row for row in rows if row["status"] == "unresolved"), *lost_rejections][:_SHOWN],
         "ambiguous": ambiguous[:_SHOWN],
         "unusable_lines": problems[:_SHOWN],
+        "counted": {
+            "unusable_lines": len(problems),
+            "ambiguous": len(ambiguous),
+            "negatives_not_found": len(lost_negatives),
+        },
         "statuses": dict(sorted(Counter(row["status"] for row in rows).items())),
         "rejected": sum(pair.verdict == "rejected" for pair in pairs),
         "negatives": {"named": sum(row["negative"] is not None for row in resolved), "resolved": len(negatives)},
@@ -74,14 +80,17 @@ def resolve_curated_pairs(store: Store, settings: Settings) -> StageResult:
 
 
 def file_differs(store: Store, settings: Settings) -> bool:
-    """Whether the file of curated pairs says something else than when it was last resolved.
+    """Whether the file of curated pairs says something else than when the last retrain dealt with it.
 
     Raises:
         SettingsError: it cannot be read.
     """
     pairs, _ = read_curated_pairs(settings.curated_pairs) if settings.curated_pairs else ([], [])
-    source = fingerprint(sorted(pair.curated_id for pair in pairs))
-    return stored_detail(store.warehouse, STAGE, "source") not in (None, source)
+    return differs_from_retrained(store.warehouse, STAGE, _source(pairs))
+
+
+def _source(pairs: Iterable[CuratedPair]) -> str:
+    return fingerprint(sorted(pair.curated_id for pair in pairs))
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ import numpy as np
 
 from acme_rag_pipeline.pairs.wording import query_key
 from acme_rag_pipeline.retrieval.passage_encoder import embedding_cache
+from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.stages import stored_detail
 from acme_rag_pipeline.store.warehouse import records
@@ -70,6 +71,12 @@ class Leaks:
             "Vectors are missing from the store's cache, so that training queries were not compared for nearness: "
             f"{', '.join(missing)}."
         )
+
+
+def leaks_of_today(store: Store, settings: Settings) -> Leaks:
+    """Those of the training set as it is, by whoever judges the candidate that learns from it."""
+    golden_decides = stored_detail(store.warehouse, "training_set", "judged_by") == "golden queries"
+    return find_leaks(store, golden_decides=golden_decides, golden_similarity=settings.pairs.golden_similarity)
 
 
 def find_leaks(store: Store, *, golden_decides: bool, golden_similarity: float) -> Leaks:

@@ -252,22 +252,30 @@ def decide_promotion(store: Store, settings: Settings) -> StageResult:
         else:
             current = _act(store, rows[0], current)
             outcome = current.reason
-        details: dict[str, Any] = {
-            "verdict": current.verdict,
-            "reason": current.reason,
-            "outcome": outcome,
-            "model_digest": current.model_digest,
-            "recipe": current.recipe,
-            "decided_at": current.decided_at.isoformat(),
-            "decision": current.decision,
-        }
+        details = details_of(current) | {"outcome": outcome}
         if ahead := json.loads(rows[0]["details"]).get("bm25_ahead"):
             details["bm25_ahead"] = ahead
-        served = [current.model_digest, current.recipe, current.passage_prefix]
-        data_version = fingerprint(*served, *([current.fusion] if current.fusion else []))
         with store.warehouse.write() as connection:
-            result = StageResult(STAGE, data_version, details=details)
+            result = StageResult(STAGE, data_version_of(current), details=details)
             return record(connection, result, fingerprint(made_from, current.decision))
+
+
+def details_of(decision: Decision) -> dict[str, Any]:
+    """What is shown of a decision."""
+    return {
+        "verdict": decision.verdict,
+        "reason": decision.reason,
+        "model_digest": decision.model_digest,
+        "recipe": decision.recipe,
+        "decided_at": decision.decided_at.isoformat(),
+        "decision": decision.decision,
+    }
+
+
+def data_version_of(decision: Decision) -> str:
+    """Hash of what readers use by this decision."""
+    served = [decision.model_digest, decision.recipe, decision.passage_prefix]
+    return fingerprint(*served, *([decision.fusion] if decision.fusion else []))
 
 
 def _is_the_compared(verdict: dict[str, Any], current: Decision) -> bool:

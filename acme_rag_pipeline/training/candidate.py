@@ -15,6 +15,7 @@ from acme_rag_pipeline.store import models
 from acme_rag_pipeline.store.fingerprints import fingerprint
 from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.passages import live_passages
+from acme_rag_pipeline.store.retrained_files import remember_files, resolved_files, retrained_files
 from acme_rag_pipeline.store.stages import StageResult, data_versions, record, recorded
 from acme_rag_pipeline.store.warehouse import records
 from acme_rag_pipeline.training.candidate_run import (
@@ -47,6 +48,7 @@ def train_candidate(store: Store, settings: Settings) -> StageResult:
         UpstreamMissing: `training_set` has never run.
     """
     upstream = data_versions(store.warehouse, "chunks", "training_set")
+    files = resolved_files(store.warehouse)
     base = install_base(store, settings)
     passages = live_passages(store.warehouse)
     pairs = kept_pairs(store.warehouse, passages)
@@ -73,10 +75,11 @@ def train_candidate(store: Store, settings: Settings) -> StageResult:
     if (unchanged := recorded(store.warehouse, STAGE, made_from)) is not None and models.all_whole(
         store, unchanged.details
     ):
-        if change_since_training(store).changed_share:
-            # Chunks without a pair came or went.
+        if change_since_training(store).changed_share or files != retrained_files(store.warehouse):
+            # Chunks without a pair came or went, or a file says the same in other words.
             with store.writer(STAGE), store.warehouse.write() as connection:
                 remember_chunks(connection, passages, upstream["chunks"])
+                remember_files(connection, files)
         if _checkpoints(store) and store.idle("training"):
             with store.writer(STAGE, lock="training"):
                 _drop_checkpoints(store)
@@ -120,6 +123,7 @@ def train_candidate(store: Store, settings: Settings) -> StageResult:
         with store.writer(STAGE), store.warehouse.write() as connection:
             forget_trained_pairs(store, connection, {training_key, details.get("training_key")})
             remember_chunks(connection, passages, upstream["chunks"])
+            remember_files(connection, files)
             identity = [details.get(n) for n in ("model_digest", "passage_prefix", "passage_digest", "twin_digest")]
             result = StageResult(
                 STAGE, fingerprint(identity), details=details | {"training_set": upstream["training_set"]}

@@ -15,7 +15,7 @@ from acme_rag_pipeline.chunking.chunks import split_documents
 from acme_rag_pipeline.documents.ingest import ingest_documents
 from acme_rag_pipeline.evaluation.arms import BASE, CHAMPION, FINE_TUNED, ArmResult
 from acme_rag_pipeline.evaluation.card import write_on_card
-from acme_rag_pipeline.evaluation.contest import Evaluation, _verdict, run, with_document_age
+from acme_rag_pipeline.evaluation.contest import Evaluation, _unless_it_leaks, _verdict, run, with_document_age
 from acme_rag_pipeline.evaluation.contestants import Contest, arms_for, contest, measured_candidate, seen_by_a_twin
 from acme_rag_pipeline.evaluation.gate import Decision
 from acme_rag_pipeline.evaluation.golden import JudgedQuery
@@ -116,6 +116,35 @@ def test_without_its_twin_a_candidate_is_not_judged_on_what_it_was_trained_on(st
     assert measured_candidate(who, held_out=True) == replace(who.candidate, model_digest="d" * 64)
     with pytest.raises(ModelDamaged, match=f"{'d' * 64} is gone.*run `retrain`"):
         run(store, settings, who, "without the twin")
+
+
+@pytest.mark.parametrize(
+    ("winner", "query", "verdict"),
+    [
+        ("fine_tuned", "how many FLEX days", "kept: cannot tell"),
+        ("fine_tuned_hybrid", "How many FLEX days?", "kept: cannot tell"),
+        ("fine_tuned", "what a badge costs", "promoted"),
+        ("base_hybrid", "how many FLEX days", "promoted"),
+    ],
+)
+def test_a_model_that_learned_what_judges_it_is_not_promoted(
+    store: Store, settings: Settings, winner: str, query: str, verdict: str
+) -> None:
+    golden = {"query_id": "q", "query": "how many FLEX days", "style": "question", "unit": "u", "status": "resolved"}
+    pair = {"pair_id": "p", "side": "train", "query": query, "chunk_id": "c", "origin": "offline", "style": "question"}
+    with store.warehouse.write() as connection:
+        insert(connection, "golden_queries", [golden | {"reason": None}])
+        insert(
+            connection,
+            "training_pairs",
+            [pair | {"dropped_because": None, "method": "m", "unit": "u", "overlap": 0.0, "negatives": []}],
+        )
+    gate = Decision("promoted", winner, "base", "It is better.", "golden", (), (), 9, 9, None)
+    found = _unless_it_leaks(store, settings, gate)
+    assert found.verdict == verdict
+    assert found.winner == (winner if verdict == "promoted" else None)
+    assert found.reason.endswith("It is better.")
+    assert ("nothing_leaks" in found.reason) == (verdict != "promoted")
 
 
 def test_a_champion_whose_twin_is_gone_is_measured_itself_and_that_is_said(store: Store, settings: Settings) -> None:

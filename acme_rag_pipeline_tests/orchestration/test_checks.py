@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from acme_rag_pipeline.evaluation.golden import resolve_golden_queries
 from acme_rag_pipeline.orchestration import checks
 from acme_rag_pipeline.orchestration.presentation import metadata_of
 from acme_rag_pipeline.orchestration.resources import Pipeline
+from acme_rag_pipeline.pairs.curated import resolve_curated_pairs
 from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.stages import StageResult, record
@@ -61,6 +63,43 @@ def test_more_lost_queries_than_the_table_shows_are_all_counted(
     assert only("golden_queries", store, settings).metadata["unresolved"].value == checks.SHOWN + 5
 
 
+def test_more_unusable_and_ambiguous_lines_than_a_stage_lists_are_all_counted(
+    store: Store, documents: Path, settings_for: Make, tmp_path: Path
+) -> None:
+    ids, pairs = range(205), tmp_path / "pairs.jsonl"
+    said_twice = "Ask your manager for approval of it."
+    about = [
+        f"## {name}\n\n{f'This desk settles what people ask about {name}. ' * 30}{said_twice}\n" for name in ("A", "B")
+    ]
+    (documents / "twice.md").write_text("# Handbook\n\n" + "\n".join(about), encoding="utf-8")
+    ambiguous = "".join(f'{{"query": "rule {n}", "doc_path": "twice.md", "quote": "{said_twice}"}}\n' for n in ids)
+    wanted = (
+        '"query": "Evergreen %s", "doc_path": "hr/leave.md", "quote": "Evergreen is a paid sabbatical of six weeks"'
+    )
+    lost = "".join(f'{{{wanted % n}, "negative": "found nowhere {n}"}}\n' for n in ids)
+    pairs.write_text(ambiguous + lost + "no JSON\n" * len(ids), encoding="utf-8")
+    (tmp_path / "golden").mkdir()
+    (tmp_path / "golden/queries.jsonl").write_text("no JSON\n" * len(ids), encoding="utf-8")
+    (tmp_path / "golden/qrels.jsonl").write_text("", encoding="utf-8")
+    settings = settings_for(curated_pairs=str(pairs), golden=str(tmp_path / "golden"))
+    for stage in (ingest_documents, split_documents, resolve_curated_pairs, resolve_golden_queries):
+        stage(store, settings)
+    found = only("curated_pairs", store, settings).metadata
+    assert found["unusable_lines"].value == len(ids)
+    assert found["lost_negatives"].value == len(ids)
+    assert found["ambiguous_quotes"].value == len(ids)
+    assert only("golden_queries", store, settings).metadata["unusable_lines"].value == len(ids)
+
+
+def test_a_check_without_anything_to_list_shows_no_table(store: Store, documents: Path, settings_for: Make) -> None:
+    for stage in (ingest_documents, split_documents, resolve_curated_pairs, resolve_golden_queries):
+        stage(store, settings_for(curated_pairs="none", golden="none"))
+    for asset in ("documents", "curated_pairs", "golden_queries"):
+        found = only(asset, store, settings_for())
+        assert found.passed
+        assert all(entry.value == 0 for entry in found.metadata.values())
+
+
 @pytest.mark.parametrize("line", ["no JSON", '{"query_id": "b"}'])
 def test_a_line_of_the_golden_files_that_cannot_be_used_is_warned_of(
     store: Store, documents: Path, settings_for: Make, tmp_path: Path, line: str
@@ -102,6 +141,20 @@ def test_the_table_of_the_shares_shows_the_numbers_that_chose_although_the_base_
     assert [row.data["unlike_training"] for row in shown.records] == ["", "0.4"]
 
 
+def test_a_run_with_nothing_to_do_shows_less_since_dagster_keeps_it_for_good(
+    store: Store, documents: Path, settings_for: Make
+) -> None:
+    for number in range(30):
+        (documents / f"{number}.md").write_text(f"# {'A long title ' * 12}{number}\n\nText.", encoding="utf-8")
+    first, again = (metadata_of(store, ingest_documents(store, settings_for())) for _ in range(2))
+    assert (len(first["preview"].records), len(again["preview"].records)) == (24, 3)
+    longest = [max(len(row.data["title"]) for row in shown["preview"].records) for shown in (first, again)]
+    assert longest[0] > 100 > longest[1]
+    picture = StageResult("training_set", "v", details={"picture": "iVBORw0KGgo="})
+    assert "iVBORw0KGgo=" in metadata_of(store, picture)["picture"].value
+    assert "iVBORw0KGgo=" not in metadata_of(store, replace(picture, unchanged=True))["picture"]
+
+
 def test_what_a_check_warns_of_stands_in_the_log_too(
     store: Store, documents: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -114,3 +167,21 @@ def test_what_a_check_warns_of_stands_in_the_log_too(
     warned = [line for line in capfd.readouterr().err.splitlines() if "WARNING" in line]
     assert len(warned) == 1
     assert warned[0].endswith("check golden_queries_resolve: unresolved 1")
+
+
+def test_a_defect_stands_in_the_log_as_an_error(
+    store: Store, documents: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    pipeline = Pipeline(documents=str(documents), store=str(store.root))
+    pipeline.materialize(dg.build_asset_context(), ingest_documents)
+
+    def split_and_spoil(store: Store, settings: Settings) -> StageResult:
+        result = split_documents(store, settings)
+        with store.warehouse.write() as connection:
+            connection.execute("UPDATE chunks SET start_char = start_char + 1")
+        return result
+
+    pipeline.materialize(dg.build_asset_context(), split_and_spoil)
+    said = [line for line in capfd.readouterr().err.splitlines() if "spans_are_exact" in line]
+    assert len(said) == 1
+    assert " ERROR " in said[0]

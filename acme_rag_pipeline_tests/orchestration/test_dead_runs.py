@@ -1,4 +1,4 @@
-"""A run that was killed does not keep the next ones waiting."""
+"""A run that was killed does not keep the next ones waiting, and nobody else's run is touched."""
 
 from __future__ import annotations
 
@@ -7,19 +7,26 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import dagster as dg
 import pytest
 
-from acme_rag_pipeline.orchestration.dead_runs import fail_dead_runs
+from acme_rag_pipeline.orchestration.dead_runs import fail_dead_runs, hold, let_go
+from acme_rag_pipeline.store.layout import Store
 
 PROGRAM = """
 import sys, time
+from pathlib import Path
 import dagster as dg
+from acme_rag_pipeline.orchestration.dead_runs import hold
+from acme_rag_pipeline.store.layout import Store
 
 @dg.op
-def wait():
+def wait(context):
+    hold(Store(Path(sys.argv[2])), context.run_id)
+    context.log.info("holds")
     time.sleep(120)
 
 @dg.job(executor_def=dg.in_process_executor)
@@ -31,31 +38,101 @@ with dg.DagsterInstance.from_config(sys.argv[1]) as instance:
 """
 
 
+@dg.op
+def nothing() -> None:
+    """Do nothing."""
+
+
+@dg.job
+def some_job() -> None:
+    """A job of anybody."""
+    nothing()
+
+
+@pytest.fixture
+def instance() -> Iterator[dg.DagsterInstance]:
+    with dg.DagsterInstance.ephemeral() as instance:
+        yield instance
+    let_go()
+
+
+def started(instance: dg.DagsterInstance) -> dg.DagsterRun:
+    return instance.create_run_for_job(some_job, status=dg.DagsterRunStatus.STARTED)
+
+
+def test_a_run_over_another_store_is_left_alone_wherever_its_process_is(
+    instance: dg.DagsterInstance, tmp_path: Path
+) -> None:
+    run = started(instance)
+    hold(Store(tmp_path / "of another code location"), run.run_id)
+    let_go()
+    assert fail_dead_runs(instance, Store(tmp_path / "ours")) == []
+    assert instance.get_runs()[0].status is dg.DagsterRunStatus.STARTED
+
+
+def test_a_run_of_another_instance_over_the_same_store_keeps_its_mark(
+    instance: dg.DagsterInstance, store: Store
+) -> None:
+    hold(store, "a-run-of-another-instance")
+    let_go_like_a_killed_process(store, "a-run-of-another-instance")
+    assert fail_dead_runs(instance, store) == []
+    assert [path.stem for path in (store.work / "runs").iterdir()] == ["a-run-of-another-instance"]
+
+
+@pytest.mark.parametrize("ended", [dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.CANCELED])
+def test_a_run_that_ended_just_before_its_process_was_killed_keeps_its_end(
+    instance: dg.DagsterInstance, store: Store, ended: dg.DagsterRunStatus
+) -> None:
+    run = instance.create_run_for_job(some_job, status=ended)
+    hold(store, run.run_id)
+    let_go_like_a_killed_process(store, run.run_id)
+    assert fail_dead_runs(instance, store) == []
+    assert instance.get_runs()[0].status is ended
+    assert list((store.work / "runs").iterdir()) == []
+
+
+def test_a_process_that_goes_on_to_another_run_leaves_no_file(instance: dg.DagsterInstance, store: Store) -> None:
+    first, second = started(instance), started(instance)
+    hold(store, first.run_id)
+    hold(store, second.run_id)
+    hold(store, second.run_id)
+    assert [path.stem for path in (store.work / "runs").iterdir()] == [second.run_id]
+    assert fail_dead_runs(instance, store) == []
+    let_go()
+    assert list((store.work / "runs").iterdir()) == []
+
+
+def let_go_like_a_killed_process(store: Store, run_id: str) -> None:
+    """The lock is free and its file is still there."""
+    let_go()
+    (store.work / "runs" / f"{run_id}.lock").touch()
+
+
 @pytest.mark.slow
 def test_a_killed_run_ends_as_failed_and_a_live_one_goes_on(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
     (tmp_path / "dagster.yaml").write_text("telemetry:\n  enabled: false\n", encoding="utf-8")
     with dg.DagsterInstance.from_config(str(tmp_path)) as instance:
         # Two processes that both create its databases fail now and then.
         assert instance.get_runs() == []
-        running = subprocess.Popen([sys.executable, "-W", "ignore", "-c", PROGRAM, str(tmp_path)])
+        command = [sys.executable, "-W", "ignore", "-c", PROGRAM, str(tmp_path), str(store.root)]
+        running = subprocess.Popen(command)
         try:
             deadline = time.monotonic() + 120
-            while not instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED])):
-                assert time.monotonic() < deadline
-                time.sleep(0.2)
             while not any(
-                record.event_log_entry.dagster_event.step_key
-                for record in instance.get_records_for_run(instance.get_runs()[0].run_id).records
-                if record.event_log_entry.dagster_event
+                "holds" in entry.user_message
+                for run in instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED]))
+                for entry in instance.all_logs(run.run_id)
             ):
                 assert time.monotonic() < deadline
                 time.sleep(0.2)
-            assert fail_dead_runs(instance) == []
+            assert fail_dead_runs(instance, store) == []
             os.kill(running.pid, signal.SIGKILL)
             running.wait()
             [run] = instance.get_runs()
             assert run.status is dg.DagsterRunStatus.STARTED
-            assert fail_dead_runs(instance) == [run.run_id]
+            assert fail_dead_runs(instance, store) == [run.run_id]
             assert instance.get_runs()[0].status is dg.DagsterRunStatus.FAILURE
+            assert fail_dead_runs(instance, store) == []
         finally:
             running.kill()

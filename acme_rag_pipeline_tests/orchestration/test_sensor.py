@@ -4,22 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import pytest
+from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteJobOrigin, RemoteRepositoryOrigin
 
 from acme_rag_pipeline.chunking.chunks import split_documents
 from acme_rag_pipeline.definitions import build_definitions
 from acme_rag_pipeline.documents.ingest import ingest_documents
 from acme_rag_pipeline.evaluation.golden import resolve_golden_queries
-from acme_rag_pipeline.orchestration import automation
+from acme_rag_pipeline.orchestration import automation, runless_events
 from acme_rag_pipeline.orchestration.automation import documents_changed, nightly_retrain
 from acme_rag_pipeline.orchestration.resources import Pipeline
+from acme_rag_pipeline.pairs import training_set
+from acme_rag_pipeline.pairs.curated import resolve_curated_pairs
 from acme_rag_pipeline.pairs.synthetic import write_pairs
+from acme_rag_pipeline.retrieval import index
 from acme_rag_pipeline.serving import decisions, serve
-from acme_rag_pipeline.settings import Settings
-from acme_rag_pipeline.store.layout import Store
+from acme_rag_pipeline.settings import Settings, SettingsError
+from acme_rag_pipeline.store.layout import LockName, Store
 from acme_rag_pipeline.store.stages import StageResult, record
+from acme_rag_pipeline.training import candidate
 from acme_rag_pipeline_tests.increments.oracle import REFRESH
 from acme_rag_pipeline_tests.llm_server import ScriptedLLM, ok
 
@@ -42,12 +48,23 @@ class Watch:
         result = documents_changed(context)
         assert isinstance(result, dg.SensorResult)
         self.cursor = result.cursor
-        self.shown += [event.passed for event in result.asset_events if isinstance(event, dg.AssetCheckEvaluation)]
+        for event in result.asset_events:
+            # As the daemon does.
+            self.instance.report_runless_asset_event(event)
+            if isinstance(event, dg.AssetCheckEvaluation) and event.check_name == "served_index_is_current":
+                self.shown.append(event.passed)
         if result.run_requests:
             self.keys.append(str(result.run_requests[0].run_key))
             return "run"
         assert result.skip_reason is not None
         return str(result.skip_reason.skip_message)
+
+    def red_because(self) -> str:
+        """What Dagster shows beside the red check."""
+        newest = runless_events._newest_evaluation(self.instance)
+        assert newest is not None
+        assert not newest.passed
+        return str(newest.description)
 
 
 @pytest.fixture
@@ -85,13 +102,29 @@ def test_a_revert_is_a_state_of_its_own(watch: Watch, documents: Path) -> None:
     assert len(set(watch.keys)) == 3
 
 
-def test_a_failing_state_is_tried_twice_and_a_new_one_again(watch: Watch, documents: Path) -> None:
+def test_a_failing_state_is_tried_twice_then_ever_more_seldom_and_a_new_one_at_once(
+    watch: Watch, documents: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     watch.tick()
     assert [watch.tick(), watch.tick()] == ["run", "run"]
-    assert "gave up" in watch.tick()
+    assert "next try" in watch.tick()
+    waited = []
+    for _ in range(9):
+        began = automation.time.time()
+        while (said := watch.tick()) != "run":
+            assert "next try" in said
+            pass_time(monkeypatch, 15)
+        waited.append((automation.time.time() - began) / 60)
+    assert waited == pytest.approx([1, 2, 4, 8, 16, 32, 60, 60, 60], abs=0.5)
     (documents / "new.md").write_text("# New\n\nA new document.", encoding="utf-8")
     assert "settle" in watch.tick()
     assert watch.tick() == "run"
+
+
+def pass_time(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """Let the sensor's clock stand that much later."""
+    now = automation.time.time() + seconds
+    monkeypatch.setattr(automation.time, "time", lambda: now)
 
 
 @pytest.mark.parametrize("cursor", ["", "no JSON", "null"])
@@ -100,7 +133,7 @@ def test_after_a_reset_of_the_cursor_a_state_is_tried_anew(
 ) -> None:
     watch.tick()
     assert [watch.tick(), watch.tick()] == ["run", "run"]
-    assert "gave up" in watch.tick()
+    assert "next try" in watch.tick()
     # What a person does in the UI once the cause of the failures is mended, seconds later at the earliest.
     now = automation.time.time()
     monkeypatch.setattr(automation.time, "time", lambda: now + 10)
@@ -159,18 +192,113 @@ def test_a_run_that_is_under_way_is_waited_for_whoever_launched_it(
     assert waits == (watch.tick() == "run")
 
 
-def test_a_missing_folder_is_said_and_nothing_runs(watch: Watch, documents: Path) -> None:
+@pytest.mark.parametrize("lock", ["training", "asking"])
+@pytest.mark.parametrize(
+    ("job", "selection"),
+    [("retrain", None), ("__ASSET_JOB", ["fine_tuned_model"]), ("__ASSET_JOB", ["synthetic_pairs"])],
+)
+def test_an_edit_is_served_beside_a_run_that_trains_or_asks(
+    watch: Watch, store: Store, lock: LockName, job: str, selection: list[str] | None
+) -> None:
+    watch.tick()
+    run = add_run(watch, job, selection)
+    with store.writer("a stage", lock=lock):
+        assert watch.tick() == "run"
+        other = add_run(watch, "refresh")
+        assert "under way" in watch.tick(), "two of a kind wait for each other"
+        watch.instance.delete_run(other.run_id)
+    assert "under way" in watch.tick(), "it writes again"
+    watch.instance.delete_run(run.run_id)
+    assert watch.tick() == "run"
+
+
+def test_runs_of_another_code_location_are_not_waited_for(watch: Watch, monkeypatch: pytest.MonkeyPatch) -> None:
+    here, there = (RegisteredCodeLocationOrigin(name) for name in ("here", "there"))
+    monkeypatch.setattr(dg.SensorEvaluationContext, "code_location_origin", here)
+    watch.tick()
+    for origin, answer in ((there, "run"), (here, "under way")):
+        named = RemoteJobOrigin(RemoteRepositoryOrigin(origin, "__repository__"), "refresh")
+        run = add_run(watch, "refresh", remote_job_origin=named)
+        assert answer in watch.tick()
+        watch.instance.delete_run(run.run_id)
+
+
+def add_run(watch: Watch, job: str, selection: list[str] | None = None, **changed: Any) -> dg.DagsterRun:
+    """A run that has started, as the instance keeps it."""
+    known = build_definitions(watch.pipeline).resolve_job_def("gate")
+    run = watch.instance.create_run_for_job(known, status=dg.DagsterRunStatus.STARTED)
+    watch.instance.delete_run(run.run_id)
+    chosen = frozenset(map(dg.AssetKey, selection)) if selection else None
+    return watch.instance.add_run(run._replace(job_name=job, asset_selection=chosen, **changed))
+
+
+def test_a_rollback_from_the_command_line_is_shown_once(watch: Watch, store: Store) -> None:
+    settings: Settings = watch.pipeline.settings()
+    for stage in REFRESH:
+        stage(store, settings)
+    base = decisions.champion(store, settings)
+    decisions.append(store, encoder=base.encoder, recipe="hybrid", verdict=decisions.PROMOTED, reason="by hand")
+    serve.serve(store, settings)
+    watch.tick()
+    promoted = dg.AssetKey("promoted_retriever")
+    assert watch.instance.get_latest_materialization_event(promoted) is None, "a run records its decisions itself"
+    serve.rollback(store, settings)
+    watch.tick()
+    shown = watch.instance.get_latest_materialization_event(promoted)
+    assert shown is not None
+    assert shown.asset_materialization is not None
+    assert shown.asset_materialization.metadata["verdict"].value == decisions.ROLLED_BACK
+    went_back = decisions.decisions(store)[-1]
+    assert shown.asset_materialization.tags == {"dagster/data_version": decisions.data_version_of(went_back)}
+    check = watch.instance.get_latest_asset_check_evaluation_record(
+        dg.AssetCheckKey(promoted, "candidate_was_promoted")
+    )
+    assert check is not None
+    watch.cursor = None
+    watch.tick()
+    again = watch.instance.get_latest_materialization_event(promoted)
+    assert again is not None
+    assert again.timestamp == shown.timestamp
+
+
+def test_a_missing_folder_is_said_and_turns_red_when_it_stays_away(
+    watch: Watch, documents: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    serve_now(watch)
+    assert "up to date" in watch.tick()
     documents.rename(documents.parent / "moved")
     assert "ACME_RAG_DOCUMENTS" in watch.tick()
+    assert watch.shown == []
+    pass_time(monkeypatch, 16 * 60)
+    assert [watch.tick(), watch.tick()] == [watch.tick()] * 2
+    assert watch.shown == [False]
+    assert "ACME_RAG_DOCUMENTS" in watch.red_because()
+    (documents.parent / "moved").rename(documents)
+    assert "up to date" in watch.tick()
+    assert watch.shown == [False, True]
+
+
+def test_a_wrong_setting_turns_red_in_the_sensor_and_fails_the_nightly_tick(
+    watch: Watch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACME_RAG_GATE__MINIMUM_EFFECT", "much")
+    assert "ACME_RAG_GATE__MINIMUM_EFFECT" in watch.tick()
+    pass_time(monkeypatch, 16 * 60)
+    watch.tick()
+    assert watch.shown == [False]
+    context = dg.build_schedule_context(instance=watch.instance, resources={"pipeline": watch.pipeline})
+    with pytest.raises(SettingsError, match="ACME_RAG_GATE__MINIMUM_EFFECT"):
+        nightly_retrain(context)
 
 
 def test_the_check_turns_red_when_the_index_lags_and_green_when_it_has_caught_up(watch: Watch, documents: Path) -> None:
     for _ in range(3):
         watch.tick()
     assert watch.shown == []
-    assert "gave up" in watch.tick()
+    assert "next try" in watch.tick()
     watch.tick()
     assert watch.shown == [False]
+    watch.cursor = None
     serve_now(watch)
     watch.tick()
     watch.tick()
@@ -210,7 +338,12 @@ def test_the_schedule_retrains_for_changed_documents_and_for_what_people_judged(
     queries.parent.mkdir()
     queries.write_text('{"query_id": "a", "query": "how many FLEX days"}\n', encoding="utf-8")
     qrels.write_text('{"query_id": "a", "doc_path": "hr/leave.md"}\n', encoding="utf-8")
-    pipeline = Pipeline(documents=str(documents), store=str(tmp_path / "store"), golden=str(queries.parent))
+    pipeline = Pipeline(
+        documents=str(documents),
+        store=str(tmp_path / "store"),
+        golden=str(queries.parent),
+        tuning={"training": {"minimum_pairs": 10_000}},
+    )
     settings = pipeline.settings()
     store = Store(settings.store)
 
@@ -220,17 +353,22 @@ def test_the_schedule_retrains_for_changed_documents_and_for_what_people_judged(
             result = nightly_retrain(context)
         return "run" if isinstance(result, dg.RunRequest) else str(result.skip_message)
 
-    ingest_documents(store, settings)
-    split_documents(store, settings)
+    def train() -> None:
+        for stage in (resolve_curated_pairs, write_pairs, training_set.build_training_set, candidate.train_candidate):
+            stage(store, settings)
+
+    for stage in (ingest_documents, split_documents, index.index_base):
+        stage(store, settings)
     assert answer() == "run"
     resolve_golden_queries(store, settings)
-    with store.warehouse.write() as connection:
-        connection.execute("INSERT INTO trained_chunks(chunk_id) SELECT chunk_id FROM chunks")
+    train()
     assert "fewer than" in answer()
     with queries.open("a", encoding="utf-8") as file:
         file.write('{"query_id": "b", "query": "hotel limit in London"}\n')
     assert answer() == "run"
     resolve_golden_queries(store, settings)
+    assert answer() == "run", "a retrain that was killed before it trained dealt with nothing"
+    train()
     assert "fewer than" in answer()
     (documents / "travel.md").unlink()
     ingest_documents(store, settings)

@@ -251,6 +251,22 @@ def test_the_gate_passes_for_a_promotion_that_was_decided_and_for_nothing_else(
     assert not gate_passes(store)
 
 
+def test_the_gate_does_not_pass_over_a_store_with_a_defect(
+    store: Store, settings: Settings, capfd: pytest.CaptureFixture[str]
+) -> None:
+    evaluated(store, "promoted", "k1", 1)
+    decisions.decide_promotion(store, settings)
+    chunk = {"chunk_id": "c", "doc_path": "gone.md", "ordinal": 0, "start_char": 0, "end_char": 4, "text": "text"}
+    about = {"heading_path": [], "title": "", "text_hash": "h", "tokens": 1, "near_duplicate_group": "g", "unit": "u"}
+    with store.warehouse.write() as connection:
+        insert(connection, "chunks", [chunk | about | {"side": "train"}])
+    assert gate_passes(store), "`chunks` never ran here"
+    with store.warehouse.write() as connection:
+        record(connection, StageResult("chunks", "v"), "f")
+    assert not gate_passes(store)
+    assert "checks stand in ERROR: spans_are_exact (chunks 1; wrong 1)" in capfd.readouterr().err
+
+
 def test_a_model_that_a_later_evaluation_compares_with_is_kept_and_one_that_is_gone_is_not_asked_for(
     store: Store, settings: Settings
 ) -> None:

@@ -7,6 +7,7 @@ import dagster as dg
 from acme_rag_pipeline.chunking import chunks as chunking
 from acme_rag_pipeline.chunking.splitter import SPLITTER_VERSION
 from acme_rag_pipeline.documents import ingest
+from acme_rag_pipeline.documents.parsers import PARSER_VERSIONS
 from acme_rag_pipeline.orchestration import checks
 from acme_rag_pipeline.orchestration.resources import Pipeline
 
@@ -21,7 +22,7 @@ REFRESHED_DAILY = dg.FreshnessPolicy.time_window(fail_window=timedelta(hours=50)
     owners=OWNERS,
     freshness_policy=REFRESHED_DAILY,
     check_specs=checks.specs("documents"),
-    code_version=ingest.CODE_VERSION,
+    code_version=f"{ingest.CODE_VERSION}, {PARSER_VERSIONS}",
 )
 def documents(context: dg.AssetExecutionContext, pipeline: Pipeline) -> dg.MaterializeResult:
     """Every file of the documents folder: its bytes' hash, its text, and the reason when it could not be read."""

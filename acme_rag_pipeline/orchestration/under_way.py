@@ -1,0 +1,58 @@
+"""Which runs the document sensor waits for."""
+
+from collections.abc import Set
+
+import dagster as dg
+
+from acme_rag_pipeline.store.layout import Store
+
+REFRESH, RETRAIN = "refresh", "retrain"
+ACTIVE = [
+    dg.DagsterRunStatus.QUEUED,
+    dg.DagsterRunStatus.NOT_STARTED,
+    dg.DagsterRunStatus.STARTING,
+    dg.DagsterRunStatus.STARTED,
+    dg.DagsterRunStatus.CANCELING,
+]
+# They work for long under locks of their own, so that a refresh may go on beside them.
+_LONG_WORK = {dg.AssetKey("fine_tuned_model"), dg.AssetKey("synthetic_pairs")}
+
+
+def is_busy(context: dg.SensorEvaluationContext, store: Store) -> bool:
+    """Whether a run works on these assets: a job, or assets that somebody materialises in the UI or from a shell.
+
+    While a model trains, or an LLM is asked, the run that does so does not count: it needs the store again only at the end.
+    """
+    ours = context.repository_def.asset_graph.get_all_asset_keys() if context.repository_def else None
+    runs = [
+        run
+        for run in context.instance.get_runs(dg.RunsFilter(statuses=ACTIVE))
+        if not _is_of_another_location(run, context) and _works_on(run, ours)
+    ]
+    if not runs:
+        return False
+    let_pass = not (store.idle("training") and store.idle("asking"))
+    return not (let_pass and all(_may_train(run) for run in runs))
+
+
+def _is_of_another_location(run: dg.DagsterRun, context: dg.SensorEvaluationContext) -> bool:
+    """Whether another code location of this instance launched the run; one from a shell names none."""
+    here = context.code_location_origin
+    if run.remote_job_origin is None or here is None:
+        return False
+    there = run.remote_job_origin.repository_origin
+    same_name = context.repository_name in (None, there.repository_name)
+    return there.code_location_origin.location_name != here.location_name or not same_name
+
+
+def _works_on(run: dg.DagsterRun, ours: Set[dg.AssetKey] | None) -> bool:
+    if run.job_name in (REFRESH, RETRAIN):
+        return True
+    # Dagster names the job of a bare selection itself. One without a selection runs everything.
+    chosen = run.asset_selection
+    return run.job_name.startswith("__") and (not chosen or ours is None or not ours.isdisjoint(chosen))
+
+
+def _may_train(run: dg.DagsterRun) -> bool:
+    chosen = run.asset_selection
+    return run.job_name != REFRESH and (not chosen or not _LONG_WORK.isdisjoint(chosen))
