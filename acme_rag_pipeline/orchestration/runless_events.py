@@ -7,7 +7,7 @@ lost when a tick fails or the sensor's cursor is reset.
 import dagster as dg
 
 from acme_rag_pipeline.orchestration import checks
-from acme_rag_pipeline.serving import decisions
+from acme_rag_pipeline.serving import decisions, promote
 from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store.layout import Store
 
@@ -50,8 +50,8 @@ def rolled_back(
         dg.AssetMaterialization(
             _PROMOTED,
             description="recorded by the sensor: a person rolled back",
-            metadata=decisions.details_of(past[-1]),
-            tags={_DATA_VERSION: decisions.data_version_of(past[-1])},
+            metadata=promote.details_of(past[-1]),
+            tags={_DATA_VERSION: promote.data_version_of(past[-1])},
         ),
         *(
             dg.AssetCheckEvaluation(

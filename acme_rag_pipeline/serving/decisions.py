@@ -1,4 +1,4 @@
-"""The `promoted_retriever` stage: which model and recipe readers use, why, and what was decided before."""
+"""What was decided: which model and recipe readers use, why, and what they used before."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Any, cast
+from typing import Any
 
 import duckdb
 
@@ -16,22 +16,17 @@ from acme_rag_pipeline.retrieval.expansion import weighed
 from acme_rag_pipeline.retrieval.passage_encoder import BASE_PREFIX, PassageEncoder, install_base
 from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store import models
-from acme_rag_pipeline.store.fingerprints import fingerprint
 from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.passages import PassagePrefix
 from acme_rag_pipeline.store.promotion import Recipe
-from acme_rag_pipeline.store.stages import StageResult, data_versions, overtaken, record, recorded
 from acme_rag_pipeline.store.warehouse import records
 
 STAGE = "promoted_retriever"
-CODE_VERSION = "1"
 BOOTSTRAP, PROMOTED, ROLLED_BACK = "bootstrap", "promoted", "rolled back"
 REPLACED = "promoted before, replaced since"
 KEPT_BY_A_PERSON = "kept: rolled back before"
-KEPT_BECAUSE = "a person rolled back from the winner: it is not promoted again by itself"
 NO_CANDIDATE = "no candidate"
 Retriever = tuple[str, Recipe, str]
-NOT_COMPARED = "not decided: readers get something else by now than the candidate was compared with"
 BOOTSTRAP_REASON = "bootstrap: before the first decision the base model serves, dense"
 
 
@@ -85,7 +80,7 @@ def decisions(store: Store) -> list[Decision]:
         rows = records(
             connection, f"SELECT {', '.join(Decision.__dataclass_fields__)} FROM promotions ORDER BY decision"
         )
-    return [Decision(**row | {"fusion": _fusion(row["fusion"])}) for row in rows]
+    return [Decision(**row | {"fusion": fusion_of(row["fusion"])}) for row in rows]
 
 
 def queries_are_searched(store: Store) -> bool:
@@ -217,103 +212,14 @@ def decided_with_other_evidence(store: Store, candidate: PassageEncoder | None, 
     return sum(known.startswith(f"{candidate_key(candidate)}/") for known in looked)
 
 
-def decide_promotion(store: Store, settings: Settings) -> StageResult:
-    """Act on the stored verdict of the newest evaluation.
-
-    A candidate is decided on once. Without a new one the last decision stands and nothing is written.
-
-    Raises:
-        UpstreamMissing: `evaluation_report` has never run.
-    """
-    upstream = data_versions(store.warehouse, "evaluation_report")
-    made_from = fingerprint(STAGE, CODE_VERSION, upstream)
-    current = champion(store, settings)
-    if (unchanged := recorded(store.warehouse, STAGE, fingerprint(made_from, current.decision))) is not None:
-        return unchanged
-    with store.writer(STAGE):
-        if overtaken(store.warehouse, upstream) or champion(store, settings) != current:
-            return decide_promotion(store, settings)
-        with store.warehouse.read() as connection:
-            rows = records(connection, "SELECT * FROM verdicts ORDER BY evaluated_at DESC LIMIT 1")
-        key = rows[0]["candidate_key"]
-        decided = decision_on(store, key)
-        if decided is not None:
-            outcome = f"this candidate was decided on before ({decided.verdict}); {current.verdict} stands"
-        elif not _is_the_compared(rows[0], current):
-            # A person went back while, or after, the candidate was compared with what readers had before.
-            outcome = f"{NOT_COMPARED}: run `retrain` to compare it with that"
-        elif rows[0]["verdict"] == PROMOTED and is_left_behind(store, _winner(rows[0])):
-            refused = {
-                "verdict": KEPT_BY_A_PERSON,
-                "reason": f"{KEPT_BECAUSE}. Without that the verdict were: {rows[0]['reason']}",
-            }
-            current = _act(store, rows[0] | refused, current)
-            outcome = KEPT_BECAUSE
-        else:
-            current = _act(store, rows[0], current)
-            outcome = current.reason
-        details = details_of(current) | {"outcome": outcome}
-        if ahead := json.loads(rows[0]["details"]).get("bm25_ahead"):
-            details["bm25_ahead"] = ahead
-        with store.warehouse.write() as connection:
-            result = StageResult(STAGE, data_version_of(current), details=details)
-            return record(connection, result, fingerprint(made_from, current.decision))
-
-
-def details_of(decision: Decision) -> dict[str, Any]:
-    """What is shown of a decision."""
-    return {
-        "verdict": decision.verdict,
-        "reason": decision.reason,
-        "model_digest": decision.model_digest,
-        "recipe": decision.recipe,
-        "decided_at": decision.decided_at.isoformat(),
-        "decision": decision.decision,
-    }
-
-
-def data_version_of(decision: Decision) -> str:
-    """Hash of what readers use by this decision."""
-    served = [decision.model_digest, decision.recipe, decision.passage_prefix]
-    return fingerprint(*served, *([decision.fusion] if decision.fusion else []))
-
-
-def _is_the_compared(verdict: dict[str, Any], current: Decision) -> bool:
-    """Whether what readers use is what the candidate was compared with."""
-    compared = verdict["champion_digest"], verdict["champion_recipe"]
-    known = verdict["champion_fusion"]
-    alike = known is None or json.loads(known) == current.fusion
-    return compared == (current.model_digest, current.recipe) and alike
-
-
-def _act(store: Store, verdict: dict[str, Any], current: Decision) -> Decision:
-    promoted = verdict["verdict"] == PROMOTED
-    winner = [verdict[name] for name in ("winner_digest", "winner_prefix", "winner_passage_digest")]
-    encoder = PassageEncoder(*winner) if promoted else current.encoder
-    return append(
-        store,
-        encoder=encoder,
-        recipe=cast(Recipe, verdict["winner_recipe"]) if promoted else current.recipe,
-        fusion=_fusion(verdict["winner_fusion"]) if promoted else current.fusion,
-        verdict=verdict["verdict"],
-        reason=verdict["reason"],
-        candidate_digest=verdict["candidate_digest"],
-        candidate_key=verdict["candidate_key"],
-        evaluation_id=verdict["evaluation_id"],
-    )
-
-
-def _fusion(stored: str | None) -> dict[str, Any] | None:
+def fusion_of(stored: str | None) -> dict[str, Any] | None:
+    """The retrieval settings of a fused recipe, as they are stored."""
     return json.loads(stored) if stored else None
 
 
 def retriever_of(model_digest: str, recipe: Recipe, fusion: dict[str, Any] | None) -> Retriever:
     """What answers alike, as a key."""
     return model_digest, recipe, json.dumps(fusion, sort_keys=True)
-
-
-def _winner(verdict: dict[str, Any]) -> Retriever:
-    return retriever_of(verdict["winner_digest"], verdict["winner_recipe"], _fusion(verdict["winner_fusion"]))
 
 
 def line_of_promotions(past: Sequence[Decision]) -> list[Decision]:

@@ -30,7 +30,7 @@ from acme_rag_pipeline.pairs.training_set import build_training_set
 from acme_rag_pipeline.retrieval import Retriever, index
 from acme_rag_pipeline.retrieval.expansion import without_expansion
 from acme_rag_pipeline.retrieval.passage_encoder import install_base
-from acme_rag_pipeline.serving import decisions, serve
+from acme_rag_pipeline.serving import decisions, promote, serve
 from acme_rag_pipeline.settings import EMBEDDED_BASE_MODEL, Settings
 from acme_rag_pipeline.store import models
 from acme_rag_pipeline.store.layout import Store
@@ -136,7 +136,7 @@ class Collection:
 
     def decide(self) -> StageResult:
         evaluate(self.store, self.settings)
-        decided = decisions.decide_promotion(self.store, self.settings)
+        decided = promote.decide_promotion(self.store, self.settings)
         serve.serve(self.store, self.settings)
         return decided
 

@@ -18,7 +18,7 @@ from acme_rag_pipeline.documents import ingest
 from acme_rag_pipeline.evaluation import evaluate, golden
 from acme_rag_pipeline.pairs import curated, synthetic, training_set
 from acme_rag_pipeline.retrieval import index
-from acme_rag_pipeline.serving import decisions, serve
+from acme_rag_pipeline.serving import promote, serve
 from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.training import candidate
@@ -32,7 +32,7 @@ STAGES: tuple[oracle.Stage, ...] = (
     candidate.train_candidate,
     index.index_candidate,
     evaluate.evaluate,
-    decisions.decide_promotion,
+    promote.decide_promotion,
     serve.serve,
 )
 TUNING: dict[str, dict[str, Any]] = {

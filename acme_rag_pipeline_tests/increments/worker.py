@@ -32,7 +32,7 @@ from acme_rag_pipeline.pairs.training_set import build_training_set
 from acme_rag_pipeline.retrieval import Retriever, index
 from acme_rag_pipeline.retrieval.expansion import without_expansion
 from acme_rag_pipeline.retrieval.passage_encoder import BASE_PREFIX, PassageEncoder, install_base, newest_candidate
-from acme_rag_pipeline.serving import decisions
+from acme_rag_pipeline.serving import decisions, promote
 from acme_rag_pipeline.serving.serve import serve
 from acme_rag_pipeline.setting_groups import RetrievalSettings
 from acme_rag_pipeline.settings import Settings
@@ -62,7 +62,7 @@ STAGES = {
     "fine_tuned_model": train_candidate,
     "fine_tuned_index": index.index_candidate,
     "evaluation_report": evaluate,
-    "promoted_retriever": decisions.decide_promotion,
+    "promoted_retriever": promote.decide_promotion,
     "served_index": serve,
 }
 REFRESH = ("documents", "chunks", "base_index", "fine_tuned_index", "served_index")

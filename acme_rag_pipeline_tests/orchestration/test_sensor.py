@@ -21,7 +21,7 @@ from acme_rag_pipeline.pairs import training_set
 from acme_rag_pipeline.pairs.curated import resolve_curated_pairs
 from acme_rag_pipeline.pairs.synthetic import write_pairs
 from acme_rag_pipeline.retrieval import index
-from acme_rag_pipeline.serving import decisions, serve
+from acme_rag_pipeline.serving import decisions, promote, serve
 from acme_rag_pipeline.settings import Settings, SettingsError
 from acme_rag_pipeline.store.layout import LockName, Store
 from acme_rag_pipeline.store.stages import StageResult, record
@@ -249,7 +249,7 @@ def test_a_rollback_from_the_command_line_is_shown_once(watch: Watch, store: Sto
     assert shown.asset_materialization is not None
     assert shown.asset_materialization.metadata["verdict"].value == decisions.ROLLED_BACK
     went_back = decisions.decisions(store)[-1]
-    assert shown.asset_materialization.tags == {"dagster/data_version": decisions.data_version_of(went_back)}
+    assert shown.asset_materialization.tags == {"dagster/data_version": promote.data_version_of(went_back)}
     check = watch.instance.get_latest_asset_check_evaluation_record(
         dg.AssetCheckKey(promoted, "candidate_was_promoted")
     )

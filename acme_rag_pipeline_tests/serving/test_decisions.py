@@ -14,7 +14,7 @@ from acme_rag_pipeline.orchestration import checks
 from acme_rag_pipeline.orchestration.automation import gate
 from acme_rag_pipeline.orchestration.resources import Pipeline
 from acme_rag_pipeline.retrieval.passage_encoder import PassageEncoder
-from acme_rag_pipeline.serving import decisions
+from acme_rag_pipeline.serving import decisions, promote
 from acme_rag_pipeline.settings import EMBEDDED_BASE_MODEL, Settings
 from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.stages import StageResult, record
@@ -74,7 +74,7 @@ def test_the_first_champion_is_the_base(store: Store, settings: Settings) -> Non
 
 def test_a_promotion_changes_what_readers_use(store: Store, settings: Settings) -> None:
     evaluated(store, "promoted", "k1", 1)
-    result = decisions.decide_promotion(store, settings)
+    result = promote.decide_promotion(store, settings)
     now = decisions.champion(store, settings)
     assert (now.encoder, now.recipe, now.verdict) == (CANDIDATE, "hybrid", "promoted")
     assert result.details["verdict"] == "promoted"
@@ -83,32 +83,32 @@ def test_a_promotion_changes_what_readers_use(store: Store, settings: Settings) 
 @pytest.mark.parametrize("verdict", ["kept: not better", "kept: cannot tell", "kept: segment folder=it falls"])
 def test_a_kept_champion_is_recorded_and_stays(store: Store, settings: Settings, verdict: str) -> None:
     evaluated(store, verdict, "k1", 1)
-    decisions.decide_promotion(store, settings)
+    promote.decide_promotion(store, settings)
     assert verdicts(store) == ["bootstrap", verdict]
     assert decisions.champion(store, settings).recipe == "dense"
 
 
 def test_the_same_candidate_is_not_tested_again_every_night(store: Store, settings: Settings) -> None:
     evaluated(store, "kept: cannot tell", "k1", 1)
-    decisions.decide_promotion(store, settings)
+    promote.decide_promotion(store, settings)
     evaluated(store, "promoted", "k1", 2)
-    result = decisions.decide_promotion(store, settings)
+    result = promote.decide_promotion(store, settings)
     assert verdicts(store) == ["bootstrap", "kept: cannot tell"]
     assert "decided on before" in result.details["outcome"]
 
 
 def test_nothing_new_writes_nothing(store: Store, settings: Settings) -> None:
     evaluated(store, "promoted", "k1", 1)
-    decisions.decide_promotion(store, settings)
+    promote.decide_promotion(store, settings)
     before = store.warehouse.path.read_bytes()
-    assert decisions.decide_promotion(store, settings).unchanged
+    assert promote.decide_promotion(store, settings).unchanged
     assert store.warehouse.path.read_bytes() == before
 
 
 def test_a_candidate_is_compared_with_the_champion_before_it(store: Store, settings: Settings) -> None:
     base = decisions.champion(store, settings)
     evaluated(store, "promoted", "k1", 1)
-    decisions.decide_promotion(store, settings)
+    promote.decide_promotion(store, settings)
     assert decisions.champion_before(store, settings, "k1") == base
     assert decisions.champion_before(store, settings, "k2").encoder == CANDIDATE
 
@@ -116,13 +116,13 @@ def test_a_candidate_is_compared_with_the_champion_before_it(store: Store, setti
 def test_what_was_rolled_back_is_not_promoted_again_by_itself(store: Store, settings: Settings) -> None:
     base = decisions.champion(store, settings)
     evaluated(store, "promoted", "k1", 1)
-    decisions.decide_promotion(store, settings)
+    promote.decide_promotion(store, settings)
     decisions.append(
         store, encoder=base.encoder, recipe="dense", verdict=decisions.ROLLED_BACK, reason="by hand", candidate_key="k1"
     )
     # New judged questions make a new key: the retriever that a person left behind still stays behind.
     evaluated(store, "promoted", "k2", 2)
-    result = decisions.decide_promotion(store, settings)
+    result = promote.decide_promotion(store, settings)
     assert verdicts(store) == ["bootstrap", "promoted", "rolled back", "kept: rolled back before"]
     assert decisions.champion(store, settings).encoder == base.encoder
     assert "rolled back" in result.details["outcome"]
@@ -140,10 +140,10 @@ def test_a_rollback_from_another_promotion_says_nothing_about_a_kept_candidate(
 ) -> None:
     base = decisions.champion(store, settings)
     evaluated(store, "promoted", "k1", 1)
-    decisions.decide_promotion(store, settings)
+    promote.decide_promotion(store, settings)
     promoted = decisions.champion(store, settings)
     evaluated(store, "kept: not better", "k2", 2)
-    decisions.decide_promotion(store, settings)
+    promote.decide_promotion(store, settings)
     for to, key in ((base, "k2"), (promoted, "k2"), (base, "k2")):
         # As `serve.rollback` writes it: with the candidate of the newest decision.
         decisions.append(
@@ -158,28 +158,28 @@ def test_what_was_compared_with_something_else_than_readers_get_by_now_is_not_pr
     store: Store, settings: Settings
 ) -> None:
     evaluated(store, "promoted", "k1", 1)
-    decisions.decide_promotion(store, settings)
+    promote.decide_promotion(store, settings)
     evaluated(store, "promoted", "k2", 2, winner=PassageEncoder("d" * 64, "none"))
     # Between the comparison and the decision a person goes back.
     base = decisions.decisions(store)[0]
     decisions.append(
         store, encoder=base.encoder, recipe="dense", verdict=decisions.ROLLED_BACK, reason="by hand", candidate_key="k1"
     )
-    result = decisions.decide_promotion(store, settings)
+    result = promote.decide_promotion(store, settings)
     assert decisions.champion(store, settings).encoder == base.encoder
-    assert result.details["outcome"].startswith(decisions.NOT_COMPARED)
+    assert result.details["outcome"].startswith(promote.NOT_COMPARED)
     assert decisions.on_the_newest_candidate(store) is None
     assert not gate_passes(store)
     # Compared with what readers get today, it may be promoted.
     evaluated(store, "promoted", "k2", 3, winner=PassageEncoder("d" * 64, "none"))
-    decisions.decide_promotion(store, settings)
+    promote.decide_promotion(store, settings)
     assert decisions.champion(store, settings).model_digest == "d" * 64
 
 
 def test_a_candidate_whose_own_promotion_was_gone_back_from_is_rolled_back(store: Store, settings: Settings) -> None:
     base = decisions.champion(store, settings)
     evaluated(store, "promoted", "k1", 1)
-    decisions.decide_promotion(store, settings)
+    promote.decide_promotion(store, settings)
     decisions.append(
         store, encoder=base.encoder, recipe="dense", verdict=decisions.ROLLED_BACK, reason="r", candidate_key="k1"
     )
@@ -189,7 +189,7 @@ def test_a_candidate_whose_own_promotion_was_gone_back_from_is_rolled_back(store
 def test_a_candidate_that_a_person_went_back_to_is_promoted_again(store: Store, settings: Settings) -> None:
     base = decisions.champion(store, settings)
     evaluated(store, "promoted", "k1", 1)
-    decisions.decide_promotion(store, settings)
+    promote.decide_promotion(store, settings)
     promoted = decisions.champion(store, settings)
     said = []
     passes = []
@@ -206,24 +206,24 @@ def test_a_candidate_that_a_person_went_back_to_is_promoted_again(store: Store, 
 def test_a_model_that_was_rolled_back_does_not_return_with_another_recipe(store: Store, settings: Settings) -> None:
     base = decisions.champion(store, settings)
     evaluated(store, "promoted", "k1", 1)
-    decisions.decide_promotion(store, settings)
+    promote.decide_promotion(store, settings)
     rolled_back(store, base)
     evaluated(store, "promoted", "k2", 2, recipe="dense")
-    decisions.decide_promotion(store, settings)
+    promote.decide_promotion(store, settings)
     now = decisions.champion(store, settings)
     assert (now.verdict, now.encoder) == ("kept: rolled back before", base.encoder)
     assert now.reason.startswith("a person rolled back from the winner")
     assert "promoted, because" in now.reason
     # Another model is another matter.
     evaluated(store, "promoted", "k3", 3, winner=PassageEncoder("d" * 64, "none"))
-    decisions.decide_promotion(store, settings)
+    promote.decide_promotion(store, settings)
     assert decisions.champion(store, settings).model_digest == "d" * 64
 
 
 def test_a_rollback_between_recipes_of_one_model_leaves_the_recipe_behind(store: Store, settings: Settings) -> None:
     base = decisions.champion(store, settings)
     evaluated(store, "promoted", "k1", 1, winner=base.encoder)
-    decisions.decide_promotion(store, settings)
+    promote.decide_promotion(store, settings)
     fused = decisions.champion(store, settings)
     rolled_back(store, base)
     assert decisions.is_left_behind(store, fused.retriever)
@@ -244,10 +244,10 @@ def test_the_gate_passes_for_a_promotion_that_was_decided_and_for_nothing_else(
 ) -> None:
     evaluated(store, "promoted", "k1", 1)
     assert not gate_passes(store), "an evaluation is no promotion yet"
-    decisions.decide_promotion(store, settings)
+    promote.decide_promotion(store, settings)
     assert gate_passes(store)
     evaluated(store, "kept: not better", "k2", 2)
-    decisions.decide_promotion(store, settings)
+    promote.decide_promotion(store, settings)
     assert not gate_passes(store)
 
 
@@ -255,7 +255,7 @@ def test_the_gate_does_not_pass_over_a_store_with_a_defect(
     store: Store, settings: Settings, capfd: pytest.CaptureFixture[str]
 ) -> None:
     evaluated(store, "promoted", "k1", 1)
-    decisions.decide_promotion(store, settings)
+    promote.decide_promotion(store, settings)
     chunk = {"chunk_id": "c", "doc_path": "gone.md", "ordinal": 0, "start_char": 0, "end_char": 4, "text": "text"}
     about = {"heading_path": [], "title": "", "text_hash": "h", "tokens": 1, "near_duplicate_group": "g", "unit": "u"}
     with store.warehouse.write() as connection:
@@ -271,7 +271,7 @@ def test_a_model_that_a_later_evaluation_compares_with_is_kept_and_one_that_is_g
     store: Store, settings: Settings
 ) -> None:
     evaluated(store, "promoted", "k1", 1)
-    decisions.decide_promotion(store, settings)
+    promote.decide_promotion(store, settings)
     other = PassageEncoder("d" * 64, "none")
     decisions.append(store, encoder=other, recipe="dense", verdict="promoted", reason="r", candidate_key="k2")
     assert decisions.champion_before(store, settings, "k2").encoder == other, "that of k1 has no directory"
@@ -290,7 +290,7 @@ def test_a_candidate_without_a_decision_is_noticed_and_looking_writes_nothing(st
     assert candidate_undecided(store)
     assert store.warehouse.path.read_bytes() == before
     evaluated(store, "kept: not better", contest(store, settings).candidate_key, 1)
-    decisions.decide_promotion(store, settings)
+    promote.decide_promotion(store, settings)
     assert not candidate_undecided(store)
 
 
@@ -305,7 +305,7 @@ def test_golden_queries_are_new_evidence_only_where_they_decide(
         record(connection, StageResult("training_set", "v", details={"judged_by": judged_by}), "f")
     key = contest(store, settings).candidate_key
     evaluated(store, "kept: cannot tell", key, 1)
-    decisions.decide_promotion(store, settings)
+    promote.decide_promotion(store, settings)
 
     query = {"query_id": "a", "query": "who pays?", "style": "question", "unit": "u", "status": "resolved"}
     judgement = {
@@ -340,12 +340,12 @@ def test_the_check_is_about_the_newest_candidate_also_where_it_was_decided_on_be
 ) -> None:
     for number, (verdict, key) in enumerate([("kept: not significant", "first"), ("promoted", "second")]):
         evaluated(store, verdict, key, number)
-        decisions.decide_promotion(store, settings)
+        promote.decide_promotion(store, settings)
     (found,) = checks.results("promoted_retriever", store, settings)
     assert found.passed
     # An edit was reverted: the first candidate is the newest again, and nothing is decided on it anew.
     evaluated(store, "promoted", "first", 2)
-    decisions.decide_promotion(store, settings)
+    promote.decide_promotion(store, settings)
     (found,) = checks.results("promoted_retriever", store, settings)
     assert not found.passed
     assert found.metadata["verdict"].value == "kept: not significant"
@@ -353,13 +353,13 @@ def test_the_check_is_about_the_newest_candidate_also_where_it_was_decided_on_be
 
 def test_a_promotion_that_another_one_followed_is_not_what_readers_get(store: Store, settings: Settings) -> None:
     evaluated(store, "promoted", "k1", 1)
-    decisions.decide_promotion(store, settings)
+    promote.decide_promotion(store, settings)
     evaluated(store, "promoted", "k2", 2, winner=PassageEncoder("d" * 64, "none"))
-    decisions.decide_promotion(store, settings)
+    promote.decide_promotion(store, settings)
     assert gate_passes(store)
     # An edit that is taken back makes the first candidate the newest again.
     evaluated(store, "promoted", "k1", 3)
-    assert decisions.decide_promotion(store, settings).details["outcome"] == (
+    assert promote.decide_promotion(store, settings).details["outcome"] == (
         f"this candidate was decided on before ({decisions.REPLACED}); promoted stands"
     )
     assert decisions.champion(store, settings).model_digest == "d" * 64
@@ -368,7 +368,7 @@ def test_a_promotion_that_another_one_followed_is_not_what_readers_get(store: St
 
 def test_the_gate_does_not_pass_for_an_earlier_candidate_than_the_newest(store: Store, settings: Settings) -> None:
     evaluated(store, "promoted", "k1", 1)
-    decisions.decide_promotion(store, settings)
+    promote.decide_promotion(store, settings)
     assert gate_passes(store)
     (store.models / ("e" * 64)).mkdir(parents=True)
     with store.warehouse.write() as connection:
@@ -410,7 +410,7 @@ def test_without_a_trained_candidate_twice_as_many_held_out_questions_are_new_ev
 
     first = key_with(40)
     evaluated(store, "kept: cannot tell", first, 1)
-    decisions.decide_promotion(store, settings)
+    promote.decide_promotion(store, settings)
     assert key_with(50) == key_with(79) == first
     # Fewer are no new evidence either.
     assert key_with(39) == key_with(3) == first
@@ -420,16 +420,16 @@ def test_without_a_trained_candidate_twice_as_many_held_out_questions_are_new_ev
 
 def test_other_evidence_on_what_is_promoted_already_leaves_the_gate_green(store: Store, settings: Settings) -> None:
     evaluated(store, "promoted", "c/none/some questions", 1)
-    decisions.decide_promotion(store, settings)
+    promote.decide_promotion(store, settings)
     # It is the champion by now, and a comparison with itself can only be kept.
     evaluated(store, "kept: cannot tell", "c/none/more questions", 2)
-    decisions.decide_promotion(store, settings)
+    promote.decide_promotion(store, settings)
     assert verdicts(store) == ["bootstrap", "promoted", "kept: cannot tell"]
     assert gate_passes(store)
     (found,) = checks.results("promoted_retriever", store, settings)
     assert found.passed
     evaluated(store, "kept: not better", "another/none/more questions", 3)
-    decisions.decide_promotion(store, settings)
+    promote.decide_promotion(store, settings)
     assert not gate_passes(store)
 
 
@@ -450,8 +450,8 @@ def test_a_champion_of_another_fusion_by_now_is_not_what_was_compared(
         decisions.append(
             store, encoder=base.encoder, recipe="hybrid", verdict="rolled back", reason="by hand", fusion=other
         )
-    outcome = decisions.decide_promotion(store, settings).details["outcome"]
-    assert outcome.startswith(decisions.NOT_COMPARED) is not same
+    outcome = promote.decide_promotion(store, settings).details["outcome"]
+    assert outcome.startswith(promote.NOT_COMPARED) is not same
     assert (decisions.champion(store, settings).encoder == CANDIDATE) is same
 
 
@@ -461,7 +461,7 @@ def test_a_decision_without_a_question_is_no_look_at_the_evidence(store: Store, 
         with store.warehouse.write() as connection:
             details = json.dumps({"comparisons": comparisons})
             connection.execute("UPDATE verdicts SET details = ? WHERE candidate_key = ?", [details, key])
-        decisions.decide_promotion(store, settings)
+        promote.decide_promotion(store, settings)
     candidate = PassageEncoder("c", "none")
     assert decisions.decided_with_other_evidence(store, candidate, "c/none/1") == 0
     assert decisions.decided_with_other_evidence(store, candidate, "c/none/2") == 1

@@ -10,7 +10,7 @@ from acme_rag_pipeline.orchestration.assets.training_data import training_set
 from acme_rag_pipeline.orchestration.resources import Pipeline
 from acme_rag_pipeline.retrieval import index
 from acme_rag_pipeline.retrieval.expansion import EXPANSION_VERSION
-from acme_rag_pipeline.serving import decisions, serve
+from acme_rag_pipeline.serving import promote, serve
 
 
 @dg.asset(
@@ -19,11 +19,11 @@ from acme_rag_pipeline.serving import decisions, serve
     kinds={"python", "duckdb"},
     owners=OWNERS,
     check_specs=checks.specs("promoted_retriever"),
-    code_version=decisions.CODE_VERSION,
+    code_version=promote.CODE_VERSION,
 )
 def promoted_retriever(context: dg.AssetExecutionContext, pipeline: Pipeline) -> dg.MaterializeResult:
     """The decision: which model and recipe readers use, and why. Keeping the champion is a normal outcome."""
-    return pipeline.materialize(context, decisions.decide_promotion)
+    return pipeline.materialize(context, promote.decide_promotion)
 
 
 @dg.asset(
