@@ -11,6 +11,7 @@ from acme_rag_pipeline.evaluation.arms import CHAMPION, FINE_TUNED, FINE_TUNED_H
 from acme_rag_pipeline.evaluation.card import write_on_card
 from acme_rag_pipeline.evaluation.contest import Evaluation, run
 from acme_rag_pipeline.evaluation.contestants import arms_for, contest
+from acme_rag_pipeline.evaluation.golden import follow_documents
 from acme_rag_pipeline.evaluation.metrics import PRIMARY
 from acme_rag_pipeline.evaluation.query_sets import HELD_OUT
 from acme_rag_pipeline.evaluation.report_content import is_latest, show_latest, write_report
@@ -32,6 +33,7 @@ def evaluate(store: Store, settings: Settings) -> StageResult:
     Raises:
         UpstreamMissing: a stage it reads from has never run.
     """
+    follow_documents(store, settings)
     upstream = data_versions(
         store.warehouse,
         "chunks",

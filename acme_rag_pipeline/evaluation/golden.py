@@ -63,6 +63,7 @@ def resolve_golden_queries(store: Store, settings: Settings) -> StageResult:
     usable = [row for row in query_rows if row["status"] == "resolved"]
     details = {
         "source": fingerprint(queries, qrels),
+        "chunks_version": upstream["chunks"],
         "queries": len(query_rows),
         "resolved": len(usable),
         "units": len({row["unit"] for row in usable}),
@@ -84,6 +85,16 @@ def resolve_golden_queries(store: Store, settings: Settings) -> StageResult:
             reconcile(connection, "golden_judgements", "judgement_id", judgement_rows)
             insert(connection, "golden_seen", seen)
             return record(connection, StageResult(STAGE, data_version, counts, details=details), made_from)
+
+
+def follow_documents(store: Store, settings: Settings) -> None:
+    """Resolve the golden queries again where a refresh beside a retrain has brought other documents since.
+
+    Their places are positions in the text: after an edit they would take a wrong passage for the right one.
+    """
+    resolved_in = stored_detail(store.warehouse, STAGE, "chunks_version")
+    if resolved_in not in (None, data_versions(store.warehouse, "chunks")["chunks"]):
+        resolve_golden_queries(store, settings)
 
 
 def files_differ(store: Store, settings: Settings) -> bool:

@@ -30,19 +30,15 @@ REFRESH_ASSETS = ("documents", "chunks", "base_index", "fine_tuned_index", "serv
 LONGEST_SETTLING_SECONDS = 300
 LONGEST_BACKOFF_MINUTES = 60
 LATE = "the documents changed and no refresh has brought them to the readers yet"
-# `dagster.yaml` lets one run for each value of this tag go on at a time.
-JOB_TAG = "acme_rag/job"
 
 refresh = dg.define_asset_job(
     REFRESH,
     selection=list(REFRESH_ASSETS),
-    tags={JOB_TAG: REFRESH},
     description="Seconds after an edit: readers search the new text with the model that is promoted today.",
 )
 retrain = dg.define_asset_job(
     RETRAIN,
     selection=dg.AssetSelection.all(),
-    tags={JOB_TAG: RETRAIN},
     description="Pairs for what changed, a new candidate, an honest comparison, a promotion or 'keep what we have'.",
 )
 
@@ -111,14 +107,14 @@ def documents_changed(context: dg.SensorEvaluationContext, pipeline: Pipeline) -
         cursor |= {"tries": 0, "behind_since": None, "unsettled_since": None, "next_try_at": None}
         events += runless_events.caught_up(instance, "readers find the documents of today")
         return skip("the served index is up to date")
-    if cursor["served"] != served:
+    if served is not None and cursor["served"] != served:
         # In a folder that changes all the time what is served is never that of today, and yet not late.
         if remembered:
             events += runless_events.caught_up(instance, "a refresh has brought newer documents to the readers")
         cursor |= {"served": served, "behind_since": None}
     seconds = _seconds_behind(cursor)
     late = seconds > automation.late_after_minutes * 60
-    if is_busy(context, store):
+    if is_busy(context):
         events += runless_events.behind(instance, seconds, LATE) if late else []
         return skip("a run is under way: looking again when it has ended")
     waits_for = _waits_for(cursor, wanted, automation.max_tries)

@@ -4,8 +4,6 @@ from collections.abc import Set
 
 import dagster as dg
 
-from acme_rag_pipeline.store.layout import Store
-
 REFRESH, RETRAIN = "refresh", "retrain"
 ACTIVE = [
     dg.DagsterRunStatus.QUEUED,
@@ -14,25 +12,15 @@ ACTIVE = [
     dg.DagsterRunStatus.STARTED,
     dg.DagsterRunStatus.CANCELING,
 ]
-# They work for long under locks of their own, so that a refresh may go on beside them.
-_LONG_WORK = {dg.AssetKey("fine_tuned_model"), dg.AssetKey("synthetic_pairs")}
 
 
-def is_busy(context: dg.SensorEvaluationContext, store: Store) -> bool:
-    """Whether a run works on these assets: a job, or assets that somebody materialises in the UI or from a shell.
-
-    While a model trains, or an LLM is asked, the run that does so does not count: it needs the store again only at the end.
-    """
+def is_busy(context: dg.SensorEvaluationContext) -> bool:
+    """Whether a run works on these assets: a job, or assets that somebody materialises in the UI or from a shell."""
     ours = context.repository_def.asset_graph.get_all_asset_keys() if context.repository_def else None
-    runs = [
-        run
+    return any(
+        not _is_of_another_location(run, context) and _works_on(run, ours)
         for run in context.instance.get_runs(dg.RunsFilter(statuses=ACTIVE))
-        if not _is_of_another_location(run, context) and _works_on(run, ours)
-    ]
-    if not runs:
-        return False
-    let_pass = not (store.idle("training") and store.idle("asking"))
-    return not (let_pass and all(_may_train(run) for run in runs))
+    )
 
 
 def _is_of_another_location(run: dg.DagsterRun, context: dg.SensorEvaluationContext) -> bool:
@@ -51,8 +39,3 @@ def _works_on(run: dg.DagsterRun, ours: Set[dg.AssetKey] | None) -> bool:
     # Dagster names the job of a bare selection itself. One without a selection runs everything.
     chosen = run.asset_selection
     return run.job_name.startswith("__") and (not chosen or ours is None or not ours.isdisjoint(chosen))
-
-
-def _may_train(run: dg.DagsterRun) -> bool:
-    chosen = run.asset_selection
-    return run.job_name != REFRESH and (not chosen or not _LONG_WORK.isdisjoint(chosen))

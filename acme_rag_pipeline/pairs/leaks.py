@@ -11,7 +11,7 @@ from acme_rag_pipeline.pairs.wording import query_key
 from acme_rag_pipeline.retrieval.passage_encoder import embedding_cache
 from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store.layout import Store
-from acme_rag_pipeline.store.stages import stored_detail
+from acme_rag_pipeline.store.stages import data_versions, stored_detail
 from acme_rag_pipeline.store.warehouse import records
 
 # Both compute in single precision: what the filter let pass at the very edge is no leak.
@@ -76,16 +76,24 @@ class Leaks:
 def leaks_of_today(store: Store, settings: Settings) -> Leaks:
     """Those of the training set as it is, by whoever judges the candidate that learns from it."""
     golden_decides = stored_detail(store.warehouse, "training_set", "judged_by") == "golden queries"
-    return find_leaks(store, golden_decides=golden_decides, golden_similarity=settings.pairs.golden_similarity)
+    made_of = stored_detail(store.warehouse, "training_set", "chunks_version")
+    return find_leaks(
+        store,
+        golden_decides=golden_decides,
+        golden_similarity=settings.pairs.golden_similarity,
+        of_these_chunks=made_of is None or made_of == data_versions(store.warehouse, "chunks")["chunks"],
+    )
 
 
-def find_leaks(store: Store, *, golden_decides: bool, golden_similarity: float) -> Leaks:
+def find_leaks(store: Store, *, golden_decides: bool, golden_similarity: float, of_these_chunks: bool = True) -> Leaks:
     """Count them. Vectors are looked up, never computed: the check also runs where nothing is to be done.
 
     Args:
         store: with `training_pairs`, `chunks` and `golden_queries` of today.
         golden_decides: golden queries judge the candidate, so that the test side is trained on.
         golden_similarity: cosine from which on a training query is too near to a golden or a held-out one.
+        of_these_chunks: the training set was made of the chunks of today. Otherwise a new copy of a passage that is trained on
+            may lie on a held-out side, and judges nothing: only passages that judge are held out.
     """
     held_out = {"validation"} if golden_decides else {"validation", "test"}
     with store.warehouse.read() as connection:
@@ -95,7 +103,12 @@ def find_leaks(store: Store, *, golden_decides: bool, golden_similarity: float) 
         )
         golden = [row["query"] for row in records(connection, "SELECT query FROM golden_queries")]
     group = {row["chunk_id"]: row["near_duplicate_group"] for row in chunks}
-    groups = {row["near_duplicate_group"] for row in chunks if row["side"] in held_out}
+    judging_chunks = {row["chunk_id"] for row in kept if row["side"] in held_out}
+    groups = {
+        row["near_duplicate_group"]
+        for row in chunks
+        if (row["side"] in held_out if of_these_chunks else row["chunk_id"] in judging_chunks)
+    }
     secret = {row["chunk_id"] for row in chunks if group[row["chunk_id"]] in groups}
     asked = [row["query"] for row in kept if row["side"] in held_out]
     judging = {query_key(query) for query in asked}

@@ -59,7 +59,7 @@ def build_training_set(store: Store, settings: Settings) -> StageResult:
         with store.warehouse.write() as connection:
             counts = reconcile(connection, "training_pairs", "pair_id", rows)
             reconcile(connection, "heading_queries", "query_id", headings)
-            details = _details(rows, funnel) | {"heading_queries": len(headings)}
+            details = _details(rows, funnel) | {"heading_queries": len(headings), "chunks_version": upstream["chunks"]}
             return record(connection, StageResult(STAGE, data_version, counts, details=details), made_from)
 
 

@@ -12,7 +12,7 @@ import pytest
 from acme_rag_pipeline.chunking.chunks import split_documents
 from acme_rag_pipeline.documents.ingest import ingest_documents
 from acme_rag_pipeline.evaluation.contestants import contest
-from acme_rag_pipeline.evaluation.golden import golden_queries, judged_queries, resolve_golden_queries
+from acme_rag_pipeline.evaluation.golden import follow_documents, golden_queries, judged_queries, resolve_golden_queries
 from acme_rag_pipeline.evaluation.golden_files import read_golden
 from acme_rag_pipeline.orchestration.checks import golden_queries_resolve
 from acme_rag_pipeline.settings import Settings
@@ -223,3 +223,23 @@ def test_the_order_of_judgements_and_those_of_no_relevance_are_no_evidence(
             record(connection, StageResult("training_set", "v", details={"judged_by": "golden queries"}), "f")
         keys.append(contest(store, settings).candidate_key)
     assert keys[0] == keys[1] == keys[2] != keys[3]
+
+
+def test_places_follow_a_document_that_was_edited_after_they_were_resolved(
+    store: Store, settings_for: Callable[..., Settings], documents: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "golden").mkdir()
+    qrels = [{"query_id": "a", "doc_path": "travel.md", "quote": "hotels in London 210 euros"}]
+    written(tmp_path / "golden", [{"query_id": "a", "query": "who?"}], qrels)
+    settings = settings_for(golden=str(tmp_path / "golden"))
+    ingest_documents(store, settings)
+    split_documents(store, settings)
+    resolve_golden_queries(store, settings)
+    before = golden_queries(store)[0].evidence[0]
+    travel = documents / "travel.md"
+    travel.write_text(f"A new beginning.\n\n{travel.read_text('utf-8')}", encoding="utf-8")
+    ingest_documents(store, settings)
+    split_documents(store, settings)
+    follow_documents(store, settings)
+    after = golden_queries(store)[0].evidence[0]
+    assert (after.start, after.end) == (before.start + 18, before.end + 18)  # type: ignore[operator]

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
-from dagster._utils.tags import TagConcurrencyLimitsCounter
 
 from acme_rag_pipeline.definitions import build_definitions
 from acme_rag_pipeline.orchestration.resources import Pipeline
@@ -91,19 +90,13 @@ def test_jobs_sensor_and_schedule_are_there_and_on() -> None:
     assert watched == refreshed
 
 
-def test_one_run_of_a_job_goes_on_at_a_time_and_a_refresh_beside_a_retrain(tmp_path: Path) -> None:
+def test_one_run_goes_on_at_a_time_and_none_for_ever(tmp_path: Path) -> None:
     shutil.copyfile(PROJECT / "dagster.yaml", tmp_path / "dagster.yaml")
-    jobs = build_definitions().get_repository_def()
     with dg.DagsterInstance.from_config(str(tmp_path)) as instance:
-        known = [jobs.get_job(name) for name in ("refresh", "refresh", "retrain", "retrain")]
-        runs = [instance.create_run_for_job(job, tags=job.run_tags) for job in known]
         queue = instance.get_concurrency_config().run_queue_config
         assert queue is not None
-        assert queue.max_concurrent_runs == 2
-        limits = TagConcurrencyLimitsCounter(queue.tag_concurrency_limits, [runs[0]])
-        assert [limits.is_blocked(run) for run in runs[1:]] == [True, False, False]
-        limits.update_counters_with_launched_item(runs[2])
-        assert limits.is_blocked(runs[3])
+        assert queue.max_concurrent_runs == 1
+        assert instance.run_monitoring_max_runtime_seconds == 7 * 86_400
 
 
 def test_the_graph_is_the_one_of_the_contract() -> None:

@@ -23,7 +23,7 @@ from acme_rag_pipeline.pairs.synthetic import write_pairs
 from acme_rag_pipeline.retrieval import index
 from acme_rag_pipeline.serving import decisions, promote, serve
 from acme_rag_pipeline.settings import Settings, SettingsError
-from acme_rag_pipeline.store.layout import LockName, Store
+from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.stages import StageResult, record
 from acme_rag_pipeline.training import candidate
 from acme_rag_pipeline_tests.increments.oracle import REFRESH
@@ -190,26 +190,6 @@ def test_a_run_that_is_under_way_is_waited_for_whoever_launched_it(
     assert said == ["a run is under way: looking again when it has ended"] * 2 if waits else said == ["run", "run"]
     watch.instance.delete_run(run.run_id)
     assert waits == (watch.tick() == "run")
-
-
-@pytest.mark.parametrize("lock", ["training", "asking"])
-@pytest.mark.parametrize(
-    ("job", "selection"),
-    [("retrain", None), ("__ASSET_JOB", ["fine_tuned_model"]), ("__ASSET_JOB", ["synthetic_pairs"])],
-)
-def test_an_edit_is_served_beside_a_run_that_trains_or_asks(
-    watch: Watch, store: Store, lock: LockName, job: str, selection: list[str] | None
-) -> None:
-    watch.tick()
-    run = add_run(watch, job, selection)
-    with store.writer("a stage", lock=lock):
-        assert watch.tick() == "run"
-        other = add_run(watch, "refresh")
-        assert "under way" in watch.tick(), "two of a kind wait for each other"
-        watch.instance.delete_run(other.run_id)
-    assert "under way" in watch.tick(), "it writes again"
-    watch.instance.delete_run(run.run_id)
-    assert watch.tick() == "run"
 
 
 def test_runs_of_another_code_location_are_not_waited_for(watch: Watch, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from acme_rag_pipeline.chunking.chunks import split_documents
 from acme_rag_pipeline.documents.ingest import ingest_documents
 from acme_rag_pipeline.orchestration.checks import nothing_leaks
 from acme_rag_pipeline.pairs.heading_queries import heading_queries
-from acme_rag_pipeline.pairs.leaks import Leaks, find_leaks
+from acme_rag_pipeline.pairs.leaks import Leaks, find_leaks, leaks_of_today
 from acme_rag_pipeline.pairs.repeated_queries import repeated
 from acme_rag_pipeline.pairs.training_set import build_training_set
 from acme_rag_pipeline.retrieval import Retriever
@@ -436,3 +436,27 @@ def test_repeats_in_a_large_group_are_those_that_each_pair_of_queries_would_say(
         (expected if repeats else kept).append(i)
     assert 20 < len(expected) < 160
     assert repeated(wordings, vectors, sides, judging, 0.95) == expected
+
+
+def test_a_copy_that_came_after_the_training_set_is_no_leak(
+    store: Store, settings_for: Callable[..., Settings], run_all: Run, tmp_path: Path
+) -> None:
+    folder = company(tmp_path)
+    given = {"documents": str(folder), "golden": "none", "evaluation": {"validation_share": 0.3, "test_share": 0.3}}
+    settings = settings_for(**given)
+    run_all(**given)
+    assert leaks_of_today(store, settings).total == 0
+    for path in sorted(folder.iterdir()):
+        for number in range(3):
+            (folder / f"{path.stem}-{number}.md").write_bytes(path.read_bytes())
+    # As a refresh does beside a retrain: a copy of what is trained lies on a held-out side, and judges nothing.
+    ingest_documents(store, settings)
+    split_documents(store, settings)
+    assert find_leaks(store, golden_decides=False, golden_similarity=settings.pairs.golden_similarity).total > 0
+    assert leaks_of_today(store, settings).total == 0
+    with store.warehouse.write() as connection:
+        connection.execute(
+            "UPDATE training_pairs SET side = 'train' WHERE pair_id IN (SELECT pair_id FROM training_pairs "
+            "WHERE side = 'test' AND dropped_because IS NULL ORDER BY pair_id LIMIT 1)"
+        )
+    assert leaks_of_today(store, settings).total > 0
