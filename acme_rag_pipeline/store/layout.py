@@ -101,10 +101,10 @@ class Store:
         return isinstance(error, OSError) and Path(named).is_relative_to(self.root)
 
     def idle(self, lock: LockName) -> bool:
-        """Whether no process holds that lock now."""
+        """Whether no process holds that lock now; one that cannot be taken, as in a store that is read-only, is not idle."""
         try:
             self._locks[lock].acquire(timeout=0)
-        except Timeout:
+        except (Timeout, OSError):
             return False
         self._locks[lock].release()
         return True
