@@ -155,19 +155,17 @@ def on_the_newest_candidate(store: Store) -> Decision | None:
     found = decision_on(store, rows[0]["candidate_key"])
     if found is None or found.verdict == PROMOTED:
         return found
-    past = decisions(store)
+    candidate = _candidate_of(rows[0]["candidate_key"])
     keys = {
-        d.candidate_key for d in past if d.candidate_key and _same_candidate(d.candidate_key, rows[0]["candidate_key"])
+        d.candidate_key for d in decisions(store) if d.candidate_key and _candidate_of(d.candidate_key) == candidate
     }
-    known = [decision_on(store, key) for key in sorted(keys)]
-    in_force = [d for d in known if d is not None and d.verdict == PROMOTED]
+    in_force = [d for key in keys if (d := decision_on(store, key)) is not None and d.verdict == PROMOTED]
     return max(in_force, key=lambda d: d.decision, default=found)
 
 
-def _same_candidate(one: str, other: str) -> bool:
-    """Whether two keys are of one candidate, with whatever evidence and fusion (`contestants.py` puts those behind it)."""
-    candidates = [key.split("/")[: 1 if key.startswith(NO_CANDIDATE) else 2] for key in (one, other)]
-    return candidates[0] == candidates[1]
+def _candidate_of(key: str) -> list[str]:
+    """What of a key names the candidate; behind it stand the evidence and the fusion (`contestants.py`)."""
+    return key.split("/")[: 1 if key.startswith(NO_CANDIDATE) else 2]
 
 
 def decision_on(store: Store, key: str) -> Decision | None:

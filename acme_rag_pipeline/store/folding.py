@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 if TYPE_CHECKING:
     from lancedb.table import Table
 
-# Above this number of rows it waits until there is something to fold, and BM25 knows the
-# few new rows by a scan.
+# Above this number of rows a table waits until there is something to fold; searches find the few new rows by a scan.
 FOLD_ALWAYS_ROWS = 2_000
 MOST_FRAGMENTS = 8
 FOLD_AFTER = timedelta(hours=1)
@@ -37,7 +36,8 @@ def waits_for_folding(table: Table) -> bool:
 def fold(table: Table) -> None:
     """Fold new rows into files and indexes until nothing is left to fold: the pointer names a version that stays newest.
 
-    A large table waits until a few edits have come together, or one has waited for an hour. No version is deleted: the promoted one is older than this and readers still hold it.
+    A large table waits until a few edits have come together, or one has waited for an hour. No version is deleted: the
+    promoted one is older than this and readers still hold it.
     """
     if waits_for_folding(table):
         return
