@@ -220,6 +220,13 @@ class RetrievalSettings(Group):
         description="Weight of the queries that an LLM and people wrote for a passage beside its own vector (1), in hybrid "
         "retrieval, where an LLM was asked about nine of ten passages; BM25 reads them too. 0: without.",
     )
+    neighbour_weight: float = Field(
+        default=0.2,
+        ge=0,
+        le=1,
+        description="Share of the better one of the two passages beside it in the dense score of a passage in hybrid "
+        "retrieval, its own has the rest. 0: every passage for itself.",
+    )
 
 
 class ServingSettings(Group):

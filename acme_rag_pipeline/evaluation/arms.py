@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -22,6 +22,7 @@ from acme_rag_pipeline.retrieval.passage_encoder import (
     embedding_cache,
     encoder_for,
 )
+from acme_rag_pipeline.retrieval.reordering import reordered, reordered_depth
 from acme_rag_pipeline.retrieval.sentences import best_sentence, packed_sentences, with_best_sentence
 from acme_rag_pipeline.retrieval.words import PassageWords
 from acme_rag_pipeline.setting_groups import RetrievalSettings
@@ -46,7 +47,7 @@ class Arm:
 
     Attributes:
         encoder: of the passages; None: BM25 alone.
-        hybrid: with the passages' own queries and best sentences, and fused with BM25.
+        hybrid: with the passages' own queries, their neighbours and best sentences, and fused with BM25.
         fusion: how; None: as the settings say, without the passages' own queries where an LLM was asked about few of them.
     """
 
@@ -143,7 +144,7 @@ class ArmRunner:
         if not arm.hybrid:
             return [_ids(ranking) for ranking in self._dense(arm.encoder, queries, DEPTH)]
         expanded = fusion.expansion_weight > 0 and bool(self._queries)
-        dense = self._dense(arm.encoder, queries, fusion.candidates, fusion.expansion_weight if expanded else 0.0)
+        dense = self._dense_for_fusion(arm.encoder, queries, fusion, expanded=expanded)
         if fusion.sentence_weight:
             dense = self._with_sentences(arm.encoder, queries, dense, fusion.sentence_weight)
         return [
@@ -151,33 +152,50 @@ class ArmRunner:
             for query, ranking in zip(queries, dense, strict=True)
         ]
 
-    def _dense(
-        self, which: PassageEncoder, queries: Sequence[str], depth: int, expansion_weight: float = 0.0
+    def _dense(self, which: PassageEncoder, queries: Sequence[str], depth: int) -> list[list[Scored]]:
+        nearest = self._nearest(which, self._held(which), queries, depth)
+        return [[(self.passages[i].chunk_id, cosine) for i, cosine in ranking] for _, ranking in nearest]
+
+    def _dense_for_fusion(
+        self, which: PassageEncoder, queries: Sequence[str], fusion: RetrievalSettings, *, expanded: bool
     ) -> list[list[Scored]]:
+        shifts = self._shifts(which) if expanded else {}
+        anew = reordered_depth(fusion, by_queries=bool(shifts))
+        if not anew:
+            return self._dense(which, queries, fusion.candidates)
+        held, rankings = self._held(which), []
+        for vector, nearest in self._nearest(which, held, queries, anew):
+            of_rank = [self.passages[i] for i, _ in nearest]
+            order = reordered(
+                vector,
+                [cosine for _, cosine in nearest],
+                [(p.doc_path, p.start_char, p.end_char) for p in of_rank],
+                [
+                    (held[i], shifts[p.chunk_id]) if p.chunk_id in shifts else None
+                    for (i, _), p in zip(nearest, of_rank, strict=True)
+                ],
+                fusion,
+            )
+            rankings.append([(of_rank[rank].chunk_id, score) for rank, score in order[: fusion.candidates]])
+        return rankings
+
+    def _nearest(
+        self, which: PassageEncoder, held: np.ndarray, queries: Sequence[str], depth: int
+    ) -> Iterator[tuple[np.ndarray, list[tuple[int, float]]]]:
+        """Each query's vector with the nearest passages, (which of them, cosine), best first."""
         asked, _ = self._cache.queries(self._encoder(which.model_digest), queries)
-        held, _ = self._cache.passages(
-            self._encoder(which.passage_model), [p.rendered(which.prefix) for p in self.passages]
-        )
-        shifts = self._shifts(which) if expansion_weight else {}
-        deep = min(depth * expansion.DEPTH if shifts else depth, len(self.passages))
-        rankings = []
+        deep = min(depth, len(self.passages))
         blocks = [asked[first : first + _BLOCK] for first in range(0, len(asked), _BLOCK)]
         lines = itertools.chain.from_iterable(block @ held.T for block in blocks)
         for vector, line in zip(asked, lines, strict=True):
             best = np.argpartition(-line, deep - 1)[:deep]
             order = sorted(best, key=lambda i: (-line[i], int(i)))
-            ranking = [(self.passages[i].chunk_id, float(line[i])) for i in order]
-            if shifts:
-                moved = [
-                    expansion.expanded_cosine(vector, held[i], shifts[key], expansion_weight)
-                    if key in shifts
-                    else cosine
-                    for i, (key, cosine) in zip(order, ranking, strict=True)
-                ]
-                ranking = [(key, cosine) for (key, _), cosine in zip(ranking, moved, strict=True)]
-                ranking = sorted(ranking, key=lambda scored: -scored[1])[:depth]
-            rankings.append(ranking)
-        return rankings
+            yield vector, [(int(i), float(line[i])) for i in order]
+
+    def _held(self, which: PassageEncoder) -> np.ndarray:
+        """The vectors of the passages of today, a row each."""
+        rendered = [passage.rendered(which.prefix) for passage in self.passages]
+        return self._cache.passages(self._encoder(which.passage_model), rendered)[0]
 
     def _shifts(self, which: PassageEncoder) -> dict[str, bytes]:
         """By chunk id where the queries that were written for it move a passage."""

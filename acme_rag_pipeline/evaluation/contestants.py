@@ -247,7 +247,7 @@ def _fusion(store: Store, settings: Settings) -> RetrievalSettings:
 
 def _other_fusion(fusion: RetrievalSettings) -> str:
     """Rankings that are joined in another way than by the first version's defaults are another recipe, to be decided on."""
-    first = RetrievalSettings(sentence_weight=0, dense_weight=0.6, expansion_weight=0).model_dump()
+    first = judged_fusion({"dense_weight": 0.6}).model_dump()
     changed = {name: value for name, value in fusion.model_dump().items() if value != first[name]}
     return f"/{fingerprint(changed)[:12]}" if changed else ""
 

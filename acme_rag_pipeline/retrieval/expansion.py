@@ -19,8 +19,6 @@ from acme_rag_pipeline.store.fingerprints import fingerprint
 
 # Raised when the code from here on makes another vector or another text of the same queries.
 EXPANSION_VERSION = "1"
-# The first `candidates` x this passages by their own vectors are ordered anew; what lies behind them is found by BM25 or not.
-DEPTH = 4
 
 
 def without_expansion(fusion: RetrievalSettings) -> RetrievalSettings:

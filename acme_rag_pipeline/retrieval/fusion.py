@@ -8,15 +8,17 @@ from typing import Any
 from acme_rag_pipeline.setting_groups import RetrievalSettings
 
 Scored = tuple[str, float]
+# Of sentences, written queries and neighbours earlier versions knew nothing.
+_UNKNOWN_EARLIER = {"sentence_weight": 0.0, "expansion_weight": 0.0, "neighbour_weight": 0.0}
 
 
 def judged_fusion(stored: Mapping[str, Any]) -> RetrievalSettings:
-    """How a promoted recipe joins its rankings, as it was written down; earlier versions knew no sentences and no expansion.
+    """How a promoted recipe joins its rankings, as it was written down; earlier versions knew less.
 
     Raises:
         ValueError, TypeError: it is not what any version wrote.
     """
-    return RetrievalSettings(**({"sentence_weight": 0.0, "expansion_weight": 0.0} | dict(stored)))
+    return RetrievalSettings(**(_UNKNOWN_EARLIER | dict(stored)))
 
 
 def fuse(dense: Sequence[Scored], lexical: Sequence[Scored], settings: RetrievalSettings) -> list[Scored]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
@@ -12,8 +12,10 @@ import numpy as np
 from pydantic import ValidationError
 
 from acme_rag_pipeline.embedding.encoder import Encoder
-from acme_rag_pipeline.retrieval.expansion import DEPTH, expanded_cosine, joined_words
+from acme_rag_pipeline.retrieval.expansion import joined_words
 from acme_rag_pipeline.retrieval.fusion import fuse, judged_fusion
+from acme_rag_pipeline.retrieval.neighbours import Place
+from acme_rag_pipeline.retrieval.reordering import reordered, reordered_depth
 from acme_rag_pipeline.retrieval.sentences import best_sentence, with_best_sentence
 from acme_rag_pipeline.setting_groups import RetrievalSettings
 from acme_rag_pipeline.store import vectors
@@ -263,27 +265,26 @@ def dense(table: Table, vector: np.ndarray, k: int) -> list[SearchHit]:
 
 
 def dense_for_fusion(table: Table, vector: np.ndarray, k: int, fusion: RetrievalSettings) -> list[SearchHit]:
-    """The same, with the first ones scored and ordered by their own queries, and of these the first by their best sentences.
+    """The same, with the first ones scored and ordered by their own queries and by the passages beside them, and of these the
+    first by their best sentences.
 
-    A table without them (of an earlier version, or of settings that weigh them with 0) gives cosines alone.
+    A table without queries or sentences (of an earlier version, or of settings that weigh them with 0) does without.
     """
     known = set(table.schema.names)
     by_queries = bool(fusion.expansion_weight) and vectors.SHIFT_COLUMN in known
     by_sentences = bool(fusion.sentence_weight) and vectors.SENTENCES_COLUMN in known
-    if not (by_queries or by_sentences):
-        return dense(table, vector, k)
     columns = [vectors.SENTENCES_COLUMN] * by_sentences + ["vector", vectors.SHIFT_COLUMN] * by_queries
-    rows = _nearest(table, vector, max(k, DEPTH * fusion.candidates) if by_queries else k, [*_COLUMNS, *columns])
+    # As many as are ordered anew where they are judged: a longer answer begins with the shorter one.
+    anew = reordered_depth(fusion, by_queries=by_queries)
+    rows = _nearest(table, vector, max(k, anew), [*_COLUMNS, *columns])
     cosines = [1.0 - distance for distance in rows["_distance"].to_pylist()]
-    if by_queries:
-        # As many as are ordered anew where they are judged: a longer answer begins with the shorter one.
-        moved = min(len(cosines), DEPTH * fusion.candidates)
-        for row, shift in enumerate(rows[vectors.SHIFT_COLUMN].slice(0, moved).to_pylist()):
-            if shift is not None:
-                own = np.array(rows["vector"][row].as_py(), dtype=np.float32)
-                cosines[row] = expanded_cosine(vector, own, shift, fusion.expansion_weight)
-        order = [*sorted(range(moved), key=lambda row: -cosines[row]), *range(moved, len(cosines))]
-        rows, cosines = rows.take(order), [cosines[row] for row in order]
+    if anew:
+        first = rows.slice(0, anew)
+        places = [_place(metadata) for metadata in first["metadata"].to_pylist()]
+        moves = _moves(first) if by_queries else [None] * len(places)
+        order = reordered(vector, cosines[:anew], places, moves, fusion)
+        rows = rows.take([*(row for row, _ in order), *range(len(order), len(cosines))])
+        cosines[:anew] = [score for _, score in order]
     near = min(len(cosines), fusion.candidates) if by_sentences else 0
     packs = rows[vectors.SENTENCES_COLUMN].slice(0, near).to_pylist() if near else []
     scores = [
@@ -310,9 +311,21 @@ def _nearest(table: Table, vector: np.ndarray, k: int, columns: list[str]) -> pa
         if len(distances) < deep or distances[-1] > distances[k - 1]:
             break
         deep *= 2
-    places = [(place["doc_path"], place["start_char"]) for place in rows["metadata"].to_pylist()]
-    order = sorted(range(len(distances)), key=lambda row: (distances[row], *places[row]))
+    places = [_place(metadata) for metadata in rows["metadata"].to_pylist()]
+    order = sorted(range(len(distances)), key=lambda row: (distances[row], places[row]))
     return rows.take(pa.array(order[:k], pa.int64()))  # an empty list has no type of its own
+
+
+def _moves(rows: pa.Table) -> list[tuple[np.ndarray, bytes] | None]:
+    """Vector and shift of each passage that has queries of its own."""
+    return [
+        (np.array(rows["vector"][row].as_py(), dtype=np.float32), shift) if shift is not None else None
+        for row, shift in enumerate(rows[vectors.SHIFT_COLUMN].to_pylist())
+    ]
+
+
+def _place(metadata: Mapping[str, Any]) -> Place:
+    return metadata["doc_path"], metadata["start_char"], metadata["end_char"]
 
 
 def lexical_for_fusion(table: Table, query: str, k: int, fusion: RetrievalSettings) -> list[SearchHit]:

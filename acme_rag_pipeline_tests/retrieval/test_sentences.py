@@ -15,6 +15,7 @@ from acme_rag_pipeline.evaluation.arms import BASE_HYBRID, Arm, ArmRunner
 from acme_rag_pipeline.evaluation.golden import JudgedQuery
 from acme_rag_pipeline.evaluation.metrics import Evidence
 from acme_rag_pipeline.retrieval import Retriever
+from acme_rag_pipeline.retrieval.fusion import judged_fusion
 from acme_rag_pipeline.retrieval.passage_encoder import BASE_PREFIX, PassageEncoder, install_base
 from acme_rag_pipeline.retrieval.sentences import MOST, best_sentence, pack, sentences, with_best_sentence
 from acme_rag_pipeline.serving import decisions, serve
@@ -29,7 +30,7 @@ from acme_rag_pipeline_tests.increments import oracle
 QUERIES = ["who signs the form when a receipt is lost", "paid leave after years of service", "hotel in London", "?"]
 OFF = RetrievalSettings(sentence_weight=0)
 # Of these the best sentence alone says the order of the candidates.
-ALONE = RetrievalSettings(sentence_weight=1, dense_weight=1)
+ALONE = RetrievalSettings(sentence_weight=1, dense_weight=1, neighbour_weight=0)
 
 
 @given(st.text(alphabet="aB3 .!?\n|-é。", max_size=400))
@@ -172,12 +173,12 @@ def test_a_recipe_that_was_judged_with_sentences_keeps_them(store: Store, settin
 
 def test_a_recipe_of_an_earlier_version_is_served_as_it_was_judged(store: Store, settings: Settings) -> None:
     champion = decisions.champion(store, settings).encoder
-    unknown = {"sentence_weight", "expansion_weight"}
+    unknown = {"sentence_weight", "expansion_weight", "neighbour_weight"}
     earlier = {name: value for name, value in RetrievalSettings().model_dump().items() if name not in unknown}
     decisions.append(store, encoder=champion, recipe="hybrid", verdict=decisions.PROMOTED, reason="r", fusion=earlier)
     serve.serve(store, settings)
     assert json.loads(store.pointer.read_text())["fusion"] == earlier
-    served, without = Retriever.open(store.root), Retriever.open(store.root, OFF)
+    served, without = Retriever.open(store.root), Retriever.open(store.root, judged_fusion(earlier))
     for query in QUERIES:
         assert served.search(query) == without.search(query, retriever="base_hybrid")
 
