@@ -19,7 +19,8 @@ from acme_rag_pipeline.cli_context import (
 )
 
 if TYPE_CHECKING:
-    from acme_rag_pipeline.retrieval.retriever import Retriever, SearchHit
+    from acme_rag_pipeline.retrieval import Retriever
+    from acme_rag_pipeline.retrieval.table_search import SearchHit
 
 RETRIEVERS = ("promoted", "bm25", "base", "base_hybrid", "fine_tuned", "fine_tuned_hybrid")
 K = click.option("-k", "k", type=click.IntRange(1, 1000), default=10, show_default=True, help="How many passages.")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from acme_rag_pipeline.retrieval.expansion import expanded_text
-from acme_rag_pipeline.retrieval.retriever import SearchHit, lexical
+from acme_rag_pipeline.retrieval.table_search import SearchHit, lexical
 from acme_rag_pipeline.store import vectors
 from acme_rag_pipeline.store.passages import LivePassage
 

@@ -15,7 +15,8 @@ from acme_rag_pipeline.evaluation import golden
 from acme_rag_pipeline.pairs import curated, synthetic, training_set
 from acme_rag_pipeline.retrieval import index
 from acme_rag_pipeline.retrieval.passage_encoder import install_base, newest_candidate
-from acme_rag_pipeline.retrieval.retriever import Retriever, SearchHit
+from acme_rag_pipeline.retrieval.retriever import Retriever
+from acme_rag_pipeline.retrieval.table_search import SearchHit
 from acme_rag_pipeline.serving import decisions, serve
 from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store import vectors
