@@ -221,7 +221,7 @@ class RetrievalSettings(Group):
         "retrieval, where an LLM was asked about nine of ten passages; BM25 reads them too. 0: without.",
     )
     neighbour_weight: float = Field(
-        default=0.2,
+        default=0.15,
         ge=0,
         le=1,
         description="Share of the better one of the two passages beside it in the dense score of a passage in hybrid "

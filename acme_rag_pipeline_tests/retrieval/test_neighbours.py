@@ -49,7 +49,7 @@ def test_the_better_neighbour_counts_and_what_has_none_has_the_lowest_score() ->
     half = [(own + other) / 2 for own, other in zip(scores, beside, strict=True)]
     assert with_neighbours(scores, places, 0.5) == pytest.approx(half)
     assert with_neighbours(scores, places, 0) == scores
-    assert with_neighbours([], [], 0.2) == []
+    assert with_neighbours([], [], 0.5) == []
 
 
 @given(scored_places, st.floats(0, 1), st.randoms())
@@ -129,4 +129,4 @@ def test_another_weight_is_another_recipe_to_be_decided_on(store: Store, setting
     }
     assert len(keys) == 2
     arms = arms_for(contest(store, settings), held_out=False)
-    assert {arm.fusion.neighbour_weight for arm in arms if arm.hybrid and arm.fusion} == {0.2}
+    assert {arm.fusion.neighbour_weight for arm in arms if arm.hybrid and arm.fusion} == {settings.retrieval.neighbour_weight}
