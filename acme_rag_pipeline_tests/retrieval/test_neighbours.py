@@ -109,7 +109,7 @@ def test_who_searches_finds_a_passage_by_the_one_beside_it(store: Store, setting
 def test_readers_and_the_evaluation_rank_alike(store: Store, settings: Settings) -> None:
     base = PassageEncoder(install_base(store, settings).digest, BASE_PREFIX)
     judged = [JudgedQuery(str(n), q, (Evidence("travel.md", None, None, 1),), "u", {}) for n, q in enumerate(QUERIES)]
-    few = settings.retrieval.model_copy(update={"candidates": 2, "neighbour_weight": 0.5})
+    few = settings.retrieval.model_copy(update={"candidates": 3, "neighbour_weight": 0.5})
     for fusion in (settings.retrieval, few, OFF, RetrievalSettings(sentence_weight=0, fusion="rrf")):
         runner = ArmRunner(store, settings.model_copy(update={"retrieval": fusion}))
         reader = Retriever.open(store.root, fusion)
