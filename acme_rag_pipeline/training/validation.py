@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -11,7 +10,7 @@ from acme_rag_pipeline.embedding.cache import EmbeddingCache
 from acme_rag_pipeline.embedding.encoder import Encoder
 from acme_rag_pipeline.pairs.wording import query_key
 from acme_rag_pipeline.store.passages import LivePassage, PassagePrefix
-from acme_rag_pipeline.training.rows import KeptPair
+from acme_rag_pipeline.training.rows import KeptPair, content_order
 from acme_rag_pipeline.training.whitening import soft_whitening, whitened
 
 # With fewer queries a choice between models would be a coin toss.
@@ -39,10 +38,10 @@ class Validation:
         if len(headings) >= MINIMUM_HEADINGS:
             self.unlike_training = [*headings, *(pair for pair in pairs if pair.origin == "curated")]
         own = {pair.passage.chunk_id for pair in [*self.pairs, *self.unlike_training]}
-        others = sorted(
-            (p for p in passages if p.chunk_id not in own), key=lambda p: hashlib.sha256(p.chunk_id.encode()).digest()
-        )
-        self.passages = [p for p in passages if p.chunk_id in own] + others[: max(0, LARGEST_HAYSTACK - len(own))]
+        # By a hash of what they say: a rename takes no passage out of the sample.
+        ordered = sorted(passages, key=content_order)
+        others = [p for p in ordered if p.chunk_id not in own]
+        self.passages = [p for p in ordered if p.chunk_id in own] + others[: max(0, LARGEST_HAYSTACK - len(own))]
 
         # What a person asked about several passages is answered by each of them.
         self._groups_of_wording: dict[str, list[str]] = {}
@@ -55,6 +54,12 @@ class Validation:
         """Near-duplicate groups whose passages answer a query."""
         own = [pair.passage.near_duplicate_group]
         return own + (self._groups_of_wording[query_key(pair.query)] if pair.origin == "curated" else [])
+
+    def searched(self) -> list[tuple[str, str, str]]:
+        """What the passages say, in a canonical order: they decide what is chosen; empty where nothing is."""
+        if not self.usable:
+            return []
+        return sorted((p.headings(), p.text, p.near_duplicate_group) for p in self.passages)
 
     @property
     def usable(self) -> bool:
