@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Protocol
 
 from acme_rag_pipeline.settings import SettingsError
 from acme_rag_pipeline.training.checkpoint import Best, Curve, resume, save_checkpoint, trained_weights
+from acme_rag_pipeline.training.memory import NotEnoughMemory
+from acme_rag_pipeline.training.progress import LOG_SECONDS
 from acme_rag_pipeline.training.start_model import trained_share
 
 if TYPE_CHECKING:
@@ -19,7 +21,6 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 CHECKPOINT_SECONDS = 60.0
-LOG_SECONDS = 10.0
 # Epochs without a better validation nDCG@10 after which training ends.
 PATIENCE = 2
 logger = logging.getLogger(__name__)
@@ -27,10 +28,6 @@ logger = logging.getLogger(__name__)
 
 class TrainingBrokeDown(SettingsError):
     """A loss or a gradient that is no number any more; it reached no weight."""
-
-
-class NotEnoughMemory(SettingsError):
-    """A batch does not go into the memory of the device."""
 
 
 class Trainable(Protocol):
