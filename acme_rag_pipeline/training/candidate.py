@@ -36,8 +36,9 @@ from acme_rag_pipeline.training.rows import (
     rows_fingerprint,
     unasked_passages,
 )
+from acme_rag_pipeline.training.validation import Validation
 
-CODE_VERSION = "19"
+CODE_VERSION = "20"
 logger = logging.getLogger(__name__)
 
 
@@ -67,9 +68,10 @@ def train_candidate(store: Store, settings: Settings) -> StageResult:
     reads_all = whitens_all(settings.training) or settings.training.strategy == "query_only"
     unasked = unasked_passages(passages, trainable, REFIT_SIDES) if reads_all else []
     headings = heading_pairs(store.warehouse, passages)
+    validation = Validation(of_sides(pairs, ("validation",)), passages, headings)
     chosen_by = [(p.query, p.passage.headings(), p.passage.text) for p in headings]
     training_key = fingerprint(
-        config_key, draws, rows_fingerprint(pairs, negatives, unasked), *filter(None, [sorted(chosen_by)])
+        config_key, draws, rows_fingerprint(pairs, negatives, unasked), sorted(chosen_by), validation.searched()
     )
     made_from = fingerprint(STAGE, training_key, settings.automation.retrain_changed_share)
     if (unchanged := recorded(store.warehouse, STAGE, made_from)) is not None and models.all_whole(
@@ -115,7 +117,7 @@ def train_candidate(store: Store, settings: Settings) -> StageResult:
             else:
                 logger.info("training: %s", due.reason)
                 details = CandidateRun(
-                    store, settings, base, passages, pairs, headings, golden_decides, training_key, config_key
+                    store, settings, base, passages, pairs, validation, golden_decides, training_key, config_key
                 ).train()
                 details |= {"outcome": f"{details['outcome']}; {due.reason}"}
         # Today's training set is dealt with: what a killed run left of another one has no use any more.

@@ -73,7 +73,7 @@ class CandidateRun:
         base: BaseModelFiles,
         passages: Sequence[LivePassage],
         pairs: Sequence[KeptPair],
-        headings: Sequence[KeptPair],
+        validation: Validation,
         golden_decides: bool,
         training_key: str,
         config_key: str,
@@ -88,7 +88,7 @@ class CandidateRun:
         self.query_only = settings.training.strategy == "query_only"
         self.cache = embedding_cache(store)
         self.base_encoder = encoder_for(store, base.digest, settings)
-        self.validation = Validation(of_sides(pairs, ("validation",)), self.passages, headings)
+        self.validation = validation
         known = self.validation.score_cached(self.base_encoder, BASE_PREFIX, self.cache)
         training = with_expansion(settings.training, pairs, passages, known)
         self.settings = settings.model_copy(update={"training": training})

@@ -111,8 +111,8 @@ class Choices:
         """Set the model to the share of the tuned weights that validation likes best; the base itself always competes.
 
         Questions that are unlike those of the training choose the share, where there are enough; all of validation's say
-        whether it beats the base. With too few validation queries the largest share that somebody asked for is taken, else
-        the tuned weights as they are.
+        whether it beats the base (those that choose, where there are too few others). With too few of both the largest
+        share that somebody asked for is taken, else the tuned weights as they are.
         """
         base, tuned = base_weights(self.base.folder), weights_of(model)
         if not self.validation.usable:

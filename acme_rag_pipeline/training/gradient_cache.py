@@ -70,9 +70,13 @@ def cached_backward(
 
 
 def held_bytes(model: SentenceTransformer, lower: FrozenLayers | None, precision: Precision, text: Tokens) -> int:
-    """What one more text keeps in memory until the backward pass: measured, with one text and with two."""
+    """What one more text keeps in memory until the backward pass: measured, with one text and with two.
+
+    The random states stay as they were: whether somebody measures must not change the dropout of the training.
+    """
     import torch
 
+    before = random_states()
     weights = {weight.data_ptr() for weight in model.parameters()}
 
     def held(rows: int) -> int:
@@ -90,7 +94,9 @@ def held_bytes(model: SentenceTransformer, lower: FrozenLayers | None, precision
         del vectors
         return sum(sizes.values())
 
-    return held(2) - held(1)
+    more = held(2) - held(1)
+    set_random_states(before)
+    return more
 
 
 def batch_needs_cache(

@@ -12,14 +12,17 @@ from typing import TYPE_CHECKING, Protocol
 
 from acme_rag_pipeline.settings import SettingsError
 from acme_rag_pipeline.training.checkpoint import Best, Curve, resume, save_checkpoint, trained_weights
+from acme_rag_pipeline.training.memory import NotEnoughMemory
+from acme_rag_pipeline.training.progress import LOG_SECONDS
 from acme_rag_pipeline.training.start_model import trained_share
 
 if TYPE_CHECKING:
     import torch
     from sentence_transformers import SentenceTransformer
 
+# Between two checkpoints inside an epoch; longer where the last one took more than a twentieth of it.
 CHECKPOINT_SECONDS = 60.0
-LOG_SECONDS = 10.0
+TIMES_A_CHECKPOINT = 20.0
 # Epochs without a better validation nDCG@10 after which training ends.
 PATIENCE = 2
 logger = logging.getLogger(__name__)
@@ -27,10 +30,6 @@ logger = logging.getLogger(__name__)
 
 class TrainingBrokeDown(SettingsError):
     """A loss or a gradient that is no number any more; it reached no weight."""
-
-
-class NotEnoughMemory(SettingsError):
-    """A batch does not go into the memory of the device."""
 
 
 class Trainable(Protocol):
@@ -86,7 +85,9 @@ def train(
 
     model = objective.model
     plan = [objective.batches(schedule.seed + epoch) for epoch in range(schedule.epochs)]
-    steps = sum(len(batches) for batches in plan)
+    # The learning rate falls over all that is planned, also where the training ends before.
+    steps = sum(map(len, plan))
+    to_do = sum(map(len, plan[: schedule.end_after]))
     optimizer = torch.optim.AdamW(
         [p for p in model.parameters() if p.requires_grad], lr=schedule.rate, weight_decay=0.01
     )
@@ -94,11 +95,11 @@ def train(
     curve, done, best = Curve(), 0, None
     if checkpoint.exists():
         done, curve, best = resume(checkpoint, model, optimizer, scheduler)
-        logger.info("resumed after %d of %d steps", done, steps)
+        logger.info("resumed after %d of %d steps", done, to_do)
     curve.trained = trained_share(model)
     spent_before = curve.seconds
     started = last_log = last_save = time.monotonic()
-    pairs_seen, step = 0, 0
+    pairs_seen, step, validating, saving = 0, 0, 0.0, 0.0
     for epoch, batches in enumerate(plan[: schedule.end_after]):
         if best is not None and epoch - best.epoch >= PATIENCE:
             logger.info("validation has not improved since epoch %d: training ends", best.epoch)
@@ -119,7 +120,7 @@ def train(
             value = float(loss)
             if not (math.isfinite(value) and math.isfinite(float(norm))):
                 raise TrainingBrokeDown(
-                    f"training broke down at step {step} of {steps}: the loss is {value:g}, its gradient {float(norm):g}. "
+                    f"training broke down at step {step} of {to_do}: the loss is {value:g}, its gradient {float(norm):g}. "
                     "Lower ACME_RAG_TRAINING__LEARNING_RATE or ACME_RAG_TRAINING__SCALE; no model was put in place"
                 )
             optimizer.step()
@@ -130,33 +131,38 @@ def train(
             curve.steps.append({"step": step, "epoch": step / steps * schedule.epochs, "loss": value})
             if now - last_log > LOG_SECONDS:
                 last_log = now
-                rate = pairs_seen / (now - started)
-                left = (steps - step) * (now - started) / (step - done)
-                logger.info("step %d of %d, loss %.3f, %.1f pairs/s, about %.0f s left", step, steps, value, rate, left)
-            if now - last_save > CHECKPOINT_SECONDS:
+                training = now - started - validating
+                rate, left = pairs_seen / training, (to_do - step) * training / (step - done)
+                logger.info("step %d of %d, loss %.3f, %.1f pairs/s, about %.0f s left", step, to_do, value, rate, left)
+            if now - last_save > max(CHECKPOINT_SECONDS, TIMES_A_CHECKPOINT * saving):
                 curve.seconds = spent_before + now - started
                 save_checkpoint(checkpoint, step, model, optimizer, scheduler, curve, best)
                 last_save = time.monotonic()
+                saving = last_save - now
         # A run that was killed while it validated has trained the epoch and not judged it.
         judged = {row["epoch"] for row in curve.epochs}
         if step > done or (step == done and epoch + 1 not in judged):
             model.eval()
+            before = time.monotonic()
             ndcg = validate(model)
+            now = time.monotonic()
+            validating += now - before
             if ndcg is not None:
                 curve.epochs.append({"epoch": epoch + 1, "ndcg@10": ndcg})
                 logger.info("epoch %d of %d: validation nDCG@10 %.4f", epoch + 1, schedule.epochs, ndcg)
                 if best is None or ndcg > best.ndcg:
                     best = Best(epoch + 1, ndcg, trained_weights(model))
-            curve.seconds = spent_before + time.monotonic() - started
+            curve.seconds = spent_before + now - started
             save_checkpoint(checkpoint, step, model, optimizer, scheduler, curve, best)
             last_save = time.monotonic()
+            saving = last_save - now
     model.eval()
     if best is not None:
         best.put_into(model)
         curve.best_epoch = best.epoch
     seconds = time.monotonic() - started
     curve.seconds = spent_before + seconds
-    curve.pairs_per_second = pairs_seen / seconds if pairs_seen else curve.pairs_per_second
+    curve.pairs_per_second = pairs_seen / (seconds - validating) if pairs_seen else curve.pairs_per_second
     return curve
 
 

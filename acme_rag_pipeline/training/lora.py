@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def add(model: SentenceTransformer, settings: TrainingSettings) -> None:
-    """Put adapters beside every linear layer; only they are trained.
+    """Put adapters beside every linear layer of the transformer; only they are trained.
 
     Raises:
         SettingsError: peft is not installed.
@@ -26,6 +26,8 @@ def add(model: SentenceTransformer, settings: TrainingSettings) -> None:
     config = LoraConfig(
         r=settings.lora_rank, lora_alpha=2 * settings.lora_rank, lora_dropout=0.05, target_modules="all-linear"
     )
+    # peft freezes what it looks at; behind the transformer a base may have layers of its own.
+    model.requires_grad_(False)
     inject_adapter_in_model(config, _transformer(model))
 
 

@@ -5,11 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from acme_rag_pipeline.settings import SettingsError
+
 if TYPE_CHECKING:
     import torch
 
 # Of control groups, version 2 and 1.
 CONTAINER_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+
+
+class NotEnoughMemory(SettingsError):
+    """Texts that go through the model together do not go into the memory of the device."""
 
 
 def memory_bytes(device: torch.device) -> int:

@@ -71,8 +71,19 @@ class TrainingRows:
     mostly_templates: bool = False
 
 
+def content_order(passage: LivePassage) -> tuple[str, ...]:
+    """Sort key of a passage in which its path has no part: a rename must change no batch and no sample."""
+    return sha256_text(passage.text), passage.headings(), passage.near_duplicate_group, passage.side
+
+
+def _pair_order(pair: KeptPair) -> tuple[Any, ...]:
+    """The same of a pair; its id, which holds the path, decides between equal ones only."""
+    negatives = [(n.chunk_id in pair.named_negatives, *content_order(n)) for n in pair.negatives]
+    return pair.query, *content_order(pair.passage), pair.origin, pair.method, negatives, pair.pair_id
+
+
 def kept_pairs(warehouse: Warehouse, live: Sequence[LivePassage] | None = None) -> list[KeptPair]:
-    """All pairs that passed the filters, in a canonical order.
+    """All pairs that passed the filters, in an order that their contents decide: batches follow it.
 
     Args:
         warehouse: where they lie.
@@ -83,12 +94,12 @@ def kept_pairs(warehouse: Warehouse, live: Sequence[LivePassage] | None = None) 
         rows = records(
             connection,
             "SELECT pair_id, query, chunk_id, origin, method, negatives FROM training_pairs "
-            "WHERE dropped_because IS NULL ORDER BY pair_id",
+            "WHERE dropped_because IS NULL",
         )
         named: dict[str, set[str]] = {}
         for row in records(connection, "SELECT pair_id, chunk_id FROM curated_negatives"):
             named.setdefault(row["pair_id"], set()).add(row["chunk_id"])
-    return [
+    pairs = [
         KeptPair(
             row["pair_id"],
             row["query"],
@@ -101,18 +112,20 @@ def kept_pairs(warehouse: Warehouse, live: Sequence[LivePassage] | None = None) 
         for row in rows
         if row["chunk_id"] in passages
     ]
+    return sorted(pairs, key=_pair_order)
 
 
 def heading_pairs(warehouse: Warehouse, live: Sequence[LivePassage]) -> list[KeptPair]:
-    """The authors' headings as queries of the validation side, in a canonical order; none where templates are trained on."""
+    """The authors' headings as queries of the validation side, ordered like the pairs; none where templates are trained on."""
     passages = {passage.chunk_id: passage for passage in live}
     with warehouse.read() as connection:
-        rows = records(connection, "SELECT query_id, query, chunk_id, method FROM heading_queries ORDER BY query_id")
-    return [
+        rows = records(connection, "SELECT query_id, query, chunk_id, method FROM heading_queries")
+    pairs = [
         KeptPair(row["query_id"], row["query"], passages[row["chunk_id"]], "offline", row["method"], ())
         for row in rows
         if row["chunk_id"] in passages
     ]
+    return sorted(pairs, key=_pair_order)
 
 
 def of_sides(pairs: Sequence[KeptPair], sides: Collection[str]) -> list[KeptPair]:
@@ -134,7 +147,7 @@ def unasked_passages(
     """
     asked = {pair.passage.chunk_id for pair in pairs}
     free = [p for p in searchable_passages(passages, sides) if p.chunk_id not in asked]
-    return sorted(free, key=lambda passage: (sha256_text(passage.text), passage.headings()))
+    return sorted(free, key=content_order)
 
 
 def searchable_passages(passages: Sequence[LivePassage], sides: Collection[str]) -> list[LivePassage]:
@@ -186,34 +199,37 @@ def negatives_used(pairs: Sequence[KeptPair], mined: int) -> list[list[LivePassa
             counted = votes.setdefault(own, {})
             counted[negative.chunk_id] = counted.get(negative.chunk_id, 0) + 1 / rank
     for own, counted in votes.items():
-        best = sorted(counted, key=lambda chunk_id: (-counted[chunk_id], chunk_id))[:mined]
-        used[first[own]] += [of_id[chunk_id] for chunk_id in best]
+        best = sorted(counted, key=lambda chunk_id: (-counted[chunk_id], content_order(of_id[chunk_id]), chunk_id))
+        used[first[own]] += [of_id[chunk_id] for chunk_id in best[:mined]]
     return used
 
 
 def rows_fingerprint(pairs: Sequence[KeptPair], negatives: int, unasked: Sequence[LivePassage] = ()) -> str:
-    """Hash of everything that training reads from the pairs.
+    """Hash of everything that training reads from the pairs: what they say, their order, and which share a passage.
 
     Args:
+        pairs: in the order in which they are trained on.
         negatives: mined negatives used for each passage; those that are not used decide nothing.
         unasked: further passages that the whitening reads, or that a query tower is trained against.
     """
-    lines: list[tuple[Any, ...]] = [
+    number: dict[str, int] = {}
+
+    def read(p: LivePassage) -> tuple[Any, ...]:
+        return number.setdefault(p.chunk_id, len(number)), p.side, p.headings(), p.text, p.near_duplicate_group
+
+    lines = [
         (
-            p.passage.side,
+            read(p.passage),
             p.query,
-            p.passage.headings(),
-            p.passage.text,
-            p.passage.near_duplicate_group,
             p.is_template,
             # Says which questions validation chooses the headings and the whitening by.
             p.method if p.passage.side == "validation" else "",
-            [n.chunk_id for n in used],
+            [read(n) for n in used],
         )
         for p, used in zip(pairs, negatives_used(pairs, negatives), strict=True)
     ]
-    read = [(p.side, p.headings(), p.text, p.near_duplicate_group) for p in unasked]
-    return fingerprint(sorted(lines), sorted(read))
+    further = [(p.side, p.headings(), p.text, p.near_duplicate_group) for p in unasked]
+    return fingerprint(lines, sorted(further))
 
 
 def training_rows(
@@ -240,7 +256,7 @@ def training_rows(
     """
     used = negatives_used(pairs, negatives)
     wanted = [pair.passage for pair in pairs]
-    wanted += corpus if corpus is not None else [n for of_pair in used for n in of_pair]
+    wanted += [n for of_pair in used for n in of_pair] if corpus is None else sorted(corpus, key=content_order)
     passages = list({passage.chunk_id: passage for passage in wanted}.values())
     number = {passage.chunk_id: i for i, passage in enumerate(passages)}
     rendered = [passage.rendered(prefix) for passage in passages]

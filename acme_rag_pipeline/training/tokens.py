@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from acme_rag_pipeline.embedding.encoder import Precision, autocast
 from acme_rag_pipeline.training.frozen_layers import FrozenLayers
+from acme_rag_pipeline.training.memory import NotEnoughMemory
+from acme_rag_pipeline.training.progress import Progress
 
 if TYPE_CHECKING:
     import torch
@@ -16,6 +18,9 @@ if TYPE_CHECKING:
 
 # Enough rows to keep the device busy, few enough to be of similar length; a GPU waits for launches, not for padding.
 FORWARD_ROWS = {"cpu": 16, "cuda": 512}
+# Padding counted, and never fewer rows than `FEWEST_ROWS`: 512 texts of 8,000 tokens fit into no card.
+FORWARD_TOKENS = 131_072
+FEWEST_ROWS = 16
 
 
 @dataclass
@@ -40,25 +45,44 @@ def forward(
         lower: the frozen layers, whose remembered output is used where all texts of a part have it.
         remember: keep what the frozen layers give for later calls.
     """
+    chosen = _forward_parts(model, texts)
+    vectors = [_through(model, [texts[i] for i in numbers], lower, remember=remember) for numbers in chosen]
+    return _in_order(model, chosen, vectors)
+
+
+def _forward_parts(model: SentenceTransformer, texts: Sequence[Tokens]) -> list[list[int]]:
+    most = FORWARD_ROWS.get(model.device.type, FORWARD_ROWS["cpu"])
+    return parts(texts, most, FORWARD_TOKENS)
+
+
+def _through(
+    model: SentenceTransformer, part: Sequence[Tokens], lower: FrozenLayers | None, *, remember: bool
+) -> torch.Tensor:
+    """What the model gives for texts that go through it together."""
     import torch
 
-    vectors = []
-    chosen = parts(texts, FORWARD_ROWS.get(model.device.type, FORWARD_ROWS["cpu"]))
-    for numbers in chosen:
-        part = [texts[i] for i in numbers]
-        features = model.tokenizer.pad([text.features for text in part], return_tensors="pt").to(model.device)
-        with contextlib.ExitStack() as stack:
-            known = [text.lower_output for text in part if text.lower_output is not None]
-            if lower is not None and len(known) == len(part) and not remember:
-                stack.enter_context(lower.replaced_by(torch.nn.utils.rnn.pad_sequence(known, batch_first=True)))
-            outputs = stack.enter_context(lower.outputs()) if lower is not None and remember else []
-            vectors.append(model(dict(features))["sentence_embedding"])
-        for output in outputs:
-            for text, row in zip(part, output, strict=True):
-                text.lower_output = row[: len(text)].clone()
+    features = model.tokenizer.pad([text.features for text in part], return_tensors="pt").to(model.device)
+    with contextlib.ExitStack() as stack:
+        known = [text.lower_output for text in part if text.lower_output is not None]
+        if lower is not None and len(known) == len(part) and not remember:
+            stack.enter_context(lower.replaced_by(torch.nn.utils.rnn.pad_sequence(known, batch_first=True)))
+        outputs = stack.enter_context(lower.outputs()) if lower is not None and remember else []
+        vectors = cast("torch.Tensor", model(dict(features))["sentence_embedding"])
+    for output in outputs:
+        for text, row in zip(part, output, strict=True):
+            text.lower_output = row[: len(text)].clone()
+    return vectors
+
+
+def _in_order(
+    model: SentenceTransformer, chosen: Sequence[Sequence[int]], vectors: Sequence[torch.Tensor]
+) -> torch.Tensor:
+    """The vectors of all parts in the order of their texts, of length 1."""
+    import torch
+
     order = [i for numbers in chosen for i in numbers]
     back = torch.tensor(order, device=model.device).argsort()
-    found = torch.cat(vectors)[back]
+    found = torch.cat([*vectors])[back]
     # A model without that module is searched by cosines all the same.
     return found if type(model[-1]).__name__ == "Normalize" else torch.nn.functional.normalize(found.float(), dim=1)
 
@@ -71,24 +95,69 @@ def unit_vectors(
     *,
     remember: bool = False,
 ) -> torch.Tensor:
-    """The same without a gradient, in float32 and of length 1.
+    """The same without a gradient, in float32 and of length 1; a part that the memory does not hold is divided.
 
     Args:
         model, texts, lower, remember: as above.
         precision: of the forward pass.
+
+    Raises:
+        NotEnoughMemory: not even one text goes into the memory of the device.
     """
     import torch
 
+    progress = Progress(len(texts), sum(map(len, texts)))
+    chosen = _forward_parts(model, texts)
+    vectors = []
     # Not inference_mode: a step computes gradients from what is remembered here.
     with torch.no_grad(), autocast(model.device, precision):
-        vectors = forward(model, texts, lower, remember=remember)
-    return torch.nn.functional.normalize(vectors.float(), dim=1)
+        for numbers in chosen:
+            part = [texts[i] for i in numbers]
+            vectors.append(_divided(model, part, lower, remember=remember))
+            progress.add(len(part), sum(map(len, part)))
+        found = _in_order(model, chosen, vectors)
+    return torch.nn.functional.normalize(found.float(), dim=1)
 
 
-def parts(texts: Sequence[Tokens], most: int) -> list[list[int]]:
-    """The numbers of the texts, short ones first, in parts of so many."""
-    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-    return [order[first : first + most] for first in range(0, len(order), most)]
+def _divided(
+    model: SentenceTransformer, part: Sequence[Tokens], lower: FrozenLayers | None, *, remember: bool
+) -> torch.Tensor:
+    """`_through` with fewer texts at a time for as long as the memory ends."""
+    import torch
+
+    rows = len(part)
+    while True:
+        try:
+            pieces = [part[first : first + rows] for first in range(0, len(part), rows)]
+            return torch.cat([_through(model, piece, lower, remember=remember) for piece in pieces])
+        except torch.OutOfMemoryError as error:
+            # How many texts a card holds depends on the model and on who else uses it.
+            if rows == 1:
+                raise NotEnoughMemory(
+                    f"reading the training texts ran out of memory on {model.device} with a text of {len(part[-1])} tokens: set "
+                    "a smaller ACME_RAG_CHUNKING__MAX_TOKENS, or train on the CPU with CUDA_VISIBLE_DEVICES= in the environment"
+                ) from error
+        # Not within `except`: what the failed pass held lives as long as its traceback.
+        rows = -(-rows // 4)
+        torch.cuda.empty_cache()
+
+
+def parts(texts: Sequence[Tokens], most: int, most_tokens: int | None = None) -> list[list[int]]:
+    """The numbers of the texts, short ones first, in parts; nothing but the texts decides which stand together.
+
+    Args:
+        texts: to be divided.
+        most: of them in a part.
+        most_tokens: of a part with its padding, unless it has no more than `FEWEST_ROWS` texts; None: any number.
+    """
+    chosen: list[list[int]] = []
+    for number in sorted(range(len(texts)), key=lambda i: len(texts[i])):
+        longest = max(1, len(texts[number]))
+        fit = most if most_tokens is None else min(most, max(FEWEST_ROWS, most_tokens // longest))
+        if not chosen or len(chosen[-1]) >= fit:
+            chosen.append([])
+        chosen[-1].append(number)
+    return chosen
 
 
 def tokenised(model: SentenceTransformer, texts: Sequence[str], *, of_queries: bool = False) -> list[Tokens]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -11,7 +10,7 @@ from acme_rag_pipeline.embedding.cache import EmbeddingCache
 from acme_rag_pipeline.embedding.encoder import Encoder
 from acme_rag_pipeline.pairs.wording import query_key
 from acme_rag_pipeline.store.passages import LivePassage, PassagePrefix
-from acme_rag_pipeline.training.rows import KeptPair
+from acme_rag_pipeline.training.rows import KeptPair, content_order
 from acme_rag_pipeline.training.whitening import soft_whitening, whitened
 
 # With fewer queries a choice between models would be a coin toss.
@@ -29,6 +28,12 @@ class Validation:
         pairs: kept pairs of the validation side.
         passages: all passages; a stable sample of them is searched when there are very many.
         headings: the authors' headings as queries, where an LLM wrote the other pairs.
+
+    Attributes:
+        pairs: kept pairs of the validation side.
+        unlike_training: people's questions and the headings; empty with fewer than `MINIMUM_HEADINGS` of these.
+        judging: the questions that a model is judged by: the pairs, or what is unlike training where those are too few.
+        passages: what is searched.
     """
 
     def __init__(
@@ -38,11 +43,13 @@ class Validation:
         self.unlike_training: list[KeptPair] = []
         if len(headings) >= MINIMUM_HEADINGS:
             self.unlike_training = [*headings, *(pair for pair in pairs if pair.origin == "curated")]
+        # Where there are too few questions the headings, of which there are enough or none, judge alone.
+        self.judging = self.pairs if len(self.pairs) >= MINIMUM_QUERIES else self.unlike_training
         own = {pair.passage.chunk_id for pair in [*self.pairs, *self.unlike_training]}
-        others = sorted(
-            (p for p in passages if p.chunk_id not in own), key=lambda p: hashlib.sha256(p.chunk_id.encode()).digest()
-        )
-        self.passages = [p for p in passages if p.chunk_id in own] + others[: max(0, LARGEST_HAYSTACK - len(own))]
+        # By a hash of what they say: a rename takes no passage out of the sample.
+        ordered = sorted(passages, key=content_order)
+        others = [p for p in ordered if p.chunk_id not in own]
+        self.passages = [p for p in ordered if p.chunk_id in own] + others[: max(0, LARGEST_HAYSTACK - len(own))]
 
         # What a person asked about several passages is answered by each of them.
         self._groups_of_wording: dict[str, list[str]] = {}
@@ -56,10 +63,16 @@ class Validation:
         own = [pair.passage.near_duplicate_group]
         return own + (self._groups_of_wording[query_key(pair.query)] if pair.origin == "curated" else [])
 
+    def searched(self) -> list[tuple[str, str, str]]:
+        """What the passages say, in a canonical order: they decide what is chosen; empty where nothing is."""
+        if not self.usable:
+            return []
+        return sorted((p.headings(), p.text, p.near_duplicate_group) for p in self.passages)
+
     @property
     def usable(self) -> bool:
         """Whether there are enough queries to choose by."""
-        return len(self.pairs) >= MINIMUM_QUERIES
+        return len(self.judging) >= MINIMUM_QUERIES
 
     def score(self, encoder: Encoder, prefix: PassagePrefix, held: np.ndarray | None = None) -> float | None:
         """Mean nDCG@10 of a model, or None with too few queries.
@@ -79,12 +92,15 @@ class Validation:
             return None, None
         if held is None:
             held = encoder.encode_passages([p.rendered(prefix) for p in self.passages])
-        queries = encoder.encode_queries([pair.query for pair in self.pairs])
+        queries = encoder.encode_queries([pair.query for pair in self.judging])
+        found = self._ndcg(queries, held, self.judging)
+        if self.judging is self.unlike_training:
+            return found, found
         unlike = None
         if self.unlike_training:
             asked = encoder.encode_queries([pair.query for pair in self.unlike_training])
             unlike = self._ndcg(asked, held, self.unlike_training)
-        return self._ndcg(queries, held, self.pairs), unlike
+        return found, unlike
 
     def score_cached(
         self,
@@ -106,7 +122,7 @@ class Validation:
             whitening: exponent of a soft whitening behind the model; 0 for none.
             query_side_only: the passages keep their vectors, and the queries' are whitened twice.
         """
-        pairs = [pair for pair in self.pairs if counts is None or counts(pair)]
+        pairs = [pair for pair in self.judging if counts is None or counts(pair)]
         if len(pairs) < MINIMUM_QUERIES:
             return None
         queries, _ = cache.queries(encoder, [pair.query for pair in pairs])

@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.models import StaticEmbedding
+from tokenizers import Tokenizer
 
 from acme_rag_pipeline.chunking.chunks import split_documents
 from acme_rag_pipeline.documents.ingest import ingest_documents
@@ -194,6 +197,45 @@ def test_passages_are_no_longer_than_what_the_base_reads(
         with store.warehouse.read() as connection:
             assert connection.execute("SELECT max(tokens) FROM chunks").fetchall()[0][0] <= most
     assert "reads 66 tokens of a text: passages have 64 at most (ACME_RAG_CHUNKING__MAX_TOKENS: 224)" in caplog.text
+
+
+def nested_static_model(folder: Path) -> Path:
+    """Static word vectors as sentence-transformers 3 publishes them: everything of the module in its own folder."""
+    tokenizer = Tokenizer.from_file(str(resolve_base_model(EMBEDDED_BASE_MODEL, folder).tokenizer))
+    words = StaticEmbedding(tokenizer, embedding_dim=32)
+    SentenceTransformer(modules=[words], device="cpu").save_pretrained(str(folder), create_model_card=False)
+    nested = folder / "0_StaticEmbedding"
+    nested.mkdir()
+    for name in ("tokenizer.json", "model.safetensors"):
+        (folder / name).rename(nested / name)
+    modules = json.loads((folder / "modules.json").read_bytes())
+    (folder / "modules.json").write_text(json.dumps([modules[0] | {"path": nested.name}]))
+    return folder
+
+
+def test_static_word_vectors_whose_tokenizer_lies_in_their_module_s_folder_are_read(
+    store: Store,
+    documents: Path,
+    settings_for: Callable[..., Settings],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder = nested_static_model(tmp_path / "static")
+    settings = settings_for(base_model=str(folder))
+    ingest_documents(store, settings)
+    assert split_documents(store, settings).details["chunks"] > 0
+    digest = install_base(store, settings).digest
+    assert Encoder(models.model_folder(store, digest), digest).encode_passages(["a desk", "a chair"]).shape == (2, 32)
+
+    def snapshot_download(name: str, *, local_files_only: bool = False, **_: object) -> str:
+        assert local_files_only, "a whole download asks nobody"
+        return str(folder)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    assert resolve_base_model("org/static", tmp_path).folder == folder
+    (folder / "0_StaticEmbedding/tokenizer.json").unlink()
+    with pytest.raises(SettingsError, match=r"has no tokenizer\.json"):
+        resolve_base_model("static", tmp_path)
 
 
 def test_a_base_that_cuts_its_vectors_is_refused_before_any_work(tmp_path: Path) -> None:

@@ -128,6 +128,8 @@ def _train_and_tell(
             os._exit(KILLED_ITSELF)
 
     loop.CHECKPOINT_SECONDS = checkpoint_seconds
+    if not checkpoint_seconds:
+        loop.TIMES_A_CHECKPOINT = 0
     torch.set_num_threads(threads[0])
     with threadpool_limits(threads[1], user_api="blas"):
         out.send(train(checkpoint, before_validation=one_less, **given))

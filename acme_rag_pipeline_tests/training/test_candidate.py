@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from acme_rag_pipeline.chunking.sides import side_of, units
 from acme_rag_pipeline.embedding.base_model import resolve_base_model
 from acme_rag_pipeline.embedding.encoder import load_model
 from acme_rag_pipeline.retrieval.passage_encoder import install_base, newest_candidate
@@ -20,10 +21,11 @@ from acme_rag_pipeline.setting_groups import TrainingSettings
 from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store import models
 from acme_rag_pipeline.store.layout import Store
+from acme_rag_pipeline.store.passages import live_passages
 from acme_rag_pipeline.training import candidate, candidate_run, choices, finetune
 from acme_rag_pipeline.training.candidate import train_candidate
 from acme_rag_pipeline.training.finetune import weights_of
-from acme_rag_pipeline.training.rows import TrainingRows
+from acme_rag_pipeline.training.rows import TrainingRows, kept_pairs
 from acme_rag_pipeline_tests.shallow_base import shallow_base
 from acme_rag_pipeline_tests.training.test_strategies import build_up_to_training_set, trained
 
@@ -259,3 +261,39 @@ def test_a_run_that_ends_right_after_the_training_does_not_forget_what_was_train
             "SELECT count(*) FROM trained_pairs WHERE training_key = ?", [first["training_key"]]
         ).fetchall()[0][0]
     assert pairs == first["pairs"]
+
+
+def test_the_key_follows_what_validation_searches_and_no_path(
+    store: Store, settings_for: Callable[..., Settings], company: Path, tmp_path: Path
+) -> None:
+    documents = shutil.copytree(company, tmp_path / "documents")
+    settings = tuned(settings_for, documents, minimum_pairs=10_000)
+    train_candidate(store, settings)
+    passages = live_passages(store.warehouse)
+    pairs = kept_pairs(store.warehouse, passages)
+    path = pairs[0].passage.doc_path
+    sections = [(p.heading_path, p.side) for p in passages if p.doc_path == path]
+
+    def stays(name: str) -> bool:
+        placed = units(
+            name, [headings for headings, _ in sections], len(list(documents.iterdir())), settings.evaluation
+        )
+        return [side_of(unit, settings.evaluation) for unit in placed] == [side for _, side in sections]
+
+    name = next(name for n in itertools.count() if stays(name := f"a later name {n}.md"))
+    (documents / path).rename(documents / name)
+    build_up_to_training_set(store, settings)
+    renamed = kept_pairs(store.warehouse)
+    assert {pair.pair_id for pair in renamed} != {pair.pair_id for pair in pairs}
+    assert [(p.query, p.passage.text) for p in renamed] == [(p.query, p.passage.text) for p in pairs]
+    assert train_candidate(store, settings).unchanged
+    held = next(p for p in pairs if p.passage.side == "validation" and p.passage.doc_path != path).passage.chunk_id
+    drop = "UPDATE training_pairs SET dropped_because = 'nobody asks' WHERE chunk_id = ?"
+    for statement, other in (
+        (drop, True),
+        ("UPDATE chunks SET text = text || ' And so on.' WHERE chunk_id = ?", True),
+        ("UPDATE chunks SET doc_path = doc_path || '.md' WHERE chunk_id = ?", False),
+    ):
+        with store.writer("test"), store.warehouse.write() as connection:
+            connection.execute(statement, [held])
+        assert train_candidate(store, settings).unchanged is not other, statement

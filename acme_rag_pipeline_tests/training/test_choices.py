@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from sentence_transformers import SentenceTransformer
 
 from acme_rag_pipeline.embedding.base_model import resolve_base_model
@@ -105,8 +106,8 @@ def test_headings_stand_before_the_text_where_questions_of_who_saw_none_ask_for_
     assert choices.prefix() == prefix
 
 
-def choices_over(folder: Path, headings: int) -> Choices:
-    """Choices over validation questions of an LLM and so many headings, which the base answers all alike."""
+def choices_over(folder: Path, headings: int, questions: int = len(TOPICS)) -> Choices:
+    """Choices over so many validation questions of an LLM and headings, which the base answers all alike."""
     passages = [
         LivePassage(
             chunk_id=f"c{n:02}", doc_path=f"{n}.md", title="", heading_path=(), text=f"The {topic} costs {n} euros.",
@@ -125,7 +126,7 @@ def choices_over(folder: Path, headings: int) -> Choices:
         base,
         Encoder(base.folder, base.digest),
         EmbeddingCache(folder / "embeddings.duckdb", 10),
-        Validation(asked, passages, of_authors),
+        Validation(asked[:questions], passages, of_authors),
     )
 
 
@@ -179,6 +180,23 @@ def test_people_s_questions_and_headings_are_scored_beside_all_of_them(tmp_path:
     with_people = Validation([*validation.pairs, *people], validation.passages, validation.unlike_training)
     assert len(with_people.unlike_training) == MINIMUM_HEADINGS + 1
     assert not Validation(validation.pairs, validation.passages).unlike_training
+
+
+@pytest.mark.parametrize("headings", [MINIMUM_HEADINGS - 1, MINIMUM_HEADINGS])
+def test_where_an_llm_asked_too_few_questions_enough_headings_judge(tmp_path: Path, headings: int) -> None:
+    choices = choices_over(tmp_path, headings, MINIMUM_QUERIES - 1)
+    model = load_model(choices.base.folder, "cpu")
+    for weight in model.parameters():
+        weight.data.normal_(generator=torch.Generator().manual_seed(weight.numel()))
+    enough = headings >= MINIMUM_HEADINGS
+    # What decides about an epoch.
+    assert (choices.score(model, "none") is not None) is enough
+    assert choices.validation.usable is enough
+    assert bool(choices.validation.searched()) is enough
+    choice, tried = choices.share(model, "none", 0.0, Curve())
+    assert choice == (UNCHANGED if enough else (1.0, 0.0)), "the base is better than weights that nobody trained"
+    assert bool(tried) is enough
+    assert [row["ndcg@10"] for row in tried[1:]] == [row["unlike_training"] for row in tried[1:]]
 
 
 @pytest.mark.parametrize(

@@ -155,6 +155,7 @@ def test_a_run_that_was_killed_goes_on_and_ends_with_the_same_weights(
     whole = start()
     draw_to_queries(whole, rows_of(), SETTINGS, tmp_path / "a.pt")
     monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(loop, "TIMES_A_CHECKPOINT", 0.0)
     backward, left = ExpansionDistillation.backward, iter(range(7))
 
     def dying(objective: ExpansionDistillation, batch: list[int]) -> torch.Tensor:

@@ -14,6 +14,7 @@ from acme_rag_pipeline.training import gradient_cache, memory
 from acme_rag_pipeline.training.objective import Objective
 from acme_rag_pipeline.training.rows import TrainingRows
 from acme_rag_pipeline.training.start_model import opened
+from acme_rag_pipeline_tests.shallow_base import shallow_base
 
 # More than one part of 16 texts, of different lengths.
 COUNT = 40
@@ -108,3 +109,12 @@ def test_a_model_that_does_not_train_holds_nothing(base: Path) -> None:
     work = work_of(base, cached=False)
     work.model.requires_grad_(False)
     assert gradient_cache.held_bytes(work.model, None, "fp32", work.passages[0]) == 0
+
+
+def test_whether_the_memory_is_measured_changes_no_dropout() -> None:
+    draws = []
+    for cached in (None, True):
+        work = work_of(shallow_base(), cached=cached, strategy="lora")
+        assert cached or not work.cached
+        draws.append(torch.rand(3).tolist())
+    assert draws[0] == draws[1]

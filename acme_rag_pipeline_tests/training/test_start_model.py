@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.models import Dense
 
 from acme_rag_pipeline.embedding.base_model import (
     files_digest,
@@ -22,6 +23,7 @@ from acme_rag_pipeline.training.objective import Objective
 from acme_rag_pipeline.training.rows import TrainingRows
 from acme_rag_pipeline.training.start_model import opened, trained_share
 from acme_rag_pipeline.training.tokens import forward, tokenised
+from acme_rag_pipeline_tests.shallow_base import shallow_base
 
 TEXTS = ["Colleagues abroad ask their manager first.", "A day of leave is entered in form 12."]
 
@@ -134,3 +136,14 @@ def test_word_embeddings_stay(base: Path) -> None:
         n for n, p in model.named_parameters() if "embeddings." in n and "LayerNorm" not in n and p.requires_grad
     ]
     assert trained_share(model) == "10.8 of 22.7 million weights"
+
+
+def test_adapters_alone_are_trained_whatever_stands_behind_the_transformer(tmp_path: Path) -> None:
+    made = load_model(shallow_base(), "cpu")
+    made.insert(len(made) - 1, Dense(384, 384))
+    made.save_pretrained(str(tmp_path / "dense"), create_model_card=False)
+    model = opened(tmp_path / "dense", TrainingSettings(strategy="lora"), "cpu")
+    trained = [name for name, weight in model.named_parameters() if weight.requires_grad]
+    assert trained
+    assert all("lora_" in name for name in trained)
+    assert any("linear" in name for name, _ in model.named_parameters())
