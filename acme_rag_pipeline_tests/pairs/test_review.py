@@ -367,6 +367,38 @@ def test_a_pair_on_two_lines_is_rejected_with_both(
     assert review_rows(chunked, ["curated"]) == []
 
 
+def test_a_pair_on_two_lines_is_edited_with_both(
+    chunked: Store, settings_for: Callable[..., Settings], tmp_path: Path
+) -> None:
+    line = {"query": "hotel limit", "doc_path": "travel.md"}
+    quotes = ("Hotels in Rotterdam may cost 165 euros", "Breakfast is included in that limit")
+    # Another wording is another pair, although the filters take it for the same.
+    other = line | {"query": "Hotel limit", "quote": quotes[1]}
+    write(tmp_path / "curated.jsonl", *(line | {"quote": quote} for quote in quotes), other)
+    settings = settings_for(curated_pairs="curated.jsonl", generator="offline")
+    resolve_curated_pairs(chunked, settings)
+    write_pairs(chunked, settings)
+    row = next(row for row in review_rows(chunked, ["curated"]) if row["query"] == "hotel limit")
+    edited = row | {"verdict": "edited", "edited_query": "What may a hotel cost?"}
+    import_review(write(tmp_path / "r.jsonl", edited), settings)
+    details = resolve_curated_pairs(chunked, settings).details
+    assert {row["query"] for row in review_rows(chunked, ["curated"])} == {"What may a hotel cost?", "Hotel limit"}
+    assert (details["statuses"], details["unresolved"]) == ({"rejected": 1, "resolved": 2}, [])
+
+
+def test_a_rejected_wording_stays_out_when_its_document_is_renamed(
+    run_all: Run, store: Store, documents: Path, tmp_path: Path
+) -> None:
+    run_all(generator="offline", curated_pairs="none")
+    with store.warehouse.read() as connection:
+        query = "SELECT t.query, c.doc_path, c.text AS quote FROM training_pairs t JOIN chunks c USING (chunk_id) "
+        (pair,) = records(connection, query + "WHERE doc_path = 'travel.md' ORDER BY pair_id LIMIT 1")
+    write(tmp_path / "curated.jsonl", pair | {"verdict": "rejected"})
+    (documents / "travel.md").rename(documents / "trips.md")
+    run_all(generator="offline", curated_pairs="curated.jsonl")
+    assert kept_queries(store)[pair["query"]] == "rejected in review"
+
+
 def test_a_rejected_wording_whose_passage_is_gone_stays_out_of_its_document(
     run_all: Run, store: Store, tmp_path: Path
 ) -> None:
