@@ -88,5 +88,11 @@ _STEERING = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]"
 
 def as_text(value: Any) -> str:
     """JSON for people and programs: what steers a terminal is escaped, half a character (a lone surrogate) becomes `?`."""
-    text = json.dumps(value, indent=1, ensure_ascii=False, default=str).encode("utf-8", "replace").decode("utf-8")
+    return escaped(
+        json.dumps(value, indent=1, ensure_ascii=False, default=str).encode("utf-8", "replace").decode("utf-8")
+    )
+
+
+def escaped(text: str) -> str:
+    """JSON that says the same, without what steers a terminal."""
     return _STEERING.sub(lambda found: f"\\u{ord(found[0]):04x}", text)

@@ -10,6 +10,7 @@ from acme_rag_pipeline.cli_context import (
     JSON,
     as_text,
     check_output,
+    escaped,
     reader_settings_of,
     settings_of,
     store_of,
@@ -91,7 +92,7 @@ def export_pairs(context: click.Context, out: Path | None, origins: tuple[str, .
             raise click.ClickException(f"--out: {out} holds verdicts, or what cannot be read: name another file")
     rows = review_rows(store_of(context, settings=settings), origins, dropped_too=not kept)
     if out is None:
-        click.echo(jsonl(rows), nl=False)
+        click.echo(escaped(jsonl(rows)), nl=False)
         return
     write_output("--out", out, jsonl(rows))
     click.echo(f"{len(rows)} pairs: {out}", err=True)

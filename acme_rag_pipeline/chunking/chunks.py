@@ -18,7 +18,7 @@ from acme_rag_pipeline.embedding.base_model import resolve_base_model
 from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store.fingerprints import content_hash, fingerprint, normalised, sha256_text
 from acme_rag_pipeline.store.layout import Store
-from acme_rag_pipeline.store.stages import StageResult, data_versions, overtaken, record, recorded
+from acme_rag_pipeline.store.stages import StageResult, data_versions, distrust, overtaken, record, recorded
 from acme_rag_pipeline.store.warehouse import insert, reconcile, records
 
 STAGE = "chunks"
@@ -203,11 +203,7 @@ def retract(connection: duckdb.DuckDBPyConnection) -> None:
         "UPDATE trained_chunks SET retracted = TRUE WHERE chunk_id NOT IN (SELECT chunk_id FROM chunks) AND retracted IS NOT TRUE"
     )
     if retracted:
-        # When the text comes back, so does the fingerprint that these stages were made from: it must not be trusted.
-        connection.execute(
-            "UPDATE stages SET fingerprint = 'retracted' "
-            "WHERE stage IN ('curated_pairs', 'synthetic_pairs', 'training_set')"
-        )
+        distrust(connection, "curated_pairs", "synthetic_pairs", "training_set")
 
 
 def _details(rows: list[dict[str, Any]]) -> dict[str, Any]:

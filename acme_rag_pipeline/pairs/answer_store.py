@@ -21,7 +21,7 @@ from acme_rag_pipeline.pairs.passage import WrittenQuery
 from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.warehouse import WarehouseBusy, append, insert
 
-# Paid answers to one prompt that could not be used; more are not asked for.
+# Answers to one prompt that could not be used; more are not asked for.
 MOST_BAD_ANSWERS = 8
 _Rows = dict[str, list[dict[str, Any]]]
 logger = logging.getLogger(__name__)
@@ -90,11 +90,12 @@ def answered_badly(store: Store, model: str) -> set[str]:
 
 def given_up(store: Store, model: str) -> dict[str, str]:
     """Prompt hash to the last reason, of prompts that got `MOST_BAD_ANSWERS` from this model over all runs."""
-    # A refusal of the server's own, such as that of a key, has no tokens and says nothing about the prompt.
+    # A refusal of the server's own, such as that of a key, has no tokens and says nothing about the prompt. A bad answer
+    # without tokens may be from a server that does not count.
     with store.warehouse.read() as connection:
         rows = connection.execute(
             "SELECT prompt_hash, arg_max(detail, called_at) FROM llm_calls WHERE model = ? "
-            "AND status IN ('bad_answer', 'refused') AND prompt_tokens + completion_tokens > 0 "
+            "AND (status = 'bad_answer' OR status = 'refused' AND prompt_tokens + completion_tokens > 0) "
             "GROUP BY prompt_hash HAVING count(*) >= ?",
             [model, MOST_BAD_ANSWERS],
         ).fetchall()

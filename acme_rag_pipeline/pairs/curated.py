@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from acme_rag_pipeline.pairs.curated_formats import CuratedPair, read_curated_pairs
-from acme_rag_pipeline.pairs.curated_places import Place, Places
+from acme_rag_pipeline.pairs.curated_places import Place, Places, Quoted
 from acme_rag_pipeline.pairs.plain_text import words
 from acme_rag_pipeline.pairs.wording import query_key
 from acme_rag_pipeline.settings import Settings
@@ -20,7 +20,7 @@ from acme_rag_pipeline.store.stages import StageResult, data_versions, overtaken
 from acme_rag_pipeline.store.warehouse import insert, reconcile
 
 STAGE = "curated_pairs"
-CODE_VERSION = "6"
+CODE_VERSION = "7"
 REJECTED = "rejected in review"
 REPLACED = "replaced in review"
 _SHOWN = 200
@@ -108,11 +108,12 @@ def _pair_rows(
     pairs: list[CuratedPair], places: Places, rejected: list[dict[str, Any]]
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Rows of `curated_pairs`, and what to say about those whose quote stands in several passages."""
-    # A review shows lines about one query and one chunk as the one pair that they are, and rejects all of them.
-    wordings: dict[tuple[str, str], set[str]] = {}
+    # A review shows lines about one query and one chunk as the one pair that they are, and rejects or replaces all of them.
+    wordings: dict[tuple[str, str, str], set[str]] = {}
     for row in rejected:
-        if row["chunk_id"] and row["reason"] == REJECTED:
-            wordings.setdefault((query_key(row["query"]), row["chunk_id"]), set()).add(row["query"])
+        if row["chunk_id"]:
+            about = (query_key(row["query"]), row["chunk_id"])
+            wordings.setdefault((row["reason"], *about), set()).add(row["query"])
     rows: list[dict[str, Any]] = []
     ambiguous: list[dict[str, Any]] = []
     for pair in pairs:
@@ -120,10 +121,13 @@ def _pair_rows(
             continue
         passage = _passage(pair, pair.query, places)
         row = _resolved(pair, passage, places)
-        out = wordings.get((query_key(pair.query), row["chunk_id"] or ""), set())
+        about = (query_key(pair.query), row["chunk_id"] or "")
+        out, replaced = (wordings.get((reason, *about), set()) for reason in (REJECTED, REPLACED))
         # Of two wordings that count as one a review may keep one and reject the other.
         if pair.query in out or (out and pair.verdict is None):
             row |= {"status": "rejected", "reason": "another line rejects this query for this passage"}
+        elif pair.query in replaced and pair.query != pair.replaces and pair.verdict is None:
+            row |= {"status": "rejected", "reason": "another line replaces this wording for this passage"}
         elif passage.ambiguous and passage.place is not None:
             several = "the quote stands in several passages, and the query does not tell which is meant"
             ambiguous += _said([row | {"reason": several}])
@@ -181,22 +185,34 @@ def _passage(pair: CuratedPair, query: str, places: Places) -> _Passage:
     """Where the passage of the pair stands for a query: its own, or one that it replaces."""
     if pair.quote is None:
         return _passage_of_span(pair, query, places)
-    doc_path = None
     if pair.doc_path is None:
         found = places.anywhere(pair.quote, query)
-        reason = "the quote is in none of the documents"
-    else:
-        doc_path = places.document(pair.doc_path)
-        if doc_path is None:
-            return _Passage(None, None, None, f"{pair.doc_path} is not among the readable documents")
-        found = places.within(doc_path, pair.quote, query, pair.start)
-        reason = "the quote is not in the document any more"
+        return _quoted(found, pair.quote, query, places, "the quote is in none of the documents")
+    doc_path = places.document(pair.doc_path)
+    if doc_path is None:
+        return _Passage(None, None, None, f"{pair.doc_path} is not among the readable documents")
+    found = places.verbatim(pair.quote, query, doc_path, pair.start)
+    # A passage that is like the quote is another one where the quote itself stands somewhere else.
+    if found is None and _moved(pair.quote, query, places) is None:
+        found = places.similar(pair.quote, doc_path, pair.start)
+    passage = _quoted(found, pair.quote, query, places, "the quote is not in the document any more")
+    return replace(passage, doc_path=doc_path)
+
+
+def _moved(quote: str, query: str, places: Places) -> _Passage | None:
+    """The passage that holds a quote word for word which its own document does not hold."""
+    found = places.verbatim(quote, query)
+    passage = _quoted(found, quote, query, places) if found else None
+    return passage if passage and passage.place else None
+
+
+def _quoted(found: Quoted | None, quote: str, query: str, places: Places, missing: str = "") -> _Passage:
     if found is None:
-        return _Passage(doc_path, None, None, reason)
+        return _Passage(None, None, None, missing)
     span = (found.start, found.end)
-    if found.ambiguous and len(words(pair.quote)) < _WORDS_OF_A_QUOTE:
+    if found.ambiguous and len(words(quote)) < _WORDS_OF_A_QUOTE:
         reason = f"the quote has fewer than {_WORDS_OF_A_QUOTE} words and stands in several passages: quote more of it"
-        return _Passage(doc_path, span, None, reason, ambiguous=True)
+        return _Passage(None, span, None, reason, ambiguous=True)
     return _at(found.doc_path, span, query, places, ambiguous=found.ambiguous)
 
 
@@ -240,19 +256,18 @@ def _pair_id(row: dict[str, Any]) -> str:
 
 
 def _negatives(resolved: list[dict[str, Any]], places: Places) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The chunks of the passages that people named as wrong for a query, and the passages that are found nowhere."""
+    """The chunks of the passages that people named as wrong for a query, and those of which there is none, and why."""
     found: dict[str, dict[str, Any]] = {}
     lost: list[dict[str, Any]] = []
     for row in resolved:
         if row["negative"] is None:
             continue
-        doc_path, span = row["doc_path"], places.span(row["doc_path"], row["negative"])
-        if span is None and (elsewhere := places.anywhere(row["negative"], row["query"])) is not None:
-            doc_path, span = elsewhere.doc_path, (elsewhere.start, elsewhere.end)
-        place = places.at(doc_path, *span, row["query"]) if span else None
-        if place is None:
-            lost.append({"query": row["query"], "doc_path": row["doc_path"], "negative": row["negative"]})
-        elif place.chunk.chunk_id != row["chunk_id"]:
+        place = places.negative(row["negative"], row["query"], row["doc_path"], row["chunk_id"])
+        if place is None or place.chunk.chunk_id == row["chunk_id"]:
+            reason = "it is the pair's own passage" if place else "it is in none of the documents"
+            named = {name: row[name] for name in ("query", "doc_path", "negative")}
+            lost.append(named | {"reason": reason})
+        else:
             pair_id, chunk_id = _pair_id(row), place.chunk.chunk_id
             negative_id = sha256_text(f"{pair_id}\0{chunk_id}")
             found[negative_id] = {"negative_id": negative_id, "pair_id": pair_id, "chunk_id": chunk_id}
@@ -270,16 +285,28 @@ def _rejected(pairs: list[CuratedPair], places: Places) -> tuple[list[dict[str, 
         out = [(pair.query, REJECTED)] if pair.verdict == "rejected" else []
         out += [(pair.replaces, REPLACED)] if pair.replaces else []
         for query, reason in out:
-            passage = _passage(pair, query, places)
-            rejection_id = sha256_text(f"{reason}\0{query}\0{pair.curated_id}")
-            rows[rejection_id] = {
-                "rejection_id": rejection_id,
-                "query": query,
-                "doc_path": passage.doc_path or pair.doc_path or "",
-                "chunk_id": passage.place.chunk.chunk_id if passage.place else None,
-                "reason": reason,
-            }
-            # An edited pair whose passage is gone is named itself.
-            if passage.place is None and reason == REJECTED:
-                lost += _said([rows[rejection_id] | {"reason": f"{reason}; {passage.reason}"}])
+            for number, passage in enumerate(_passages_of_a_rejection(pair, query, places)):
+                rejection_id = sha256_text(f"{reason}\0{query}\0{pair.curated_id}" + (f"\0{number}" if number else ""))
+                rows[rejection_id] = {
+                    "rejection_id": rejection_id,
+                    "query": query,
+                    "doc_path": passage.doc_path or pair.doc_path or "",
+                    "chunk_id": passage.place.chunk.chunk_id if passage.place else None,
+                    "reason": reason,
+                }
+                # An edited pair whose passage is gone is named itself.
+                if passage.place is None and reason == REJECTED:
+                    lost += _said([rows[rejection_id] | {"reason": f"{reason}; {passage.reason}"}])
     return list(rows.values()), lost
+
+
+def _passages_of_a_rejection(pair: CuratedPair, query: str, places: Places) -> list[_Passage]:
+    """Its passage; where that moved to another document (a rename, for instance) that one, and what is like it in its own."""
+    passage = _passage(pair, query, places)
+    moved = _moved(pair.quote, query, places) if pair.quote and pair.doc_path and passage.place is None else None
+    if pair.quote is None or moved is None or passage.ambiguous:
+        return [passage]
+    doc_path = places.document(pair.doc_path or "")
+    alike = places.similar(pair.quote, doc_path, pair.start) if doc_path else None
+    left = _quoted(alike, pair.quote, query, places)
+    return [moved, *([left] if left.place else [])]

@@ -244,7 +244,7 @@ def _checked(raw: Any) -> CuratedPair | str:
     if verdict is not None and verdict not in VERDICTS:
         return f"verdict must be one of {', '.join(VERDICTS)}, or be left out"
     try:
-        start, end = (_position(raw.get(name)) for name in ("start", "end"))
+        start, end = (position(raw.get(name)) for name in ("start", "end"))
     except (TypeError, ValueError, OverflowError):
         return "start and end must be character positions"
     if any(position is not None and not 0 <= position < 2**31 for position in (start, end)):
@@ -261,7 +261,12 @@ def _is_broken(text: str) -> bool:
     return any("\ud800" <= character <= "\udfff" for character in text)
 
 
-def _position(value: Any) -> int | None:
+def position(value: Any) -> int | None:
+    """The character position that a cell or a JSON value means; None: it is empty.
+
+    Raises:
+        TypeError, ValueError, OverflowError: it is none.
+    """
     if value is None or value == "":
         return None
     # What int() takes besides: True is 1, 1.9 is 1, "1_0" is 10.

@@ -6,6 +6,7 @@ import math
 import re
 import unicodedata
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -65,14 +66,13 @@ class Places:
         self._texts: dict[str, str] = {doc_path: text for doc_path, text, _ in found}
         self._sha256: dict[str, str] = {doc_path: sha256 for doc_path, _, sha256 in found}
         self._prepared: dict[str, QuotableText] = {}
+        # An alignment takes long, and each line about a quote asks for it.
+        self._spans: dict[tuple[str, str, int | None], tuple[int, int] | None] = {}
+        self._alike_to: dict[str, list[Quoted]] = {}
 
     def document(self, written: str) -> str | None:
         """The readable document that a path in a file means; None: there is none."""
         return known_doc_path(written, self._texts)
-
-    def span(self, doc_path: str, quote: str, near: int | None = None) -> tuple[int, int] | None:
-        """Where the quote stands in a document; tolerant of typography, whitespace and small edits."""
-        return self._text(doc_path).find(quote, near) if doc_path in self._texts else None
 
     def length(self, doc_path: str) -> int:
         """Characters of a readable document."""
@@ -90,33 +90,88 @@ class Places:
         """Rows of `curated_seen`: of each span that was asked about, the document it was first resolved in."""
         return [{"curated_id": curated_id, "sha256": sha256} for curated_id, sha256 in sorted(self._seen.items())]
 
-    def within(self, doc_path: str, quote: str, query: str, near: int | None = None) -> Quoted | None:
-        """Where the quote stands in a document: of several places near where it stood, else what the query is about."""
-        verbatim = [] if near is not None else [(doc_path, *span) for span in self._text(doc_path).find_all(quote)]
-        if verbatim:
-            return self._meant(verbatim, query)
-        span = self.span(doc_path, quote, near)
+    def verbatim(self, quote: str, query: str, doc_path: str | None = None, near: int | None = None) -> Quoted | None:
+        """Where the quote stands word for word, typography aside, in a document or in any.
+
+        Args:
+            quote: of several places that is meant which the query is about.
+            query: of the pair.
+            doc_path: None: any document.
+            near: where it stood in the document; that decides then, and not the query.
+        """
+        if doc_path is not None and near is not None:
+            spans = self._text(doc_path).find_all(quote)
+            return Quoted(doc_path, *min(spans, key=lambda span: abs(span[0] - near))) if spans else None
+        places = self._word_for_word(quote, doc_path)
+        return self._meant(places, query) if places else None
+
+    def similar(self, quote: str, doc_path: str, near: int | None = None) -> Quoted | None:
+        """What is most like the quote in a document, and like enough."""
+        key = (doc_path, quote, near)
+        if key not in self._spans:
+            self._spans[key] = self._text(doc_path).find(quote, near)
+        span = self._spans[key]
         return Quoted(doc_path, *span) if span else None
 
     def anywhere(self, quote: str, query: str) -> Quoted | None:
         """Where the quote stands in all documents, or what is most like it and like enough."""
+        # Word for word in any document; only without that in those that share most words with it.
+        return self.verbatim(quote, query) or next(iter(self._alike(quote)), None)
+
+    def negative(self, text: str, query: str, doc_path: str, chunk_id: str) -> Place | None:
+        """Where a passage stands that does not answer the query; in the right chunk only if it stands nowhere else.
+
+        Args:
+            text: of that passage.
+            query: of the pair.
+            doc_path: of the pair; what it holds is preferred.
+            chunk_id: of the pair: the right one.
+        """
+        there: list[Place] = []
+        for searched in (doc_path, None):
+            found = [(place, at) for place in self._word_for_word(text, searched) if (at := self.at(*place, query))]
+            there += [at for _, at in found]
+            if beside := [place for place, at in found if at.chunk.chunk_id != chunk_id]:
+                meant = self._meant(beside, query)
+                return self.at(meant.doc_path, meant.start, meant.end, query)
+        # What is written of the right passage word for word is no other that resembles it.
+        for quoted in () if there else self._alike_from(text, doc_path):
+            at = self.at(quoted.doc_path, quoted.start, quoted.end, query)
+            there += [at] if at else []
+            if at and at.chunk.chunk_id != chunk_id:
+                return at
+        return there[0] if there else None
+
+    def _word_for_word(self, quote: str, doc_path: str | None) -> list[tuple[str, int, int]]:
+        wanted = QuotableText.of(quote).folded.strip()
+        # One place more than are looked at says that there are too many.
+        most = _MOST_PLACES + 1
+        found: list[tuple[str, int, int]] = []
+        for path in sorted(self._texts) if doc_path is None else [doc_path]:
+            if wanted and len(found) < most and wanted in self._text(path).folded:
+                found += [(path, *span) for span in self._text(path).find_all(quote, most)]
+        return found
+
+    def _alike_from(self, text: str, doc_path: str) -> Iterator[Quoted]:
+        """What is like a text: in the document first, then in all."""
+        own = self.similar(text, doc_path)
+        if own is not None:
+            yield own
+        yield from self._alike(text)
+
+    def _alike(self, quote: str) -> list[Quoted]:
+        """What is like the quote in the documents that share most words with it, the likest first."""
         from rapidfuzz import fuzz
 
-        # Word for word in any document; only without that in those that share most words with it.
-        wanted = QuotableText.of(quote).folded.strip()
-        verbatim: list[tuple[str, int, int]] = []
-        for doc_path in sorted(self._texts):
-            # One place more than are looked at says that there are too many.
-            if wanted and wanted in self._text(doc_path).folded and len(verbatim) <= _MOST_PLACES:
-                verbatim += [(doc_path, *span) for span in self._text(doc_path).find_all(quote)]
-        if verbatim:
-            return self._meant(verbatim, query)
-        found: list[tuple[float, str, int, int]] = []
-        for doc_path in dict.fromkeys(passage.doc_path for passage in self._similar(quote)):
-            if (span := self.span(doc_path, quote)) is not None:
-                there = QuotableText.of(self._texts[doc_path][span[0] : span[1]]).folded
-                found.append((-fuzz.ratio(wanted, there), doc_path, *span))
-        return Quoted(*min(found)[1:]) if found else None
+        if quote not in self._alike_to:
+            wanted = QuotableText.of(quote).folded.strip()
+            found: list[tuple[float, str, int, int]] = []
+            for doc_path in dict.fromkeys(passage.doc_path for passage in self._similar(quote)):
+                if (span := self.similar(quote, doc_path)) is not None:
+                    there = QuotableText.of(self._texts[doc_path][span.start : span.end]).folded
+                    found.append((-fuzz.ratio(wanted, there), doc_path, span.start, span.end))
+            self._alike_to[quote] = [Quoted(*place[1:]) for place in sorted(found)]
+        return self._alike_to[quote]
 
     def _meant(self, places: list[tuple[str, int, int]], query: str) -> Quoted:
         """The first of the places whose passage and headings have most of the query's words."""

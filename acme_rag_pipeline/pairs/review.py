@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from acme_rag_pipeline.documents.doc_paths import plain_doc_path
 from acme_rag_pipeline.llm.text import clean_line, one_line
-from acme_rag_pipeline.pairs.curated_formats import EXPORTED, VERDICTS, NotTheFormat, decoded, raw_rows
+from acme_rag_pipeline.pairs.curated_file import CuratedFile, Line, ReviewUnusable, text_of
+from acme_rag_pipeline.pairs.curated_formats import EXPORTED, VERDICTS, raw_rows
 from acme_rag_pipeline.pairs.curated_places import span_key
 from acme_rag_pipeline.pairs.prompt import MAX_QUERY_CHARS
 from acme_rag_pipeline.settings import Settings, SettingsError
@@ -23,12 +22,6 @@ from acme_rag_pipeline.store.stages import UpstreamMissing, data_versions
 from acme_rag_pipeline.store.warehouse import records
 
 VARIABLE = "ACME_RAG_CURATED_PAIRS"
-_Line = dict[str, Any]
-_SPAN = ("start", "end")
-
-
-class ReviewUnusable(ValueError):
-    """A reviewed file that cannot be taken in; the message names the line, and nothing was written."""
 
 
 def review_rows(store: Store, origins: Sequence[str] = (), *, dropped_too: bool = False) -> list[dict[str, Any]]:
@@ -127,11 +120,11 @@ def import_review(reviewed: Path, settings: Settings, into: Path | None = None) 
             f"{target}: verdicts are kept as JSON Lines; name a file with --into FILE.jsonl (it starts with the pairs of "
             f"{target.name}), then set {VARIABLE} to it"
         )
-    before = _text_of(target)
+    before = text_of(target)
     held = settings.curated_pairs
     seed = held if before is None and held is not None and held.exists() else None
     # An export that was taken for a curated file holds no pairs to start with.
-    file = _CuratedFile.of(before, None if seed and seed.resolve() == reviewed.resolve() else seed)
+    file = CuratedFile.of(before, None if seed and seed.resolve() == reviewed.resolve() else seed)
     for line in judged:
         file.take(line)
     after = file.text()
@@ -145,20 +138,12 @@ def import_review(reviewed: Path, settings: Settings, into: Path | None = None) 
     return Imported(target, verdicts, changed, to_set)
 
 
-def _text_of(path: Path) -> str | None:
-    try:
-        # Other line ends stay: a line that is not touched is kept character for character.
-        return re.sub(r"\r(?!\n)", "\n", decoded(path.read_bytes())) if path.exists() else None
-    except (OSError, NotTheFormat) as error:
-        raise ReviewUnusable(f"{path} cannot be read: {error}") from error
-
-
-def _judged(reviewed: Path) -> tuple[list[_Line], dict[str, int]]:
+def _judged(reviewed: Path) -> tuple[list[Line], dict[str, int]]:
     """Lines for the curated pairs, and how many lines have which verdict."""
     counts: Counter[str] = Counter()
-    lines: list[_Line] = []
-    said: dict[tuple[str, str, str], tuple[int, _Line]] = {}
-    for number, text in enumerate((_text_of(reviewed) or "").split("\n"), start=1):
+    lines: list[Line] = []
+    said: dict[tuple[str, str, str], tuple[int, Line]] = {}
+    for number, text in enumerate((text_of(reviewed) or "").split("\n"), start=1):
         if not text.strip():
             continue
         line = _judged_line(f"{reviewed.name} line {number}", text)
@@ -177,12 +162,12 @@ def _judged(reviewed: Path) -> tuple[list[_Line], dict[str, int]]:
     return lines, dict(counts)
 
 
-def _key(line: _Line, query: str) -> tuple[str, str, str]:
+def _key(line: Line, query: str) -> tuple[str, str, str]:
     """A query about a passage."""
     return query, line["doc_path"], normalised(line["quote"]) if line["quote"] else f"{line['start']}-{line['end']}"
 
 
-def _no_chains(name: str, said: dict[tuple[str, str, str], tuple[int, _Line]]) -> None:
+def _no_chains(name: str, said: dict[tuple[str, str, str], tuple[int, Line]]) -> None:
     """Refuse an edit into a wording that the same file edits further or rejects: the result depended on the order."""
     for number, line in said.values():
         other, target = said.get(_key(line, line["query"]), (number, line))
@@ -194,7 +179,7 @@ def _no_chains(name: str, said: dict[tuple[str, str, str], tuple[int, _Line]]) -
             )
 
 
-def _judged_line(where: str, text: str) -> _Line | None:
+def _judged_line(where: str, text: str) -> Line | None:
     try:
         row = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -234,123 +219,12 @@ def _judged_line(where: str, text: str) -> _Line | None:
     return line | edit | {"origin": row.get("origin")}
 
 
-def _is_edited(row: _Line) -> bool:
+def _is_edited(row: Line) -> bool:
     said = (row.get(name) for name in ("edited_query", "query"))
     edited, query = (one_line(text) if isinstance(text, str) else text for text in said)
     return bool(edited) and edited != query
 
 
-@dataclass
-class _CuratedFile:
-    """The lines of a curated file: what the review does not touch stays character for character."""
-
-    lines: list[str] = field(default_factory=list)
-    rows: list[_Line | None] = field(default_factory=list)  # None: not a pair, kept as it is
-    _places: dict[str, list[int]] = field(default_factory=dict)  # wording to the rows that have or had it
-
-    @classmethod
-    def of(cls, text: str | None, seed: Path | None) -> _CuratedFile:
-        file = cls()
-        # Other lines of JSON Lines, comments for instance, are carried over as they are.
-        if text is None and seed is not None and seed.suffix.lower() not in (".csv", ".json"):
-            text = _text_of(seed)
-        if text is not None:
-            for line in text.removesuffix("\n").split("\n") if text else []:
-                file._append(line, _pair(line))
-        elif seed is not None:
-            for where, row in raw_rows(seed):
-                # LlamaIndex's queries without a passage are no pairs; a broken line of a CSV is one that would be lost.
-                if isinstance(row, str) and seed.suffix.lower() == ".csv":
-                    raise ReviewUnusable(f"{seed.name} {where}: {row}; mend it first, so that it can be carried over")
-                if isinstance(row, dict) and EXPORTED not in row:
-                    known = {name: value for name, value in row.items() if name is not None and value not in (None, "")}
-                    file._append(_json(known), known)
-        return file
-
-    def take(self, judged: _Line) -> None:
-        """Put in a judged pair: in place of the line about it, or at the end.
-
-        `origin` says whether a generator wrote what was edited, and is not written; nor is `end` beside a quote.
-        """
-        there = self._about(judged, judged["query"])
-        generated = judged.pop("origin", None) != "curated"
-        if "replaces" in judged:
-            there = sorted(
-                {*there, *self._about(judged, judged["replaces"]), *self._about(judged, judged["replaces"], "replaces")}
-            )
-        elif judged["verdict"] == "rejected" and not there and self._about(judged, judged["query"], "replaces"):
-            return  # edited before, which keeps the wording out already
-        for i in there:
-            self._judge(i, judged)
-        # A line that has the new wording already may keep another one out: then a generator's needs a line of its own.
-        if not there or (
-            generated and "replaces" in judged and not self._about(judged, judged["replaces"], "replaces")
-        ):
-            written = {name: value for name, value in judged.items() if name != "end" or judged["quote"] is None}
-            self._append(_json(written), written)
-
-    def text(self) -> str:
-        return "".join(f"{line}\n" for line in self.lines)
-
-    def _judge(self, i: int, judged: _Line) -> None:
-        row = self.rows[i] or {}
-        rejected = judged["verdict"] == "rejected"
-        replaced = row.get("replaces") or judged.get("replaces")
-        same = one_line(row["query"]) == judged["query"] and (row.get("verdict") == "rejected") == rejected
-        # With the text of its span a line is found again after the document is edited.
-        quoted = {"quote": judged["quote"]} if judged["quote"] is not None and not row.get("quote") else {}
-        if same and replaced == row.get("replaces") and not quoted:
-            return  # a person's pair that is accepted, or rejected again: nothing new
-        wanted = row | quoted | {"query": judged["query"], "verdict": judged["verdict"]}
-        if replaced:
-            # The first wording is the generator's, which has to stay out; later ones are people's.
-            wanted["replaces"] = replaced
-        self.rows[i], self.lines[i] = wanted, _json(wanted)
-        self._note(i)
-
-    def _about(self, judged: _Line, query: str, name: str = "query") -> list[int]:
-        found = []
-        for i in self._places.get(query, []):
-            row = self.rows[i] or {}
-            if isinstance(row.get(name), str) and one_line(row[name]) == query and _same_passage(row, judged):
-                found.append(i)
-        return found
-
-    def _append(self, line: str, row: _Line | None) -> None:
-        self.lines.append(line)
-        self.rows.append(row)
-        self._note(len(self.rows) - 1)
-
-    def _note(self, i: int) -> None:
-        row = self.rows[i] or {}
-        for wording in {one_line(row[name]) for name in ("query", "replaces") if isinstance(row.get(name), str)}:
-            if i not in self._places.setdefault(wording, []):
-                self._places[wording].append(i)
-
-
-def _same_passage(row: _Line, judged: _Line) -> bool:
-    doc_path = row.get("doc_path")
-    if doc_path and not (isinstance(doc_path, str) and plain_doc_path(doc_path) == plain_doc_path(judged["doc_path"])):
-        return False
-    quote = row.get("quote")
-    if quote and judged["quote"] is not None:
-        return isinstance(quote, str) and normalised(quote) == normalised(judged["quote"])
-    # A line without a quote, or one that got the text of its span since it was exported. A CSV's numbers are texts.
-    return [str(row.get(n)) for n in _SPAN] == [str(judged[n]) for n in _SPAN]
-
-
-def _pair(line: str) -> _Line | None:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    return row if isinstance(row, dict) and isinstance(row.get("query"), str) and EXPORTED not in row else None
-
-
-def _json(row: _Line) -> str:
-    return json.dumps({name: value for name, value in row.items() if value is not None}, ensure_ascii=False)
-
-
-def jsonl(rows: Iterable[_Line]) -> str:
+def jsonl(rows: Iterable[Line]) -> str:
     """The rows as JSON Lines."""
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

@@ -29,13 +29,12 @@ from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store.fingerprints import content_hash, fingerprint
 from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.passages import live_passages
-from acme_rag_pipeline.store.stages import StageResult, data_versions, overtaken, record, recorded
+from acme_rag_pipeline.store.stages import UNFINISHED, StageResult, data_versions, overtaken, record, recorded
 from acme_rag_pipeline.store.warehouse import reconcile, records
 
 STAGE = "synthetic_pairs"
 CODE_VERSION = "4"
 COMMIT_EVERY = 500
-_UNFINISHED = "unfinished "
 # The quick one first: its questions are there whatever becomes of the LLM.
 _NAMES: dict[str, tuple[GeneratorName, ...]] = {
     "openai": ("openai",),
@@ -110,6 +109,7 @@ def write_pairs(store: Store, settings: Settings) -> StageResult:
                 figures["given_up"] = len(reasons)
                 # Beside the embedded generator's, which leaves none open, the share of its own prompts would not be seen.
                 details |= {"llm_prompts": len(one.prompts), "llm_unanswered": len(one.prompts) - len(found)}
+                details["given_up"] = len(reasons)
                 if reasons:
                     details["not_asked_again"] = _not_asked_again(reasons)
                     details["outcome"] += f" {details['not_asked_again']}"
@@ -137,23 +137,25 @@ def write_pairs(store: Store, settings: Settings) -> StageResult:
             result = StageResult(STAGE, data_version, counts, details=details)
             # An unfinished stage is not recorded as done, so the next run goes on where this one stopped.
             unfinished = figures["unanswered"] > figures["given_up"] or retracted
-            return record(connection, result, f"{_UNFINISHED}{made_from}" if unfinished else made_from)
+            return record(connection, result, f"{UNFINISHED}{made_from}" if unfinished else made_from)
 
 
 def left_by_the_llm(store: Store) -> float:
-    """Share of the prompts that the last run asked in vain and the next one asks again.
+    """Share of the LLM's prompts that the last run asked in vain and the next one asks again.
 
-    What a budget left does not count: how much is spent a day is for a person to say, not for a schedule.
+    What a budget left does not count: how much is spent a day is for a person to say, not for a schedule. Nor does what
+    was given up: nobody asks that again.
     """
     with store.warehouse.read() as connection:
         rows = records(connection, "SELECT fingerprint, summary FROM stages WHERE stage = ?", [STAGE])
-    if not rows or not rows[0]["fingerprint"].startswith(_UNFINISHED):
+    if not rows or not rows[0]["fingerprint"].startswith(UNFINISHED):
         return 0.0
     details = json.loads(rows[0]["summary"])["details"]
-    # A record of an earlier version does not say what stopped it.
+    # A record of an earlier version does not say what stopped it, or counts the prompts of all generators together.
     if details.get("stopped", "budget") == "budget":
         return 0.0
-    return details["unanswered"] / max(details["prompts"], 1)
+    unanswered = details.get("llm_unanswered", details["unanswered"]) - details.get("given_up", 0)
+    return unanswered / max(details.get("llm_prompts", details["prompts"]), 1)
 
 
 def _not_asked_again(reasons: Sequence[str]) -> str:

@@ -6,13 +6,14 @@ import re
 import unicodedata
 from array import array
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
 # Below this share of matching characters a quote counts as gone; one changed number in a sentence stays above it.
 FUZZY_SCORE = 88.0
-# The time of an alignment grows with the square of the quote's length.
-_LONGEST_ALIGNED = 4000
+# The time of an alignment grows with the square of the quote's length: this one takes 0.06 s in 240,000 characters.
+_LONGEST_ALIGNED = 1500
 # A long quote may have gained or lost sentences: those that are left count, where they stand close together.
 _SHORTEST_IN_PIECES = 200
 _SHORTEST_PIECE = 20
@@ -98,16 +99,25 @@ class QuotableText:
         around = self.folded[max(0, start - margin) : end + margin]
         return LCSseq.similarity(wanted, around), LCSseq.similarity(wanted, self.folded[start:end])
 
-    def find_all(self, quote: str) -> list[tuple[int, int]]:
-        """Every span at which the quote stands word for word, typography aside, in the order of the text."""
+    def find_all(self, quote: str, most: int | None = None) -> list[tuple[int, int]]:
+        """The spans at which the quote stands word for word, typography aside, in the order of the text.
+
+        Args:
+            quote: a piece of the document.
+            most: as many are enough; None: all of them.
+        """
         wanted = _folded(quote)
-        places = _positions(wanted, self.folded) if wanted else []
         # "limit is 10" stands in "limit is 100" only where it stands nowhere else.
-        whole = [at for at in places if not self._cuts_a_word(at) and not self._cuts_a_word(at + len(wanted))]
-        return [self._original(at, at + len(wanted)) for at in whole or places]
+        whole: list[int] = []
+        cut: list[int] = []
+        for at in _positions(wanted, self.folded) if wanted else ():
+            (cut if self._cuts_a_word(at) or self._cuts_a_word(at + len(wanted)) else whole).append(at)
+            if len(whole) == most:
+                break
+        return [self._original(at, at + len(wanted)) for at in (whole or cut)[:most]]
 
     def _cuts_a_word(self, at: int) -> bool:
-        before, after = self.folded[:at][-4:].rstrip(_MARKS), self.folded[at : at + 1]
+        before, after = self.folded[max(0, at - 4) : at].rstrip(_MARKS), self.folded[at : at + 1]
         return (
             bool(_WORD_CHARACTER.fullmatch(before[-1:]))
             and (after in _MARKS or bool(_WORD_CHARACTER.fullmatch(after)))
@@ -158,10 +168,8 @@ def _folded(text: str) -> str:
     return QuotableText.of(text).folded.strip()
 
 
-def _positions(piece: str, text: str) -> list[int]:
-    positions = []
+def _positions(piece: str, text: str) -> Iterator[int]:
     at = text.find(piece)
     while at != -1:
-        positions.append(at)
+        yield at
         at = text.find(piece, at + len(piece))
-    return positions

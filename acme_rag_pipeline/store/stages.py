@@ -16,6 +16,9 @@ import duckdb
 
 from acme_rag_pipeline.store.warehouse import Counts, Warehouse, records
 
+# Begins the fingerprint of a stage that left something for its next run, so that none matches it.
+UNFINISHED = "unfinished "
+
 
 class UpstreamMissing(RuntimeError):
     """A stage was asked for before the stage it reads from has ever run."""
@@ -59,6 +62,18 @@ def record(connection: duckdb.DuckDBPyConnection, result: StageResult, fingerpri
         [result.stage, fingerprint, result.data_version, summary, datetime.now(UTC)],
     )
     return replace(result, unchanged=False)
+
+
+def distrust(connection: duckdb.DuckDBPyConnection, *stages: str) -> None:
+    """Have stages run again whose rows were taken away outside of them; that one was unfinished stays known.
+
+    When what they were made from comes back, so does its fingerprint, which must not match then.
+    """
+    connection.execute(
+        "UPDATE stages SET fingerprint = CASE WHEN starts_with(fingerprint, ?) THEN ? ELSE '' END || 'retracted' "
+        "WHERE list_contains(?, stage)",
+        [UNFINISHED, UNFINISHED, list(stages)],
+    )
 
 
 def stored_detail(warehouse: Warehouse, stage: str, name: str) -> str | None:

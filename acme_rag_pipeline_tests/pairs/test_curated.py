@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rapidfuzz import fuzz
 
 from acme_rag_pipeline.chunking.chunks import split_documents
 from acme_rag_pipeline.documents.ingest import ingest_documents
@@ -17,8 +18,10 @@ from acme_rag_pipeline.orchestration.checks import curated_pairs_resolve
 from acme_rag_pipeline.orchestration.presentation import metadata_of
 from acme_rag_pipeline.pairs.curated import resolve_curated_pairs
 from acme_rag_pipeline.pairs.curated_formats import read_curated_pairs
+from acme_rag_pipeline.pairs.curated_places import Places
 from acme_rag_pipeline.settings import Settings, SettingsError
 from acme_rag_pipeline.store.layout import Store
+from acme_rag_pipeline.store.passages import live_passages
 from acme_rag_pipeline.store.warehouse import records
 
 HOTELS = "Hotels in Rotterdam may cost 165 euros a night, hotels in London 210 euros."
@@ -457,6 +460,107 @@ def test_a_quote_whose_place_the_query_does_not_tell_is_named_or_where_it_is_sho
     assert not done["passed"]
     done = departments({"query": "who approves it?", "doc_path": "a.md", "quote": APPROVAL})
     assert (done["unresolved"], done["passed"]) == ([], False)
+
+
+GERMANY = "Employees in Germany get 30 days of paid leave a year, and ask their manager for them two weeks ahead."
+FRANCE = GERMANY.replace("Germany get 30", "France get 25")
+
+
+@pytest.fixture
+def countries(store: Store, settings_for: Callable[..., Settings], tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    """Resolve pairs over these documents and no others; what became of the stage."""
+
+    def resolve(texts: dict[str, str], *lines: dict[str, Any]) -> dict[str, Any]:
+        folder = tmp_path / f"countries {sorted(texts)}"
+        folder.mkdir(exist_ok=True)
+        for name, text in texts.items():
+            (folder / name).write_text(f"# Leave\n\n{text}\n")
+        written(tmp_path / "pairs.jsonl", *lines)
+        settings = settings_for(documents=str(folder), curated_pairs="pairs.jsonl")
+        for stage in (ingest_documents, split_documents):
+            stage(store, settings)
+        return resolve_curated_pairs(store, settings).details | {
+            "passed": curated_pairs_resolve(store, settings).passed
+        }
+
+    return resolve
+
+
+def test_a_similar_passage_is_none_where_the_quote_itself_stands_in_another_document(
+    countries: Any, store: Store
+) -> None:
+    line = {"query": "How much leave do Germans get?", "doc_path": "leave.md", "quote": GERMANY}
+    # Without another document it may be the same passage, edited.
+    assert countries({"leave.md": FRANCE, "pay.md": "Paid monthly."}, line)["unresolved"] == []
+    (said,) = countries({"leave.md": FRANCE, "de.md": GERMANY}, line)["unresolved"]
+    assert said["reason"] == "the quote is not in the document any more; de.md has it"
+    (row,) = rows(store, "SELECT c.doc_path FROM curated_pairs p JOIN chunks c ON c.chunk_id = p.nearest_chunk_id")
+    assert row["doc_path"] == "de.md"
+
+
+@pytest.mark.parametrize(
+    ("texts", "counts_in"),
+    [
+        ({"people.md": GERMANY, "pay.md": "Paid monthly."}, ["people.md"]),
+        # The passage moved, or it was edited and another one has its words: it is rejected in both.
+        ({"leave.md": FRANCE, "de.md": GERMANY}, ["de.md", "leave.md"]),
+        ({"leave.md": GERMANY, "copy.md": GERMANY}, ["leave.md"]),
+    ],
+)
+def test_a_rejection_follows_its_passage_into_another_document(
+    countries: Any, store: Store, texts: dict[str, str], counts_in: list[str]
+) -> None:
+    line = {"query": "leave", "doc_path": "leave.md", "quote": GERMANY, "verdict": "rejected"}
+    edited = {"query": "paid leave", "doc_path": "leave.md", "quote": GERMANY, "replaces": "leave", "verdict": "edited"}
+    for one in (line, edited):
+        details = countries(texts, one)
+        counting = rows(
+            store, "SELECT r.doc_path, c.doc_path AS found FROM rejected_pairs r JOIN chunks c USING (chunk_id)"
+        )
+        assert sorted((row["doc_path"], row["found"]) for row in counting) == [(path, path) for path in counts_in]
+        assert rows(store, "SELECT * FROM rejected_pairs WHERE chunk_id IS NULL") == []
+    assert countries(texts, line)["passed"]
+    assert details["resolved"] == ("leave.md" in texts and "de.md" not in texts)
+
+
+def test_a_rejection_does_not_follow_a_few_words_that_stand_anywhere(countries: Any, store: Store) -> None:
+    texts = {"people.md": f"{GERMANY} A paid leave.", "pay.md": "Paid leave is good."}
+    line = {"query": "leave", "doc_path": "leave.md", "quote": "paid leave", "verdict": "rejected"}
+    assert not countries(texts, line)["passed"]
+    (row,) = rows(store, "SELECT doc_path, chunk_id FROM rejected_pairs")
+    assert row == {"doc_path": "leave.md", "chunk_id": None}
+
+
+@pytest.mark.parametrize("negative", [FRANCE, FRANCE.replace("25 days", "26 days")])
+@pytest.mark.parametrize("other", [GERMANY, GERMANY + " " + FRANCE])
+def test_a_negative_that_resembles_the_passage_is_looked_for_outside_of_it(
+    countries: Any, store: Store, negative: str, other: str
+) -> None:
+    line = {"query": "How much leave do Germans get?", "doc_path": "leave.md", "quote": GERMANY, "negative": negative}
+    details = countries({"leave.md": other, "fr.md": FRANCE}, line)
+    assert (details["negatives"], details["negatives_not_found"]) == ({"named": 1, "resolved": 1}, [])
+    (row,) = rows(store, "SELECT doc_path FROM curated_negatives JOIN chunks USING (chunk_id)")
+    assert row["doc_path"] == "fr.md"
+
+
+@pytest.mark.parametrize("negative", ["and ask their manager for them", GERMANY.replace("30 days", "31 days")])
+def test_a_negative_that_is_the_passage_itself_is_named(countries: Any, negative: str) -> None:
+    line = {"query": "How much leave do Germans get?", "doc_path": "leave.md", "quote": GERMANY, "negative": negative}
+    details = countries({"leave.md": GERMANY, "pay.md": "Paid monthly."}, line)
+    (lost,) = details["negatives_not_found"]
+    assert lost == {"query": line["query"], "doc_path": "leave.md", "negative": negative} | {
+        "reason": "it is the pair's own passage"
+    }
+    assert not details["passed"]
+
+
+def test_what_is_like_a_quote_is_looked_for_once(chunked: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    places = Places(chunked.warehouse, live_passages(chunked.warehouse))
+    quote = HOTELS.replace("165", "175")
+    found = places.similar(quote, "travel.md"), places.anywhere(quote, "hotel limit")
+    assert found[0] is not None
+    monkeypatch.delattr(fuzz, "partial_ratio_alignment")
+    assert (places.similar(quote, "travel.md"), places.anywhere(quote, "lodging")) == found
 
 
 def test_a_negative_that_is_found_nowhere_is_named(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -273,6 +274,52 @@ def test_a_span_of_a_csv_can_be_rejected(tmp_path: Path, settings_for: Any) -> N
     assert [line["verdict"] for line in lines_of(done.file)] == ["rejected"]
 
 
+def test_what_a_person_accepts_stays_beside_a_rejected_wording_that_counts_as_the_same(
+    chunked: Store, settings_for: Callable[..., Settings], tmp_path: Path
+) -> None:
+    quote = "Hotels in Rotterdam may cost 165 euros"
+    line = {"query": "Hotel limit?", "doc_path": "travel.md", "quote": quote}
+    curated = write(tmp_path / "curated.jsonl", line)
+    settings = settings_for(curated_pairs="curated.jsonl", generator="offline")
+    resolve_curated_pairs(chunked, settings)
+    write_pairs(chunked, settings)
+    (mine,) = review_rows(chunked, ["curated"])
+    written = mine | {"query": "hotel limit", "origin": "offline", "quote": None}
+    judged = [mine | {"verdict": "accepted"}, written | {"verdict": "rejected"}]
+    assert import_review(write(tmp_path / "r.jsonl", *judged), settings).changed
+    assert lines_of(curated)[0] == line | {"verdict": "accepted"}
+    assert not import_review(tmp_path / "r.jsonl", settings).changed
+    resolve_curated_pairs(chunked, settings)
+    assert [row["query"] for row in review_rows(chunked, ["curated"])] == ["Hotel limit?"]
+
+
+@pytest.mark.parametrize("number", [float, lambda n: f"{n}.0"])
+def test_a_span_is_known_by_its_numbers_however_they_are_written(
+    tmp_path: Path, settings_for: Any, number: Callable[[int], Any]
+) -> None:
+    line = {"query": "old wording", "doc_path": "a.md", "start": number(3), "end": number(40)}
+    curated = write(tmp_path / "curated.jsonl", line, line | {"end": "after"})
+    edit = EDIT | {"origin": "curated", "quote": ROW["passage"]}
+    import_review(write(tmp_path / "r.jsonl", edit), settings_for(curated_pairs="curated.jsonl"))
+    assert [row["query"] for row in lines_of(curated)] == ["new wording", "old wording"]
+
+
+def test_an_export_to_the_terminal_does_not_steer_it_and_says_the_same(
+    documents: Path, store: Store, settings_for: Callable[..., Settings], tmp_path: Path
+) -> None:
+    (documents / "badges.md").write_text("# Badges\n\nWhoever loses \u202eegdab a\u202c \x9b31m tells the desk.\n")
+    settings = settings_for(generator="offline")
+    for stage in (ingest_documents, split_documents, write_pairs):
+        stage(store, settings)
+    given = ["--store", str(store.root), "--documents", str(documents), "pairs", "export"]
+    shown = CliRunner().invoke(cli.main, given).stdout
+    assert not re.search("[\x7f-\x9f\u202a-\u202e]", shown)
+    exported = tmp_path / "review.jsonl"
+    CliRunner().invoke(cli.main, [*given, "--out", str(exported)])
+    assert lines_of_text(shown) == lines_of(exported)
+    assert "\u202eegdab" in exported.read_text()
+
+
 def test_a_wording_that_is_repeated_is_no_edit_and_an_edit_may_meet_what_is_accepted(
     tmp_path: Path, settings_for: Any
 ) -> None:
@@ -365,6 +412,38 @@ def test_a_pair_on_two_lines_is_rejected_with_both(
     import_review(write(tmp_path / "r.jsonl", row | {"verdict": "rejected"}), settings)
     resolve_curated_pairs(chunked, settings)
     assert review_rows(chunked, ["curated"]) == []
+
+
+def test_a_pair_on_two_lines_is_edited_with_both(
+    chunked: Store, settings_for: Callable[..., Settings], tmp_path: Path
+) -> None:
+    line = {"query": "hotel limit", "doc_path": "travel.md"}
+    quotes = ("Hotels in Rotterdam may cost 165 euros", "Breakfast is included in that limit")
+    # Another wording is another pair, although the filters take it for the same.
+    other = line | {"query": "Hotel limit", "quote": quotes[1]}
+    write(tmp_path / "curated.jsonl", *(line | {"quote": quote} for quote in quotes), other)
+    settings = settings_for(curated_pairs="curated.jsonl", generator="offline")
+    resolve_curated_pairs(chunked, settings)
+    write_pairs(chunked, settings)
+    row = next(row for row in review_rows(chunked, ["curated"]) if row["query"] == "hotel limit")
+    edited = row | {"verdict": "edited", "edited_query": "What may a hotel cost?"}
+    import_review(write(tmp_path / "r.jsonl", edited), settings)
+    details = resolve_curated_pairs(chunked, settings).details
+    assert {row["query"] for row in review_rows(chunked, ["curated"])} == {"What may a hotel cost?", "Hotel limit"}
+    assert (details["statuses"], details["unresolved"]) == ({"rejected": 1, "resolved": 2}, [])
+
+
+def test_a_rejected_wording_stays_out_when_its_document_is_renamed(
+    run_all: Run, store: Store, documents: Path, tmp_path: Path
+) -> None:
+    run_all(generator="offline", curated_pairs="none")
+    with store.warehouse.read() as connection:
+        query = "SELECT t.query, c.doc_path, c.text AS quote FROM training_pairs t JOIN chunks c USING (chunk_id) "
+        (pair,) = records(connection, query + "WHERE doc_path = 'travel.md' ORDER BY pair_id LIMIT 1")
+    write(tmp_path / "curated.jsonl", pair | {"verdict": "rejected"})
+    (documents / "travel.md").rename(documents / "trips.md")
+    run_all(generator="offline", curated_pairs="curated.jsonl")
+    assert kept_queries(store)[pair["query"]] == "rejected in review"
 
 
 def test_a_rejected_wording_whose_passage_is_gone_stays_out_of_its_document(

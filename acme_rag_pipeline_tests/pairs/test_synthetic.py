@@ -22,7 +22,7 @@ from acme_rag_pipeline.pairs.dry_run import dry_run
 from acme_rag_pipeline.pairs.examples import example_queries
 from acme_rag_pipeline.pairs.generators import parameters_of
 from acme_rag_pipeline.pairs.prompt import PromptParameters, render
-from acme_rag_pipeline.pairs.synthetic import write_pairs
+from acme_rag_pipeline.pairs.synthetic import left_by_the_llm, write_pairs
 from acme_rag_pipeline.settings import Settings, SettingsError
 from acme_rag_pipeline.store.fingerprints import fingerprint
 from acme_rag_pipeline.store.layout import Store
@@ -398,6 +398,54 @@ def test_what_was_given_up_is_asked_again_when_somebody_says_so_and_stays_paid(c
     assert "not_asked_again" not in again.details
     assert len(server.requests) == calls + lost
     assert again.details["so_far"]["calls"] == len(server.requests)
+
+
+def test_what_a_server_that_counts_no_tokens_answers_badly_is_given_up_and_not_left(
+    chunked: Store, with_llm: Any
+) -> None:
+    spoilt: list[int] = []
+
+    def act(number: int, body: dict[str, Any]) -> Act:
+        passage = body["messages"][1]["content"]
+        if "Evergreen" in passage and "sabbatical" in passage:
+            spoilt.append(number)
+            return Act(body=b'{"choices": []}')
+        # Declined without tokens, which is asked again in every run.
+        return error(400) if "Hub days" in passage else numbered(number, body)
+
+    with ScriptedLLM(act) as server:
+        settings = with_llm(server, generator="openai", pairs={"concurrency": 1})
+        first = write_pairs(chunked, settings)
+        chunks, unanswered = first.details["chunks"], first.details["unanswered"]
+        assert left_by_the_llm(chunked) == unanswered / chunks
+        second = write_pairs(chunked, settings)
+        given_up = second.details["given_up"]
+        assert 0 < given_up < unanswered == second.details["unanswered"]
+        assert "not a chat completion) and will not be asked about again" in second.details["outcome"]
+        assert left_by_the_llm(chunked) == (unanswered - given_up) / chunks
+        write_pairs(chunked, settings)
+        assert len(spoilt) == 8 * given_up
+
+
+def test_an_outage_is_known_beside_the_embedded_generator_and_when_a_document_goes(
+    chunked: Store, documents: Path, with_llm: Any
+) -> None:
+    with ScriptedLLM(lambda number, body: error(401)) as server:
+        settings = with_llm(server)
+        write_pairs(chunked, settings)
+        assert left_by_the_llm(chunked) == 1.0
+        (documents / "travel.md").unlink()
+        ingest_documents(chunked, settings)
+        split_documents(chunked, settings)
+        assert left_by_the_llm(chunked) == 1.0
+    with ScriptedLLM(numbered) as server:
+        settings = with_llm(server)
+        write_pairs(chunked, settings)
+        (documents / "hr/leave.md").unlink()
+        ingest_documents(chunked, settings)
+        split_documents(chunked, settings)
+        assert left_by_the_llm(chunked) == 0.0
+        assert not write_pairs(chunked, settings).unchanged
 
 
 def test_a_wrong_key_gives_no_passage_up(chunked: Store, with_llm: Any) -> None:

@@ -131,6 +131,37 @@ def test_every_place_of_a_quote_is_found() -> None:
     assert QuotableText.of("Nothing.").find_all(" ") == []
 
 
+class CopiesCounted(str):
+    """A text that counts the characters that are taken out of it."""
+
+    copied = 0
+
+    def __getitem__(self, key: slice | int) -> str:  # type: ignore[override]
+        piece = super().__getitem__(key)
+        self.copied += len(piece)
+        return piece
+
+
+def test_a_phrase_that_stands_in_many_places_costs_its_text_once_and_no_more_places_than_are_asked_for() -> None:
+    folded = CopiesCounted("see below. " * 2000)
+    text = QuotableText(str(folded), folded)
+    assert text.find("see below", near=11_000) == (11_000, 11_009)
+    assert folded.copied < 2 * len(folded)
+    folded.copied = 0
+    assert text.find_all("see below", most=3) == [(0, 9), (11, 20), (22, 31)]
+    assert folded.copied < 50
+    # Of places that cut a word, too.
+    assert text.find_all("ee belo", most=2) == [(1, 8), (12, 19)]
+
+
+def test_a_long_quote_that_is_gone_costs_no_alignment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(fuzz, "partial_ratio_alignment")
+    text = QuotableText.of(f"{ADDED * 30}{passage('parking')}{ADDED * 30}")
+    quote = "\n".join(passage(f"{number} cars") for number in range(6))
+    assert 1500 < len(quote) < 4000
+    assert text.find(quote) is None
+
+
 @given(st.text(min_size=1, max_size=200), st.data())
 def test_every_piece_of_a_text_is_found_where_its_words_stand(text: str, data: st.DataObject) -> None:
     start = data.draw(st.integers(0, len(text) - 1))
