@@ -56,6 +56,7 @@ def _expected(error: Exception) -> bool:
     from acme_rag_pipeline.store.models import ModelDamaged
     from acme_rag_pipeline.store.promotion import NothingPromoted, PointerDamaged
     from acme_rag_pipeline.store.stages import UpstreamMissing
+    from acme_rag_pipeline.store.unreadable_table import TableUnreadable
     from acme_rag_pipeline.store.warehouse import WarehouseBusy, WarehouseUnusable
 
     return isinstance(
@@ -71,6 +72,7 @@ def _expected(error: Exception) -> bool:
         | NothingPromoted
         | PointerDamaged
         | UpstreamMissing
+        | TableUnreadable
         | WarehouseBusy
         | WarehouseUnusable,
     )
