@@ -136,7 +136,10 @@ def status(context: click.Context, as_json: bool) -> None:
     if (more := len(known["unreadable"]) - _UNREADABLE_SHOWN) > 0:
         click.echo(f"unreadable and {more} more: `acme-rag status --json` names all")
     for name, value in known.get("ndcg@10", {}).items():
-        click.echo(f"nDCG@10    {value:.4f}  {name}")
+        query_set, _, arm = name.partition("/")
+        if query_set == "held_out" and known["held_out_chose_the_weights"]:
+            query_set = "validation (chose the weights)"
+        click.echo(f"nDCG@10    {value:.4f}  {query_set}/{arm}")
     for row in known["decisions"]:
         click.echo(
             f"decision   {row['decided_at'][:19]}  {row['verdict']}  ({row['model_digest'][:12]}, {row['recipe']})"
