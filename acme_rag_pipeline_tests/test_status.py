@@ -189,13 +189,35 @@ def test_a_record_of_an_earlier_version_is_brought_up_to_date_without_work(
     assert "served     up to date" in status(store, documents)
 
 
-@pytest.mark.parametrize("options", [["evaluate"], ["rollback"], ["pairs", "estimate"], ["pairs", "export"]])
+@pytest.mark.parametrize(
+    "options",
+    [["evaluate"], ["rollback"], ["search", "x"], *(["pairs", n] for n in ("estimate", "export", "ask-again"))],
+)
 def test_a_store_that_is_not_there_is_said_and_not_made(tmp_path: Path, documents: Path, options: list[str]) -> None:
     typed = tmp_path / "typo"
     called = CliRunner().invoke(main, ["--store", str(typed), "--documents", str(documents), *options])
     assert called.exit_code == 1
+    assert called.output.startswith("acme-rag: ")
     assert str(typed) in called.output
     assert not typed.exists()
+
+
+def test_where_nothing_is_served_it_says_how_to_point_to_a_store(tmp_path: Path, documents: Path) -> None:
+    called = CliRunner().invoke(main, ["--store", str(tmp_path / "typo"), "search", "hotel"])
+    assert "run `make materialize`" in called.output
+    assert "or point to your store: `--store`, ACME_RAG_STORE or ACME_RAG_ROOT" in called.output
+
+
+def test_passages_of_a_store_without_chunks_are_not_asked_about_again(
+    store: Store, documents: Path, settings_for: Callable[..., Settings]
+) -> None:
+    ingest_documents(store, settings_for())
+    options = ["--store", str(store.root), "--documents", str(documents), "pairs"]
+    estimated, asked = (CliRunner().invoke(main, [*options, command]) for command in ("estimate", "ask-again"))
+    assert (asked.exit_code, asked.output) == (1, estimated.output)
+    assert "`chunks` has never been materialised" in asked.output
+    oracle.run(store, settings_for(), oracle.REFRESH)
+    assert "has given no passage up" in CliRunner().invoke(main, [*options, "ask-again"]).output
 
 
 def test_an_empty_store_is_the_default(documents: Path, tmp_path: Path) -> None:
