@@ -193,6 +193,8 @@ def evaluate(context: click.Context, golden: Path | None, html: Path | None, as_
 
 
 @main.command()
+    if done.champion_in_words:
+        click.echo(done.champion_in_words)
 @click.option("--to", "digest", help="Digest of the model, or its beginning; default the promotion before this one.")
 @click.pass_context
 def rollback(context: click.Context, digest: str | None) -> None:
