@@ -69,6 +69,17 @@ def test_without_questions_the_report_names_no_candidate_and_says_why(settings: 
     assert_harmless(render_report(report))
 
 
+def test_the_report_says_where_the_golden_questions_come_from(
+    settings_for: Callable[..., Settings], settings: Settings, store: Store, judged: Path
+) -> None:
+    own = settings_for(golden=str(judged))
+    resolve_golden_queries(store, own)
+    done = run(store, own, contest(store, own), "people's or a machine's")
+    report = report_of(store, own, done, standing_of(store, done))
+    notes = {shown.name: shown.note for shown in report.query_sets}
+    assert notes == {"golden": "The judged questions in ACME_RAG_GOLDEN."}
+
+
 def test_the_report_shows_the_arm_that_its_reason_is_about(settings: Settings, store: Store) -> None:
     judged = Judged()
     falls, chance = judged.arm("base_hybrid", 0.09, keywords=-0.06), judged.arm("fine_tuned", 0.13, spread=2.0)
@@ -270,17 +281,6 @@ def test_hybrids_know_the_written_queries_as_they_do_when_people_search(
     assert {result.arm for result in done.results} == {"bm25", "base", "base_hybrid"}
 
 
-def test_the_store_s_own_questions_are_known_by_any_path(
-    settings: Settings, store: Store, judged: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(judged.parent)
-    for golden, foreign in ((judged, False), (judged.parent, True)):
-        own = settings.model_copy(update={"golden": golden})
-        page = comparison_page(store, own, compare_arms(store, own, Path("judged")))
-        assert ("may be near to what it learned from" in page) is foreign
-
-
-@pytest.mark.parametrize("level", [0.95, 0.99])
 @pytest.mark.parametrize(("recipe", "judged_with"), [("hybrid", ", with the values it was judged with"), ("dense", "")])
 def test_what_the_arm_champion_is_stands_below_the_table(
     settings: Settings, store: Store, judged: Path, recipe: Recipe, judged_with: str
@@ -303,6 +303,17 @@ def test_what_the_arm_champion_is_stands_below_the_table(
     assert table[-1] == f"champion: what readers use today, model {digest[:12]}, {recipe}{judged_with}"
 
 
+def test_the_store_s_own_questions_are_known_by_any_path(
+    settings: Settings, store: Store, judged: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(judged.parent)
+    for golden, foreign in ((judged, False), (judged.parent, True)):
+        own = settings.model_copy(update={"golden": golden})
+        page = comparison_page(store, own, compare_arms(store, own, Path("judged")))
+        assert ("may be near to what it learned from" in page) is foreign
+
+
+@pytest.mark.parametrize("level", [0.95, 0.99])
 def test_an_interval_that_is_called_95_percent_is_one(
     settings_for: Callable[..., Settings], settings: Settings, store: Store, judged: Path, level: float
 ) -> None:
