@@ -31,8 +31,11 @@ class _Cli(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except (click.exceptions.Exit, click.ClickException, click.Abort):
+        except (click.exceptions.Exit, click.UsageError, click.Abort):
             raise
+        except click.ClickException as error:
+            click.echo(f"acme-rag: {error.format_message()}", err=True)
+            ctx.exit(error.exit_code)
         except BrokenPipeError:
             sys.exit(0)
         except OSError as error:
@@ -190,11 +193,11 @@ def evaluate(context: click.Context, golden: Path | None, html: Path | None, as_
         versus = "" if gain is None else f"{gain['difference']:+.4f} ({gain['low']:+.4f} to {gain['high']:+.4f})"
         numbers = f"{arm['mrr@10']['value']:>8.4f}{arm['recall@10']['value']:>11.4f}"
         click.echo(f"{arm['arm']:<20}{arm['ndcg@10']['value']:>9.4f}  {interval:<18}{numbers}   {versus}")
+    if done.champion_in_words:
+        click.echo(done.champion_in_words)
 
 
 @main.command()
-    if done.champion_in_words:
-        click.echo(done.champion_in_words)
 @click.option("--to", "digest", help="Digest of the model, or its beginning; default the promotion before this one.")
 @click.pass_context
 def rollback(context: click.Context, digest: str | None) -> None:
