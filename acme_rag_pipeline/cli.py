@@ -31,8 +31,11 @@ class _Cli(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except (click.exceptions.Exit, click.ClickException, click.Abort):
+        except (click.exceptions.Exit, click.UsageError, click.Abort):
             raise
+        except click.ClickException as error:
+            click.echo(f"acme-rag: {error.format_message()}", err=True)
+            ctx.exit(error.exit_code)
         except BrokenPipeError:
             sys.exit(0)
         except OSError as error:
@@ -56,6 +59,7 @@ def _expected(error: Exception) -> bool:
     from acme_rag_pipeline.store.models import ModelDamaged
     from acme_rag_pipeline.store.promotion import NothingPromoted, PointerDamaged
     from acme_rag_pipeline.store.stages import UpstreamMissing
+    from acme_rag_pipeline.store.unreadable_table import TableUnreadable
     from acme_rag_pipeline.store.warehouse import WarehouseBusy, WarehouseUnusable
 
     return isinstance(
@@ -71,6 +75,7 @@ def _expected(error: Exception) -> bool:
         | NothingPromoted
         | PointerDamaged
         | UpstreamMissing
+        | TableUnreadable
         | WarehouseBusy
         | WarehouseUnusable,
     )
@@ -134,7 +139,10 @@ def status(context: click.Context, as_json: bool) -> None:
     if (more := len(known["unreadable"]) - _UNREADABLE_SHOWN) > 0:
         click.echo(f"unreadable and {more} more: `acme-rag status --json` names all")
     for name, value in known.get("ndcg@10", {}).items():
-        click.echo(f"nDCG@10    {value:.4f}  {name}")
+        query_set, _, arm = name.partition("/")
+        if query_set == "held_out" and known["held_out_chose_the_weights"]:
+            query_set = "validation (chose the weights)"
+        click.echo(f"nDCG@10    {value:.4f}  {query_set}/{arm}")
     for row in known["decisions"]:
         click.echo(
             f"decision   {row['decided_at'][:19]}  {row['verdict']}  ({row['model_digest'][:12]}, {row['recipe']})"
@@ -185,6 +193,8 @@ def evaluate(context: click.Context, golden: Path | None, html: Path | None, as_
         versus = "" if gain is None else f"{gain['difference']:+.4f} ({gain['low']:+.4f} to {gain['high']:+.4f})"
         numbers = f"{arm['mrr@10']['value']:>8.4f}{arm['recall@10']['value']:>11.4f}"
         click.echo(f"{arm['arm']:<20}{arm['ndcg@10']['value']:>9.4f}  {interval:<18}{numbers}   {versus}")
+    if done.champion_in_words:
+        click.echo(done.champion_in_words)
 
 
 @main.command()

@@ -59,6 +59,8 @@ def search(
         raise click.UsageError("give either a text, or --queries FILE with --out FILE")
     if (queries is None) != (out is None):
         raise click.UsageError("--queries and --out belong together")
+    if queries is not None and as_json:
+        raise click.UsageError("--json is for a text; with --queries the file that --out names is JSON in any case")
     if queries is not None and out is not None:
         check_output(reader_settings_of(context), "--out", out, inputs=[queries])
     opened = _retriever(context)
@@ -95,6 +97,9 @@ def compare(context: click.Context, text: str, k: int, as_json: bool) -> None:
     if as_json:
         both = {"base": [h.as_dict() for h in base], "promoted": [h.as_dict() for h in promoted]}
         click.echo(as_text({"query": text, **both}))
+        return
+    if not base and not promoted:
+        click.echo("no passage found")
         return
     pointer = opened.promoted()
     click.echo(f"promoted: {pointer.model_digest[:12]}, {pointer.recipe}")
@@ -158,23 +163,45 @@ def _retriever(context: click.Context) -> Retriever:
 
 
 def _queries(path: Path) -> Iterable[tuple[str, str]]:
+    """Id and text of each query; `click.ClickException` names the first line that cannot be used."""
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
-        raise click.UsageError(f"--queries: {path} is not UTF-8 (byte {error.start})") from None
+        raise click.ClickException(f"--queries: {path} is not UTF-8 (byte {error.start})") from None
     except OSError as error:
-        raise click.UsageError(f"--queries: cannot read {path}: {error.strerror}") from None
+        raise click.ClickException(f"--queries: cannot read {path}: {error.strerror}") from None
+    line_of: dict[str, int] = {}
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
-        try:
-            row = json.loads(line)
-            query_id, query = row["query_id"], row["query"]
-        except (ValueError, KeyError, TypeError, RecursionError):
-            raise click.UsageError(f"{path} line {number}: needs query_id and query as JSON") from None
-        if not isinstance(query, str) or type(query_id) not in (str, int):
-            raise click.UsageError(f"{path} line {number}: query must be a text, query_id a text or a whole number")
-        yield str(query_id), query
+        query_id, query = _query(f"--queries: {path} line {number}", line)
+        if first := line_of.get(query_id):
+            raise click.ClickException(
+                f"--queries: {path} line {number}: query_id {snippet(query_id, 80)} stands in line {first} already; "
+                "give each query its own"
+            )
+        line_of[query_id] = number
+        yield query_id, query
+
+
+def _query(place: str, line: str) -> tuple[str, str]:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise click.ClickException(f"{place}: not JSON ({error.msg} at column {error.colno})") from None
+    except (ValueError, RecursionError) as error:
+        raise click.ClickException(f"{place}: not JSON ({error})") from None
+    if not isinstance(row, dict) or not {"query_id", "query"} <= row.keys():
+        raise click.ClickException(
+            f'{place}: must be an object with query_id and query: {{"query_id": "1", "query": "…"}}'
+        )
+    query_id, query = row["query_id"], row["query"]
+    if not isinstance(query, str) or type(query_id) not in (str, int):
+        raise click.ClickException(f"{place}: query must be a text, query_id a text or a whole number")
+    if any("\ud800" <= character <= "\udfff" for character in str(query_id)):
+        # It could not be written as it is, and written in another way it would be another id.
+        raise click.ClickException(f"{place}: query_id holds half a character")
+    return str(query_id), query
 
 
 def _show(rank: int, hit: SearchHit) -> None:

@@ -126,6 +126,8 @@ class Settings(BaseSettings):
     @classmethod
     def _read(cls, **overrides: Any) -> "Settings":
         root = Path(overrides.pop("root", None) or os.environ.get("ACME_RAG_ROOT") or Path.cwd()).absolute()
+        if not root.is_dir():
+            raise SettingsError(f"ACME_RAG_ROOT: there is no folder {root}; name the one that holds `data` and `.env`")
         _check_lines(root / ".env")
         with _undo_dotenv_override():
             given = {name: value for name, value in overrides.items() if value is not None and value != ""}

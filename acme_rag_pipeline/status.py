@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from acme_rag_pipeline.documents.ingest import check_not_emptied
 from acme_rag_pipeline.documents.source import DocumentsFolderError
 from acme_rag_pipeline.documents.state import folder_changes, folder_state
+from acme_rag_pipeline.evaluation.query_sets import GOLDEN
 from acme_rag_pipeline.serving.serve import last_decision_is_served
 from acme_rag_pipeline.settings import Settings
+from acme_rag_pipeline.store import lance_files, models
 from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.promotion import NothingPromoted, PointerDamaged, read_pointer
 from acme_rag_pipeline.store.warehouse import WarehouseBusy, records
@@ -53,33 +56,70 @@ def store_status(store: Store, settings: Settings) -> dict[str, Any]:
     except WarehouseBusy as error:
         return known | {"busy": str(error)}
     details = {row["stage"]: json.loads(row["summary"])["details"] for row in stages}
-    if missing := _missing(store, known["promoted"]):
+    if missing := _missing(store, known["promoted"], details):
         known["served_problem"] = missing
     try:
         same_documents = folder_state(settings, store) == details.get("served_index", {}).get("sources")
         known["up_to_date"] = same_documents and known["last_decision_served"] and not missing
         if not same_documents:
+            check_not_emptied(store, settings)
             known["documents_changed"] = folder_changes(settings, store)
     except DocumentsFolderError as error:
         # The note is the pointer's: both may be true.
         known |= {"up_to_date": False, "documents_problem": str(error)}
+    report = details.get("evaluation_report", {})
     return known | {
         "counts": counts,
         "unreadable": unreadable,
         "chunks_changed_since_retrain": vars(change) if details.get("fine_tuned_model") else None,
-        "ndcg@10": details.get("evaluation_report", {}).get("ndcg@10", {}),
-        "report": details.get("evaluation_report", {}).get("report"),
+        "ndcg@10": report.get("ndcg@10", {}),
+        # Where golden queries decide, `held_out` is the validation share.
+        "held_out_chose_the_weights": report.get("evidence") == GOLDEN,
+        "report": report.get("report"),
         "stages": [{"stage": row["stage"], "last_change": row["finished_at"].isoformat()} for row in stages],
         "decisions": [row | {"decided_at": row["decided_at"].isoformat()} for row in decisions],
     }
 
 
-def _missing(store: Store, promoted: dict[str, Any] | None) -> str:
-    """What the pointer names and the store does not hold, in words; looked up as files, since opening takes seconds."""
+def _missing(store: Store, promoted: dict[str, Any] | None, details: dict[str, Any]) -> str:
+    """What the pointer names and the store does not hold, in words.
+
+    Looked up as names and sizes of files, since opening takes seconds: whether their bytes are right is not known here.
+    """
     if promoted is None:
         return ""
-    if not (store.root / promoted["model_dir"]).is_dir():
-        return f"the model folder {promoted['model_dir']} is missing: run `acme-rag rollback`, or `retrain`"
-    if not (store.lancedb / f"{promoted['table']}.lance").is_dir():
-        return f"the table {promoted['table']} is missing: materialise `served_index` to build it again"
+    name, version = promoted["table"], promoted["lance_version"]
+    if problem := _missing_of_model(store, promoted, details):
+        return problem
+    if not (store.lancedb / f"{name}.lance").is_dir():
+        return f"the table {name} is missing: materialise `served_index` to build it again"
+    try:
+        if not lance_files.has_version(store.lancedb, name, version):
+            return f"the table {name} has no version {version}: materialise `served_index` to write promoted.json anew"
+        lost = lance_files.lost_files(store.lancedb, name, version)
+    except OSError as error:
+        return f"the table {name} cannot be read ({error.strerror}): make {error.filename} readable"
+    if lost:
+        return f"of the table {name} are missing or cut off {_some(lost)}: run `refresh`, which builds it again"
     return ""
+
+
+def _missing_of_model(store: Store, promoted: dict[str, Any], details: dict[str, Any]) -> str:
+    folder, digest = store.root / promoted["model_dir"], promoted["model_digest"]
+    served = details.get("served_index", {})
+    sizes = served.get("model_files", {}) if served.get("model_digest") == digest else {}
+    if not folder.is_dir():
+        problem = "is missing"
+    elif lost := models.lost_files(folder, sizes):
+        problem = f"has lost, or has cut off, {_some(lost)}"
+    else:
+        return ""
+    if digest == details.get("base_index", {}).get("model_digest"):
+        advice = "run `refresh`, which copies the base model again"
+    else:
+        advice = "run `acme-rag rollback`, or delete the folder and run `retrain`"
+    return f"the model folder {promoted['model_dir']} {problem}: {advice}"
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

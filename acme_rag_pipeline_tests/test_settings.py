@@ -90,6 +90,14 @@ def test_a_store_that_a_link_leads_into_the_documents_is_refused(tmp_path: Path)
         Settings.load(root=tmp_path, documents="documents", store="mounted/store")
 
 
+def test_a_root_that_is_not_there_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACME_RAG_ROOT", str(tmp_path / "nope"))
+    for load in (Settings.load, Settings.for_readers):
+        with pytest.raises(SettingsError, match=f"ACME_RAG_ROOT: there is no folder {tmp_path / 'nope'}"):
+            load()
+    assert not (tmp_path / "nope").exists()
+
+
 def test_a_key_is_never_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "sk-secret-123")
     known = Settings.load(root=tmp_path)

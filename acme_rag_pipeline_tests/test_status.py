@@ -1,10 +1,13 @@
-"""`acme-rag status` where there is nothing to show yet, or nothing to compare with."""
+"""`acme-rag status` where there is nothing to show yet, nothing to compare with, or where something is lost."""
 
 from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,10 +15,18 @@ from click.testing import CliRunner
 
 from acme_rag_pipeline.cli import main
 from acme_rag_pipeline.documents.ingest import ingest_documents
+from acme_rag_pipeline.documents.source import DocumentsFolderError
+from acme_rag_pipeline.retrieval import Retriever
+from acme_rag_pipeline.retrieval.passage_encoder import PassageEncoder
+from acme_rag_pipeline.serving import decisions
 from acme_rag_pipeline.serving.serve import serve
 from acme_rag_pipeline.settings import Settings
+from acme_rag_pipeline.store import models
 from acme_rag_pipeline.store.layout import Store
-from acme_rag_pipeline.store.promotion import Promoted, write_pointer
+from acme_rag_pipeline.store.models import ModelDamaged
+from acme_rag_pipeline.store.promotion import Promoted, read_pointer, write_pointer
+from acme_rag_pipeline.store.stages import StageResult, record
+from acme_rag_pipeline.store.unreadable_table import TableUnreadable
 from acme_rag_pipeline_tests.increments import oracle
 
 
@@ -58,6 +69,99 @@ def test_what_is_gone_or_has_changed_is_counted_and_not_called_up_to_date(
     assert "served     up to date" in status(store, documents)
 
 
+def test_what_search_cannot_open_is_not_called_up_to_date(
+    store: Store, documents: Path, settings_for: Callable[..., Settings]
+) -> None:
+    oracle.run(store, settings_for(), oracle.REFRESH)
+    pointer = read_pointer(store.pointer)
+    table = store.lancedb / f"{pointer.table}.lance"
+    cases = {
+        store.root / pointer.model_dir / "model.safetensors": "cut off, model.safetensors: run `refresh`, which copies",
+        next((table / "data").iterdir()): f"of the table {pointer.table} are missing or cut off data/",
+        next((table / "_versions").iterdir()): "cut off _versions/",
+    }
+    for path, said in cases.items():
+        whole = path.read_bytes()
+        path.write_bytes(whole[: len(whole) // 2])
+        answer = status(store, documents)
+        assert said in answer
+        assert "up to date" not in answer
+        with pytest.raises((ModelDamaged, TableUnreadable)):
+            Retriever.open(store.root).search("hotel")
+        path.write_bytes(whole)
+        assert "served     up to date" in status(store, documents)
+    write_pointer(store.pointer, replace(pointer, lance_version=9999))
+    assert f"the table {pointer.table} has no version 9999: materialise `served_index`" in status(store, documents)
+    assert json.loads(status(store, documents, "--json"))["up_to_date"] is False
+    oracle.run(store, settings_for(), oracle.REFRESH)
+    assert "served     up to date" in status(store, documents)
+
+
+def test_of_a_tuned_model_that_lost_a_file_it_says_another_way_out(
+    store: Store, documents: Path, settings_for: Callable[..., Settings]
+) -> None:
+    settings = settings_for()
+    oracle.run(store, settings, oracle.REFRESH)
+    tuned = "1" * 64
+    folder = models.model_folder(store, tuned)
+    shutil.copytree(store.root / read_pointer(store.pointer).model_dir, folder)
+    encoder = PassageEncoder(tuned, "none")
+    decisions.append(store, encoder=encoder, recipe="dense", verdict=decisions.PROMOTED, reason="by hand")
+    oracle.run(store, settings, oracle.REFRESH)
+    assert "served     up to date" in status(store, documents)
+    (folder / "tokenizer.json").unlink()
+    assert "tokenizer.json: run `acme-rag rollback`, or delete the folder and run `retrain`" in status(store, documents)
+
+
+def test_status_imports_neither_torch_nor_lancedb(
+    store: Store, documents: Path, settings_for: Callable[..., Settings]
+) -> None:
+    oracle.run(store, settings_for(), oracle.REFRESH)
+    program = (
+        "import sys; from acme_rag_pipeline.cli import main; main(sys.argv[1:], standalone_mode=False); "
+        "print('heavy:', sorted({'torch', 'lancedb', 'pandas', 'sentence_transformers'} & sys.modules.keys()))"
+    )
+    options = ["--store", str(store.root), "--documents", str(documents), "status"]
+    done = subprocess.run([sys.executable, "-c", program, *options], capture_output=True, text=True, check=True)
+    assert "served     up to date" in done.stdout
+    assert "heavy: []" in done.stdout
+
+
+@pytest.mark.parametrize("left", [(), ("scan.xyz",)])
+def test_of_an_emptied_folder_it_says_what_a_run_would_say(
+    store: Store, documents: Path, settings_for: Callable[..., Settings], left: tuple[str, ...]
+) -> None:
+    oracle.run(store, settings_for(), oracle.REFRESH)
+    shutil.rmtree(documents)
+    documents.mkdir()
+    for name in left:
+        (documents / name).write_bytes(b"\x00")
+    with pytest.raises(DocumentsFolderError) as refused:
+        ingest_documents(store, settings_for())
+    answer = status(store, documents)
+    assert f"served     {refused.value}\n" in answer
+    assert "run `refresh`" not in answer
+    known = json.loads(status(store, documents, "--json"))
+    assert (known["up_to_date"], known["documents_problem"]) == (False, str(refused.value))
+
+
+@pytest.mark.parametrize("evidence", ["golden", "held_out"])
+def test_the_share_that_chose_the_weights_is_not_called_held_out(
+    store: Store, documents: Path, settings_for: Callable[..., Settings], evidence: str
+) -> None:
+    oracle.run(store, settings_for(), oracle.REFRESH)
+    details = {"evidence": evidence, "ndcg@10": {"golden/base": 0.25, "held_out/base": 0.75}}
+    with store.warehouse.write() as connection:
+        record(connection, StageResult("evaluation_report", "1", details=details), "1")
+    chose = evidence == "golden"
+    answer = status(store, documents)
+    assert "nDCG@10    0.2500  golden/base" in answer
+    assert f"nDCG@10    0.7500  {'validation (chose the weights)' if chose else 'held_out'}/base" in answer
+    known = json.loads(status(store, documents, "--json"))
+    assert known["ndcg@10"] == details["ndcg@10"]
+    assert known["held_out_chose_the_weights"] is chose
+
+
 def test_an_index_over_chunks_of_earlier_documents_is_not_up_to_date(
     store: Store, documents: Path, settings_for: Callable[..., Settings]
 ) -> None:
@@ -85,13 +189,35 @@ def test_a_record_of_an_earlier_version_is_brought_up_to_date_without_work(
     assert "served     up to date" in status(store, documents)
 
 
-@pytest.mark.parametrize("options", [["evaluate"], ["rollback"], ["pairs", "estimate"], ["pairs", "export"]])
+@pytest.mark.parametrize(
+    "options",
+    [["evaluate"], ["rollback"], ["search", "x"], *(["pairs", n] for n in ("estimate", "export", "ask-again"))],
+)
 def test_a_store_that_is_not_there_is_said_and_not_made(tmp_path: Path, documents: Path, options: list[str]) -> None:
     typed = tmp_path / "typo"
     called = CliRunner().invoke(main, ["--store", str(typed), "--documents", str(documents), *options])
     assert called.exit_code == 1
+    assert called.output.startswith("acme-rag: ")
     assert str(typed) in called.output
     assert not typed.exists()
+
+
+def test_where_nothing_is_served_it_says_how_to_point_to_a_store(tmp_path: Path, documents: Path) -> None:
+    called = CliRunner().invoke(main, ["--store", str(tmp_path / "typo"), "search", "hotel"])
+    assert "run `make materialize`" in called.output
+    assert "or point to your store: `--store`, ACME_RAG_STORE or ACME_RAG_ROOT" in called.output
+
+
+def test_passages_of_a_store_without_chunks_are_not_asked_about_again(
+    store: Store, documents: Path, settings_for: Callable[..., Settings]
+) -> None:
+    ingest_documents(store, settings_for())
+    options = ["--store", str(store.root), "--documents", str(documents), "pairs"]
+    estimated, asked = (CliRunner().invoke(main, [*options, command]) for command in ("estimate", "ask-again"))
+    assert (asked.exit_code, asked.output) == (1, estimated.output)
+    assert "`chunks` has never been materialised" in asked.output
+    oracle.run(store, settings_for(), oracle.REFRESH)
+    assert "has given no passage up" in CliRunner().invoke(main, [*options, "ask-again"]).output
 
 
 def test_an_empty_store_is_the_default(documents: Path, tmp_path: Path) -> None:

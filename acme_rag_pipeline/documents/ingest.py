@@ -41,14 +41,7 @@ def ingest_documents(store: Store, settings: Settings) -> StageResult:
     """
     files = scan(settings.documents)
     known = _known(store)
-    live = {path for path, row in known.items() if row["status"] != "deleted"}
-    texts = {path for path in live if known[path]["has_text"]}
-    if (live and not files) or (texts and not any(_may_be_read(file) for file in files)):
-        found = "holds nothing but " + ", ".join(file.doc_path for file in files[:3]) if files else "is empty"
-        raise DocumentsFolderError(
-            f"ACME_RAG_DOCUMENTS: {settings.documents} {found}, but the store holds {len(live)} documents. Nothing "
-            "was deleted. Check the path or the mount; to really start again, delete the store."
-        )
+    _check_not_emptied(settings, files, known)
     now = time.time_ns()
     max_bytes = int(settings.document.max_megabytes * 1_000_000)
     rows = [_row(file, known.get(file.doc_path), max_bytes, now) for file in files]
@@ -74,6 +67,22 @@ def ingest_documents(store: Store, settings: Settings) -> StageResult:
             counts = _counts({path: _identity(row) for path, row in known.items()}, content)
             details["words"] = _words(connection)
             return record(connection, StageResult(STAGE, data_version, counts, details=details), made_from)
+
+
+def check_not_emptied(store: Store, settings: Settings) -> None:
+    """Raise the `DocumentsFolderError` with which `ingest_documents` would refuse to delete everything."""
+    _check_not_emptied(settings, scan(settings.documents), _known(store))
+
+
+def _check_not_emptied(settings: Settings, files: Sequence[SourceFile], known: Mapping[str, Mapping[str, Any]]) -> None:
+    live = {path for path, row in known.items() if row["status"] != "deleted"}
+    texts = {path for path in live if known[path]["has_text"]}
+    if (live and not files) or (texts and not any(_may_be_read(file) for file in files)):
+        found = "holds nothing but " + ", ".join(file.doc_path for file in files[:3]) if files else "is empty"
+        raise DocumentsFolderError(
+            f"ACME_RAG_DOCUMENTS: {settings.documents} {found}, but the store holds {len(live)} documents. Nothing "
+            "was deleted. Check the path or the mount; to really start again, delete the store."
+        )
 
 
 def _known(store: Store) -> dict[str, dict[str, Any]]:

@@ -117,9 +117,12 @@ def _gelu(values: np.ndarray) -> np.ndarray:
 
 
 def open_light_bert(folder: Path) -> LightBert | None:
-    """Open a sentence-transformers directory that holds a plain BERT with mean or CLS pooling, else None."""
+    """Open a sentence-transformers directory that holds a plain BERT with mean or CLS pooling, else None.
+
+    None also where a file is missing or cut off: the library, which is asked then, has an error for that.
+    """
+    from safetensors import SafetensorError
     from safetensors.numpy import load_file
-    from tokenizers import Tokenizer
 
     try:
         modules = _json(folder / "modules.json")
@@ -142,7 +145,7 @@ def open_light_bert(folder: Path) -> LightBert | None:
         weights = {
             name: w.astype(np.float32, copy=False) for name, w in load_file(folder / "model.safetensors").items()
         }
-        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        tokenizer = _tokenizer(folder / "tokenizer.json")
         tokenizer.no_padding()
         tokenizer.enable_truncation(most_tokens)
         whitening = _linear_map(folder / str(modules[2]["path"])) if "Dense" in kinds else None
@@ -151,8 +154,17 @@ def open_light_bert(folder: Path) -> LightBert | None:
         _ = weights["embeddings.LayerNorm.weight"], weights[f"encoder.layer.{layers - 1}.output.LayerNorm.weight"]
         heads, epsilon = int(config["num_attention_heads"]), float(config["layer_norm_eps"])
         return LightBert(weights, tokenizer, layers, heads, epsilon, pooling, whitening)
-    except (OSError, ValueError, KeyError, IndexError, TypeError):
+    except (OSError, ValueError, KeyError, IndexError, TypeError, SafetensorError):
         return None
+
+
+def _tokenizer(path: Path) -> Tokenizer:
+    from tokenizers import Tokenizer
+
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # the library has no class of its own
+        raise ValueError(f"{path} is no tokenizer") from error
 
 
 def _json(path: Path) -> Any:

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from acme_rag_pipeline.evaluation.arms import BASE, BM25, ArmResult, ArmRunner, metric_rows
+from acme_rag_pipeline.evaluation.arms import BASE, BM25, CHAMPION, ArmResult, ArmRunner, metric_rows
 from acme_rag_pipeline.evaluation.comparison import (
     ArmScores,
     Comparison,
@@ -59,6 +59,15 @@ class JudgedComparison:
     def units(self) -> dict[str, str]:
         """The unit of each query."""
         return {query.query_id: query.unit for query in self.queries}
+
+    @property
+    def champion_in_words(self) -> str:
+        """What the arm `champion` is; empty where readers use one of the other arms."""
+        if all(result.arm != CHAMPION for result in self.results):
+            return ""
+        champion = self.who.champion
+        values = ", with the values it was judged with" if champion.fusion else ""
+        return f"{CHAMPION}: what readers use today, model {champion.model_digest[:12]}, {champion.recipe}{values}"
 
     def table(self) -> dict[str, Any]:
         """The numbers as JSON values."""

@@ -177,7 +177,7 @@ def _query_set(store: Store, settings: Settings, done: Evaluation, name: str, su
 
 def _note(name: str, done: Evaluation) -> str:
     if name == GOLDEN:
-        return "Written and judged by people."
+        return "The judged questions in ACME_RAG_GOLDEN."
     if done.contest.golden_decides:
         return "Pairs of the validation share: the candidate's weights were chosen on them, so they flatter it."
     written = f"{_machine_written(done)} of {len(done.queries[name])} are machine-written."

@@ -19,6 +19,7 @@ from acme_rag_pipeline.pairs.generators import Generator
 from acme_rag_pipeline.pairs.llm_commit import LLMAnswer, LLMCall
 from acme_rag_pipeline.pairs.passage import WrittenQuery
 from acme_rag_pipeline.store.layout import Store
+from acme_rag_pipeline.store.stages import UpstreamMissing, data_versions
 from acme_rag_pipeline.store.warehouse import WarehouseBusy, append, insert
 
 # Answers to one prompt that could not be used; more are not asked for.
@@ -106,9 +107,13 @@ def ask_again(store: Store, model: str) -> int:
     """Have the prompts that were given up asked again, and keep what they cost; says how many those are.
 
     Raises:
+        UpstreamMissing: the store holds no chunks yet.
         StoreBusy: a run asks the LLM now.
         WarehouseBusy: another process held the warehouse too long.
     """
+    if not store.warehouse.path.exists():  # a writer would create it
+        raise UpstreamMissing(f"{store.root} holds no chunks yet: run `refresh` first")
+    data_versions(store.warehouse, "chunks")
     with store.writer("asking again", lock="asking"):
         commit_waiting(store)
         lost = list(given_up(store, model))

@@ -86,7 +86,7 @@ def answer(
         return Answer(None, sources, f"{without_llm}: these are the best passages")
     reply = run_blocking(lambda: _ask(render(question, sources), connection, wait_seconds))
     if reply.status != "ok":
-        return Answer(None, sources, f"{_trouble(reply)}: these are the best passages")
+        return Answer(None, sources, f"{_trouble(reply, connection)}: these are the best passages")
     # A chat template may have opened the thinking itself: then only its end is in the answer.
     said = after_thinking(without_thinking(reply.content))
     said = clean_text(said)
@@ -123,7 +123,7 @@ async def _ask(messages: Messages, connection: LLMConnection, wait_seconds: floa
     return reply
 
 
-def _trouble(reply: Reply) -> str:
+def _trouble(reply: Reply, connection: LLMConnection) -> str:
     if reply.stop == "unauthorised":
         return "the LLM refuses the key"
     if reply.stop == "model_not_found":
@@ -133,7 +133,7 @@ def _trouble(reply: Reply) -> str:
     return {
         "rate_limited": "the LLM allows no more requests for now",
         "timeout": "the LLM did not answer in time",
-        "connection_error": "the LLM cannot be reached",
+        "connection_error": f"the LLM at {connection.shown_url} cannot be reached",
         # A server's refusal, of too many passages for instance, is none of the model's.
         "refused": f"the LLM server refuses the request{_because(reply)}"
         if reply.detail.startswith("HTTP")

@@ -19,6 +19,7 @@ from acme_rag_pipeline.store import vectors
 from acme_rag_pipeline.store.arms_file import known_arms
 from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.promotion import NothingPromoted, PointerDamaged, Promoted, in_words, read_pointer
+from acme_rag_pipeline.store.unreadable_table import reading
 
 if TYPE_CHECKING:
     from lancedb.table import Table
@@ -87,11 +88,13 @@ class Retriever:
             UnknownRetriever: another name.
             ArmMissing: the arm has no index yet, or no longer.
             NothingPromoted, PointerDamaged: as for `open`; or the table or the version that the pointer names is gone.
+            ModelDamaged: the model cannot be opened.
+            TableUnreadable: files of the table cannot be read; the message says how it is built again.
         """
         return self.search_many([query], k, retriever)[0]
 
     def search_many(self, queries: Sequence[str], k: int = 10, retriever: str = "promoted") -> list[list[SearchHit]]:
-        """The same for many queries, encoded in one go and answered from one promoted state."""
+        """The same for many queries, encoded in one go and answered from one promoted state; raises what `search` does."""
         if k < 1:
             raise ValueError(f"k is {k}, it must be at least 1")
         if retriever not in RETRIEVERS:
@@ -124,11 +127,12 @@ class Retriever:
 
     def _search_arm(self, arm: _Arm, queries: list[str], k: int, retriever: str) -> list[list[SearchHit]]:
         asked = [query for query in queries if query]
-        if retriever == "bm25":
-            found = [lexical(arm.table, query, k) for query in asked]
-        else:
-            encoded = self._encoded(arm.encoder, asked) if asked else np.zeros((0, 0), np.float32)
-            if arm.hybrid:
+        by_words = retriever == "bm25" or not asked
+        encoded = np.zeros((0, 0), np.float32) if by_words else self._encoded(arm.encoder, asked)
+        with reading(self._store.lancedb, arm.table.name):
+            if by_words:
+                found = [lexical(arm.table, query, k) for query in asked]
+            elif arm.hybrid:
                 found = [
                     hybrid(arm.table, query, vector, k, arm.fusion)
                     for query, vector in zip(asked, encoded, strict=True)
@@ -185,7 +189,8 @@ class Retriever:
     def _table(self, name: str, version: int | None) -> Table | None:
         if not self._store.lancedb.is_dir():
             return None  # connecting would create it
-        return vectors.open_table(vectors.connect(self._store.lancedb), name, version)
+        with reading(self._store.lancedb, name):
+            return vectors.open_table(vectors.connect(self._store.lancedb), name, version)
 
     def _encoder(self, digest: str, model_dir: str) -> Encoder:
         if digest not in self._encoders:

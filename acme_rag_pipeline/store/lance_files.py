@@ -1,4 +1,4 @@
-"""What a LanceDB table needs on disk, read from its newest manifest: a few kilobytes, without LanceDB.
+"""What a LanceDB table needs on disk, read from a manifest: a few kilobytes, without LanceDB.
 
 A manifest ends with the position of its protobuf message and `LANC`; the message names data files, deletion files and
 the section of the indexes (lance/protos/table.proto). LanceDB itself says nothing about a lost file before a query needs it,
@@ -25,18 +25,28 @@ def newest_version(folder: Path, name: str) -> str:
     return f"{newest.name}:{newest.stat().st_size}" if newest else ""
 
 
-def lost_files(folder: Path, name: str) -> list[str]:
-    """Files that the newest version of a table needs and that are missing or have another size; [] if there is no table.
+def has_version(folder: Path, name: str, version: int) -> bool:
+    """Whether a table has a manifest of that version."""
+    return _manifest(folder, name, version) is not None
+
+
+def lost_files(folder: Path, name: str, version: int | None = None) -> list[str]:
+    """Files that a version of a table needs and that are missing or have another size; [] if there is no such version.
 
     Looks at names and sizes only. A manifest in a form that is not known counts as a whole table.
+
+    Args:
+        folder: of the tables.
+        name: of the table.
+        version: None: the newest.
     """
-    newest = _newest_manifest(folder, name)
-    if newest is None:
+    manifest = _newest_manifest(folder, name) if version is None else _manifest(folder, name, version)
+    if manifest is None:
         return []
     table = folder / f"{name}.lance"
-    content = newest.read_bytes()
+    content = manifest.read_bytes()
     if content[-4:] != b"LANC":
-        return [newest.relative_to(table).as_posix()]
+        return [manifest.relative_to(table).as_posix()]
     try:
         needed = list(_needed(content))
     except (LookupError, ValueError, TypeError, AttributeError, struct.error):
@@ -47,6 +57,13 @@ def lost_files(folder: Path, name: str) -> list[str]:
 def _newest_manifest(folder: Path, name: str) -> Path | None:
     # Lance names them by the distance to the largest number, so that the newest comes first.
     return min((folder / f"{name}.lance" / "_versions").glob("*.manifest"), default=None)
+
+
+def _manifest(folder: Path, name: str, version: int) -> Path | None:
+    # Tables of older versions of Lance count upwards.
+    names = (f"{2**64 - 1 - version:020}.manifest", f"{version}.manifest")
+    paths = [folder / f"{name}.lance" / "_versions" / known for known in names]
+    return next((path for path in paths if path.is_file()), None)
 
 
 def _has_size(path: Path, size: int | None) -> bool:

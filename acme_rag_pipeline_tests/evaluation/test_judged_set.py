@@ -26,7 +26,9 @@ from acme_rag_pipeline.evaluation.standing import standing_of
 from acme_rag_pipeline.retrieval import index
 from acme_rag_pipeline.serving import decisions
 from acme_rag_pipeline.settings import Settings, SettingsError
+from acme_rag_pipeline.store import models
 from acme_rag_pipeline.store.layout import Store
+from acme_rag_pipeline.store.promotion import Recipe
 from acme_rag_pipeline.store.stages import StageResult, record
 from acme_rag_pipeline.store.warehouse import insert
 from acme_rag_pipeline.training.validation import MINIMUM_HEADINGS
@@ -65,6 +67,17 @@ def test_without_questions_the_report_names_no_candidate_and_says_why(settings: 
     assert (report.candidate, report.champion, report.verdict) == ("none", "base", "kept: cannot tell")
     assert report.headline == "Kept as it is: there are no questions to judge by"
     assert_harmless(render_report(report))
+
+
+def test_the_report_says_where_the_golden_questions_come_from(
+    settings_for: Callable[..., Settings], settings: Settings, store: Store, judged: Path
+) -> None:
+    own = settings_for(golden=str(judged))
+    resolve_golden_queries(store, own)
+    done = run(store, own, contest(store, own), "people's or a machine's")
+    report = report_of(store, own, done, standing_of(store, done))
+    notes = {shown.name: shown.note for shown in report.query_sets}
+    assert notes == {"golden": "The judged questions in ACME_RAG_GOLDEN."}
 
 
 def test_the_report_shows_the_arm_that_its_reason_is_about(settings: Settings, store: Store) -> None:
@@ -266,6 +279,28 @@ def test_hybrids_know_the_written_queries_as_they_do_when_people_search(
     # What readers use is one of the arms that are shown, not another one beside them.
     assert [result.arm for result in done.results if result.arm == "champion"] == []
     assert {result.arm for result in done.results} == {"bm25", "base", "base_hybrid"}
+
+
+@pytest.mark.parametrize(("recipe", "judged_with"), [("hybrid", ", with the values it was judged with"), ("dense", "")])
+def test_what_the_arm_champion_is_stands_below_the_table(
+    settings: Settings, store: Store, judged: Path, recipe: Recipe, judged_with: str
+) -> None:
+    options = ["--store", str(store.root), "--documents", str(settings.documents), "evaluate", "--golden", str(judged)]
+    assert "champion" not in CliRunner().invoke(cli.main, options).output
+    base = contest(store, settings).base
+    if recipe == "hybrid":
+        fusion = settings.retrieval.model_dump() | {"dense_weight": 0.125}
+        decisions.append(store, encoder=base, recipe=recipe, fusion=fusion, verdict="promoted", reason="by hand")
+    else:
+        other = "1" * 64
+        shutil.copytree(models.model_folder(store, base.model_digest), models.model_folder(store, other))
+        decisions.append(
+            store, encoder=replace(base, model_digest=other), recipe=recipe, verdict="promoted", reason="by hand"
+        )
+    digest = decisions.decisions(store)[-1].model_digest
+    table = CliRunner().invoke(cli.main, options).output.splitlines()
+    assert any(line.startswith("champion  ") for line in table), table
+    assert table[-1] == f"champion: what readers use today, model {digest[:12]}, {recipe}{judged_with}"
 
 
 def test_the_store_s_own_questions_are_known_by_any_path(

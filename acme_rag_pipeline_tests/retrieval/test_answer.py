@@ -146,7 +146,8 @@ def test_an_answer_that_the_server_cut_off_says_so() -> None:
 )
 def test_trouble_is_a_note_and_the_passages(act: Act, note: str, calls: int) -> None:
     found, requests = ask(lambda number, body: act, timeout=2.0 if act.hang else 10.0)
-    assert (found.text, found.note) == (None, f"{note}: these are the best passages")
+    said = re.sub(r" at http://127\.0\.0\.1:\d+/v1", "", found.note)
+    assert (found.text, said) == (None, f"{note}: these are the best passages")
     assert [source["chunk_id"] for source in found.sources] == ["c0", "c1", "c2"]
     assert len(requests) == calls
     assert KEY not in found.note
@@ -162,9 +163,11 @@ def test_no_server_is_a_note() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
-    for address in (url, "nonsense", "http://[bad/v1"):
-        found = answer("how?", HITS, LLMConnection("m", address), wait_seconds=0.01)
-        assert found.note == "the LLM cannot be reached: these are the best passages"
+    with_secrets = url.replace("//", f"//me:{KEY}@") + f"?key={KEY}"
+    for address, shown in ((url, url), (with_secrets, url), ("http://[bad/v1", "(not an address)")):
+        found = answer("how?", HITS, LLMConnection("m", address, KEY), wait_seconds=0.01)
+        assert found.note == f"the LLM at {shown} cannot be reached: these are the best passages"
+    assert "cannot be reached" in answer("how?", HITS, LLMConnection("m", "nonsense"), wait_seconds=0.01).note
 
 
 def test_without_passages_nobody_is_asked() -> None:

@@ -129,4 +129,6 @@ def test_another_weight_is_another_recipe_to_be_decided_on(store: Store, setting
     }
     assert len(keys) == 2
     arms = arms_for(contest(store, settings), held_out=False)
-    assert {arm.fusion.neighbour_weight for arm in arms if arm.hybrid and arm.fusion} == {settings.retrieval.neighbour_weight}
+    assert {arm.fusion.neighbour_weight for arm in arms if arm.hybrid and arm.fusion} == {
+        settings.retrieval.neighbour_weight
+    }

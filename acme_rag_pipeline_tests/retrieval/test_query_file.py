@@ -1,4 +1,4 @@
-"""`acme-rag search --queries`: a file that cannot be used is one line and exit code 2, a run that cannot be written 1."""
+"""`acme-rag search --queries`: a file that cannot be used and a run that cannot be written are one line and exit code 1."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_a_query_file_is_used_or_what_is_wrong_with_it_is_said(
     oracle.run(store, settings_for(), oracle.REFRESH)
     queries, out = tmp_path / "queries.jsonl", tmp_path / "run.jsonl"
 
-    def search(content: bytes, where: Path = out) -> Result:
+    def search(content: bytes, where: Path = out, *more: str) -> Result:
         queries.write_bytes(content)
         options = [
             "--store",
@@ -36,6 +36,7 @@ def test_a_query_file_is_used_or_what_is_wrong_with_it_is_said(
             str(queries),
             "--out",
             str(where),
+            *more,
         ]
         called = CliRunner().invoke(main, options)
         assert called.exception is None or isinstance(called.exception, SystemExit), called.exception
@@ -47,12 +48,23 @@ def test_a_query_file_is_used_or_what_is_wrong_with_it_is_said(
         (b'{"query_id": "8", "query": ["a", "b"]}', "line 1: query must be a text"),
         (b'{"query_id": {}, "query": "a"}', "line 1: query must be a text, query_id a text or a whole number"),
         (b'{"query_id": true, "query": "a"}', "line 1: query must be a text, query_id a text or a whole number"),
-        (b'{"query": "a"}', "line 1: needs query_id and query"),
+        (b'{"query": "a"}', "line 1: must be an object with query_id and query"),
+        (b'["a", "b"]', "line 1: must be an object with query_id and query"),
+        (
+            GOOD + b"\n{'query_id': 8}",
+            "line 3: not JSON (Expecting property name enclosed in double quotes at column 2)",
+        ),
+        (b"[" * 100_000, "line 1: not JSON (maximum recursion depth exceeded"),
+        (b'{"query_id": "\\ud83d", "query": "a"}', "line 1: query_id holds half a character"),
+        (GOOD + b'{"query_id": "7", "query": "leave"}', "line 2: query_id 7 stands in line 1 already"),
     ):
         answer = search(content)
-        assert answer.exit_code == 2, content
+        assert (answer.exit_code, answer.output.count("\n")) == (1, 1), content
+        assert answer.output.startswith(f"acme-rag: --queries: {queries} ")
         assert said in answer.output
         assert not out.exists()
+    answer = search(GOOD, out, "--json")
+    assert (answer.exit_code, out.exists()) == (2, False)
     answer = search(GOOD, queries / "run.jsonl")
     assert (answer.exit_code, answer.output.count("\n")) == (1, 1)
     assert f"--out: cannot write {queries / 'run.jsonl'}" in answer.output
@@ -87,6 +99,8 @@ def test_an_index_without_a_passage_finds_nothing_and_that_is_no_error(
     (tmp_path / "documents").mkdir()
     (tmp_path / "documents/scan.pdf").write_bytes(b"no pdf")
     oracle.run(store, settings_for(), oracle.REFRESH)
+    compared = CliRunner().invoke(main, ["--store", str(store.root), "compare", "hotel"])
+    assert (compared.exit_code, compared.output) == (0, "no passage found\n")
     for retriever in ("promoted", "bm25", "base", "base_hybrid"):
         called = CliRunner().invoke(main, ["--store", str(store.root), "search", "hotel", "--retriever", retriever])
         assert (called.exit_code, called.exception) == (0, None), retriever

@@ -22,6 +22,7 @@ from acme_rag_pipeline.store.arms_file import known_arms
 from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.promotion import read_pointer
 from acme_rag_pipeline.store.stages import StageResult, record
+from acme_rag_pipeline.store.unreadable_table import TableUnreadable, reading
 from acme_rag_pipeline.store.warehouse import WarehouseUnusable
 from acme_rag_pipeline_tests.conftest import files_of
 from acme_rag_pipeline_tests.increments import oracle
@@ -53,6 +54,48 @@ def test_a_table_that_lost_its_data_is_built_again_without_encoding(
     assert all(result.unchanged for result in again.values())
     assert "outcome" not in again["base_index"].details
     assert files_of(store) == files
+
+
+@pytest.mark.parametrize("pattern", ["data/*.lance", "_indices/*/part_0_tokens.lance", "_versions/*.manifest"])
+@pytest.mark.parametrize("how", ["cut off", "overwritten"])
+def test_a_table_that_cannot_be_read_is_one_line_and_what_it_says_builds_it_again(
+    store: Store, documents: Path, settings_for: Callable[..., Settings], pattern: str, how: str
+) -> None:
+    settings = settings_for()
+    oracle.run(store, settings, oracle.REFRESH)
+    before = Retriever.open(store.root).search(QUERY, retriever="bm25")
+    name = read_pointer(store.pointer).table
+    table = store.lancedb / f"{name}.lance"
+    damaged = min(table.glob(pattern))
+    content = damaged.read_bytes()
+    damaged.write_bytes(content[: len(content) // 2] if how == "cut off" else bytes(len(content)))
+    opened = Retriever.open(store.root)
+    with pytest.raises(TableUnreadable, match=f"^table {name} cannot be read"):
+        opened.search(QUERY, retriever="bm25")
+    called = CliRunner().invoke(main, ["--store", str(store.root), "search", QUERY, "--retriever", "bm25"])
+    assert (called.exit_code, called.output.count("\n")) == (1, 1)
+    assert "run `make refresh` (or materialise `served_index`)" in called.output
+    assert ".rs:" not in called.output
+    if f"delete {table} and run" in called.output:
+        shutil.rmtree(table)
+    with oracle.watched() as work:
+        oracle.run(store, settings, oracle.REFRESH)
+    assert work.passages == []
+    assert opened.search(QUERY, retriever="bm25") == before
+
+
+def test_errors_that_are_not_lance_s_stay_what_they_are(tmp_path: Path) -> None:
+    for error in (RuntimeError("out of memory"), ValueError("not a vector"), KeyError("lance error: ")):
+        with pytest.raises(type(error), match=error.args[0]) as raised, reading(tmp_path, "t"):
+            raise error
+        assert raised.value is error
+    # Deleting it would help nobody.
+    denied = RuntimeError("lance error: LanceError(IO): Permission denied (os error 13), /src/local.rs:1:2")
+    with pytest.raises(TableUnreadable) as said, reading(tmp_path, "t"):
+        raise denied
+    assert str(said.value) == (
+        f"table t cannot be read (Permission denied (os error 13)): make {tmp_path / 't.lance'} readable and try again"
+    )
 
 
 def test_a_base_model_that_lost_a_file_is_copied_again(

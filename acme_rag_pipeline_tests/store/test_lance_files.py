@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from acme_rag_pipeline.store import vectors
-from acme_rag_pipeline.store.lance_files import lost_files
+from acme_rag_pipeline.store.lance_files import has_version, lost_files
 from acme_rag_pipeline.store.table_clean_up import drop_old_versions
 from acme_rag_pipeline_tests.store.test_vectors import passage, reconcile
 
@@ -45,6 +45,20 @@ def test_a_whole_table_lacks_nothing_and_every_file_counts(folder: Path) -> None
         if path.parent.name not in ("_versions", "_transactions"):
             path.unlink()
     assert set(lost_files(folder, "t")) == needed
+
+
+def test_each_version_is_looked_at_by_itself(tmp_path: Path) -> None:
+    first = reconcile(tmp_path, FIRST).version
+    of_first = {path.name for path in (tmp_path / "t.lance/data").iterdir()}
+    second = reconcile(tmp_path, [*FIRST, WANTED[-1]]).version
+    assert [has_version(tmp_path, "t", version) for version in (first, second, second + 1)] == [True, True, False]
+    assert not has_version(tmp_path, "no such table", 1)
+    added = [path for path in (tmp_path / "t.lance/data").iterdir() if path.name not in of_first]
+    for path in added:
+        path.unlink()
+    assert lost_files(tmp_path, "t", first) == []
+    assert lost_files(tmp_path, "t", second) == lost_files(tmp_path, "t") != []
+    assert lost_files(tmp_path, "t", second + 1) == []
 
 
 @pytest.mark.parametrize(
