@@ -19,9 +19,9 @@ from acme_rag_pipeline.store.layout import Store
 DESCRIPTIONS = {
     "bm25": "words alone, no model",
     "base": "the base model",
-    "base_hybrid": "the base model as a hybrid: neighbouring passages, best sentences and BM25 too",
+    "base_hybrid": "the base model as a hybrid",
     "fine_tuned": "the candidate",
-    "fine_tuned_hybrid": "the candidate as such a hybrid",
+    "fine_tuned_hybrid": "the candidate as a hybrid",
     "champion": "what readers use today",
 }
 
