@@ -214,10 +214,11 @@ def test_a_page_that_cannot_be_written_is_one_sentence(
     assert "--html: cannot write" in answer.output
 
 
-def evaluate_as_told(options: list[str], out: Connection) -> None:
+def evaluate_as_told(options: list[str], root: Path, out: Connection) -> None:
     """Body of a process for which the mode bits of files hold."""
     obey_mode_bits()
-    answer = CliRunner().invoke(cli.main, options)
+    # The server that it is forked from has the environment of the test that began it, whose folder may be gone.
+    answer = CliRunner().invoke(cli.main, options, env={"ACME_RAG_ROOT": str(root)})
     out.send((answer.exit_code, answer.output))
 
 
@@ -230,7 +231,7 @@ def test_a_read_only_store_is_evaluated_and_nothing_is_recorded(settings: Settin
     try:
         for path in reversed(folders):
             path.chmod(modes[path] & ~0o222)
-        process = fork_server().Process(target=evaluate_as_told, args=(options, outgoing), daemon=True)
+        process = fork_server().Process(target=evaluate_as_told, args=(options, settings.root, outgoing), daemon=True)
         process.start()
         outgoing.close()
         exit_code, said = incoming.recv()
