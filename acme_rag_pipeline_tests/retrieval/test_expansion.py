@@ -18,8 +18,6 @@ from acme_rag_pipeline.embedding.general_probe import probe_entries
 from acme_rag_pipeline.evaluation.arms import BASE_HYBRID, BM25, Arm, ArmRunner
 from acme_rag_pipeline.evaluation.contest import expansion_by_headings
 from acme_rag_pipeline.evaluation.contestants import arms_for, champion_arm, contest
-from acme_rag_pipeline.evaluation.golden import JudgedQuery
-from acme_rag_pipeline.evaluation.metrics import Evidence
 from acme_rag_pipeline.retrieval import Retriever
 from acme_rag_pipeline.retrieval.expansion import expanded_cosine, joined_words, packed_shifts
 from acme_rag_pipeline.retrieval.passage_encoder import BASE_PREFIX, PassageEncoder, install_base
@@ -36,6 +34,7 @@ from acme_rag_pipeline.store.written_queries import nearly_all_asked, written_qu
 from acme_rag_pipeline.training.validation import MINIMUM_HEADINGS
 from acme_rag_pipeline_tests.increments import oracle
 from acme_rag_pipeline_tests.increments.interrupted import Killed, before_write
+from acme_rag_pipeline_tests.retrieval.ranked_alike import assert_ranked_alike
 
 # Words of this company that stand in no document; the base takes other passages for them.
 TEAL = "I have a teal day, whom must I phone"
@@ -170,18 +169,9 @@ def test_readers_and_the_evaluation_rank_alike(store: Store, settings: Settings)
     write(store, HEADINGS)
     serve.serve(store, settings)
     base = PassageEncoder(install_base(store, settings).digest, BASE_PREFIX)
-    judged = [JudgedQuery(str(n), q, (Evidence("travel.md", None, None, 1),), "u", {}) for n, q in enumerate(ASKED)]
     few = FAR.model_copy(update={"candidates": 3})
     for fusion in (settings.retrieval, FAR, few, OFF, FAR.model_copy(update={"sentence_weight": 0.0})):
-        runner = ArmRunner(store, settings.model_copy(update={"retrieval": fusion}))
-        reader = Retriever.open(store.root, fusion)
-        for arm in (Arm(BASE_HYBRID, base, True), Arm(BM25, None, False)):
-            ran = runner.run(arm, judged)
-            for query in judged:
-                hits = reader.search(query.query, k=3, retriever=arm.name)
-                assert [hit.chunk_id for hit in hits] == list(ran.best[query.query_id]), (fusion, arm.name)
-                more = reader.search(query.query, k=1000, retriever=arm.name)
-                assert more[:3] == hits, "a longer answer begins with the shorter one"
+        assert_ranked_alike(store, settings, fusion, (Arm(BASE_HYBRID, base, True), Arm(BM25, None, False)), ASKED)
 
 
 def test_a_change_costs_what_it_touches(

@@ -10,10 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from acme_rag_pipeline.evaluation.arms import BASE, BASE_HYBRID, Arm, ArmRunner
+from acme_rag_pipeline.evaluation.arms import BASE, BASE_HYBRID, Arm
 from acme_rag_pipeline.evaluation.contestants import arms_for, contest
-from acme_rag_pipeline.evaluation.golden import JudgedQuery
-from acme_rag_pipeline.evaluation.metrics import Evidence
 from acme_rag_pipeline.retrieval import Retriever
 from acme_rag_pipeline.retrieval.neighbours import GAP, Place, with_neighbours
 from acme_rag_pipeline.retrieval.passage_encoder import BASE_PREFIX, PassageEncoder, install_base
@@ -23,6 +21,7 @@ from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.passages import LivePassage, live_passages
 from acme_rag_pipeline_tests.increments import oracle
+from acme_rag_pipeline_tests.retrieval.ranked_alike import assert_ranked_alike
 
 QUERIES = ["who signs the form when a receipt is lost", "paid leave after years of service", "hotel in London", "?"]
 # The better neighbour alone says the order of the candidates.
@@ -108,18 +107,9 @@ def test_who_searches_finds_a_passage_by_the_one_beside_it(store: Store, setting
 
 def test_readers_and_the_evaluation_rank_alike(store: Store, settings: Settings) -> None:
     base = PassageEncoder(install_base(store, settings).digest, BASE_PREFIX)
-    judged = [JudgedQuery(str(n), q, (Evidence("travel.md", None, None, 1),), "u", {}) for n, q in enumerate(QUERIES)]
     few = settings.retrieval.model_copy(update={"candidates": 3, "neighbour_weight": 0.5})
     for fusion in (settings.retrieval, few, OFF, RetrievalSettings(sentence_weight=0, fusion="rrf")):
-        runner = ArmRunner(store, settings.model_copy(update={"retrieval": fusion}))
-        reader = Retriever.open(store.root, fusion)
-        for arm in (Arm(BASE_HYBRID, base, True), Arm(BASE, base, False)):
-            ran = runner.run(arm, judged)
-            for query in judged:
-                hits = reader.search(query.query, k=3, retriever=arm.name)
-                assert [hit.chunk_id for hit in hits] == list(ran.best[query.query_id]), (fusion, arm.name)
-                more = reader.search(query.query, k=1000, retriever=arm.name)
-                assert more[:3] == hits, "a longer answer begins with the shorter one"
+        assert_ranked_alike(store, settings, fusion, (Arm(BASE_HYBRID, base, True), Arm(BASE, base, False)), QUERIES)
 
 
 def test_another_weight_is_another_recipe_to_be_decided_on(store: Store, settings: Settings) -> None:
