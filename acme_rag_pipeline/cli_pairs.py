@@ -1,4 +1,4 @@
-"""`acme-rag pairs`: estimate, export, import."""
+"""`acme-rag pairs`: estimate, ask-again, export, import."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from acme_rag_pipeline.cli_context import (
 
 @click.group()
 def pairs() -> None:
-    """The training pairs: what asking an LLM for them would cost, and a person's review of them."""
+    """The training pairs: what asking an LLM for them would cost, asking again, and a person's review of them."""
 
 
 @pairs.command("estimate")

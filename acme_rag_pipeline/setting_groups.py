@@ -26,7 +26,7 @@ class Group(BaseModel):
 class ChunkingSettings(Group):
     max_tokens: int = Field(default=224, ge=32, le=8192, description="Most tokens of the base model in one chunk.")
     near_duplicate_similarity: float = Field(
-        default=0.7, gt=0, le=1, description="Jaccard similarity of word 3-grams above which chunks form one group."
+        default=0.7, gt=0, le=1, description="Jaccard similarity of word 3-grams from which on chunks form one group."
     )
 
 
@@ -47,13 +47,13 @@ class PairSettings(Group):
         description="The same for an LLM's queries. A small k drops the hard ones, which teach the most.",
     )
     query_similarity: float = Field(
-        default=0.95, gt=0, le=1, description="Two queries of one passage above it are one."
+        default=0.95, gt=0, le=1, description="Two queries of one passage with this cosine or more are one."
     )
     golden_similarity: float = Field(
         default=0.9,
         gt=0,
         le=1,
-        description="A training query nearer to a golden or a held-out query than this is dropped.",
+        description="A training query with this cosine or more with a golden or a held-out query is dropped.",
     )
     hard_negatives: int = Field(default=4, ge=0, le=32, description="Mined per training pair.")
     negative_margin: float = Field(

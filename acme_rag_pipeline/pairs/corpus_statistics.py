@@ -1,6 +1,6 @@
 """What the offline question generator knows about the whole collection.
 
-Questions are cached by what their writer reads (design.md 2), so everything that comes from the collection and not
+Questions are cached by what their writer reads (docs/increments.md), so everything that comes from the collection and not
 from the passage is made coarse here: an edited document must not rewrite the questions of unrelated passages.
 
 * No count of all passages is used: it changes with every edit.

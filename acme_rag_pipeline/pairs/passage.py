@@ -23,7 +23,7 @@ class Passage:
 class WrittenQuery:
     """One training query for a passage.
 
-    `style` is the style of the LLM protocol (design.md 5), so that queries of every generator can be compared
+    `style` is the style of the LLM protocol (docs/llm.md), so that queries of every generator can be compared
     by style; `method` names how the offline generator made the query, so that each method can be ablated.
     """
 

@@ -156,16 +156,16 @@ class Retriever:
             entry = arms.get(name)
             if entry is None:
                 raise ArmMissing(f"this store has no `{name}` index yet: materialise it first (`make materialize`)")
-            expanded = arms.get(retriever)
+            maker, expanded = f"{name}_index", arms.get(retriever)
             # Until `served_index` has run, that of a new candidate is still the one of the candidate before.
             if self._settings.expansion_weight and expanded is not None and _same_model(expanded, entry):
-                entry = expanded
+                maker, entry = "served_index", expanded
             try:
                 table = self._table(entry["table"], entry.get("lance_version"))
             except vectors.VersionGone as error:
-                raise ArmMissing(f"{error}: materialise `{name}_index` again") from error
+                raise ArmMissing(f"{error}: materialise `{maker}` again") from error
             if table is None:
-                raise ArmMissing(f"table {entry['table']} is missing: materialise `{name}_index` again")
+                raise ArmMissing(f"table {entry['table']} is missing: materialise `{maker}` again")
             encoder = self._encoder(entry["model_digest"], entry["model_dir"])
             return _Arm(table, encoder, retriever.endswith("_hybrid"), self._settings)
 

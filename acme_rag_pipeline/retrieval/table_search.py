@@ -55,7 +55,7 @@ def hybrid(table: Table, query: str, vector: np.ndarray, k: int, fusion: Retriev
 
 
 def dense(table: Table, vector: np.ndarray, k: int) -> list[SearchHit]:
-    """Passages by cosine similarity of their vectors; exact up to `EXACT_SEARCH_ROWS` rows."""
+    """Passages by cosine similarity of their vectors; exact below `EXACT_SEARCH_ROWS` rows."""
     rows = _nearest(table, vector, k, _COLUMNS)
     return _hits(rows, [1.0 - distance for distance in rows["_distance"].to_pylist()])
 

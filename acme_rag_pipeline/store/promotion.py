@@ -53,7 +53,7 @@ def read_pointer(path: Path) -> Promoted:
         content = path.read_bytes()
     except FileNotFoundError:
         raise NothingPromoted(
-            f"nothing is served yet from {path.parent}: run `make materialize` (or materialise the `refresh` job) first, "
+            f"nothing is served yet from {path.parent}: run `make materialize` (or run the job `refresh`) first, "
             "or point to your store: `--store`, ACME_RAG_STORE or ACME_RAG_ROOT"
         ) from None
     except OSError as error:

@@ -1,4 +1,4 @@
-"""The tables of `warehouse.duckdb`. Names that other programs read are listed in the contract and never change meaning."""
+"""The tables of `warehouse.duckdb`. Names that other programs read are listed in docs/architecture.md and never change meaning."""
 
 from __future__ import annotations
 

@@ -44,6 +44,4 @@ def _in_words(folder: Path, name: str, said: str) -> str:
         return f"{problem}make {folder / f'{name}.lance'} readable and try again"
     # A run builds again what lacks files or has them cut off; it reads none of those that have their size.
     first = "" if lost_files(folder, name) else f"delete {folder / f'{name}.lance'} and "
-    return (
-        f"{problem}{first}run `make refresh` (or materialise `served_index`), which builds it again from cached vectors"
-    )
+    return f"{problem}{first}run `make refresh`, which builds it again from cached vectors"

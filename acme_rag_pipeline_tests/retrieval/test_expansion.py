@@ -21,6 +21,7 @@ from acme_rag_pipeline.evaluation.contestants import arms_for, champion_arm, con
 from acme_rag_pipeline.retrieval import Retriever
 from acme_rag_pipeline.retrieval.expansion import expanded_cosine, joined_words, packed_shifts
 from acme_rag_pipeline.retrieval.passage_encoder import BASE_PREFIX, PassageEncoder, install_base
+from acme_rag_pipeline.retrieval.retriever import ArmMissing
 from acme_rag_pipeline.serving import clean_up, decisions, serve
 from acme_rag_pipeline.setting_groups import RetrievalSettings
 from acme_rag_pipeline.settings import Settings
@@ -246,6 +247,11 @@ def test_a_lost_table_of_an_arm_is_built_again(store: Store, settings: Settings)
     assert answers[0] == chunk_of(store, "27 FLEX days")
     shutil.rmtree(store.lancedb / f"{known_arms(store)['base_hybrid']['table']}.lance/data")
     assert not serve.serve(store, settings).unchanged
+    assert found(store, TEAL, "base_hybrid") == answers
+    shutil.rmtree(store.lancedb / f"{known_arms(store)['base_hybrid']['table']}.lance")
+    with pytest.raises(ArmMissing, match="materialise `served_index` again"):
+        found(store, TEAL, "base_hybrid")
+    serve.serve(store, settings)
     assert found(store, TEAL, "base_hybrid") == answers
     arms_file(store).unlink()
     oracle.run(store, settings, oracle.REFRESH)

@@ -74,7 +74,7 @@ def test_a_table_that_cannot_be_read_is_one_line_and_what_it_says_builds_it_agai
         opened.search(QUERY, retriever="bm25")
     called = CliRunner().invoke(main, ["--store", str(store.root), "search", QUERY, "--retriever", "bm25"])
     assert (called.exit_code, called.output.count("\n")) == (1, 1)
-    assert "run `make refresh` (or materialise `served_index`)" in called.output
+    assert "run `make refresh`, which builds it again" in called.output
     assert ".rs:" not in called.output
     if f"delete {table} and run" in called.output:
         shutil.rmtree(table)
