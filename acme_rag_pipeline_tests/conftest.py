@@ -11,6 +11,7 @@ import pytest
 
 from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store.layout import Store
+from acme_rag_pipeline_tests import known_vectors
 
 PROJECT = Path(__file__).parent.parent
 LEAVE = """# Leave
@@ -117,6 +118,13 @@ def _no_outside_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
         if name.startswith(("ACME_RAG_", "OPENAI_")):
             monkeypatch.delenv(name)
     monkeypatch.setenv("ACME_RAG_ROOT", str(tmp_path))
+
+
+@pytest.fixture(autouse=True)
+def _known_vectors(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A text that an earlier test put through the same model is not computed again; tests of encoding are marked `encodes`."""
+    if request.node.get_closest_marker("encodes") is None:
+        known_vectors.remember(monkeypatch)
 
 
 @pytest.fixture

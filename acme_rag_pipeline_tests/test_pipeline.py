@@ -23,6 +23,7 @@ from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.promotion import read_pointer
 from acme_rag_pipeline.store.warehouse import records
 from acme_rag_pipeline_tests.conftest import LEAVE, TRAVEL, files_of, write_documents
+from acme_rag_pipeline_tests.shallow_base import shallow_base
 
 pytestmark = pytest.mark.slow
 TUNING = {
@@ -220,7 +221,7 @@ def test_a_rollback_is_recorded_and_not_undone_by_the_next_run(company: Company)
 def test_an_llm_that_is_down_is_an_outcome(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_documents(tmp_path / "documents")
     monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9/v1")
-    company = Company(tmp_path, generator="openai")
+    company = Company(tmp_path, generator="openai", base_model=str(shallow_base()))
     result = company.run("retrain")
     assert result.success
     assert metadata(result, "synthetic_pairs")["unanswered"] > 0

@@ -31,6 +31,8 @@ from acme_rag_pipeline.store import models
 from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.training.model_card import model_files
 
+pytestmark = pytest.mark.encodes
+
 
 @pytest.mark.parametrize(
     ("files", "most"),

@@ -14,6 +14,8 @@ from acme_rag_pipeline.embedding.cache import EmbeddingCache
 from acme_rag_pipeline.embedding.encoder import Encoder, Precision, load_model
 from acme_rag_pipeline.settings import EMBEDDED_BASE_MODEL
 
+pytestmark = pytest.mark.encodes
+
 TEXTS = ["FLEX days are paid leave.", "Kestrel is the VPN.", "FLEX days are paid leave.", ""]
 
 

@@ -15,6 +15,9 @@ from acme_rag_pipeline.embedding import compiled_transformer, encoder
 from acme_rag_pipeline.embedding.base_model import resolve_base_model
 from acme_rag_pipeline.embedding.compiled_transformer import compile_transformer, is_compiled
 from acme_rag_pipeline.embedding.encoder import Encoder, load_model
+from acme_rag_pipeline_tests.shallow_base import shallow_base
+
+pytestmark = pytest.mark.encodes
 
 pytest.importorskip("openvino")
 
@@ -29,7 +32,7 @@ TEXTS = [
 
 @pytest.fixture(scope="module")
 def folder() -> Path:
-    return resolve_base_model("all-MiniLM-L6-v2", Path.cwd()).folder
+    return shallow_base()
 
 
 def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -37,8 +40,8 @@ def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("bf16", "lowest"), [(False, 0.99999), (True, 0.999)])
-def test_it_gives_torchs_vectors_whatever_the_batch(folder: Path, bf16: bool, lowest: float) -> None:
-    model = load_model(folder, "cpu")
+def test_it_gives_torchs_vectors_whatever_the_batch(bf16: bool, lowest: float) -> None:
+    model = load_model(resolve_base_model("all-MiniLM-L6-v2", Path.cwd()).folder, "cpu")
     expected = model.encode(TEXTS)
     assert compile_transformer(model, TEXTS[1:4], bf16=bf16)
     for size in (1, 2, len(TEXTS)):

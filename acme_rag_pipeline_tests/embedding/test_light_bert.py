@@ -16,6 +16,8 @@ from acme_rag_pipeline.embedding.encoder import _OneThread, load_model
 from acme_rag_pipeline.embedding.light_bert import open_light_bert
 from acme_rag_pipeline.training.whitening import add_whitening, soft_whitening
 
+pytestmark = pytest.mark.encodes
+
 TEXTS = [
     "",
     "remote work",

@@ -97,7 +97,15 @@ def is_served(root: Path) -> Callable[[], bool]:
         STAGES[name](store, settings)
     wanted = set(rows_of(store, "SELECT doc_path, start_char, end_char, text FROM chunks"))
 
+    seen: list[bytes] = [b""]
+
     def reached() -> bool:
+        pointer = root / "store/promoted.json"
+        served = pointer.read_bytes() if pointer.exists() else b""
+        if served == seen[-1]:
+            # What a reader would find is what it found at the last look.
+            return False
+        seen.append(served)
         try:
             hits = Retriever.open(root / "store").search("zeppelin", k=1000)
         except NothingPromoted:

@@ -32,7 +32,7 @@ from acme_rag_pipeline_tests.increments.interrupted import Killed, before_write
 from acme_rag_pipeline_tests.llm_server import Act, ScriptedLLM, error, in_other_words, prompt_of
 from acme_rag_pipeline_tests.shallow_base import shallow_base
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.encodes]
 # Long enough that a section of two of them is a chunk of its own.
 PARAGRAPHS = [
     "The Kestrel network lets you in from outside the office. Install it from the Tool Chest, log in with your badge "

@@ -94,6 +94,7 @@ def test_a_generator_s_query_must_lead_back_to_its_passage_and_an_llm_s_at_least
         "curated_pairs": "none",
         "golden": "none",
         "pairs": {"round_trip_top_k": 2, "llm_round_trip_top_k": 5, "query_similarity": 1},
+        "retrieval": {"sentence_weight": 0},
     }
     run_all(**given)
     chunks = rows(store, "SELECT chunk_id, doc_path FROM chunks WHERE doc_path NOT LIKE 'form%' ORDER BY doc_path")
@@ -329,6 +330,7 @@ def test_where_an_llm_writes_the_headings_of_the_validation_side_are_queries_to_
         "curated_pairs": "none",
         "golden": "none",
         "evaluation": {"validation_share": 0.4, "test_share": 0.2},
+        "retrieval": {"sentence_weight": 0},
     }
     first = run_all(**given)["training_set"]
     assert first.details["heading_queries"] == 0, "templates are made of headings, too"

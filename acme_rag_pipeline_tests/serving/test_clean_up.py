@@ -21,7 +21,7 @@ from acme_rag_pipeline.store.promotion import read_pointer
 from acme_rag_pipeline_tests.conftest import TRAVEL, files_of
 from acme_rag_pipeline_tests.increments import oracle
 
-EDITS = 12
+EDITS = 6
 QUERY = "hotel limit in Rotterdam"
 
 

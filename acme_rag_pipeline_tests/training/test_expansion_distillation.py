@@ -11,7 +11,6 @@ import pytest
 import torch
 from sentence_transformers import SentenceTransformer
 
-from acme_rag_pipeline.embedding.base_model import resolve_base_model
 from acme_rag_pipeline.setting_groups import TrainingSettings
 from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store import models
@@ -29,6 +28,7 @@ from acme_rag_pipeline.training.finetune import weights_of
 from acme_rag_pipeline.training.rows import KeptPair, TrainingRows
 from acme_rag_pipeline.training.start_model import opened
 from acme_rag_pipeline_tests.llm_server import ScriptedLLM, in_other_words
+from acme_rag_pipeline_tests.shallow_base import shallow_base
 from acme_rag_pipeline_tests.training.test_candidate import tuned, write_documents
 from acme_rag_pipeline_tests.training.test_strategies import build_up_to_training_set, trained
 
@@ -50,9 +50,8 @@ def rows_of(templates: list[bool] | None = None) -> TrainingRows:
 
 
 def start() -> SentenceTransformer:
-    base = resolve_base_model("all-MiniLM-L6-v2", Path.cwd()).folder
     torch.manual_seed(0)
-    return opened(base, SETTINGS, "cpu")
+    return opened(shallow_base(), SETTINGS, "cpu")
 
 
 def vectors(model: SentenceTransformer, texts: list[str]) -> np.ndarray:

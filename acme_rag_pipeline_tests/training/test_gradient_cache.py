@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 
-from acme_rag_pipeline.embedding.base_model import resolve_base_model
 from acme_rag_pipeline.setting_groups import TrainingSettings
 from acme_rag_pipeline.training import gradient_cache, memory
 from acme_rag_pipeline.training.objective import Objective
@@ -26,7 +25,7 @@ QUERIES = [f"which form for team {i % 5} under rule {i}" for i in range(COUNT)]
 
 @pytest.fixture(scope="module")
 def base() -> Path:
-    return resolve_base_model("all-MiniLM-L6-v2", Path.cwd()).folder
+    return shallow_base()
 
 
 def work_of(base: Path, *, cached: bool | None, frozen_passages: bool = False, **recipe: Any) -> Objective:
@@ -46,7 +45,7 @@ def work_of(base: Path, *, cached: bool | None, frozen_passages: bool = False, *
 
 @pytest.mark.parametrize(
     ("recipe", "frozen_passages"),
-    [({}, False), ({"frozen_layers": 3}, False), ({"dropout": 0.3}, False), ({}, True)],
+    [({}, False), ({"frozen_layers": 1}, False), ({"dropout": 0.3}, False), ({}, True)],
     ids=["all layers", "half frozen", "dropout", "query tower"],
 )
 def test_the_gradient_in_parts_is_that_of_the_whole_batch(
@@ -73,9 +72,9 @@ def test_what_a_text_holds_is_measured(base: Path) -> None:
     by_length = sorted(work.passages, key=len)
     short, long = (gradient_cache.held_bytes(work.model, None, "fp32", text) for text in (by_length[0], by_length[-1]))
     # At least each layer's inputs of its six linear maps, in float32: 4 x 384 + 2 x 1536 values a token.
-    assert long > 6 * len(by_length[-1]) * (4 * 384 + 1536) * 4
+    assert long > 2 * len(by_length[-1]) * (4 * 384 + 1536) * 4
     assert 0 < short < long
-    half = work_of(base, cached=False, frozen_layers=3)
+    half = work_of(base, cached=False, frozen_layers=1)
     assert gradient_cache.held_bytes(half.model, half.lower, "fp32", by_length[-1]) < 0.6 * long
     assert all(weight.grad is None for weight in work.model.parameters())
 
@@ -111,10 +110,10 @@ def test_a_model_that_does_not_train_holds_nothing(base: Path) -> None:
     assert gradient_cache.held_bytes(work.model, None, "fp32", work.passages[0]) == 0
 
 
-def test_whether_the_memory_is_measured_changes_no_dropout() -> None:
+def test_whether_the_memory_is_measured_changes_no_dropout(base: Path) -> None:
     draws = []
     for cached in (None, True):
-        work = work_of(shallow_base(), cached=cached, strategy="lora")
+        work = work_of(base, cached=cached, strategy="lora")
         assert cached or not work.cached
         draws.append(torch.rand(3).tolist())
     assert draws[0] == draws[1]
