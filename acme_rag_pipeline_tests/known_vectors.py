@@ -31,8 +31,8 @@ def _encode(self: Encoder, texts: Sequence[str], method: str) -> np.ndarray:
         return _compute(self, texts, method)
     if self._light_model(texts) is None:
         assert self.model
-    model = _look_of(self.folder)
-    keys = [(model, self.precision, method, text) for text in texts]
+    model = (self.digest, _look_of(self.folder), self.precision, method)
+    keys = [(*model, text) for text in texts]
     new = [key for key in dict.fromkeys(keys) if key not in _vectors]
     if new:
         _vectors.update(zip(new, _compute(self, [key[-1] for key in new], method), strict=True))
@@ -40,7 +40,7 @@ def _encode(self: Encoder, texts: Sequence[str], method: str) -> np.ndarray:
 
 
 def _look_of(folder: Path) -> str:
-    """What tells models apart, whatever a test calls them: names and sizes of all files, and samples of their bytes."""
+    """What tells models apart that tests gave one digest: names and sizes of all files, and samples of their bytes."""
     look = hashlib.sha256()
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         size = path.stat().st_size

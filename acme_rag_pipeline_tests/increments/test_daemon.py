@@ -97,15 +97,16 @@ def is_served(root: Path) -> Callable[[], bool]:
         STAGES[name](store, settings)
     wanted = set(rows_of(store, "SELECT doc_path, start_char, end_char, text FROM chunks"))
 
-    seen: list[bytes] = [b""]
+    looked_at = b""
 
     def reached() -> bool:
+        nonlocal looked_at
         pointer = root / "store/promoted.json"
         served = pointer.read_bytes() if pointer.exists() else b""
-        if served == seen[-1]:
-            # What a reader would find is what it found at the last look.
+        if served == looked_at:
+            # A reader would find what it found at the last look.
             return False
-        seen.append(served)
+        looked_at = served
         try:
             hits = Retriever.open(root / "store").search("zeppelin", k=1000)
         except NothingPromoted:
