@@ -95,7 +95,9 @@ def test_a_model_that_is_not_whole_is_passed_over(
     assert serve.rollback(store, settings).model_digest == base
 
 
-@pytest.mark.parametrize(("name", "damage"), [("model.safetensors", "lost"), ("tokenizer.json", "cut off")])
+@pytest.mark.parametrize(
+    ("name", "damage"), [("model.safetensors", "lost"), ("model.safetensors", "cut off"), ("tokenizer.json", "cut off")]
+)
 def test_a_search_with_a_damaged_model_says_what_to_do(
     store: Store, promoted: list[str], name: str, damage: str
 ) -> None:
