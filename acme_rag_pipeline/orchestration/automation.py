@@ -12,9 +12,9 @@ from acme_rag_pipeline.documents.state import folder_state
 from acme_rag_pipeline.evaluation import golden
 from acme_rag_pipeline.evaluation.contestants import candidate_undecided, outcome_of_the_newest
 from acme_rag_pipeline.orchestration import checks, runless_events
-from acme_rag_pipeline.orchestration.dead_runs import fail_dead_runs, hold
+from acme_rag_pipeline.orchestration.dead_runs import fail_dead_runs
 from acme_rag_pipeline.orchestration.resources import Pipeline, plain_failures
-from acme_rag_pipeline.orchestration.under_way import REFRESH, RETRAIN, is_busy
+from acme_rag_pipeline.orchestration.under_way import REFRESH, RETRAIN, runs_under_way
 from acme_rag_pipeline.pairs import curated, synthetic
 from acme_rag_pipeline.serving import decisions
 from acme_rag_pipeline.serving.serve import last_decision_is_served
@@ -49,7 +49,6 @@ retrain = dg.define_asset_job(
 def promoted_or_fail(context: dg.OpExecutionContext, pipeline: Pipeline) -> None:
     """Read the stored decision on the newest candidate, and look at what the last runs left."""
     store = pipeline.open_store()
-    hold(store, context.run_id)
     with plain_failures():
         verdict, reason = outcome_of_the_newest(store)
         if verdict != decisions.PROMOTED:
@@ -93,7 +92,7 @@ def documents_changed(context: dg.SensorEvaluationContext, pipeline: Pipeline) -
         settings = Settings.load(**pipeline.given())
         automation = settings.automation
         store = Store(settings.store, wait_seconds=2)
-        fail_dead_runs(instance, store)
+        fail_dead_runs(instance, store, runs_under_way(context))
         events += runless_events.rolled_back(instance, store, settings)
         wanted, served = folder_state(settings, store), _served_state(store)
     except (SettingsError, DocumentsFolderError) as error:
@@ -114,7 +113,7 @@ def documents_changed(context: dg.SensorEvaluationContext, pipeline: Pipeline) -
         cursor |= {"served": served, "behind_since": None}
     seconds = _seconds_behind(cursor)
     late = seconds > automation.late_after_minutes * 60
-    if is_busy(context):
+    if runs_under_way(context):
         events += runless_events.behind(instance, seconds, LATE) if late else []
         return skip("a run is under way: looking again when it has ended")
     waits_for = _waits_for(cursor, wanted, automation.max_tries)

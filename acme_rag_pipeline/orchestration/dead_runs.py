@@ -6,6 +6,8 @@ less: another container or another machine has its own numbers, and a restart be
 
 import atexit
 import contextlib
+import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import dagster as dg
@@ -13,6 +15,8 @@ from filelock import FileLock, Timeout
 
 from acme_rag_pipeline.store.layout import Store
 
+# From "started" to its first sign a run takes a fraction of a second; a laptop under load, a few.
+FIRST_SIGN_WITHIN_SECONDS = 60
 _UNDER_WAY = {dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING}
 _held: dict[Path, FileLock] = {}
 
@@ -22,7 +26,7 @@ def hold(store: Store, run_id: str) -> None:
 
     A store that cannot be written shows nothing; its stages say so themselves.
     """
-    path = _folder(store) / f"{run_id}.lock"
+    path = _lock_of(store, run_id)
     if path in _held:
         return
     let_go()
@@ -46,16 +50,22 @@ def let_go() -> None:
         lock.release()
 
 
-def fail_dead_runs(instance: dg.DagsterInstance, store: Store) -> list[str]:
-    """Mark the runs over this store as failed whose process is gone; returns their ids.
+def fail_dead_runs(instance: dg.DagsterInstance, store: Store, under_way: Iterable[dg.RunRecord]) -> list[str]:
+    """Mark the runs as failed whose process is gone; returns their ids.
 
-    A run that was killed would hold a place in the queue, and the sensor would wait for it. A run that shows nothing in this
-    store is left alone: it works on another one, or has not begun. Launchers that watch their workers themselves
-    (Kubernetes, ECS, ...) are left alone too.
+    A run that was killed would hold a place in the queue, and the sensor would wait for it. A run that works on another store
+    shows nothing in this one and is left alone, unless it was killed before it could show anything anywhere. Launchers that
+    watch their workers themselves (Kubernetes, ECS, ...) are left alone too.
+
+    Args:
+        instance: where the runs are recorded.
+        store: what they work on.
+        under_way: the runs of this code location that have not ended.
     """
-    failed: list[str] = []
     if instance.run_launcher.supports_check_run_worker_health:
-        return failed
+        return []
+    silent = [record.dagster_run for record in under_way if _is_silent(instance, record)]
+    failed: list[str] = []
     for path in sorted(_folder(store).glob("*.lock")):
         if path in _held or not _is_free(path):
             continue
@@ -64,11 +74,31 @@ def fail_dead_runs(instance: dg.DagsterInstance, store: Store) -> list[str]:
         if run is None:
             continue
         if run.status in _UNDER_WAY:
-            instance.report_run_failed(run, message="its process is gone: it was killed, or the machine was restarted")
-            failed.append(run.run_id)
+            failed.append(_fail(instance, run))
         with contextlib.suppress(OSError):
             path.unlink(missing_ok=True)
-    return failed
+    # One that was slow and shows itself by now is alive.
+    return failed + [_fail(instance, run) for run in silent if not _lock_of(store, run.run_id).exists()]
+
+
+def _fail(instance: dg.DagsterInstance, run: dg.DagsterRun) -> str:
+    instance.report_run_failed(run, message="its process is gone: it was killed, or the machine was restarted")
+    return run.run_id
+
+
+def _is_silent(instance: dg.DagsterInstance, record: dg.RunRecord) -> bool:
+    """Whether a run started long ago and its process has not come to the resource by which it shows itself."""
+    run = record.dagster_run
+    begun = record.start_time or record.create_timestamp.timestamp()
+    if run.status is not dg.DagsterRunStatus.STARTED or time.time() - begun < FIRST_SIGN_WITHIN_SECONDS:
+        return False
+    return not instance.get_records_for_run(
+        run.run_id, of_type=dg.DagsterEventType.RESOURCE_INIT_SUCCESS, limit=1
+    ).records
+
+
+def _lock_of(store: Store, run_id: str) -> Path:
+    return _folder(store) / f"{run_id}.lock"
 
 
 def _folder(store: Store) -> Path:

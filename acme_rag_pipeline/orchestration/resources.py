@@ -56,6 +56,13 @@ class Pipeline(dg.ConfigurableResource):
         default={}, description="Tuning groups, e.g. {training: {epochs: 1}, gate: {minimum_effect: 0.02}}."
     )
 
+    def setup_for_execution(self, context: dg.InitResourceContext) -> None:
+        """Show that the run has a living process, before its first step."""
+        # Wrong settings are for the first step to tell, as its own failure.
+        with contextlib.suppress(SettingsError):
+            if context.run is not None:
+                dead_runs.hold(Store(Settings.load(**self.given()).store), context.run.run_id)
+
     def settings(self) -> Settings:
         """The settings of this run.
 
@@ -79,7 +86,6 @@ class Pipeline(dg.ConfigurableResource):
         """Run a domain stage and show what it did."""
         settings = self.settings()
         store = Store(settings.store, settings.lock_seconds)
-        dead_runs.hold(store, context.run_id)
         with plain_failures(), shown_in_log(context.log):
             result = stage(store, settings)
             metadata = metadata_of(store, result)

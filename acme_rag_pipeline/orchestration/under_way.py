@@ -14,13 +14,14 @@ ACTIVE = [
 ]
 
 
-def is_busy(context: dg.SensorEvaluationContext) -> bool:
-    """Whether a run works on these assets: a job, or assets that somebody materialises in the UI or from a shell."""
+def runs_under_way(context: dg.SensorEvaluationContext) -> list[dg.RunRecord]:
+    """The runs that work on these assets: a job, or assets that somebody materialises in the UI or from a shell."""
     ours = context.repository_def.asset_graph.get_all_asset_keys() if context.repository_def else None
-    return any(
-        not _is_of_another_location(run, context) and _works_on(run, ours)
-        for run in context.instance.get_runs(dg.RunsFilter(statuses=ACTIVE))
-    )
+    return [
+        record
+        for record in context.instance.get_run_records(dg.RunsFilter(statuses=ACTIVE))
+        if not _is_of_another_location(record.dagster_run, context) and _works_on(record.dagster_run, ours)
+    ]
 
 
 def _is_of_another_location(run: dg.DagsterRun, context: dg.SensorEvaluationContext) -> bool:

@@ -12,8 +12,11 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
+from dagster._core.events import EngineEventData
 
-from acme_rag_pipeline.orchestration.dead_runs import fail_dead_runs, hold, let_go
+from acme_rag_pipeline.orchestration import dead_runs
+from acme_rag_pipeline.orchestration.dead_runs import FIRST_SIGN_WITHIN_SECONDS, fail_dead_runs, hold, let_go
+from acme_rag_pipeline.orchestration.resources import Pipeline
 from acme_rag_pipeline.store.layout import Store
 
 PROGRAM = """
@@ -23,13 +26,17 @@ import dagster as dg
 from acme_rag_pipeline.orchestration.dead_runs import hold
 from acme_rag_pipeline.store.layout import Store
 
-@dg.op
+@dg.resource
+def shown(context):
+    if sys.argv[3] == "resource":
+        time.sleep(120)
+    hold(Store(Path(sys.argv[2])), context.run.run_id)
+
+@dg.op(required_resource_keys={"shown"})
 def wait(context):
-    hold(Store(Path(sys.argv[2])), context.run_id)
-    context.log.info("holds")
     time.sleep(120)
 
-@dg.job(executor_def=dg.in_process_executor)
+@dg.job(executor_def=dg.in_process_executor, resource_defs={"shown": shown})
 def waiting():
     wait()
 
@@ -60,14 +67,66 @@ def started(instance: dg.DagsterInstance) -> dg.DagsterRun:
     return instance.create_run_for_job(some_job, status=dg.DagsterRunStatus.STARTED)
 
 
+def under_way(instance: dg.DagsterInstance) -> list[dg.RunRecord]:
+    return list(instance.get_run_records(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED])))
+
+
+def happened(instance: dg.DagsterInstance, run: dg.DagsterRun, event: dg.DagsterEventType, seconds_ago: float) -> None:
+    message = dg.DagsterEvent(
+        event_type_value=event.value, job_name=run.job_name, event_specific_data=EngineEventData(metadata={})
+    )
+    instance.report_dagster_event(message, run.run_id, timestamp=time.time() - seconds_ago)
+
+
 def test_a_run_over_another_store_is_left_alone_wherever_its_process_is(
     instance: dg.DagsterInstance, tmp_path: Path
 ) -> None:
     run = started(instance)
     hold(Store(tmp_path / "of another code location"), run.run_id)
     let_go()
-    assert fail_dead_runs(instance, Store(tmp_path / "ours")) == []
+    happened(instance, run, dg.DagsterEventType.RUN_START, seconds_ago=3600)
+    happened(instance, run, dg.DagsterEventType.RESOURCE_INIT_SUCCESS, seconds_ago=3599)
+    assert fail_dead_runs(instance, Store(tmp_path / "ours"), under_way(instance)) == []
     assert instance.get_runs()[0].status is dg.DagsterRunStatus.STARTED
+
+
+@pytest.mark.parametrize("shown", [(), (dg.DagsterEventType.RESOURCE_INIT_STARTED,)])
+def test_a_run_that_was_killed_before_it_could_show_itself_ends_as_failed(
+    instance: dg.DagsterInstance, store: Store, shown: tuple[dg.DagsterEventType, ...]
+) -> None:
+    run = started(instance)
+    for event in (dg.DagsterEventType.RUN_START, *shown):
+        happened(instance, run, event, seconds_ago=FIRST_SIGN_WITHIN_SECONDS + 1)
+    assert fail_dead_runs(instance, store, under_way(instance)) == [run.run_id]
+    assert instance.get_runs()[0].status is dg.DagsterRunStatus.FAILURE
+    assert fail_dead_runs(instance, store, under_way(instance)) == []
+
+
+def test_a_run_shows_itself_before_its_first_step(instance: dg.DagsterInstance, store: Store) -> None:
+    found: list[list[str]] = []
+
+    @dg.op
+    def looks(pipeline: Pipeline) -> None:
+        found.append([path.stem for path in (store.work / "runs").glob("*.lock")])
+
+    @dg.job(executor_def=dg.in_process_executor, resource_defs={"pipeline": Pipeline(store=str(store.root))})
+    def one_that_looks() -> None:
+        looks()
+
+    run = one_that_looks.execute_in_process(instance=instance)
+    assert found == [[run.run_id]]
+
+
+def test_a_run_that_has_only_just_started_is_left_alone(instance: dg.DagsterInstance, store: Store) -> None:
+    happened(instance, started(instance), dg.DagsterEventType.RUN_START, seconds_ago=FIRST_SIGN_WITHIN_SECONDS - 30)
+    assert fail_dead_runs(instance, store, under_way(instance)) == []
+
+
+def test_a_slow_run_that_shows_itself_late_is_left_alone(instance: dg.DagsterInstance, store: Store) -> None:
+    run = started(instance)
+    happened(instance, run, dg.DagsterEventType.RUN_START, seconds_ago=FIRST_SIGN_WITHIN_SECONDS + 1)
+    hold(store, run.run_id)
+    assert fail_dead_runs(instance, store, under_way(instance)) == []
 
 
 def test_a_run_of_another_instance_over_the_same_store_keeps_its_mark(
@@ -75,7 +134,7 @@ def test_a_run_of_another_instance_over_the_same_store_keeps_its_mark(
 ) -> None:
     hold(store, "a-run-of-another-instance")
     let_go_like_a_killed_process(store, "a-run-of-another-instance")
-    assert fail_dead_runs(instance, store) == []
+    assert fail_dead_runs(instance, store, under_way(instance)) == []
     assert [path.stem for path in (store.work / "runs").iterdir()] == ["a-run-of-another-instance"]
 
 
@@ -86,7 +145,7 @@ def test_a_run_that_ended_just_before_its_process_was_killed_keeps_its_end(
     run = instance.create_run_for_job(some_job, status=ended)
     hold(store, run.run_id)
     let_go_like_a_killed_process(store, run.run_id)
-    assert fail_dead_runs(instance, store) == []
+    assert fail_dead_runs(instance, store, under_way(instance)) == []
     assert instance.get_runs()[0].status is ended
     assert list((store.work / "runs").iterdir()) == []
 
@@ -97,7 +156,7 @@ def test_a_process_that_goes_on_to_another_run_leaves_no_file(instance: dg.Dagst
     hold(store, second.run_id)
     hold(store, second.run_id)
     assert [path.stem for path in (store.work / "runs").iterdir()] == [second.run_id]
-    assert fail_dead_runs(instance, store) == []
+    assert fail_dead_runs(instance, store, under_way(instance)) == []
     let_go()
     assert list((store.work / "runs").iterdir()) == []
 
@@ -109,30 +168,33 @@ def let_go_like_a_killed_process(store: Store, run_id: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_killed_run_ends_as_failed_and_a_live_one_goes_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("waits_in", "reached"),
+    [("step", dg.DagsterEventType.STEP_START), ("resource", dg.DagsterEventType.RESOURCE_INIT_STARTED)],
+)
+def test_a_killed_run_ends_as_failed_and_a_live_one_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, waits_in: str, reached: dg.DagsterEventType
+) -> None:
     store = Store(tmp_path / "store")
     (tmp_path / "dagster.yaml").write_text("telemetry:\n  enabled: false\n", encoding="utf-8")
     with dg.DagsterInstance.from_config(str(tmp_path)) as instance:
         # Two processes that both create its databases fail now and then.
         assert instance.get_runs() == []
-        command = [sys.executable, "-W", "ignore", "-c", PROGRAM, str(tmp_path), str(store.root)]
+        command = [sys.executable, "-W", "ignore", "-c", PROGRAM, str(tmp_path), str(store.root), waits_in]
         running = subprocess.Popen(command)
         try:
             deadline = time.monotonic() + 120
-            while not any(
-                "holds" in entry.user_message
-                for run in instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED]))
-                for entry in instance.all_logs(run.run_id)
-            ):
+            while not any(instance.all_logs(run.run_id, of_type=reached) for run in instance.get_runs()):
                 assert time.monotonic() < deadline
                 time.sleep(0.2)
-            assert fail_dead_runs(instance, store) == []
+            assert fail_dead_runs(instance, store, under_way(instance)) == []
             os.kill(running.pid, signal.SIGKILL)
             running.wait()
             [run] = instance.get_runs()
             assert run.status is dg.DagsterRunStatus.STARTED
-            assert fail_dead_runs(instance, store) == [run.run_id]
+            monkeypatch.setattr(dead_runs, "FIRST_SIGN_WITHIN_SECONDS", 0)
+            assert fail_dead_runs(instance, store, under_way(instance)) == [run.run_id]
             assert instance.get_runs()[0].status is dg.DagsterRunStatus.FAILURE
-            assert fail_dead_runs(instance, store) == []
+            assert fail_dead_runs(instance, store, under_way(instance)) == []
         finally:
             running.kill()
