@@ -192,7 +192,7 @@ class GateChoices(Group):
         default=0.05,
         ge=0,
         lt=1,
-        description="nDCG@10 taken off a trained arm's gain over the base where its own generator's questions decide.",
+        description="nDCG@10 taken off a trained arm's gain over the base on each question that its own generator wrote.",
     )
 
 

@@ -16,6 +16,10 @@ every kind of "no true difference" the mean difference over all questions is 0:
 - skewed in documents: as skewed, but the losses come together in a few documents.
 
 Power is the share of promotions with a true gain of 0.05 (gaussian).
+
+Two more questions are asked of the gate. How often does it promote models that gain nothing, where the questions of their
+own generator flatter them by 0.05? And how often is any of many candidates promoted that are tried one after the other on
+the same golden questions (`--nights`), each as good as the first champion: the 2.5 % hold for each of them, not for all?
 """
 
 from __future__ import annotations
@@ -29,7 +33,7 @@ from functools import partial
 import numpy as np
 
 from acme_rag_pipeline.evaluation.comparison import compare
-from acme_rag_pipeline.evaluation.gate import PROMOTED, ArmScores, GateSettings, decide
+from acme_rag_pipeline.evaluation.gate import PROMOTED, ArmScores, EvidenceKind, GateSettings, decide
 from acme_rag_pipeline.evaluation.intervals import gain_p
 
 UNIT_COUNTS = (5, 12, 40, 100)
@@ -113,6 +117,7 @@ def promoted_share(
     seed: int = 0,
     sizes: Sizes = geometric,
     significant_only: bool = False,
+    flattered: bool = False,
 ) -> float:
     """Share of simulated decisions that promote a challenger.
 
@@ -125,13 +130,18 @@ def promoted_share(
         sizes: questions of each document.
         significant_only: count comparisons without a significant gain as not promoted and do not decide on them. Most of
             a decision's time goes into the gain that could have been seen.
+        flattered: the challengers' models learned from questions of the generator that wrote all of these.
     """
+    kind: EvidenceKind = "held_out" if flattered else "golden"
     rng, settings, promotions = np.random.default_rng([seed, units]), GateSettings(), 0
     for _ in range(repetitions):
         unit = np.repeat(np.arange(units), sizes(rng, units))
         scores = draw(rng, unit, challengers)
         ids = [f"q{i:04d}" for i in range(unit.size)]
-        arms = [ArmScores(f"arm{i}", dict(zip(ids, row.tolist(), strict=True))) for i, row in enumerate(scores)]
+        arms = [
+            ArmScores(f"arm{i}", dict(zip(ids, row.tolist(), strict=True)), flattered=flattered and i > 0)
+            for i, row in enumerate(scores)
+        ]
         documents = {i: f"d{u:03d}" for i, u in zip(ids, unit.tolist(), strict=True)}
         styles = dict(zip(ids, rng.choice(["question", "keywords", "situation"], unit.size).tolist(), strict=True))
         # A shortcut without an effect on the outcome: the interval's own p-value is part of what the gate asks for.
@@ -140,19 +150,45 @@ def promoted_share(
             continue
         if significant_only and not any(row.significant for row in compare(arms[0], arms[1:], documents, settings)):
             continue
-        decision = decide(arms[0], arms[1:], documents, {"style": styles}, settings, "golden")
+        decision = decide(arms[0], arms[1:], documents, {"style": styles}, settings, kind)
         promotions += decision.verdict == PROMOTED
     return promotions / repetitions
 
 
+def promotions_in_a_row(units: int, nights: int, spread: float, correlation: float, seed: int) -> int:
+    """Promotions among candidates of so many nights, none better than another, all on the same questions.
+
+    Each night brings one candidate whose differences from a true mean of 0.5 have the stated spread and intra-unit
+    correlation; the champion is the last one that was promoted.
+    """
+    rng, settings, promotions = np.random.default_rng([seed, units, nights]), GateSettings(), 0
+    unit = np.repeat(np.arange(units), geometric(rng, units))
+    ids = [f"q{i:04d}" for i in range(unit.size)]
+    documents = {i: f"d{u:03d}" for i, u in zip(ids, unit.tolist(), strict=True)}
+    # The spread is that of the difference of two.
+    scores = gaussian(rng, unit, nights + 1, spread / math.sqrt(2), correlation)[1:]
+    champion = scores[0]
+    for candidate in scores[1:]:
+        if gain_p((candidate - champion).tolist(), list(map(str, unit.tolist()))) > settings.tail:
+            continue
+        arms = [
+            ArmScores(name, dict(zip(ids, row.tolist(), strict=True)))
+            for name, row in (("a", champion), ("b", candidate))
+        ]
+        if decide(arms[0], arms[1:], documents, {}, settings, "golden").verdict == PROMOTED:
+            champion, promotions = candidate, promotions + 1
+    return promotions
+
+
 def main() -> None:
-    """Print both tables."""
+    """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repetitions", type=int, default=2000)
     parser.add_argument("--challengers", type=int, default=3)
     parser.add_argument("--spread", type=float, default=0.3, help="standard deviation of a question's difference")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--nights", type=int, default=50, help="candidates in a row on the same golden questions")
     options = parser.parse_args()
 
     nulls: list[tuple[str, Draw]] = [
@@ -185,6 +221,17 @@ def main() -> None:
         for challengers in (1, options.challengers):
             print(f"\nPromotions with a true gain of 0.05 in all of {challengers} challengers (power)")
             _table(pool, gains, (*UNIT_COUNTS[1:], 200), challengers, options.repetitions // 4, options.seed)
+        print("\nPromotions of models that gain nothing where the questions flatter them by 0.05")
+        _table(pool, gains, UNIT_COUNTS, options.challengers, options.repetitions, options.seed, flattered=True)
+        print(f"\nAny promotion among {options.nights} candidates in a row that are no better, on the same questions")
+        for correlation in (0.0, 0.3, 0.8):
+            shares = []
+            for units in UNIT_COUNTS[1:]:
+                run = partial(promotions_in_a_row, units, options.nights, options.spread, correlation)
+                found = list(pool.map(run, range(options.repetitions // 10)))
+                shares.append((sum(count > 0 for count in found) / len(found), sum(found) / len(found)))
+            cells = "".join(f"{100 * share:>7.1f} % ({mean:.2f})" for share, mean in shares)
+            print(f"{f'spread {options.spread}, correlation {correlation}':<42}{cells}", flush=True)
 
 
 def _table(
@@ -195,10 +242,15 @@ def _table(
     repetitions: int,
     seed: int,
     sizes: Sizes = geometric,
+    *,
+    flattered: bool = False,
 ) -> None:
     print(f"{'units':<42}" + "".join(f"{units:>9}" for units in columns))
     cells = [
-        [pool.submit(promoted_share, draw, units, challengers, repetitions, seed, sizes) for units in columns]
+        [
+            pool.submit(promoted_share, draw, units, challengers, repetitions, seed, sizes, flattered=flattered)
+            for units in columns
+        ]
         for _, draw in rows
     ]
     for (name, _), row in zip(rows, cells, strict=True):

@@ -6,11 +6,12 @@ Both adjust for the number of looks with Holm's (1979) steps: over the challenge
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from acme_rag_pipeline.evaluation.intervals import (
     gain_p,
+    mean_interval,
     paired_interval,
     sign_flip_p,
     unseen_loss_p,
@@ -30,7 +31,7 @@ class GateSettings:
         segment_alpha: One-sided level of "no segment falls", for all segments of a challenger together. It is no part of
             ``level``: whoever asks for more evidence of a gain does not want to see fewer losses.
         simplicity_margin: A simpler recipe is preferred when it gains at most this much less.
-        synthetic_handicap: Taken off the gain of an arm that is flattered by its questions.
+        synthetic_handicap: Taken off the gain on each question that flatters the challenger and not the champion.
     """
 
     level: float = 0.95
@@ -53,7 +54,7 @@ class ArmScores:
     """An arm's nDCG@10 for each query id.
 
     Attributes:
-        flattered: its model was trained on questions of the generator that wrote most of these.
+        flattered: its model learned from questions of the generator that writes questions here.
     """
 
     arm: str
@@ -68,6 +69,9 @@ class Comparison:
     ``low`` and ``high`` hold at ``level``, adjusted for the number of challengers; ``p_value`` is one-sided and not
     adjusted, the largest of three: the interval's with caution about skewness, the sign-flip test's, and that of a loss in
     units of a kind that the sample does not hold. ``relative_gain`` is None for a champion at 0.
+
+    ``taken_off`` is the mean that ``p_value`` and ``significant`` leave out of the difference because questions flatter the
+    challenger; means, ``difference`` and interval are as measured.
     """
 
     arm: str
@@ -82,6 +86,12 @@ class Comparison:
     p_value: float
     significant: bool
     relative_gain: float | None
+    taken_off: float = 0.0
+
+    @property
+    def remaining(self) -> float:
+        """The difference without what flatters the challenger."""
+        return self.difference - self.taken_off
 
 
 @dataclass(frozen=True)
@@ -101,13 +111,25 @@ class SegmentRow:
 
 
 def compare(
-    champion: ArmScores, challengers: Sequence[ArmScores], units: Mapping[str, str], settings: GateSettings
+    champion: ArmScores,
+    challengers: Sequence[ArmScores],
+    units: Mapping[str, str],
+    settings: GateSettings,
+    by_machine: Collection[str] = (),
 ) -> tuple[Comparison, ...]:
     """Compare each challenger with the champion over all questions.
 
     A challenger is significant when the paired interval (units resampled) lies above 0, with a margin for the error of
     the skewness, the sign-flip test agrees, and the gain is too large for an unseen kind of unit to undo it: all at the
-    tail of its step of Holm's procedure.
+    tail of its step of Holm's procedure, and after what its questions flatter it by is taken off.
+
+    Args:
+        champion: Scores of what readers use today.
+        challengers: Scores on the same queries.
+        units: The unit of each query.
+        settings: Levels and margins.
+        by_machine: Queries that flatter an arm with ``flattered``: on each, the handicap is taken off its gain over a
+            champion without.
 
     Returns:
         A row per challenger in the given order; none when there are no queries.
@@ -121,8 +143,12 @@ def compare(
         return ()
     labels, before = [units[i] for i in ids], [champion.ndcg[i] for i in ids]
     p_values: dict[str, float] = {}
+    remaining: dict[str, list[float]] = {}
+    taken_off: dict[str, float] = {}
     for arm in challengers:
-        gains = [arm.ndcg[i] - champion.ndcg[i] for i in ids]
+        less = settings.synthetic_handicap if arm.flattered and not champion.flattered else 0.0
+        gains = [arm.ndcg[i] - champion.ndcg[i] - (less if i in by_machine else 0.0) for i in ids]
+        remaining[arm.arm], taken_off[arm.arm] = gains, less * sum(i in by_machine for i in ids) / len(ids)
         p_values[arm.arm] = max(
             gain_p(gains, labels, cautious=True),
             sign_flip_p(gains, labels),
@@ -138,6 +164,7 @@ def compare(
         left -= rejecting
         after = [arm.ndcg[i] for i in ids]
         interval = paired_interval(before, after, labels, 1 - 2 * tail)
+        of_rest = mean_interval(remaining[arm.arm], labels, 1 - 2 * tail, lowest=-1.0)
         mean = sum(before) / len(ids)
         rows[arm.arm] = Comparison(
             arm=arm.arm,
@@ -151,8 +178,9 @@ def compare(
             high=min(1.0, interval.high),
             level=1 - 2 * tail,
             p_value=p_values[arm.arm],
-            significant=rejecting and interval.low > 0,
+            significant=rejecting and of_rest.low > 0,
             relative_gain=interval.mean / mean if mean > 0 else None,
+            taken_off=taken_off[arm.arm],
         )
     return tuple(rows[arm.arm] for arm in challengers)
 

@@ -20,7 +20,7 @@ from acme_rag_pipeline.evaluation.arms import (
 )
 from acme_rag_pipeline.evaluation.contestants import Contest, arms_for, champion_arm, in_store, seen_by_a_twin
 from acme_rag_pipeline.evaluation.forgetting import Forgetting, general_probe
-from acme_rag_pipeline.evaluation.gate import CANNOT_TELL, PEOPLE, ArmScores, Decision, GateSettings, decide
+from acme_rag_pipeline.evaluation.gate import CANNOT_TELL, ArmScores, Decision, GateSettings, decide
 from acme_rag_pipeline.evaluation.golden import JudgedQuery
 from acme_rag_pipeline.evaluation.metrics import PRIMARY
 from acme_rag_pipeline.evaluation.query_sets import HELD_OUT, heading_questions, query_sets
@@ -237,13 +237,11 @@ def _verdict(
     settings: Settings,
 ) -> Decision:
     queries = sets.get(who.deciding_set, ())
-    machine = sum(query.segments.get("origin") != PEOPLE for query in queries)
-    synthetic = not who.golden_decides and 2 * machine > len(queries)
     incumbent = champion_arm(who, held_out=not who.golden_decides)
     trained = {FINE_TUNED, FINE_TUNED_HYBRID} if who.candidate_trained else set()
     trained |= {incumbent} if who.champion_trained else set()
     scores = {
-        r.arm: ArmScores(r.arm, r.metric(PRIMARY), flattered=synthetic and r.arm in trained)
+        r.arm: ArmScores(r.arm, r.metric(PRIMARY), flattered=r.arm in trained)
         for r in results.get(who.deciding_set, ())
     }
     challengers = [

@@ -6,8 +6,9 @@ A challenger is promoted when all of this holds, each against a different way of
   exact sign-flip test over units agrees. The two hold for few units too: no percentile bootstrap, which promotes 10 to
   49 % of equal arms below 30 units;
 - the gain would survive a loss in units of a kind that the sample is too small to hold (the "rule of three");
-- these hold at the level of the challenger's step in Holm's (1979) procedure over all challengers;
-- the gain is at least the minimum effect;
+- these hold at the level of the challenger's step in Holm's (1979) procedure over all challengers, and after what questions
+  of the generator that trained its model flatter it by is taken off;
+- what remains of the gain is at least the minimum effect;
 - no segment with enough questions falls significantly, and by more than the margin.
 
 Too little evidence is an outcome (``kept: cannot tell``), not an exception; only contradictory input is an exception.
@@ -104,13 +105,11 @@ def decide(
     """
     if evidence_kind not in ("golden", "held_out"):
         raise ValueError(f"evidence_kind must be golden or held_out, not {evidence_kind!r}")
-    comparisons = compare(champion, challengers, units, settings)
+    origin = segments.get("origin", {})
+    by_machine = {i for i in champion.ndcg if evidence_kind == "held_out" and origin.get(i) != PEOPLE}
+    comparisons = compare(champion, challengers, units, settings, by_machine)
     by_arm = {arm.arm: compare_segments(champion, arm, units, segments, settings) for arm in challengers}
-    handicap = {
-        arm.arm: settings.synthetic_handicap if arm.flattered and not champion.flattered else 0.0 for arm in challengers
-    }
-    needed = {arm: settings.minimum_effect + less for arm, less in handicap.items()}
-    eligible = [row for row in comparisons if row.significant and row.difference >= needed[row.arm]]
+    eligible = [row for row in comparisons if row.significant and row.remaining >= settings.minimum_effect]
     passing = [row for row in eligible if not any(segment.falls for segment in by_arm[row.arm])]
     n_units = len({units[i] for i in champion.ndcg})
     open_ended = [row for row in comparisons if not _not_better(row, settings)]
@@ -119,12 +118,11 @@ def decide(
 
     verdict, winner = CANNOT_TELL, None
     if passing:
-        honest = {row.arm: row.difference - handicap[row.arm] for row in passing}
-        top = max(honest.values())
-        subject = next(row for row in passing if honest[row.arm] >= top - settings.simplicity_margin)
+        top = max(row.remaining for row in passing)
+        subject = next(row for row in passing if row.remaining >= top - settings.simplicity_margin)
         verdict, winner = PROMOTED, subject.arm
     elif eligible:
-        subject = max(eligible, key=lambda row: row.difference)
+        subject = max(eligible, key=lambda row: row.remaining)
         worst = _worst(by_arm[subject.arm])
         verdict = f"kept: segment {worst.kind}={worst.value} falls"
     elif comparisons and not open_ended and n_units >= units_needed(len(comparisons), settings):
@@ -133,7 +131,8 @@ def decide(
     detectable = None
     if subject is not None:
         shown = next(arm for arm in challengers if arm.arm == subject.arm)
-        detectable = detectable_gain(champion, shown, units, len(challengers), settings, needed[shown.arm])
+        detectable = detectable_gain(champion, shown, units, len(challengers), settings, settings.minimum_effect)
+        detectable = None if detectable is None else detectable + subject.taken_off
     decision = Decision(
         verdict=verdict,
         winner=winner,
@@ -148,10 +147,11 @@ def decide(
         subject=subject.arm if subject is not None else None,
     )
     sentences = [
-        _finding(decision, subject, settings, unit_noun, needed),
-        _others(decision, subject, handicap, needed) if winner is not None else "",
+        _finding(decision, subject, settings, unit_noun),
+        _others(decision, subject, settings) if winner is not None else "",
         _power(decision, settings, unit_noun),
-        _evidence(champion, segments.get("origin", {})) if evidence_kind == "held_out" else "",
+        _evidence(len(by_machine), len(champion.ndcg)),
+        _uncredited(champion, challengers) if by_machine and winner is None else "",
     ]
     return replace(decision, reason=" ".join(filter(None, sentences)))
 
@@ -165,9 +165,7 @@ def _worst(rows: Sequence[SegmentRow]) -> SegmentRow:
     return min((row for row in rows if row.falls), key=lambda row: row.difference)
 
 
-def _finding(
-    decision: Decision, subject: Comparison | None, settings: GateSettings, noun: str, least: Mapping[str, float]
-) -> str:
+def _finding(decision: Decision, subject: Comparison | None, settings: GateSettings, noun: str) -> str:
     """What was found about the arm that decided the verdict."""
     stays = f"{decision.champion} stays"
     scope = f"{counted(decision.queries, 'questions')} over {counted(decision.units, noun)}"
@@ -190,9 +188,10 @@ def _finding(
             if rivals > 1
             else ""
         )
+        less = f" {_flattered(subject)} {_rest(subject)}, is more than chance explains." if subject.taken_off else ""
         return (
             f"{subject.arm} replaces {decision.champion}: {rises} on {scope}. The true gain lies {between}{joint}, and no "
-            f"group of questions {segments}."
+            f"group of questions {segments}.{less}"
         )
     if decision.detectable_gain is None:
         needed = units_needed(len(decision.comparisons), settings)
@@ -225,19 +224,29 @@ def _finding(
             f"{stays}: with {subject.arm} {goes}; the true gain lies {between}, "
             f"less than the {settings.minimum_effect:g} that a change must bring."
         )
-    return f"{stays}: with {subject.arm} {rises}, {_doubt(subject, settings, noun, between, least[subject.arm])}"
+    return f"{stays}: with {subject.arm} {rises}, {_doubt(subject, settings, noun, between)}"
 
 
-def _doubt(subject: Comparison, settings: GateSettings, noun: str, between: str, least: float) -> str:
+def _flattered(row: Comparison) -> str:
+    return f"Its model learned from questions of the kind that judge it, for which {row.taken_off:.2g} is taken off:"
+
+
+def _rest(row: Comparison) -> str:
+    return f"what remains, {row.remaining:+.3f}"
+
+
+def _doubt(subject: Comparison, settings: GateSettings, noun: str, between: str) -> str:
     """Why a gain that was seen is not enough: what cannot be told."""
     tail = (1 - subject.level) / 2
-    handicap = least - settings.minimum_effect
-    if subject.significant and handicap > 0:
-        return (
-            "but its model learned from questions of the kind that judge it, for which "
-            f"{handicap:g} is taken off: what remains, {subject.difference - handicap:+.3f}, is less than the "
-            f"{settings.minimum_effect:g} that a change must bring. Whether people would see a gain cannot be told."
+    if subject.taken_off and subject.low > 0:
+        too_little = subject.remaining < settings.minimum_effect
+        less = (
+            f"less than the {settings.minimum_effect:g} that a change must bring"
+            if too_little
+            else "no more than chance may do"
         )
+        flattered = _flattered(subject)
+        return f"but {flattered[0].lower()}{flattered[1:]} {_rest(subject)}, is {less}. Whether people would see a gain cannot be told."
     if subject.significant:
         return (
             f"a gain that is real, but whether it reaches the {settings.minimum_effect:g} that a change must bring cannot be "
@@ -257,9 +266,7 @@ def _doubt(subject: Comparison, settings: GateSettings, noun: str, between: str,
     return f"but the true difference may lie anywhere {between}: it may be chance."
 
 
-def _others(
-    decision: Decision, winner: Comparison | None, handicap: Mapping[str, float], least: Mapping[str, float]
-) -> str:
+def _others(decision: Decision, winner: Comparison | None, settings: GateSettings) -> str:
     """Why an arm with a larger gain than the winner's was passed over."""
     sentences = []
     for row in decision.comparisons:
@@ -267,13 +274,14 @@ def _others(
             continue
         more = f"{row.arm} gains {row.difference - winner.difference:.2g} more"
         fallen = [segment for segment in decision.segments if segment.arm == row.arm and segment.falls]
-        if not row.significant:
-            sentences.append(f"{more}, but its gain over {decision.champion} may be chance.")
-        elif row.difference < least[row.arm] or (not fallen and handicap[row.arm] > handicap[winner.arm]):
+        passes = row.significant and row.remaining >= settings.minimum_effect
+        if row.taken_off and row.low > 0 and (not passes or (not fallen and row.taken_off > winner.taken_off)):
             sentences.append(
                 f"{more}, but its model learned from questions of the kind that judge it, which flatters it: "
-                f"{handicap[row.arm]:g} is taken off."
+                f"{row.taken_off:.2g} is taken off."
             )
+        elif not row.significant:
+            sentences.append(f"{more}, but its gain over {decision.champion} may be chance.")
         elif fallen:
             worst = _worst(fallen)
             sentences.append(f"{more}, but falls on {worst.kind} {worst.value}.")
@@ -303,12 +311,18 @@ def _power(decision: Decision, settings: GateSettings, noun: str) -> str:
     ).strip()
 
 
-def _evidence(champion: ArmScores, origin: Mapping[str, str]) -> str:
-    machine = sum(origin.get(i) != PEOPLE for i in champion.ndcg)
+def _evidence(machine: int, queries: int) -> str:
     if not machine:
         return ""
-    if machine == len(champion.ndcg):
+    if machine == queries:
         return (
             "This is synthetic evidence: a machine wrote all the questions, so judged questions of people may disagree."
         )
-    return f"This is partly synthetic evidence: a machine wrote {machine} of the {len(champion.ndcg)} questions."
+    return f"This is partly synthetic evidence: a machine wrote {machine} of the {queries} questions."
+
+
+def _uncredited(champion: ArmScores, challengers: Sequence[ArmScores]) -> str:
+    """That flattery which keeps a champion is not taken off: the burden of proof is the challenger's."""
+    if not champion.flattered or all(arm.flattered for arm in challengers):
+        return ""
+    return f"The model of {champion.arm} learned from such questions, which may flatter it; no challenger is credited for that."

@@ -15,6 +15,7 @@ from acme_rag_pipeline.evaluation.metrics import Evidence
 from acme_rag_pipeline.evaluation.words import counted
 from acme_rag_pipeline.llm.text import one_line
 from acme_rag_pipeline.pairs.curated_places import span_key
+from acme_rag_pipeline.pairs.wording import query_key
 from acme_rag_pipeline.setting_groups import EvaluationSettings
 from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store.fingerprints import content_hash, fingerprint
@@ -26,7 +27,7 @@ from acme_rag_pipeline.store.stages import StageResult, data_versions, overtaken
 from acme_rag_pipeline.store.warehouse import insert, reconcile, records
 
 STAGE = "golden_queries"
-CODE_VERSION = "8"
+CODE_VERSION = "9"
 _LONGEST_QUOTED = 200
 
 
@@ -61,11 +62,14 @@ def resolve_golden_queries(store: Store, settings: Settings) -> StageResult:
     query_rows, judgement_rows, seen = _resolved(store, queries, qrels)
     data_version = content_hash((*r.values(),) for r in [*query_rows, *judgement_rows])
     usable = [row for row in query_rows if row["status"] == "resolved"]
+    # Listed twice under two ids, a question is no second piece of evidence.
+    wordings = len({query_key(row["query"]) for row in usable})
     details = {
         "source": fingerprint(queries, qrels),
         "chunks_version": upstream["chunks"],
         "queries": len(query_rows),
         "resolved": len(usable),
+        "repeated_wordings": len(usable) - wordings,
         "units": len({row["unit"] for row in usable}),
         "documents": len({r["doc_path"] for r in judgement_rows if r["status"] == "resolved"}),
         "unresolved": [{"query": r["query"], "reason": r["reason"]} for r in query_rows if r["status"] != "resolved"][
@@ -75,7 +79,7 @@ def resolve_golden_queries(store: Store, settings: Settings) -> StageResult:
         "unusable_lines": problems[:200],
         "counted": {"unusable_lines": len(problems)},
         "by_style": dict(Counter(row["style"] for row in usable).most_common()),
-        "decides": decides(len(usable), len({row["unit"] for row in usable}), settings.evaluation),
+        "decides": decides(wordings, len({row["unit"] for row in usable}), settings.evaluation),
     }
     with store.writer(STAGE):
         if overtaken(store.warehouse, upstream):

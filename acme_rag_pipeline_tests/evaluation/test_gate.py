@@ -348,6 +348,60 @@ def test_questions_of_the_generator_that_trained_a_model_count_less_for_it() -> 
     assert held_out(judged.arm("fine_tuned", 0.055)).winner == "fine_tuned", "people's questions flatter nobody"
 
 
+@pytest.mark.parametrize("units", [12, 40, 100])
+def test_a_model_that_gains_nothing_is_rarely_promoted_by_questions_that_flatter_it(units: int) -> None:
+    """Three challengers that gain what the questions flatter them by and nothing else.
+
+    Where the test asks whether the gain is above 0, and only its size has to reach 0.05 more, 40 units promote one in 45 %
+    of such decisions and 100 units in 67 %.
+    """
+    share = promoted_share(
+        partial(gaussian, spread=0.2, correlation=0.3, gain=0.05), units, 3, 150, seed=6, flattered=True
+    )
+    assert share <= allowed(150)
+
+
+def test_what_is_taken_off_is_said_with_a_promotion_and_with_a_gain_that_may_be_flattery() -> None:
+    judged = Judged(queries=200, units=50)
+    won = judged.decide(flattered(judged.arm("tuned", 0.12, spread=0.1)), evidence_kind="held_out")
+    assert won.winner == "tuned"
+    assert "0.05 is taken off: what remains, +0.070, is more than chance explains." in won.reason
+    assert "(+0.120" in won.reason
+
+    doubtful = judged.decide(flattered(judged.arm("tuned", 0.07, spread=0.15)), evidence_kind="held_out")
+    assert doubtful.comparisons[0].low > 0
+    assert (doubtful.verdict, doubtful.comparisons[0].significant) == (CANNOT_TELL, False)
+    assert "0.05 is taken off: what remains, +0.020, is no more than chance may do." in doubtful.reason
+    assert doubtful.detectable_gain == pytest.approx(
+        0.05 + judged.decide(doubtful_arm(judged), evidence_kind="golden").detectable_gain, abs=0.01
+    )
+
+
+def doubtful_arm(judged: Judged) -> ArmScores:
+    return judged.arm("tuned", 0.07, spread=0.15)
+
+
+def test_only_questions_of_a_machine_flatter() -> None:
+    judged = Judged(queries=400, units=100)
+    origin = {"origin": {i: "curated" if n % 4 else "openai" for n, i in enumerate(judged.ids)}}
+    tuned = flattered(judged.arm("tuned", 0.04, spread=0.05))
+    decision = judged.decide(tuned, segments=origin, evidence_kind="held_out")
+    assert decision.comparisons[0].taken_off == pytest.approx(0.05 / 4)
+    assert decision.winner == "tuned"
+    assert judged.decide(tuned, segments=origin).comparisons[0].taken_off == 0
+    assert judged.decide(tuned, evidence_kind="held_out").winner is None
+
+
+def test_a_flattered_champion_gives_its_challengers_no_credit_and_the_reason_says_so() -> None:
+    judged = Judged(queries=400, units=100)
+    judged.base = flattered(judged.base)
+    decision = judged.decide(judged.arm("base_hybrid", -0.02), evidence_kind="held_out")
+    assert decision.winner is None
+    assert decision.comparisons[0].taken_off == 0
+    assert "may flatter it; no challenger is credited for that." in decision.reason
+    assert "credited" not in judged.decide(judged.arm("base_hybrid", -0.02)).reason
+
+
 def test_two_trained_models_are_flattered_alike() -> None:
     judged = Judged(queries=600, units=300)
     judged.base = flattered(judged.base)

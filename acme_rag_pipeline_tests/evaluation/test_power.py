@@ -30,7 +30,7 @@ def drawn(
 @pytest.mark.parametrize(
     ("challengers", "at_least", "spread"),
     [(1, 0.01, 0.2), (3, 0.01, 0.2), (1, 0.06, 0.05)],
-    ids=["one", "three", "handicap"],
+    ids=["one", "three", "large effect asked for"],
 )
 def test_four_of_five_comparisons_with_the_stated_gain_promote(
     units: int, challengers: int, at_least: float, spread: float
