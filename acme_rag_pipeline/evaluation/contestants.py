@@ -121,15 +121,14 @@ def candidate_undecided(store: Store) -> bool:
 
 def outcome_of_the_newest(store: Store) -> tuple[str, str]:
     """What became of the newest candidate: the verdict in force and its reason; `not decided`, and what to do, without one."""
-    with store.warehouse.read() as connection:
-        rows = records(connection, "SELECT verdict FROM verdicts ORDER BY evaluated_at DESC LIMIT 1")
-    if not rows:
+    newest = decisions.newest_verdict(store)
+    if newest is None:
         return NOT_DECIDED, "nothing has been evaluated yet: run `retrain` first"
     if candidate_undecided(store):
         return NOT_DECIDED, "the newest candidate was never judged: run `retrain`"
     decided = decisions.on_the_newest_candidate(store)
     if decided is None:
-        return NOT_DECIDED, f"{rows[0]['verdict']}, but nothing was decided on it yet: run `retrain` again"
+        return NOT_DECIDED, f"{newest['verdict']}, but nothing was decided on it yet: run `retrain` again"
     return decided.verdict, decided.reason
 
 

@@ -14,10 +14,10 @@ from acme_rag_pipeline.evaluation.contestants import candidate_undecided, outcom
 from acme_rag_pipeline.orchestration import checks, runless_events
 from acme_rag_pipeline.orchestration.dead_runs import fail_dead_runs
 from acme_rag_pipeline.orchestration.resources import Pipeline, plain_failures
-from acme_rag_pipeline.orchestration.under_way import REFRESH, RETRAIN, runs_under_way
+from acme_rag_pipeline.orchestration.under_way import REFRESH, RETRAIN, runs_under_way, started_runs
 from acme_rag_pipeline.pairs import curated, synthetic
 from acme_rag_pipeline.serving import decisions
-from acme_rag_pipeline.serving.serve import last_decision_is_served
+from acme_rag_pipeline.serving.serve import last_decision_is_served, served_files_are_there
 from acme_rag_pipeline.setting_groups import AutomationSettings
 from acme_rag_pipeline.settings import Settings, SettingsError
 from acme_rag_pipeline.store.layout import Store
@@ -53,6 +53,8 @@ def promoted_or_fail(context: dg.OpExecutionContext, pipeline: Pipeline) -> None
         verdict, reason = outcome_of_the_newest(store)
         if verdict != decisions.PROMOTED:
             raise dg.Failure(f"gate: {verdict}. {reason}", allow_retries=False)
+        if not last_decision_is_served(store):
+            raise dg.Failure("gate: promoted, but readers do not get it yet: run `refresh`", allow_retries=False)
         if defects := checks.failed_in_error(store, pipeline.settings()):
             found = "; ".join(f"{check.check_name} ({checks.in_words(check)})" for check in defects)
             raise dg.Failure(f"gate: promoted, but checks stand in ERROR: {found}", allow_retries=False)
@@ -92,16 +94,23 @@ def documents_changed(context: dg.SensorEvaluationContext, pipeline: Pipeline) -
         settings = Settings.load(**pipeline.given())
         automation = settings.automation
         store = Store(settings.store, wait_seconds=2)
-        fail_dead_runs(instance, store, runs_under_way(context))
-        events += runless_events.rolled_back(instance, store, settings)
+        fail_dead_runs(instance, store, started_runs(context))
+        if not runs_under_way(context):
+            events += runless_events.unrecorded_decision(instance, store, settings)
         wanted, served = folder_state(settings, store), _served_state(store)
     except (SettingsError, DocumentsFolderError) as error:
         # Readers keep what they have, and nobody can say how far that is behind.
         if (seconds := _seconds_behind(cursor)) > automation.late_after_minutes * 60:
             events += runless_events.behind(instance, seconds, str(error))
         return skip(str(error))
-    except WarehouseBusy:
-        return skip("a run is writing to the store: looking again later")
+    except WarehouseBusy as error:
+        # A run that writes is soon over; a shell that somebody left open on the file may stay for days.
+        seconds = _seconds_behind(cursor)
+        late = seconds > automation.late_after_minutes * 60
+        events += (
+            runless_events.behind(instance, seconds, f"{LATE}: {error}") if late and not runs_under_way(context) else []
+        )
+        return skip(f"the store is being written to, or held: looking again later ({error})")
     if served == wanted:
         cursor |= {"tries": 0, "behind_since": None, "unsettled_since": None, "next_try_at": None}
         events += runless_events.caught_up(instance, "readers find the documents of today")
@@ -195,6 +204,9 @@ def nightly_retrain(context: dg.ScheduleEvaluationContext, pipeline: Pipeline) -
     try:
         settings = Settings.load(**pipeline.given())
         store = Store(settings.store, wait_seconds=10)
+        if context.instance_ref is not None:
+            # The document sensor, which looks every ten seconds, may be switched off.
+            fail_dead_runs(context.instance, store)
         change = change_since_training(store)
         people = [
             name
@@ -223,5 +235,7 @@ def nightly_retrain(context: dg.ScheduleEvaluationContext, pipeline: Pipeline) -
 
 
 def _served_state(store: Store) -> str | None:
-    """The documents that readers search; None too where they do not get the retriever that was decided on last."""
-    return stored_detail(store.warehouse, "served_index", "sources") if last_decision_is_served(store) else None
+    """The documents that readers search; None too where they do not get the retriever that was decided on last, or not whole."""
+    if not (last_decision_is_served(store) and served_files_are_there(store)):
+        return None
+    return stored_detail(store.warehouse, "served_index", "sources")

@@ -13,20 +13,29 @@ from pathlib import Path
 import dagster as dg
 from filelock import FileLock, Timeout
 
-from acme_rag_pipeline.store.layout import Store
+from acme_rag_pipeline.store.layout import Store, flush_to_disk
 
 # From "started" to its first sign a run takes a fraction of a second; a laptop under load, a few.
 FIRST_SIGN_WITHIN_SECONDS = 60
+# A run of another instance over this store, such as a CI's, is long over by then.
+KEPT_SECONDS = 7 * 86_400
+STORE_TAG = "acme_rag/store"
 _UNDER_WAY = {dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING}
 _held: dict[Path, FileLock] = {}
 
 
+def show(instance: dg.DagsterInstance, store: Store, run_id: str) -> None:
+    """Show until this process ends, or works on another run, that it works on this one; the run says on which store."""
+    instance.add_run_tags(run_id, {STORE_TAG: str(store.root.absolute())})
+    hold(store, run_id)
+
+
 def hold(store: Store, run_id: str) -> None:
-    """Show until this process ends, or works on another run, that it works on this one.
+    """Take the lock of a run, and free that of the run before.
 
     A store that cannot be written shows nothing; its stages say so themselves.
     """
-    path = _lock_of(store, run_id)
+    path = _lock_of(store.root, run_id)
     if path in _held:
         return
     let_go()
@@ -38,52 +47,58 @@ def hold(store: Store, run_id: str) -> None:
         # Under its name it is locked from the first moment on: a sensor that looks never finds a living run's lock free.
         begun.rename(path)
         _held[path] = lock
+        flush_to_disk(path.parent)
 
 
 @atexit.register
 def let_go() -> None:
-    """Free what this process holds, and leave no file of it."""
+    """Free what this process holds.
+
+    The file stays: where a full disk keeps a run from recording its end, it is all that tells of it. `fail_dead_runs` removes
+    it when the run has ended.
+    """
     while _held:
-        path, lock = _held.popitem()
-        with contextlib.suppress(OSError):
-            path.unlink(missing_ok=True)
-        lock.release()
+        _held.popitem()[1].release()
 
 
-def fail_dead_runs(instance: dg.DagsterInstance, store: Store, under_way: Iterable[dg.RunRecord]) -> list[str]:
+def fail_dead_runs(instance: dg.DagsterInstance, store: Store, may_be_silent: Iterable[dg.RunRecord] = ()) -> list[str]:
     """Mark the runs as failed whose process is gone; returns their ids.
 
-    A run that was killed would hold a place in the queue, and the sensor would wait for it. A run that works on another store
-    shows nothing in this one and is left alone, unless it was killed before it could show anything anywhere. Launchers that
-    watch their workers themselves (Kubernetes, ECS, ...) are left alone too.
+    A run that was killed would hold a place in the queue, and the sensor would wait for it. A run that never came to its lock
+    is known by its silence. Launchers that watch their workers themselves (Kubernetes, ECS, ...) are left alone.
 
     Args:
         instance: where the runs are recorded.
-        store: what they work on.
-        under_way: the runs of this code location that have not ended.
+        store: where runs have their locks that do not say another store.
+        may_be_silent: runs of these definitions, each of which initialises the resource by which it shows itself.
     """
     if instance.run_launcher.supports_check_run_worker_health:
         return []
-    silent = [record.dagster_run for record in under_way if _is_silent(instance, record)]
     failed: list[str] = []
-    for path in sorted(_folder(store).glob("*.lock")):
-        if path in _held or not _is_free(path):
-            continue
-        # Read after the lock: a run records its end before its process lets go.
-        run = instance.get_run_by_id(path.stem)
-        if run is None:
-            continue
-        if run.status in _UNDER_WAY:
-            failed.append(_fail(instance, run))
-        with contextlib.suppress(OSError):
-            path.unlink(missing_ok=True)
-    # One that was slow and shows itself by now is alive.
-    return failed + [_fail(instance, run) for run in silent if not _lock_of(store, run.run_id).exists()]
+    for record in instance.get_run_records(dg.RunsFilter(statuses=sorted(_UNDER_WAY, key=lambda status: status.value))):
+        run = record.dagster_run
+        path = _lock_of(Path(run.tags.get(STORE_TAG, store.root)), run.run_id)
+        if path not in _held and path.exists() and _is_free(path):
+            failed += _fail(instance, run.run_id)
+    for record in may_be_silent:
+        run = record.dagster_run
+        path = _lock_of(Path(run.tags.get(STORE_TAG, store.root)), run.run_id)
+        if _is_silent(instance, record) and not path.exists():
+            failed += _fail(instance, run.run_id)
+    for path in _folder(store.root).glob("*.lock"):
+        if path not in _held and _is_free(path) and _is_over(instance, path):
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
+    return failed
 
 
-def _fail(instance: dg.DagsterInstance, run: dg.DagsterRun) -> str:
+def _fail(instance: dg.DagsterInstance, run_id: str) -> list[str]:
+    # Read after the lock: a run records its end before its process lets go.
+    run = instance.get_run_by_id(run_id)
+    if run is None or run.status not in _UNDER_WAY:
+        return []
     instance.report_run_failed(run, message="its process is gone: it was killed, or the machine was restarted")
-    return run.run_id
+    return [run_id]
 
 
 def _is_silent(instance: dg.DagsterInstance, record: dg.RunRecord) -> bool:
@@ -97,12 +112,23 @@ def _is_silent(instance: dg.DagsterInstance, record: dg.RunRecord) -> bool:
     ).records
 
 
-def _lock_of(store: Store, run_id: str) -> Path:
-    return _folder(store) / f"{run_id}.lock"
+def _is_over(instance: dg.DagsterInstance, path: Path) -> bool:
+    """Whether the run of a lock has ended; one that this instance does not know is over after a week."""
+    run = instance.get_run_by_id(path.stem)
+    if run is not None:
+        return run.is_finished
+    try:
+        return time.time() - path.stat().st_mtime > KEPT_SECONDS
+    except OSError:
+        return False
 
 
-def _folder(store: Store) -> Path:
-    return store.work / "runs"
+def _folder(root: Path) -> Path:
+    return root / "work" / "runs"
+
+
+def _lock_of(root: Path, run_id: str) -> Path:
+    return _folder(root) / f"{run_id}.lock"
 
 
 def _is_free(path: Path) -> bool:

@@ -60,8 +60,8 @@ class Pipeline(dg.ConfigurableResource):
         """Show that the run has a living process, before its first step."""
         # Wrong settings are for the first step to tell, as its own failure.
         with contextlib.suppress(SettingsError):
-            if context.run is not None:
-                dead_runs.hold(Store(Settings.load(**self.given()).store), context.run.run_id)
+            if context.run is not None and context.instance is not None:
+                dead_runs.show(context.instance, Store(Settings.load(**self.given()).store), context.run.run_id)
 
     def settings(self) -> Settings:
         """The settings of this run.

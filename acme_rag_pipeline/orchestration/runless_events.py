@@ -1,4 +1,4 @@
-"""What the document sensor records without a run: that readers fall behind, that they caught up, that a person rolled back.
+"""What the document sensor records without a run: that readers fall behind, that they caught up, a decision no run recorded.
 
 Each event is compared with the newest one of its kind that Dagster holds, so that nothing is said twice, and nothing is
 lost when a tick fails or the sensor's cursor is reset.
@@ -13,6 +13,8 @@ from acme_rag_pipeline.store.layout import Store
 
 _SERVED, _PROMOTED = dg.AssetKey("served_index"), dg.AssetKey(decisions.STAGE)
 _DATA_VERSION = "dagster/data_version"
+_BY_A_PERSON = "recorded by the sensor: a person rolled back"
+_BY_A_RUN = "recorded by the sensor: the run that decided was ended before it could"
 _CURRENT = dg.AssetCheckKey(_SERVED, "served_index_is_current")
 
 
@@ -33,13 +35,16 @@ def caught_up(instance: dg.DagsterInstance, reason: str) -> list[dg.AssetCheckEv
     return [_evaluation(passed=True, seconds=0, reason=reason)] if newest is not None and not newest.passed else []
 
 
-def rolled_back(
+def unrecorded_decision(
     instance: dg.DagsterInstance, store: Store, settings: Settings
 ) -> list[dg.AssetMaterialization | dg.AssetCheckEvaluation]:
-    """The materialisation of `promoted_retriever`, and its checks, that `acme-rag rollback` cannot record itself."""
+    """The materialisation of `promoted_retriever`, and its checks, for a decision of which Dagster holds none.
+
+    `acme-rag rollback` cannot record its own, and a run that was killed between its decision and its event did not. For a
+    time at which no run is about to.
+    """
     past = decisions.decisions(store)
-    # Every other decision is made by a run, which records it.
-    if not past or past[-1].verdict != decisions.ROLLED_BACK:
+    if not past or past[-1].verdict == decisions.BOOTSTRAP:
         return []
     newest = instance.get_latest_materialization_event(_PROMOTED)
     materialization = newest.asset_materialization if newest is not None else None
@@ -49,7 +54,7 @@ def rolled_back(
     return [
         dg.AssetMaterialization(
             _PROMOTED,
-            description="recorded by the sensor: a person rolled back",
+            description=_BY_A_PERSON if past[-1].verdict == decisions.ROLLED_BACK else _BY_A_RUN,
             metadata=promote.details_of(past[-1]),
             tags={_DATA_VERSION: promote.data_version_of(past[-1])},
         ),

@@ -1,4 +1,4 @@
-"""Which runs the document sensor waits for."""
+"""Which runs the document sensor waits for, and which ones are of these definitions."""
 
 from collections.abc import Set
 
@@ -21,6 +21,16 @@ def runs_under_way(context: dg.SensorEvaluationContext) -> list[dg.RunRecord]:
         record
         for record in context.instance.get_run_records(dg.RunsFilter(statuses=ACTIVE))
         if not _is_of_another_location(record.dagster_run, context) and _works_on(record.dagster_run, ours)
+    ]
+
+
+def started_runs(context: dg.SensorEvaluationContext) -> list[dg.RunRecord]:
+    """The runs of any job of these definitions that have started and not ended."""
+    jobs = set(context.repository_def.job_names) if context.repository_def else set()
+    return [
+        record
+        for record in context.instance.get_run_records(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED]))
+        if not _is_of_another_location(record.dagster_run, context) and record.dagster_run.job_name in jobs
     ]
 
 

@@ -19,6 +19,7 @@ from acme_rag_pipeline.store import models
 from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.passages import PassagePrefix
 from acme_rag_pipeline.store.promotion import Recipe
+from acme_rag_pipeline.store.stages import stored_detail
 from acme_rag_pipeline.store.warehouse import records
 
 STAGE = "promoted_retriever"
@@ -142,20 +143,34 @@ def candidate_key(candidate: PassageEncoder | None) -> str:
     return f"{candidate.model_digest}/{candidate.prefix}" if candidate else NO_CANDIDATE
 
 
+def newest_verdict(store: Store) -> dict[str, Any] | None:
+    """The row of `verdicts` that the last evaluation wrote, None without one.
+
+    The one that the stage names, and not the latest by the clock: a clock that was ahead once would hide all that follow.
+    """
+    named = stored_detail(store.warehouse, "evaluation_report", "evaluation_id")
+    with store.warehouse.read() as connection:
+        rows = records(
+            connection,
+            "SELECT * FROM verdicts ORDER BY evaluation_id IS NOT DISTINCT FROM ? DESC, evaluated_at DESC LIMIT 1",
+            [named],
+        )
+    return rows[0] if rows else None
+
+
 def on_the_newest_candidate(store: Store) -> Decision | None:
     """The decision on the candidate that was evaluated last, which an earlier run may have made; None without one.
 
     Where readers use what this candidate's own promotion brought, it is that promotion, although with other evidence it was
     compared with itself since.
     """
-    with store.warehouse.read() as connection:
-        rows = records(connection, "SELECT candidate_key FROM verdicts ORDER BY evaluated_at DESC LIMIT 1")
-    if not rows:
+    newest = newest_verdict(store)
+    if newest is None:
         return None
-    found = decision_on(store, rows[0]["candidate_key"])
+    found = decision_on(store, newest["candidate_key"])
     if found is None or found.verdict == PROMOTED:
         return found
-    candidate = _candidate_of(rows[0]["candidate_key"])
+    candidate = _candidate_of(newest["candidate_key"])
     keys = {
         d.candidate_key for d in decisions(store) if d.candidate_key and _candidate_of(d.candidate_key) == candidate
     }

@@ -17,14 +17,14 @@ from acme_rag_pipeline.serving.decisions import (
     decision_on,
     fusion_of,
     is_left_behind,
+    newest_verdict,
     retriever_of,
 )
 from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store.fingerprints import fingerprint
 from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.promotion import Recipe
-from acme_rag_pipeline.store.stages import StageResult, data_versions, overtaken, record, recorded
-from acme_rag_pipeline.store.warehouse import records
+from acme_rag_pipeline.store.stages import StageResult, UpstreamMissing, data_versions, overtaken, record, recorded
 
 CODE_VERSION = "1"
 KEPT_BECAUSE = "a person rolled back from the winner: it is not promoted again by itself"
@@ -47,27 +47,28 @@ def decide_promotion(store: Store, settings: Settings) -> StageResult:
     with store.writer(STAGE):
         if overtaken(store.warehouse, upstream) or champion(store, settings) != current:
             return decide_promotion(store, settings)
-        with store.warehouse.read() as connection:
-            rows = records(connection, "SELECT * FROM verdicts ORDER BY evaluated_at DESC LIMIT 1")
-        key = rows[0]["candidate_key"]
+        found = newest_verdict(store)
+        if found is None:
+            raise UpstreamMissing("`evaluation_report` left no verdict: run it again")
+        key = found["candidate_key"]
         decided = decision_on(store, key)
         if decided is not None:
             outcome = f"this candidate was decided on before ({decided.verdict}); {current.verdict} stands"
-        elif not _is_the_compared(rows[0], current):
+        elif not _is_the_compared(found, current):
             # A person went back while, or after, the candidate was compared with what readers had before.
             outcome = f"{NOT_COMPARED}: run `retrain` to compare it with that"
-        elif rows[0]["verdict"] == PROMOTED and is_left_behind(store, _winner(rows[0])):
+        elif found["verdict"] == PROMOTED and is_left_behind(store, _winner(found)):
             refused = {
                 "verdict": KEPT_BY_A_PERSON,
-                "reason": f"{KEPT_BECAUSE}. Without that the verdict were: {rows[0]['reason']}",
+                "reason": f"{KEPT_BECAUSE}. Without that the verdict were: {found['reason']}",
             }
-            current = _act(store, rows[0] | refused, current)
+            current = _act(store, found | refused, current)
             outcome = KEPT_BECAUSE
         else:
-            current = _act(store, rows[0], current)
+            current = _act(store, found, current)
             outcome = current.reason
         details = details_of(current) | {"outcome": outcome}
-        if ahead := json.loads(rows[0]["details"]).get("bm25_ahead"):
+        if ahead := json.loads(found["details"]).get("bm25_ahead"):
             details["bm25_ahead"] = ahead
         with store.warehouse.write() as connection:
             result = StageResult(STAGE, data_version_of(current), details=details)

@@ -17,6 +17,7 @@ from acme_rag_pipeline.serving import clean_up, decisions
 from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store import models
 from acme_rag_pipeline.store.fingerprints import fingerprint
+from acme_rag_pipeline.store.lance_files import flush_version, has_version, lost_files
 from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.promotion import NothingPromoted, PointerDamaged, Promoted, read_pointer, write_pointer
 from acme_rag_pipeline.store.stages import StageResult, data_versions, overtaken, record, recorded, stored_detail
@@ -98,6 +99,7 @@ def _serve(
             known = index.reconciled_by_a_stage(store, decision.encoder, with_sentences=with_sentences)
             done = known or index.reconcile_index(store, settings, decision.encoder, with_sentences=with_sentences)
         pointer = _pointer(decision, done.version)
+        flush_version(store.lancedb, pointer.table, pointer.lance_version)
         write_pointer(store.pointer, pointer)
         arms = index_expanded_arms(store, settings, queries if for_arms else {})
         details = index.index_details(store, decision.encoder, done, expanded=decision.expanded) | {
@@ -189,6 +191,22 @@ def last_decision_is_served(store: Store) -> bool:
         return False
     retriever = decisions.retriever_of(named.model_digest, named.recipe, named.fusion)
     return (retriever, named.passage_prefix) == (past[-1].retriever, past[-1].passage_prefix)
+
+
+def served_files_are_there(store: Store) -> bool:
+    """Whether all files of the index that the pointer names are there in their size. Reads a manifest, opens no table.
+
+    A store that serves nothing yet has lost nothing.
+    """
+    try:
+        named = read_pointer(store.pointer)
+    except NothingPromoted:
+        return True
+    except PointerDamaged:
+        return False
+    return has_version(store.lancedb, named.table, named.lance_version) and not lost_files(
+        store.lancedb, named.table, named.lance_version
+    )
 
 
 def _is_whole(store: Store, digest: str) -> bool:

@@ -7,11 +7,14 @@ and importing it costs 2 s of a run that has nothing to do.
 
 from __future__ import annotations
 
+import contextlib
 import struct
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from acme_rag_pipeline.store.layout import flush_to_disk
 
 _Fields = list[tuple[int, Any]]
 
@@ -52,6 +55,21 @@ def lost_files(folder: Path, name: str, version: int | None = None) -> list[str]
     except (LookupError, ValueError, TypeError, AttributeError, struct.error):
         return []
     return sorted(path for path, size in needed if not _has_size(table / path, size))
+
+
+def flush_version(folder: Path, name: str, version: int) -> None:
+    """Have what a version of a table needs survive a power cut, before something that does is made to name it.
+
+    LanceDB leaves that to the operating system, which may write a name long before the content.
+    """
+    manifest = _manifest(folder, name, version)
+    if manifest is None:
+        return
+    table = folder / f"{name}.lance"
+    with contextlib.suppress(LookupError, ValueError, TypeError, AttributeError, struct.error):
+        files = [table / path for path, _ in _needed(manifest.read_bytes()) if (table / path).is_file()]
+        for path in [*files, *sorted({path.parent for path in files}), manifest, manifest.parent, table, folder]:
+            flush_to_disk(path)
 
 
 def _newest_manifest(folder: Path, name: str) -> Path | None:

@@ -18,6 +18,7 @@ from acme_rag_pipeline.store.warehouse import Warehouse, WarehouseUnusable, out_
 
 LockName = Literal["writer", "training", "asking"]
 LOCKS: tuple[LockName, ...] = get_args(LockName)
+AFTER_LONG_WORK_SECONDS = 3600.0
 
 
 class StoreBusy(RuntimeError):
@@ -58,16 +59,18 @@ class Store:
                 must not run twice but need not keep a refresh waiting.
 
         Raises:
-            StoreBusy: another run held the store for longer than `wait_seconds`.
+            StoreBusy: another run held the store for longer than `wait_seconds`; at the end of `training` or `asking`, whose
+                work would be for nothing until the next run, for longer than an hour.
             StoreUnusable: the folder cannot be created or written, or the disk ran full within the block.
         """
         holder, held = self.root / f"{lock}.json", self._locks[lock]
         try:
             self.root.mkdir(parents=True, exist_ok=True)
-            held.acquire(timeout=self.wait_seconds, poll_interval=0.05)
+            wait = self._wait_for(lock)
+            held.acquire(timeout=wait, poll_interval=0.05)
         except Timeout:
             raise StoreBusy(
-                f"{self.root} is being written by {_described(holder)} for more than {self.wait_seconds:.0f} s: "
+                f"{self.root} is being written by {_described(holder)} for more than {wait:.0f} s: "
                 "wait until that run ends, or stop it (ACME_RAG_LOCK_SECONDS sets how long to wait)"
             ) from None
         except OSError as error:
@@ -94,6 +97,11 @@ class Store:
                 with contextlib.suppress(OSError):
                     holder.unlink(missing_ok=True)
             held.release()
+
+    def _wait_for(self, lock: LockName) -> float:
+        """Seconds to wait for a lock: hours of work that end with a few rows are not given up because a refresh takes long."""
+        at_work = lock == "writer" and any(self._locks[name].lock_counter for name in LOCKS if name != lock)
+        return max(self.wait_seconds, AFTER_LONG_WORK_SECONDS) if at_work else self.wait_seconds
 
     def _refuses(self, error: Exception) -> bool:
         """Whether a file of the store may not be written, or its disk reports a fault."""
@@ -134,9 +142,15 @@ def write_atomically(path: Path, text: str) -> None:
     with contextlib.suppress(FileNotFoundError):
         shutil.copymode(path, temporary)  # who may read it is what people have set
     temporary.replace(path)
-    if os.name == "posix":
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+    flush_to_disk(path.parent)
+
+
+def flush_to_disk(path: Path) -> None:
+    """Have a file's content, or a folder's names, survive a power cut from here on. Of a folder only where that is possible."""
+    if path.is_dir() and os.name != "posix":
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

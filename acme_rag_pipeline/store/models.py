@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from acme_rag_pipeline.store.layout import Store
+from acme_rag_pipeline.store.layout import Store, flush_to_disk
 
 
 class ModelDamaged(RuntimeError):
@@ -82,6 +82,7 @@ def install(store: Store, digest: str, source: Path, names: Collection[str], ext
     if target.exists():
         _remove(store, target)
     staged.replace(target)
+    flush_to_disk(target.parent)
     return target
 
 
@@ -124,8 +125,4 @@ def _remove_leftovers(store: Store) -> None:
 def _flush(folder: Path) -> None:
     for path in folder.rglob("*"):
         if path.is_file():
-            descriptor = os.open(path, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+            flush_to_disk(path)

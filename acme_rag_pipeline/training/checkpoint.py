@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -50,23 +51,26 @@ def trained_weights(model: Any) -> dict[str, Any]:
 def save_checkpoint(
     checkpoint: Path, step: int, model: Any, optimizer: Any, scheduler: Any, curve: Curve, best: Best | None
 ) -> None:
-    """Replace the checkpoint; a kill leaves the old one or the new one."""
+    """Replace the checkpoint; a kill or a power cut leaves the old one or the new one."""
     import torch
 
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
     temporary = checkpoint.with_suffix(".tmp")
-    torch.save(
-        {
-            "step": step,
-            "weights": trained_weights(model),
-            "optimizer": optimizer.state_dict(),
-            "scheduler": scheduler.state_dict(),
-            "random": random_states(),
-            "curve": {"steps": curve.steps, "epochs": curve.epochs, "seconds": curve.seconds},
-            "best": vars(best) if best else None,
-        },
-        temporary,
-    )
+    with temporary.open("wb") as file:
+        torch.save(
+            {
+                "step": step,
+                "weights": trained_weights(model),
+                "optimizer": optimizer.state_dict(),
+                "scheduler": scheduler.state_dict(),
+                "random": random_states(),
+                "curve": {"steps": curve.steps, "epochs": curve.epochs, "seconds": curve.seconds},
+                "best": vars(best) if best else None,
+            },
+            file,
+        )
+        file.flush()
+        os.fsync(file.fileno())
     temporary.replace(checkpoint)
 
 

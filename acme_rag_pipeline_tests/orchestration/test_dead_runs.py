@@ -15,7 +15,7 @@ import pytest
 from dagster._core.events import EngineEventData
 
 from acme_rag_pipeline.orchestration import dead_runs
-from acme_rag_pipeline.orchestration.dead_runs import FIRST_SIGN_WITHIN_SECONDS, fail_dead_runs, hold, let_go
+from acme_rag_pipeline.orchestration.dead_runs import FIRST_SIGN_WITHIN_SECONDS, fail_dead_runs, hold, let_go, show
 from acme_rag_pipeline.orchestration.resources import Pipeline
 from acme_rag_pipeline.store.layout import Store
 
@@ -150,21 +150,56 @@ def test_a_run_that_ended_just_before_its_process_was_killed_keeps_its_end(
     assert list((store.work / "runs").iterdir()) == []
 
 
-def test_a_process_that_goes_on_to_another_run_leaves_no_file(instance: dg.DagsterInstance, store: Store) -> None:
+def test_a_run_that_ended_leaves_no_file(instance: dg.DagsterInstance, store: Store) -> None:
     first, second = started(instance), started(instance)
     hold(store, first.run_id)
     hold(store, second.run_id)
     hold(store, second.run_id)
-    assert [path.stem for path in (store.work / "runs").iterdir()] == [second.run_id]
+    instance.report_run_failed(first)
     assert fail_dead_runs(instance, store, under_way(instance)) == []
+    assert [path.stem for path in (store.work / "runs").iterdir()] == [second.run_id]
     let_go()
+    instance.report_run_failed(second)
+    assert fail_dead_runs(instance, store) == []
     assert list((store.work / "runs").iterdir()) == []
+
+
+def test_a_run_that_could_not_record_its_end_ends_as_failed(instance: dg.DagsterInstance, store: Store) -> None:
+    """A full disk stops Dagster's record of a failure, and the process ends all the same."""
+    run = started(instance)
+    show(instance, store, run.run_id)
+    happened(instance, run, dg.DagsterEventType.RESOURCE_INIT_SUCCESS, seconds_ago=1)
+    assert fail_dead_runs(instance, store) == []
+    let_go()
+    assert fail_dead_runs(instance, store) == [run.run_id]
+
+
+def test_a_killed_run_over_another_store_is_found_by_what_it_says_of_itself(
+    instance: dg.DagsterInstance, tmp_path: Path
+) -> None:
+    run = started(instance)
+    show(instance, Store(tmp_path / "another"), run.run_id)
+    happened(instance, run, dg.DagsterEventType.RESOURCE_INIT_SUCCESS, seconds_ago=3600)
+    ours = Store(tmp_path / "ours")
+    assert fail_dead_runs(instance, ours, under_way(instance)) == []
+    let_go()
+    assert fail_dead_runs(instance, ours) == [run.run_id]
+
+
+def test_the_lock_of_a_run_that_nobody_knows_is_kept_for_a_week(instance: dg.DagsterInstance, store: Store) -> None:
+    hold(store, "of-a-ci")
+    let_go()
+    [path] = (store.work / "runs").iterdir()
+    for days, kept in ((6, True), (8, False)):
+        os.utime(path, (time.time() - days * 86_400,) * 2)
+        assert fail_dead_runs(instance, store) == []
+        assert path.exists() is kept
 
 
 def let_go_like_a_killed_process(store: Store, run_id: str) -> None:
     """The lock is free and its file is still there."""
     let_go()
-    (store.work / "runs" / f"{run_id}.lock").touch()
+    assert (store.work / "runs" / f"{run_id}.lock").exists()
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from acme_rag_pipeline.chunking.chunks import split_documents
 from acme_rag_pipeline.definitions import build_definitions
 from acme_rag_pipeline.documents.ingest import ingest_documents
 from acme_rag_pipeline.evaluation.golden import resolve_golden_queries
-from acme_rag_pipeline.orchestration import automation, runless_events
+from acme_rag_pipeline.orchestration import automation, dead_runs, runless_events
 from acme_rag_pipeline.orchestration.automation import documents_changed, nightly_retrain
 from acme_rag_pipeline.orchestration.resources import Pipeline
 from acme_rag_pipeline.pairs import training_set
@@ -25,6 +25,7 @@ from acme_rag_pipeline.serving import decisions, promote, serve
 from acme_rag_pipeline.settings import Settings, SettingsError
 from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.stages import StageResult, record
+from acme_rag_pipeline.store.warehouse import WarehouseBusy
 from acme_rag_pipeline.training import candidate
 from acme_rag_pipeline_tests.increments.oracle import REFRESH
 from acme_rag_pipeline_tests.llm_server import ScriptedLLM, ok
@@ -221,7 +222,6 @@ def test_a_rollback_from_the_command_line_is_shown_once(watch: Watch, store: Sto
     serve.serve(store, settings)
     watch.tick()
     promoted = dg.AssetKey("promoted_retriever")
-    assert watch.instance.get_latest_materialization_event(promoted) is None, "a run records its decisions itself"
     serve.rollback(store, settings)
     watch.tick()
     shown = watch.instance.get_latest_materialization_event(promoted)
@@ -239,6 +239,87 @@ def test_a_rollback_from_the_command_line_is_shown_once(watch: Watch, store: Sto
     again = watch.instance.get_latest_materialization_event(promoted)
     assert again is not None
     assert again.timestamp == shown.timestamp
+
+
+def test_a_decision_whose_run_was_killed_before_its_event_is_shown(watch: Watch, store: Store) -> None:
+    settings: Settings = watch.pipeline.settings()
+    for stage in REFRESH:
+        stage(store, settings)
+    base = decisions.champion(store, settings)
+    promoted = dg.AssetKey("promoted_retriever")
+    watch.tick()
+    assert watch.instance.get_latest_materialization_event(promoted) is None, "nothing was decided"
+    decisions.append(store, encoder=base.encoder, recipe="hybrid", verdict=decisions.PROMOTED, reason="it is better")
+    run = add_run(watch, "retrain")
+    watch.tick()
+    assert watch.instance.get_latest_materialization_event(promoted) is None, "a run records its decisions itself"
+    watch.instance.report_run_failed(run)
+    watch.tick()
+    shown = watch.instance.get_latest_materialization_event(promoted)
+    assert shown is not None
+    assert shown.asset_materialization is not None
+    assert shown.asset_materialization.metadata["reason"].value == "it is better"
+
+
+def test_a_warehouse_that_a_person_holds_open_turns_red(watch: Watch, monkeypatch: pytest.MonkeyPatch) -> None:
+    serve_now(watch)
+    assert "up to date" in watch.tick()
+    monkeypatch.setattr(automation, "_served_state", raises_busy)
+    assert "process 4711" in watch.tick()
+    assert watch.shown == []
+    run = add_run(watch, "refresh")
+    pass_time(monkeypatch, 16 * 60)
+    monkeypatch.setattr(dead_runs, "FIRST_SIGN_WITHIN_SECONDS", 3600)
+    watch.tick()
+    assert watch.shown == [], "a run of ours may write for long"
+    watch.instance.report_run_failed(run)
+    watch.tick()
+    assert watch.shown == [False]
+    assert "process 4711" in watch.red_because()
+
+
+def raises_busy(store: Store) -> str | None:
+    raise WarehouseBusy("warehouse.duckdb is held by process 4711 for more than 2 s")
+
+
+def test_an_index_that_lost_a_file_is_refreshed(watch: Watch) -> None:
+    settings: Settings = watch.pipeline.settings()
+    store = Store(settings.store)
+    for stage in REFRESH:
+        stage(store, settings)
+    assert "up to date" in watch.tick()
+    for file in store.lancedb.rglob("data/*.lance"):
+        file.write_bytes(b"")
+    assert [watch.tick(), watch.tick()][-1] == "run"
+    serve.serve(store, settings)
+    assert "up to date" in watch.tick()
+
+
+def test_a_gate_run_that_was_killed_before_it_could_show_itself_ends_as_failed(
+    watch: Watch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = add_run(watch, "gate")
+    stranger = add_run(watch, "a_job_of_another_project")
+    monkeypatch.setattr(dead_runs, "FIRST_SIGN_WITHIN_SECONDS", 0)
+    watch.tick()
+    ended = {run.run_id: run.status for run in watch.instance.get_runs()}
+    assert ended[run.run_id] is dg.DagsterRunStatus.FAILURE
+    assert ended[stranger.run_id] is dg.DagsterRunStatus.STARTED
+
+
+def test_the_nightly_tick_fails_a_dead_run_too(documents: Path, tmp_path: Path) -> None:
+    """The document sensor may be switched off."""
+    pipeline = Pipeline(documents=str(documents), store=str(tmp_path / "store"))
+    with dg.DagsterInstance.local_temp(str(tmp_path)) as instance:
+        watch = Watch(instance, pipeline)
+        serve_now(watch)
+        store = Store(pipeline.settings().store)
+        split_documents(store, pipeline.settings())
+        run = add_run(watch, "refresh")
+        dead_runs.show(instance, store, run.run_id)
+        dead_runs.let_go()
+        nightly_retrain(dg.build_schedule_context(instance=instance, resources={"pipeline": pipeline}))
+        assert instance.get_runs()[0].status is dg.DagsterRunStatus.FAILURE
 
 
 def test_a_missing_folder_is_said_and_turns_red_when_it_stays_away(

@@ -14,9 +14,10 @@ from acme_rag_pipeline.orchestration import checks
 from acme_rag_pipeline.orchestration.automation import gate
 from acme_rag_pipeline.orchestration.resources import Pipeline
 from acme_rag_pipeline.retrieval.passage_encoder import PassageEncoder
-from acme_rag_pipeline.serving import decisions, promote
+from acme_rag_pipeline.serving import decisions, promote, serve
 from acme_rag_pipeline.settings import EMBEDDED_BASE_MODEL, Settings
 from acme_rag_pipeline.store.layout import Store
+from acme_rag_pipeline.store.promotion import write_pointer
 from acme_rag_pipeline.store.stages import StageResult, record
 from acme_rag_pipeline.store.warehouse import insert
 
@@ -58,7 +59,9 @@ def evaluated(
     }
     with store.warehouse.write() as connection:
         insert(connection, "verdicts", [row])
-        record(connection, StageResult("evaluation_report", f"version-{number}"), f"fingerprint-{number}")
+        details = {"evaluation_id": row["evaluation_id"]}
+        result = StageResult("evaluation_report", f"version-{number}", details=details)
+        record(connection, result, f"fingerprint-{number}")
 
 
 def verdicts(store: Store) -> list[str]:
@@ -95,6 +98,18 @@ def test_the_same_candidate_is_not_tested_again_every_night(store: Store, settin
     result = promote.decide_promotion(store, settings)
     assert verdicts(store) == ["bootstrap", "kept: cannot tell"]
     assert "decided on before" in result.details["outcome"]
+
+
+def test_a_clock_that_was_ahead_does_not_hide_the_candidates_that_follow(store: Store, settings: Settings) -> None:
+    evaluated(store, "kept: not better", "k1", 59)
+    promote.decide_promotion(store, settings)
+    # The clock was put right: the next evaluation is the older one by its time.
+    evaluated(store, "promoted", "k2", 1)
+    promote.decide_promotion(store, settings)
+    assert verdicts(store) == ["bootstrap", "kept: not better", "promoted"]
+    found = decisions.on_the_newest_candidate(store)
+    assert found is not None
+    assert found.verdict == "promoted"
 
 
 def test_nothing_new_writes_nothing(store: Store, settings: Settings) -> None:
@@ -234,7 +249,10 @@ def test_a_rollback_between_recipes_of_one_model_leaves_the_recipe_behind(store:
     assert decisions.is_left_behind(store, base.retriever)
 
 
-def gate_passes(store: Store) -> bool:
+def gate_passes(store: Store, *, served: bool = True) -> bool:
+    """Whether the job `gate` ends with success where readers get what was decided last, or what was served before."""
+    if served and (past := decisions.decisions(store)):
+        write_pointer(store.pointer, serve._pointer(past[-1], 1))
     run = gate.execute_in_process(resources={"pipeline": Pipeline(store=str(store.root))}, raise_on_error=False)
     return run.success
 
@@ -245,6 +263,7 @@ def test_the_gate_passes_for_a_promotion_that_was_decided_and_for_nothing_else(
     evaluated(store, "promoted", "k1", 1)
     assert not gate_passes(store), "an evaluation is no promotion yet"
     promote.decide_promotion(store, settings)
+    assert not gate_passes(store, served=False), "a run that was killed after its decision has served nothing"
     assert gate_passes(store)
     evaluated(store, "kept: not better", "k2", 2)
     promote.decide_promotion(store, settings)
