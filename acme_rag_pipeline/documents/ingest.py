@@ -29,6 +29,8 @@ from acme_rag_pipeline.store.warehouse import Counts, records, replace, update
 
 STAGE = "documents"
 CODE_VERSION = "1"
+COMMIT_SECONDS = 30.0
+LARGE_BYTES = 5_000_000
 logger = logging.getLogger(__name__)
 
 
@@ -43,8 +45,9 @@ def ingest_documents(store: Store, settings: Settings) -> StageResult:
     known = _known(store)
     _check_not_emptied(settings, files, known)
     now = time.time_ns()
-    max_bytes = int(settings.document.max_megabytes * 1_000_000)
-    rows = [_row(file, known.get(file.doc_path), max_bytes, now) for file in files]
+    rows, in_store = _read(store, settings, files, known, now)
+    if rows is None:
+        return ingest_documents(store, settings)
     seen = {row["doc_path"] for row in rows}
     rows += [_tombstone(row) for path, row in known.items() if path not in seen]
     data_version = content_hash(_identity(row) for row in rows if row["status"] != "deleted")
@@ -52,21 +55,54 @@ def ingest_documents(store: Store, settings: Settings) -> StageResult:
     gone = sorted(path for path in known if path not in seen)
     made_from = fingerprint(STAGE, CODE_VERSION, settings.document, data_version, details["sources"], gone)
     unchanged = recorded(store.warehouse, STAGE, made_from)
-    # New stamps can wait for a run that writes nothing else just now.
-    if unchanged is not None and not (_touched(files, known, now) and store.idle("writer")):
+    content, before = ({row["doc_path"]: _identity(row) for row in some} for some in (rows, known.values()))
+    # Rows that a killed run left of an edit that was taken back must go; new stamps can wait for a run that writes nothing
+    # else just now.
+    if unchanged is not None and content == before and not (_touched(files, known, now) and store.idle("writer")):
         return unchanged
     with store.writer(STAGE):
-        if _known(store) != known:
+        if _known(store) != in_store:
             # Another run wrote while this one waited.
             return ingest_documents(store, settings)
         with store.warehouse.write() as connection:
             _write(connection, [row for row in rows if row is not known.get(row["doc_path"])])
             if unchanged is not None:
                 return unchanged
-            content = {row["doc_path"]: _identity(row) for row in rows}
-            counts = _counts({path: _identity(row) for path, row in known.items()}, content)
+            counts = _counts(before, content)
             details["words"] = _words(connection)
             return record(connection, StageResult(STAGE, data_version, counts, details=details), made_from)
+
+
+def _read(
+    store: Store, settings: Settings, files: Sequence[SourceFile], known: Mapping[str, dict[str, Any]], now: int
+) -> tuple[list[dict[str, Any]] | None, Mapping[str, dict[str, Any]]]:
+    """The rows of the files, and what the store holds of them by then: thousands of PDFs are read for longer than a kill may cost.
+
+    What is committed on the way is not recorded as the stage's outcome, so that no stage behind it begins.
+
+    Returns:
+        No rows where another run wrote meanwhile.
+    """
+    max_bytes = int(settings.document.max_megabytes * 1_000_000)
+    rows: list[dict[str, Any]] = []
+    in_store, committed, since = known, 0, time.monotonic()
+    for file in files:
+        before = known.get(file.doc_path)
+        if file.size >= LARGE_BYTES and (before is None or not looks_unchanged(file, before)):
+            # A parser that never comes back, or takes all memory, would be known by nothing else.
+            logger.info("%s: reading %.0f MB", file.doc_path, file.size / 1e6)
+        rows.append(_row(file, before, max_bytes, now))
+        if time.monotonic() - since < COMMIT_SECONDS:
+            continue
+        with store.writer(STAGE):
+            if _known(store) != in_store:
+                return None, in_store
+            with store.warehouse.write() as connection:
+                _write(connection, [row for row in rows[committed:] if row is not known.get(row["doc_path"])])
+            in_store = _known(store)
+        committed, since = len(rows), time.monotonic()
+        logger.info("%d of %d files read", committed, len(files))
+    return rows, in_store
 
 
 def check_not_emptied(store: Store, settings: Settings) -> None:

@@ -20,7 +20,7 @@ from acme_rag_pipeline.documents.source import DocumentsFolderError, read_bytes
 from acme_rag_pipeline.documents.state import folder_state
 from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store.layout import Store
-from acme_rag_pipeline.store.stages import StageResult
+from acme_rag_pipeline.store.stages import StageResult, UpstreamMissing, data_versions
 from acme_rag_pipeline.store.warehouse import Counts, records
 from acme_rag_pipeline_tests.conftest import LEAVE, files_of
 
@@ -470,6 +470,73 @@ def test_a_sub_folder_that_cannot_be_listed_deletes_nothing(
         ingest()
     monkeypatch.undo()
     assert files_of(store) == before
+
+
+class Killed(BaseException):
+    """Stands for the end of the process."""
+
+
+def killed_at(monkeypatch: pytest.MonkeyPatch, name: str) -> list[str]:
+    """Commit after each file, and end at one of them; returns what is read from then on."""
+    read: list[str] = []
+    parse = ingest_module.parse
+
+    def parse_or_die(doc_path: str, data: bytes) -> Any:
+        if doc_path == name and name not in read:
+            read.append(doc_path)
+            raise Killed
+        read.append(doc_path)
+        return parse(doc_path, data)
+
+    monkeypatch.setattr(ingest_module, "parse", parse_or_die)
+    monkeypatch.setattr(ingest_module, "COMMIT_SECONDS", 0)
+    return read
+
+
+def test_a_killed_run_costs_the_file_at_which_it_was_killed(
+    ingest: Ingest,
+    store: Store,
+    documents: Path,
+    settings_for: Callable[..., Settings],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    names = sorted(path.relative_to(documents).as_posix() for path in documents.rglob("*.*"))
+    read = killed_at(monkeypatch, names[-1])
+    with pytest.raises(Killed):
+        ingest()
+    assert sorted(rows(store)) == names[:-1]
+    with pytest.raises(UpstreamMissing):
+        data_versions(store.warehouse, "documents")
+    read[:] = [names[-1]]
+    done = ingest()
+    assert read == [names[-1]] * 2, "the others are not read again"
+    monkeypatch.undo()
+    again = Store(store.root.parent / "from nothing")
+    assert done.data_version == ingest_documents(again, settings_for()).data_version
+    known = ("sha256", "text", "status")
+    assert [[row[n] for n in known] for row in rows(store).values()] == [
+        [r[n] for n in known] for r in rows(again).values()
+    ]
+
+
+def test_what_a_killed_run_left_of_an_edit_that_was_taken_back_goes(
+    ingest: Ingest, store: Store, documents: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = ingest()
+    before = {path: row["text"] for path, row in rows(store).items()}
+    kept = (documents / "hr/leave.md").read_text(encoding="utf-8")
+    (documents / "hr/leave.md").write_text("# Leave\n\nNobody may leave.\n", encoding="utf-8")
+    (documents / "travel.md").write_text("# Travel\n\nNobody may travel.\n", encoding="utf-8")
+    killed_at(monkeypatch, "travel.md")
+    with pytest.raises(Killed):
+        ingest()
+    assert rows(store)["hr/leave.md"]["text"] != before["hr/leave.md"]
+    monkeypatch.undo()
+    (documents / "hr/leave.md").write_text(kept, encoding="utf-8")
+    (documents / "travel.md").write_text(before["travel.md"], encoding="utf-8")
+    monkeypatch.setattr(Store, "idle", lambda *_: False)
+    assert ingest().data_version == first.data_version
+    assert {path: row["text"] for path, row in rows(store).items()} == before
 
 
 def test_the_sensor_sees_the_state_that_the_stage_reports(
