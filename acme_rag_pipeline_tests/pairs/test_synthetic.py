@@ -295,6 +295,35 @@ def test_the_structure_of_a_file_is_no_example(
     assert [w for w in warnings if f"{unusable} lines are neither a query" in w] == warnings[: bool(unusable)]
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "cp1252"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("header", ["", "query;n"])
+def test_examples_are_read_as_a_spreadsheet_saves_them(
+    settings_for: Make, tmp_path: Path, encoding: str, end: str, header: str
+) -> None:
+    lines = [header, "wo ist das büro", "badge lost", "vpn down"]
+    (tmp_path / "mine.csv").write_bytes(end.join(filter(None, lines)).encode(encoding))
+    found, warnings = example_queries(settings_for(golden="none", pairs={"examples": "mine.csv"}))
+    damaged = encoding == "cp1252"
+    assert found == tuple(lines[1 + damaged :])
+    assert ["1 lines are left out, since they are not UTF-8" in warning for warning in warnings] == [True] * damaged
+
+
+def test_a_damaged_line_of_the_golden_set_costs_the_examples_nothing(settings_for: Make, tmp_path: Path) -> None:
+    golden = tmp_path / "golden"
+    golden.mkdir()
+    lines = [b'{"query_id": "1", "query": "b\xfcro"}', b'{"query_id": "2", "query": "How many FLEX days do I get?"}']
+    (golden / "queries.jsonl").write_bytes(b"\n".join(lines))
+    (golden / "qrels.jsonl").write_text("")
+    (tmp_path / "mine.txt").write_text("badge lost\nhow many flex days do I get\n")
+    settings = settings_for(golden=str(golden), pairs={"examples": "mine.txt"})
+    kept, warnings = example_queries(settings)
+    assert (kept, len(warnings)) == (("badge lost",), 1)
+    (golden / "queries.jsonl").unlink()
+    with pytest.raises(SettingsError, match=r"^ACME_RAG_GOLDEN: "):
+        example_queries(settings)
+
+
 def test_examples_that_differ_in_vowel_signs_are_not_near(settings_for: Make, tmp_path: Path, documents: Path) -> None:
     golden = tmp_path / "golden"
     golden.mkdir()
