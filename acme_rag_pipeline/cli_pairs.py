@@ -40,14 +40,17 @@ def estimate_pairs(context: click.Context, as_json: bool) -> None:
     click.echo(
         f"prompts    {found.prompts} for {found.chunks} chunks, {found.answered} answered, {found.to_send} to send"
     )
-    if found.within_budget < found.to_send:
+    run = found.one_run
+    limited = found.within_budget < found.to_send
+    if limited:
         click.echo(f"budget     reaches about {found.within_budget} of them in one run")
-    click.echo(f"tokens     about {found.prompt_tokens} in, {found.completion_tokens} out")
+    tokens = f"; one run {run['prompt_tokens']} in, {run['completion_tokens']} out" if limited else ""
+    click.echo(f"tokens     about {found.prompt_tokens} in, {found.completion_tokens} out{tokens}")
     click.echo(f"counted    {found.counted_by}")
     if found.cost is not None:
-        click.echo(f"cost       about {found.cost:.4f}")
+        click.echo(f"cost       about {found.cost:.4f}" + (f"; one run {run['cost']:.4f}" if limited else ""))
     if found.seconds is not None:
-        click.echo(f"time       about {found.seconds:.0f} s")
+        click.echo(f"time       about {found.seconds:.0f} s" + (f"; one run {run['seconds']:.0f} s" if limited else ""))
     for note in found.notes:
         click.echo(f"note       {note}")
 
