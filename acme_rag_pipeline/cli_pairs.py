@@ -40,14 +40,17 @@ def estimate_pairs(context: click.Context, as_json: bool) -> None:
     click.echo(
         f"prompts    {found.prompts} for {found.chunks} chunks, {found.answered} answered, {found.to_send} to send"
     )
-    if found.within_budget < found.to_send:
+    run = found.one_run
+    limited = found.within_budget < found.to_send
+    if limited:
         click.echo(f"budget     reaches about {found.within_budget} of them in one run")
-    click.echo(f"tokens     about {found.prompt_tokens} in, {found.completion_tokens} out")
+    tokens = f"; one run {run['prompt_tokens']} in, {run['completion_tokens']} out" if limited else ""
+    click.echo(f"tokens     about {found.prompt_tokens} in, {found.completion_tokens} out{tokens}")
     click.echo(f"counted    {found.counted_by}")
     if found.cost is not None:
-        click.echo(f"cost       about {found.cost:.4f}")
+        click.echo(f"cost       about {found.cost:.4f}" + (f"; one run {run['cost']:.4f}" if limited else ""))
     if found.seconds is not None:
-        click.echo(f"time       about {found.seconds:.0f} s")
+        click.echo(f"time       about {found.seconds:.0f} s" + (f"; one run {run['seconds']:.0f} s" if limited else ""))
     for note in found.notes:
         click.echo(f"note       {note}")
 
@@ -69,7 +72,11 @@ def ask_passages_again(context: click.Context) -> None:
 
 
 @pairs.command("export")
-@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="The file; default: standard output.")
+@click.option(
+    "--out",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="The file: JSONL, or a table where its name ends in .csv or .tsv; default: JSONL on standard output.",
+)
 @click.option(
     "--origin",
     "origins",
@@ -80,22 +87,40 @@ def ask_passages_again(context: click.Context) -> None:
 @click.option(
     "--kept/--all", default=True, show_default=True, help="Only pairs that passed the filters, or all with reasons."
 )
+@click.option(
+    "--sample",
+    type=click.IntRange(min=1),
+    help="At most so many pairs of each origin, style and method; the same each time.",
+)
+@click.option(
+    "--unresolved",
+    is_flag=True,
+    help="Instead: the curated lines that no longer resolve, with the reason and the nearest passage, document and span.",
+)
 @click.pass_context
-def export_pairs(context: click.Context, out: Path | None, origins: tuple[str, ...], kept: bool) -> None:
-    """The training pairs as JSONL for review: fill in `verdict` (accepted, rejected, edited) and `edited_query`."""
-    from acme_rag_pipeline.pairs.review import holds_verdicts, jsonl, review_rows
+def export_pairs(
+    context: click.Context, out: Path | None, origins: tuple[str, ...], kept: bool, sample: int | None, unresolved: bool
+) -> None:
+    """The training pairs for review, one a line or row: fill in `verdict` (accepted, rejected, edited) and `edited_query`."""
+    from acme_rag_pipeline.pairs.review import review_rows
+    from acme_rag_pipeline.pairs.review_files import check_ending, holds_verdicts, in_form
+    from acme_rag_pipeline.pairs.unresolved import unresolved_rows
 
+    if unresolved and (origins or sample or not kept):
+        raise click.UsageError("--unresolved lists curated lines: it goes with --out alone")
     settings = reader_settings_of(context)
     if out is not None:
+        check_ending(out)
         check_output(settings, "--out", out)
         if holds_verdicts(out):
             raise click.ClickException(f"--out: {out} holds verdicts, or what cannot be read: name another file")
-    rows = review_rows(store_of(context, settings=settings), origins, dropped_too=not kept)
+    store = store_of(context, settings=settings)
+    rows = unresolved_rows(store) if unresolved else review_rows(store, origins, dropped_too=not kept, sample=sample)
     if out is None:
-        click.echo(escaped(jsonl(rows)), nl=False)
+        click.echo(escaped(in_form(rows)), nl=False)
         return
-    write_output("--out", out, jsonl(rows))
-    click.echo(f"{len(rows)} pairs: {out}", err=True)
+    write_output("--out", out, in_form(rows, out))
+    click.echo(f"{len(rows)} {'unresolved lines' if unresolved else 'pairs'}: {out}", err=True)
 
 
 @pairs.command("import")
@@ -107,7 +132,7 @@ def export_pairs(context: click.Context, out: Path | None, origins: tuple[str, .
 )
 @click.pass_context
 def import_pairs(context: click.Context, reviewed: Path, into: Path | None) -> None:
-    """Merge a REVIEWED export into the curated pairs. A second time changes nothing."""
+    """Merge a REVIEWED export (.jsonl, .csv or .tsv) into the curated pairs. A second time changes nothing."""
     from acme_rag_pipeline.pairs.review import VARIABLE, import_review
 
     # The file of curated pairs may be about to be made.

@@ -9,6 +9,7 @@ from acme_rag_pipeline.documents.ingest import check_not_emptied
 from acme_rag_pipeline.documents.source import DocumentsFolderError
 from acme_rag_pipeline.documents.state import folder_changes, folder_state
 from acme_rag_pipeline.evaluation.query_sets import GOLDEN
+from acme_rag_pipeline.pairs.unresolved import unresolved_count
 from acme_rag_pipeline.serving.serve import last_decision_is_served
 from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store import lance_files, models
@@ -46,6 +47,7 @@ def store_status(store: Store, settings: Settings) -> dict[str, Any]:
                 connection, "SELECT doc_path, reason FROM documents WHERE status = 'unreadable' ORDER BY doc_path"
             )
             counts["unreadable_documents"] = len(unreadable)
+            counts["unresolved_curated_pairs"] = unresolved_count(connection)
             stages = records(connection, "SELECT stage, finished_at, summary FROM stages ORDER BY finished_at")
             decisions = records(
                 connection,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from acme_rag_pipeline.settings import SettingsError
-from acme_rag_pipeline.store.text_files import NOT_UTF8, holds_raw_bytes
+from acme_rag_pipeline.store.text_files import NOT_UTF8, holds_raw_bytes, with_raw_bytes
 
 # Graded judgements go to 3 or 4 as a rule; a gain of 2 ** relevance must stay a number.
 MOST_RELEVANT = 100
@@ -81,7 +81,7 @@ def _is_span(start: Any, end: Any) -> bool:
 
 def _lines(path: Path, problems: list[str]) -> list[tuple[str, dict[str, Any]]]:
     try:
-        text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
+        text = with_raw_bytes(path.read_bytes())
     except OSError as error:
         raise SettingsError(f"ACME_RAG_GOLDEN: {path} cannot be read: {error}") from error
     rows = []

@@ -14,8 +14,8 @@ from acme_rag_pipeline.documents.source import DocumentsFolderError
 from acme_rag_pipeline.documents.state import folder_state
 from acme_rag_pipeline.evaluation.contestants import outcome_of_the_newest
 from acme_rag_pipeline.orchestration.presentation import table
-from acme_rag_pipeline.pairs.curated import REJECTED
 from acme_rag_pipeline.pairs.leaks import leaks_of_today
+from acme_rag_pipeline.pairs.unresolved import unresolved_rows
 from acme_rag_pipeline.retrieval import index
 from acme_rag_pipeline.serving import decisions
 from acme_rag_pipeline.settings import Settings
@@ -107,13 +107,7 @@ def spans_are_exact(store: Store, settings: Settings) -> dg.AssetCheckResult:
 @_asset_check(asset="curated_pairs", description="Every curated pair still stands in a document.")
 def curated_pairs_resolve(store: Store, settings: Settings) -> dg.AssetCheckResult:
     """WARN with the pairs that do not, and with rejections, quotes and negatives whose passage is not certain."""
-    lost = _rows(
-        store,
-        "SELECT p.query, p.doc_path, p.reason, n.text AS nearest_passage FROM curated_pairs p "
-        "LEFT JOIN chunks n ON n.chunk_id = p.nearest_chunk_id WHERE p.status = 'unresolved' UNION ALL "
-        "SELECT query, doc_path, reason || '; its passage is not found, so it counts in the whole document', NULL "
-        f"FROM rejected_pairs WHERE chunk_id IS NULL AND reason = '{REJECTED}' ORDER BY query",
-    )
+    lost = unresolved_rows(store)
     details = _details(store, "curated_pairs")
     counts = {
         "unresolved": len(lost),
@@ -122,11 +116,26 @@ def curated_pairs_resolve(store: Store, settings: Settings) -> dg.AssetCheckResu
         "lost_negatives": _counted(details, "negatives_not_found"),
     }
     shown = {
-        "pairs": lost,
+        "pairs": [_to_mend(row) for row in lost],
         "ambiguous": details.get("ambiguous", []),
         "negatives_not_found": details.get("negatives_not_found", []),
     }
-    return dg.AssetCheckResult(passed=not any(counts.values()), severity=WARN, metadata=counts | _tables(shown))
+    return dg.AssetCheckResult(
+        passed=not any(counts.values()),
+        severity=WARN,
+        metadata=counts | _tables(shown),
+        description="`acme-rag pairs export --unresolved` lists what no longer resolves, to be mended"
+        if lost
+        else None,
+    )
+
+
+def _to_mend(row: Mapping[str, Any]) -> dict[str, Any]:
+    nearest = row["nearest_document"] is not None
+    return {name: row[name] for name in ("query", "doc_path", "reason", "nearest_document")} | {
+        "nearest_span": f"{row['nearest_start']}-{row['nearest_end']}" if nearest else None,
+        "nearest_passage": row["nearest_passage"],
+    }
 
 
 @_asset_check(asset="synthetic_pairs", description="Every chunk's questions were asked for and answered.")

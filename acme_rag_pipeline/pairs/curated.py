@@ -20,7 +20,7 @@ from acme_rag_pipeline.store.stages import StageResult, data_versions, overtaken
 from acme_rag_pipeline.store.warehouse import insert, reconcile
 
 STAGE = "curated_pairs"
-CODE_VERSION = "7"
+CODE_VERSION = "8"
 REJECTED = "rejected in review"
 REPLACED = "replaced in review"
 _SHOWN = 200
@@ -64,7 +64,7 @@ def resolve_curated_pairs(store: Store, settings: Settings) -> StageResult:
         },
         "statuses": dict(sorted(Counter(row["status"] for row in rows).items())),
         "rejected": sum(pair.verdict == "rejected" for pair in pairs),
-        "negatives": {"named": sum(row["negative"] is not None for row in resolved), "resolved": len(negatives)},
+        "negatives": {"named": sum(len(row["negatives"]) for row in resolved), "resolved": len(negatives)},
         "negatives_not_found": lost_negatives[:_SHOWN],
     }
     with store.writer(STAGE):
@@ -147,7 +147,9 @@ def _resolved(pair: CuratedPair, passage: _Passage, places: Places) -> dict[str,
         "quote": pair.quote,
         "start_char": pair.start,
         "end_char": pair.end,
-        "negative": pair.negative,
+        "negative": next(iter(pair.negatives), None),
+        "negatives": list(pair.negatives),
+        "sha256": pair.sha256,
         "status": "unresolved",
         "reason": None,
         "chunk_id": None,
@@ -221,11 +223,15 @@ def _passage_of_span(pair: CuratedPair, query: str, places: Places) -> _Passage:
     start, end = int(pair.start or 0), int(pair.end or 0)
     if doc_path is None:
         return _Passage(None, None, None, f"{pair.doc_path} is not among the readable documents")
+    if pair.sha256 is not None and not places.is_file(doc_path, pair.sha256):
+        reason = "the document is not the file of its sha256, and without a quote its span cannot be found again"
+        return _Passage(doc_path, None, None, reason)
     # Before anything is remembered of it: it never held for this document.
     if end > places.length(doc_path):
         reason = f"the span ends after the document ({places.length(doc_path)} characters)"
         return _Passage(doc_path, None, None, reason)
-    if not places.unchanged(pair.curated_id, doc_path, start, end):
+    # A line that says which file it is about needs no history.
+    if pair.sha256 is None and not places.unchanged(pair.curated_id, doc_path, start, end):
         reason = "the document changed, and without a quote its span cannot be found again"
         return _Passage(doc_path, None, None, reason)
     return _at(doc_path, (start, end), query, places)
@@ -259,13 +265,11 @@ def _negatives(resolved: list[dict[str, Any]], places: Places) -> tuple[list[dic
     """The chunks of the passages that people named as wrong for a query, and those of which there is none, and why."""
     found: dict[str, dict[str, Any]] = {}
     lost: list[dict[str, Any]] = []
-    for row in resolved:
-        if row["negative"] is None:
-            continue
-        place = places.negative(row["negative"], row["query"], row["doc_path"], row["chunk_id"])
+    for row, negative in [(pair, text) for pair in resolved for text in pair["negatives"]]:
+        place = places.negative(negative, row["query"], row["doc_path"], row["chunk_id"])
         if place is None or place.chunk.chunk_id == row["chunk_id"]:
             reason = "it is the pair's own passage" if place else "it is in none of the documents"
-            named = {name: row[name] for name in ("query", "doc_path", "negative")}
+            named = {"query": row["query"], "doc_path": row["doc_path"], "negative": negative}
             lost.append(named | {"reason": reason})
         else:
             pair_id, chunk_id = _pair_id(row), place.chunk.chunk_id

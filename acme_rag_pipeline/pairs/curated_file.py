@@ -10,7 +10,16 @@ from typing import Any
 
 from acme_rag_pipeline.documents.doc_paths import plain_doc_path
 from acme_rag_pipeline.llm.text import one_line
-from acme_rag_pipeline.pairs.curated_formats import EXPORTED, NotTheFormat, decoded, position, raw_rows
+from acme_rag_pipeline.pairs.curated_formats import (
+    EXPORTED,
+    NOT_LINES,
+    NotTheFormat,
+    as_verdict,
+    decoded,
+    position,
+    raw_rows,
+    read_json,
+)
 from acme_rag_pipeline.store.fingerprints import normalised
 
 Line = dict[str, Any]
@@ -50,7 +59,7 @@ class CuratedFile:
         """
         file = cls()
         # Other lines of JSON Lines, comments for instance, are carried over as they are.
-        if text is None and seed is not None and seed.suffix.lower() not in (".csv", ".json"):
+        if text is None and seed is not None and seed.suffix.lower() not in NOT_LINES:
             text = text_of(seed)
         if text is not None:
             for line in text.removesuffix("\n").split("\n") if text else []:
@@ -58,11 +67,11 @@ class CuratedFile:
         elif seed is not None:
             for where, row in raw_rows(seed):
                 # LlamaIndex's queries without a passage are no pairs; a broken line of a CSV is one that would be lost.
-                if isinstance(row, str) and seed.suffix.lower() == ".csv":
+                if isinstance(row, str) and seed.suffix.lower() != ".json":
                     raise ReviewUnusable(f"{seed.name} {where}: {row}; mend it first, so that it can be carried over")
                 if isinstance(row, dict) and EXPORTED not in row:
                     known = {name: value for name, value in row.items() if name is not None and value not in (None, "")}
-                    file._append(_json(known), known)
+                    file._append(_json(_row(known)), _row(known))
         return file
 
     def take(self, judged: Line) -> None:
@@ -144,10 +153,14 @@ def _same_passage(row: Line, judged: Line) -> bool:
 
 def _pair(line: str) -> Line | None:
     try:
-        row = json.loads(line)
+        row = read_json(line)
     except (ValueError, RecursionError):
         return None
-    return row if isinstance(row, dict) and isinstance(row.get("query"), str) and EXPORTED not in row else None
+    return _row(row) if isinstance(row, dict) and isinstance(row.get("query"), str) and EXPORTED not in row else None
+
+
+def _row(row: Line) -> Line:
+    return row | {"verdict": as_verdict(row["verdict"])} if "verdict" in row else row
 
 
 def _json(row: Line) -> str:

@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 from acme_rag_pipeline.llm.text import one_line
 from acme_rag_pipeline.settings import SettingsError
 from acme_rag_pipeline.store.fingerprints import fingerprint
-from acme_rag_pipeline.store.text_files import NOT_UTF8, holds_raw_bytes
+from acme_rag_pipeline.store.text_files import NOT_UTF8, holds_raw_bytes, with_raw_bytes
 
 Verdict = Literal["accepted", "edited", "rejected"]
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
@@ -22,6 +22,8 @@ VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 EXPORTED = "edited_query"
 # A first line `sep=;` tells Excel the delimiter; without it spreadsheets of many countries write semicolons.
 TOLD_DELIMITER = re.compile(r'\s*"?sep=([,;\t])"?[ \t]*\n', re.IGNORECASE)
+# Endings of files that are no JSON Lines.
+NOT_LINES = (".csv", ".tsv", ".json")
 _LLAMA_INDEX = ("queries", "corpus", "relevant_docs")
 
 
@@ -35,9 +37,10 @@ class CuratedPair:
         quote: A piece of the passage, or all of it.
         start: First character; beside a quote only a hint where to look.
         end: After the last character.
-        negative: Text of a passage that does not answer the query.
+        negatives: Texts of passages that do not answer the query.
         verdict: What a review said; None: not reviewed. A rejected pair keeps the same pair of a generator out.
         replaces: The generator's wording that a reviewer edited into `query`; it is kept out like a rejected one.
+        sha256: Of the bytes of the document that a span without a quote was taken from, the only one it holds for.
     """
 
     query: str
@@ -45,25 +48,30 @@ class CuratedPair:
     quote: str | None
     start: int | None
     end: int | None
-    negative: str | None
+    negatives: tuple[str, ...] = ()
     verdict: Verdict | None = None
     replaces: str | None = None
+    sha256: str | None = None
 
     @property
     def curated_id(self) -> str:
         """Content-addressed: equal lines are one pair."""
+        negatives = self.negatives if len(self.negatives) > 1 else next(iter(self.negatives), None)
         reviewed = (self.verdict, self.replaces) if self.verdict or self.replaces else ()
-        return fingerprint(self.query, self.doc_path, self.quote, self.start, self.end, self.negative, *reviewed)
+        # Nothing for what a line does not have, so that it stays the pair that an earlier version knew.
+        file = (self.sha256,) if self.sha256 else ()
+        return fingerprint(self.query, self.doc_path, self.quote, self.start, self.end, negatives, *reviewed, *file)
 
 
 def read_curated_pairs(path: Path) -> tuple[list[CuratedPair], list[str]]:
-    """Read the pairs of a file; its name's ending says how: `.csv`, `.json` (LlamaIndex), anything else JSONL.
+    """Read the pairs of a file; its name's ending says how: `.csv` or `.tsv`, `.json` (LlamaIndex), anything else JSONL.
 
-    JSONL and CSV hold {query, doc_path?, quote | start + end, negative?, verdict?, replaces?}; LlamaIndex's
-    `EmbeddingQAFinetuneDataset` holds {queries: {id: text}, corpus: {id: text}, relevant_docs: {query id: [corpus id]}}.
+    JSONL and CSV hold {query, doc_path?, quote | start + end, sha256?, negative?, verdict?, replaces?}, JSONL also a list
+    of texts as `negative`; LlamaIndex's `EmbeddingQAFinetuneDataset` holds {queries: {id: text}, corpus: {id: text},
+    relevant_docs: {query id: [corpus id]}}.
 
     Returns:
-        The pairs, and one sentence for each line that is none (the others are used).
+        The pairs, and one sentence for each line that is none, or of which a part is left out (the others are used).
 
     Raises:
         SettingsError: the file cannot be read at all.
@@ -71,10 +79,10 @@ def read_curated_pairs(path: Path) -> tuple[list[CuratedPair], list[str]]:
     pairs: dict[str, CuratedPair] = {}
     problems: list[str] = []
     for where, raw in raw_rows(path):
-        pair = _checked(raw)
-        if isinstance(pair, str):
-            problems.append(f"{where}: {pair}")
-        else:
+        pair, problem = _checked(raw)
+        if problem:
+            problems.append(f"{where}: {problem}")
+        if pair is not None:
             pairs.setdefault(pair.curated_id, pair)
     return list(pairs.values()), problems
 
@@ -92,11 +100,11 @@ def raw_rows(path: Path) -> Iterator[tuple[str, Any]]:
             text = decoded(data)
         except NotTheFormat:
             # A spreadsheet that saves in its country's encoding spoils a few lines, and not the others.
-            text, damaged = data.decode("utf-8-sig", "surrogateescape"), True
+            text, damaged = with_raw_bytes(data), True
         text = text.replace("\r\n", "\n").replace("\r", "\n")
         if not text.strip():
             return
-        read = {".csv": _csv_rows, ".json": _llama_index_rows}.get(path.suffix.lower(), _jsonl_rows)
+        read = _READERS.get(path.suffix.lower(), _jsonl_rows)
         for where, row in read(text):
             spoilt = damaged and holds_raw_bytes(json.dumps(row, ensure_ascii=False))
             yield where, NOT_UTF8 if spoilt else row
@@ -106,16 +114,25 @@ def raw_rows(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 class NotTheFormat(ValueError):
-    """A file that is not what its name says; the message says how it differs."""
+    """A file that is not what its name says, or a line that is no pair; the message says why."""
 
 
 def _jsonl_rows(text: str) -> Iterator[tuple[str, Any]]:
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             try:
-                yield f"line {number}", json.loads(line)
+                yield f"line {number}", read_json(line)
             except (ValueError, RecursionError) as error:
                 yield f"line {number}", f"not JSON ({error})"
+
+
+def read_json(text: str) -> Any:
+    """A JSON value as Python programs write it: `NaN` is what pandas puts where a row has nothing.
+
+    Raises:
+        ValueError, RecursionError: it is none.
+    """
+    return json.loads(text, parse_constant=lambda name: None if name == "NaN" else float(name))
 
 
 def decoded(data: bytes) -> str:
@@ -193,9 +210,7 @@ def _csv_records(body: str, delimiter: str) -> Iterator[tuple[int, list[str] | s
 
 
 def _cell(name: str | None, value: Any) -> Any:
-    if isinstance(value, str) and name in ("doc_path", "start", "end", "verdict"):
-        return value.strip().lower() if name == "verdict" else value.strip()
-    return value
+    return value.strip() if isinstance(value, str) and name in ("doc_path", "start", "end") else value
 
 
 def _llama_index_rows(text: str) -> Iterator[tuple[str, Any]]:
@@ -221,40 +236,66 @@ def _llama_index_rows(text: str) -> Iterator[tuple[str, Any]]:
                 yield f"query {query_id}", {"query": query, "quote": quote}
 
 
-def _checked(raw: Any) -> CuratedPair | str:
+_READERS = {".csv": _csv_rows, ".tsv": _csv_rows, ".json": _llama_index_rows}
+
+
+def _checked(raw: Any) -> tuple[CuratedPair | None, str]:
+    """The pair of a row, and what is wrong with it."""
+    try:
+        return _pair(raw)
+    except NotTheFormat as error:
+        return None, str(error)
+
+
+def _pair(raw: Any) -> tuple[CuratedPair, str]:
     if isinstance(raw, str):
-        return raw
+        raise NotTheFormat(raw)
     if not isinstance(raw, dict):
-        return "not an object"
+        raise NotTheFormat("not an object")
     if EXPORTED in raw:
         # As a pair it would make a person's of every question that nobody judged, and keep the wording that was edited.
-        return "a line of an export for review, which `acme-rag pairs import` takes in"
-    query, doc_path, quote, negative, verdict, replaces = (
-        raw.get(name) or None for name in ("query", "doc_path", "quote", "negative", "verdict", "replaces")
-    )
+        raise NotTheFormat("a line of an export for review, which `acme-rag pairs import` takes in")
+    names = ("query", "doc_path", "quote", "verdict", "replaces", "sha256")
+    query, doc_path, quote, verdict, replaces, sha256 = (raw.get(name) or None for name in names)
     if not isinstance(query, str) or not one_line(query):
-        return "no query"
-    if doc_path is not None and not isinstance(doc_path, str):
-        return "doc_path is not a text"
-    for name, value in (("quote", quote), ("negative", negative), ("replaces", replaces)):
+        raise NotTheFormat("no query")
+    for name, value in (("doc_path", doc_path), ("quote", quote), ("replaces", replaces), ("sha256", sha256)):
         if value is not None and not isinstance(value, str):
-            return f"{name} is not a text"
-    if any(_is_broken(text) for text in (query, doc_path, quote, negative, replaces) if text):
-        return "a text holds half a character (a lone surrogate): it was cut in the middle of one"
+            raise NotTheFormat(f"{name} is not a text")
+    if any(_is_broken(text) for text in (query, doc_path, quote, replaces, sha256) if text):
+        raise NotTheFormat("a text holds half a character (a lone surrogate): it was cut in the middle of one")
+    verdict = as_verdict(verdict) or None
     if verdict is not None and verdict not in VERDICTS:
-        return f"verdict must be one of {', '.join(VERDICTS)}, or be left out"
+        raise NotTheFormat(f"verdict must be one of {', '.join(VERDICTS)}, or be left out")
     try:
         start, end = (position(raw.get(name)) for name in ("start", "end"))
     except (TypeError, ValueError, OverflowError):
-        return "start and end must be character positions"
+        raise NotTheFormat("start and end must be character positions") from None
     if any(position is not None and not 0 <= position < 2**31 for position in (start, end)):
-        return "start and end must be character positions"
+        raise NotTheFormat("start and end must be character positions")
     if quote is None and (start is None or end is None or not 0 <= start < end):
-        return "neither a quote nor a span (start, end)"
+        raise NotTheFormat("neither a quote nor a span (start, end)")
     if quote is None and doc_path is None:
-        return "no doc_path: a span needs one"
+        raise NotTheFormat("no doc_path: a span needs one")
+    negatives, problem = _negatives(raw.get("negative"))
     replaced = one_line(replaces or "") or None
-    return CuratedPair(one_line(query), doc_path, quote, start, end, negative, verdict, replaced)
+    file = sha256.strip().lower() or None if sha256 else None
+    return CuratedPair(one_line(query), doc_path, quote, start, end, negatives, verdict, replaced, file), problem
+
+
+def _negatives(value: Any) -> tuple[tuple[str, ...], str]:
+    """The texts of a field `negative`, and what is said of those that cannot be used, which cost no pair."""
+    named = [text for text in (value if isinstance(value, list) else [value]) if text]
+    usable = [text for text in named if isinstance(text, str) and not _is_broken(text)]
+    problem = (
+        "" if len(usable) == len(named) else "a negative is left out: not a text, or one that holds half a character"
+    )
+    return tuple(dict.fromkeys(usable)), problem
+
+
+def as_verdict(value: Any) -> Any:
+    """A verdict as people write it, without spaces around it and in small letters."""
+    return value.strip().lower() if isinstance(value, str) else value
 
 
 def _is_broken(text: str) -> bool:

@@ -78,6 +78,10 @@ class Places:
         """Characters of a readable document."""
         return len(self._texts[doc_path])
 
+    def is_file(self, doc_path: str, sha256: str) -> bool:
+        """Whether the bytes of a readable document are those with this hash."""
+        return self._sha256[doc_path] == sha256
+
     def unchanged(self, curated_id: str, doc_path: str, start: int, end: int) -> bool:
         """Whether the document is the one in which the span was first resolved; a new span's is."""
         # Earlier versions kept it for each pair, so that another wording was a new span.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, islice
 from typing import Any
 
 from acme_rag_pipeline.pairs.answer_store import MOST_BAD_ANSWERS, given_up
@@ -41,6 +41,7 @@ class DryRun:
         counted_by: How tokens were estimated.
         cost: In the money of the prices; None: a price is not known.
         seconds: At the configured concurrency; None: no answer of this model has been timed yet.
+        one_run: `prompt_tokens`, `completion_tokens`, `cost` and `seconds` of the prompts within the budget alone.
         notes: What a person should know besides.
     """
 
@@ -57,6 +58,7 @@ class DryRun:
     counted_by: str
     cost: float | None
     seconds: float | None
+    one_run: dict[str, float | None]
     notes: tuple[str, ...]
 
 
@@ -82,10 +84,19 @@ def dry_run(store: Store, settings: Settings) -> DryRun:
     measured = _measured(store, settings, asked)
     # The guess of `estimate` is for three queries.
     each = measured["completion"] or estimate_prompt([]).completion_tokens * settings.pairs.queries_per_chunk / 3
-    prompt_tokens = estimate(missing.values()).prompt_tokens
-    completion_tokens = round(each * len(missing))
-    by_answers = "the mean of the stored answers" if measured["completion"] else "a guess of 40 tokens a query"
     sizes = [estimate_prompt(messages).prompt_tokens + each for messages in missing.values()]
+    within = _within_budget(sizes, settings.pairs)
+
+    def taken(prompts: int) -> dict[str, Any]:
+        sent, received = estimate(islice(missing.values(), prompts)).prompt_tokens, round(each * prompts)
+        return {
+            "prompt_tokens": sent,
+            "completion_tokens": received,
+            "cost": cost(sent, received, settings.pairs),
+            "seconds": _seconds(prompts, measured["seconds"], settings.pairs.concurrency),
+        }
+
+    by_answers = "the mean of the stored answers" if measured["completion"] else "a guess of 40 tokens a query"
     notes = [*warnings]
     if settings.pairs.price_input is None or settings.pairs.price_output is None:
         notes.append("no cost: set ACME_RAG_PAIRS__PRICE_INPUT and ACME_RAG_PAIRS__PRICE_OUTPUT (per million tokens)")
@@ -103,12 +114,10 @@ def dry_run(store: Store, settings: Settings) -> DryRun:
         prompts=len(asked.prompts),
         answered=len(asked.prompts) - len(unanswered),
         to_send=len(missing),
-        within_budget=_within_budget(sizes, settings.pairs),
-        prompt_tokens=prompt_tokens,
-        completion_tokens=completion_tokens,
+        within_budget=within,
+        **taken(len(missing)),
+        one_run=taken(within),
         counted_by=f"prompts: 4 ASCII characters or 2 bytes of others a token; answers: {by_answers}",
-        cost=cost(prompt_tokens, completion_tokens, settings.pairs),
-        seconds=_seconds(len(missing), measured["seconds"], settings.pairs.concurrency),
         notes=tuple(notes),
     )
 

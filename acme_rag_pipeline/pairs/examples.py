@@ -10,11 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from acme_rag_pipeline.llm.text import clean_line
-from acme_rag_pipeline.pairs.curated_formats import TOLD_DELIMITER
+from acme_rag_pipeline.pairs.curated_formats import TOLD_DELIMITER, NotTheFormat, decoded
 from acme_rag_pipeline.pairs.plain_text import words
 from acme_rag_pipeline.pairs.prompt import MAX_EXAMPLES, MAX_QUERY_CHARS
 from acme_rag_pipeline.pairs.wording import query_key
 from acme_rag_pipeline.settings import Settings, SettingsError
+from acme_rag_pipeline.store.text_files import NOT_UTF8, holds_raw_bytes, with_raw_bytes
 
 VARIABLE = "ACME_RAG_PAIRS__EXAMPLES"
 # Wordings more alike than this (share of characters, words in any order) count as the golden query itself.
@@ -36,13 +37,15 @@ def example_queries(settings: Settings) -> tuple[tuple[str, ...], list[str]]:
     if settings.pairs.examples is None:
         return (), []
     path = (settings.root / settings.pairs.examples.expanduser()).absolute()
-    text = _read(path)
+    text = _text_of(_read(VARIABLE, path))
     golden = _golden_queries(settings, path, text)
     usable: list[str] = []
-    near = unusable = 0
+    near = unusable = damaged = 0
     for line in _lines(text):
         query = _query(line)
-        if query is None:
+        if holds_raw_bytes(line):
+            damaged += 1
+        elif query is None:
             unusable += bool(line.strip())
         elif _near(query, golden):
             near += 1
@@ -56,21 +59,31 @@ def example_queries(settings: Settings) -> tuple[tuple[str, ...], list[str]]:
             f"{VARIABLE}: {unusable} lines are neither a query of at most {MAX_QUERY_CHARS} characters nor JSON with one "
             "as `query`"
         )
+    if damaged:
+        warnings.append(f"{VARIABLE}: {damaged} lines are left out, since they are {NOT_UTF8}")
     if len(usable) > MAX_EXAMPLES:
         warnings.append(f"{VARIABLE}: the first {MAX_EXAMPLES} of {len(usable)} examples are used")
     return tuple(usable[:MAX_EXAMPLES]), warnings
 
 
-def _read(path: Path) -> str:
+def _read(variable: str, path: Path) -> bytes:
     try:
-        return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{VARIABLE}: {path} cannot be read: {error}") from error
+        return path.read_bytes()
+    except OSError as error:
+        raise SettingsError(f"{variable}: {path} cannot be read: {error}") from error
+
+
+def _text_of(data: bytes) -> str:
+    """As curated files are decoded: UTF-8 or UTF-16; another encoding costs the lines that differ in it."""
+    try:
+        return decoded(data)
+    except NotTheFormat:
+        return with_raw_bytes(data)
 
 
 def _lines(text: str) -> list[str]:
     """What may be queries: the lines without comments, or the cells of a CSV file's column `query`."""
-    text = text.replace("\r\n", "\n")
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
     if told := TOLD_DELIMITER.match(text):
         text = text[told.end() :]
     lines = text.split("\n")
@@ -96,7 +109,8 @@ def _golden_queries(settings: Settings, path: Path, text: str) -> list[str]:
     )
     if path.resolve().is_relative_to(settings.golden.resolve()):
         raise SettingsError(refusal)
-    judged = _read(golden)
+    # As the golden stage reads it: a line that it does not judge by keeps no example out.
+    judged = with_raw_bytes(_read("ACME_RAG_GOLDEN", golden))
     if judged.strip() and judged.strip() == text.strip():
         raise SettingsError(refusal)
     return [folded for line in judged.split("\n") if (query := _query(line)) and (folded := query_key(query))]
@@ -104,6 +118,8 @@ def _golden_queries(settings: Settings, path: Path, text: str) -> list[str]:
 
 def _query(line: str) -> str | None:
     line = line.strip()
+    if holds_raw_bytes(line):
+        return None
     if line.startswith(("{", "[")):
         try:
             row = json.loads(line)

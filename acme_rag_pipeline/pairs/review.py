@@ -1,35 +1,36 @@
-"""A person's review of the pairs: out as JSONL, and back into the curated pairs that every later run starts from."""
+"""A person's review of the pairs: out as a file, and back into the curated pairs that every later run starts from."""
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from acme_rag_pipeline.llm.text import clean_line, one_line
 from acme_rag_pipeline.pairs.curated_file import CuratedFile, Line, ReviewUnusable, text_of
-from acme_rag_pipeline.pairs.curated_formats import EXPORTED, VERDICTS, raw_rows
+from acme_rag_pipeline.pairs.curated_formats import EXPORTED, NOT_LINES, VERDICTS, as_verdict, position
 from acme_rag_pipeline.pairs.curated_places import span_key
 from acme_rag_pipeline.pairs.prompt import MAX_QUERY_CHARS
-from acme_rag_pipeline.settings import Settings, SettingsError
+from acme_rag_pipeline.pairs.review_files import VARIABLE, reviewed_rows
+from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store.fingerprints import normalised
 from acme_rag_pipeline.store.layout import Store, write_atomically
 from acme_rag_pipeline.store.passages import heading_line
 from acme_rag_pipeline.store.stages import UpstreamMissing, data_versions
 from acme_rag_pipeline.store.warehouse import records
 
-VARIABLE = "ACME_RAG_CURATED_PAIRS"
 
-
-def review_rows(store: Store, origins: Sequence[str] = (), *, dropped_too: bool = False) -> list[dict[str, Any]]:
+def review_rows(
+    store: Store, origins: Sequence[str] = (), *, dropped_too: bool = False, sample: int | None = None
+) -> list[dict[str, Any]]:
     """The pairs of today for a person to judge, in the order of the documents.
 
     Args:
         origins: `curated`, `openai`, `offline`; empty: all.
         dropped_too: Also pairs that the filters dropped; `dropped_because` says why.
+        sample: At most so many of each origin, style and method, the same each time; None: all.
 
     Raises:
         UpstreamMissing: no pairs were ever written.
@@ -42,7 +43,7 @@ def review_rows(store: Store, origins: Sequence[str] = (), *, dropped_too: bool 
             connection,
             "SELECT p.pair_id, p.query, c.text AS passage, c.doc_path, q.quote, "
             'coalesce(q.start_char, c.start_char) AS start, coalesce(q.end_char, c.end_char) AS "end", '
-            "c.heading_path, c.title, p.origin, p.style, p.method, t.side, t.dropped_because, d.sha256, "
+            "c.heading_path, c.title, p.origin, p.style, p.method, t.side, t.dropped_because, d.sha256, q.sha256 AS of_file, "
             "CASE WHEN q.quote IS NULL THEN array_slice(d.text, q.start_char + 1, q.end_char) END AS of_span "
             "FROM pairs p JOIN chunks c USING (chunk_id) LEFT JOIN training_pairs t USING (pair_id) "
             "LEFT JOIN (SELECT * FROM curated_pairs WHERE status = 'resolved' QUALIFY row_number() OVER "
@@ -54,9 +55,10 @@ def review_rows(store: Store, origins: Sequence[str] = (), *, dropped_too: bool 
         seen = dict(connection.execute("SELECT curated_id, sha256 FROM curated_seen").fetchall())
     chosen = []
     for row in rows:
-        of_span, sha256 = row.pop("of_span"), row.pop("sha256")
+        of_span, sha256, of_file = row.pop("of_span"), row.pop("sha256"), row.pop("of_file")
         # With its text a reviewed line no longer depends on numbers; an edited document has another text there.
-        if of_span and of_span.strip() and seen.get(span_key(row["doc_path"], row["start"], row["end"])) == sha256:
+        held_for = of_file or seen.get(span_key(row["doc_path"], row["start"], row["end"]))
+        if of_span and of_span.strip() and held_for == sha256:
             row["quote"] = of_span
         if (origins and row["origin"] not in origins) or (row["dropped_because"] and not dropped_too):
             continue
@@ -64,18 +66,19 @@ def review_rows(store: Store, origins: Sequence[str] = (), *, dropped_too: bool 
         names = ("pair_id", "query", "passage", "doc_path", "quote", "start", "end")
         shown = {name: row.pop(name) for name in names} | {"heading": heading} | row
         chosen.append(shown | {"verdict": "", EXPORTED: ""})
-    return chosen
+    return chosen if sample is None else _sampled(chosen, sample)
 
 
-def holds_verdicts(file: Path) -> bool:
-    """Whether somebody has judged in a file, in any form that an import reads; what cannot be read may hold verdicts."""
-    if not file.is_file():
-        return False
-    try:
-        rows = [row for _, row in raw_rows(file)]
-    except SettingsError:
-        return True
-    return any(isinstance(row, dict) and (row.get("verdict") or row.get("edited_query")) for row in rows)
+def _sampled(rows: list[dict[str, Any]], most: int) -> list[dict[str, Any]]:
+    taken: Counter[tuple[str, ...]] = Counter()
+    chosen: set[str] = set()
+    # An id is a hash: the first ones are as good as drawn, and stay when others come.
+    for row in sorted(rows, key=lambda row: row["pair_id"]):
+        kind = (row["origin"], row["style"], row["method"])
+        if taken[kind] < most:
+            taken[kind] += 1
+            chosen.add(row["pair_id"])
+    return [row for row in rows if row["pair_id"] in chosen]
 
 
 @dataclass(frozen=True)
@@ -102,7 +105,7 @@ def import_review(reviewed: Path, settings: Settings, into: Path | None = None) 
     for the same passage is not trained on when a generator writes it again; so is the wording that an edit replaced.
 
     Args:
-        reviewed: JSONL as `review_rows` gives it, with `verdict` filled in.
+        reviewed: JSONL, CSV or TSV with what `review_rows` gives, and `verdict` filled in.
         settings: Name the curated pairs, whose lines stay as they are where the review says nothing about them.
         into: Another file; where it is new it starts with the pairs of the settings' file.
 
@@ -115,7 +118,7 @@ def import_review(reviewed: Path, settings: Settings, into: Path | None = None) 
         raise ReviewUnusable(f"{VARIABLE} is not set: name a file with --into FILE.jsonl, then set {VARIABLE} to it")
     if target.resolve() == reviewed.resolve():
         raise ReviewUnusable(f"{target} is the reviewed file itself: name another one with --into FILE.jsonl")
-    if target.suffix.lower() in (".csv", ".json"):
+    if target.suffix.lower() in NOT_LINES:
         raise ReviewUnusable(
             f"{target}: verdicts are kept as JSON Lines; name a file with --into FILE.jsonl (it starts with the pairs of "
             f"{target.name}), then set {VARIABLE} to it"
@@ -142,11 +145,10 @@ def _judged(reviewed: Path) -> tuple[list[Line], dict[str, int]]:
     """Lines for the curated pairs, and how many lines have which verdict."""
     counts: Counter[str] = Counter()
     lines: list[Line] = []
-    said: dict[tuple[str, str, str], tuple[int, Line]] = {}
-    for number, text in enumerate((text_of(reviewed) or "").split("\n"), start=1):
-        if not text.strip():
-            continue
-        line = _judged_line(f"{reviewed.name} line {number}", text)
+    said: dict[tuple[str, str, str], tuple[str, Line]] = {}
+    for where, row in reviewed_rows(reviewed):
+        number = where.removeprefix("line ")
+        line = _judged_line(f"{reviewed.name} {where}", row)
         counts[str(line["verdict"]) if line else "none"] += 1
         if line is None:
             continue
@@ -167,7 +169,7 @@ def _key(line: Line, query: str) -> tuple[str, str, str]:
     return query, line["doc_path"], normalised(line["quote"]) if line["quote"] else f"{line['start']}-{line['end']}"
 
 
-def _no_chains(name: str, said: dict[tuple[str, str, str], tuple[int, Line]]) -> None:
+def _no_chains(name: str, said: dict[tuple[str, str, str], tuple[str, Line]]) -> None:
     """Refuse an edit into a wording that the same file edits further or rejects: the result depended on the order."""
     for number, line in said.values():
         other, target = said.get(_key(line, line["query"]), (number, line))
@@ -179,14 +181,8 @@ def _no_chains(name: str, said: dict[tuple[str, str, str], tuple[int, Line]]) ->
             )
 
 
-def _judged_line(where: str, text: str) -> Line | None:
-    try:
-        row = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ReviewUnusable(f"{where}: not JSON ({error})") from None
-    if not isinstance(row, dict):
-        raise ReviewUnusable(f"{where}: not an object")
-    verdict = row.get("verdict") or ""
+def _judged_line(where: str, row: Line) -> Line | None:
+    verdict = as_verdict(row.get("verdict")) or ""
     if verdict in ("", "accepted", "rejected") and _is_edited(row):
         raise ReviewUnusable(f"{where}: edited_query is filled in, so verdict must be `edited`; or empty edited_query")
     if verdict == "":
@@ -197,10 +193,13 @@ def _judged_line(where: str, text: str) -> Line | None:
     quote = row.get("quote") or None
     if quote is None and row.get("origin") != "curated":
         quote = row.get("passage") or None
-    span = [row.get(name) for name in ("start", "end")]
+    try:
+        span = [position(row.get(name)) for name in ("start", "end")]
+    except (TypeError, ValueError, OverflowError):
+        span = [None]
     if quote is not None and not isinstance(quote, str):
         wrong.append("quote")
-    if any(type(n) is not int for n in span):
+    if None in span:
         wrong.append("start and end")
     if wrong:
         raise ReviewUnusable(
@@ -223,8 +222,3 @@ def _is_edited(row: Line) -> bool:
     said = (row.get(name) for name in ("edited_query", "query"))
     edited, query = (one_line(text) if isinstance(text, str) else text for text in said)
     return bool(edited) and edited != query
-
-
-def jsonl(rows: Iterable[Line]) -> str:
-    """The rows as JSON Lines."""
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

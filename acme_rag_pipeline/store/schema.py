@@ -25,6 +25,9 @@ TABLES = (
         curated_id VARCHAR PRIMARY KEY, query VARCHAR NOT NULL, doc_path VARCHAR NOT NULL, quote VARCHAR,
         start_char INTEGER, end_char INTEGER, negative VARCHAR, status VARCHAR NOT NULL, reason VARCHAR,
         chunk_id VARCHAR, nearest_chunk_id VARCHAR)""",
+    # All of the line's negatives, the first of which is `negative`, and the hash of the file that its span was taken from.
+    "ALTER TABLE curated_pairs ADD COLUMN IF NOT EXISTS negatives VARCHAR[]",
+    "ALTER TABLE curated_pairs ADD COLUMN IF NOT EXISTS sha256 VARCHAR",
     # As `golden_seen`, for spans without a quote: the key is the span's, in rows of an earlier version the pair's.
     "CREATE TABLE IF NOT EXISTS curated_seen(curated_id VARCHAR PRIMARY KEY, sha256 VARCHAR NOT NULL)",
     # Passages that people named as wrong for a pair's query.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -48,7 +49,7 @@ def test_csv_of_a_spreadsheet_holds_line_breaks_and_semicolons(tmp_path: Path) -
         )
         writer.writerow(["", "travel.md", "Hotels", ""])
     pairs, problems = read_curated_pairs(path)
-    assert [(p.quote, p.negative) for p in pairs] == [("Hotels in Rotterdam\nmay cost 165", "Meals, paid; by day")]
+    assert [(p.quote, p.negatives) for p in pairs] == [("Hotels in Rotterdam\nmay cost 165", ("Meals, paid; by day",))]
     assert problems == ["line 4: no query"]
 
 
@@ -600,7 +601,7 @@ def test_a_span_must_end_in_its_document(chunked: Store, settings_for: Callable[
         (True, 9, None),
         (0, 9.5, None),
         ("0", "1_0", None),
-        (0, float("nan"), None),
+        (0, float("inf"), None),
     ],
 )
 def test_a_position_is_a_whole_number(tmp_path: Path, start: Any, end: Any, span: tuple[int, int] | None) -> None:
@@ -608,6 +609,88 @@ def test_a_position_is_a_whole_number(tmp_path: Path, start: Any, end: Any, span
     pairs, problems = read_curated_pairs(path)
     assert [(pair.start, pair.end) for pair in pairs] == ([span] if span else [])
     assert problems == ([] if span else ["line 1: start and end must be character positions"])
+
+
+def test_what_pandas_writes_for_nothing_is_nothing(tmp_path: Path) -> None:
+    nothing = float("nan")
+    line = {"query": "q", "doc_path": "a.md", "quote": "x", "start": nothing, "end": nothing, "negative": nothing}
+    line |= {"verdict": nothing, "replaces": nothing, "sha256": nothing}
+    path = written(tmp_path / "pairs.jsonl", line, line | {"doc_path": nothing}, line | {"quote": nothing})
+    pairs, problems = read_curated_pairs(path)
+    assert [(p.doc_path, p.quote, p.start, p.end, p.negatives, p.verdict) for p in pairs] == [
+        (doc_path, "x", None, None, (), None) for doc_path in ("a.md", None)
+    ]
+    assert problems == ["line 3: neither a quote nor a span (start, end)"]
+
+
+def test_a_line_may_name_several_negatives_and_one_that_is_no_text_costs_no_pair(
+    countries: Any, store: Store, tmp_path: Path
+) -> None:
+    line = {"query": "How much leave do Germans get?", "doc_path": "leave.md", "quote": GERMANY}
+    pay = "Salaries are paid on the twenty-fifth of each month, in euros and to one account."
+    named: list[Any] = [FRANCE, 7, "", None, pay, pay, "half \ud83d"]
+    details = countries({"leave.md": GERMANY, "fr.md": FRANCE, "pay.md": pay}, line | {"negative": named})
+    assert (details["negatives"], details["negatives_not_found"]) == ({"named": 2, "resolved": 2}, [])
+    found = rows(store, "SELECT doc_path FROM curated_negatives JOIN chunks USING (chunk_id) ORDER BY doc_path")
+    assert [row["doc_path"] for row in found] == ["fr.md", "pay.md"]
+    assert details["unusable_lines"] == [
+        "line 1: a negative is left out: not a text, or one that holds half a character"
+    ]
+    assert rows(store, "SELECT negative, negatives FROM curated_pairs") == [
+        {"negative": FRANCE, "negatives": [FRANCE, pay]}
+    ]
+    # A list of one is the same line.
+    (listed,), _ = read_curated_pairs(written(tmp_path / "one.jsonl", line | {"negative": [FRANCE]}))
+    (single,), _ = read_curated_pairs(written(tmp_path / "one.jsonl", line | {"negative": FRANCE}))
+    assert listed.curated_id == single.curated_id
+
+
+@pytest.mark.parametrize("name", ["pairs.jsonl", "pairs.csv"])
+def test_a_span_with_the_hash_of_its_file_resolves_as_in_a_store_from_nothing(
+    chunked: Store, documents: Path, settings_for: Callable[..., Settings], tmp_path: Path, name: str
+) -> None:
+    path = documents / "travel.md"
+    original = path.read_text(encoding="utf-8")
+    start = original.index(HOTELS)
+
+    def resolved(store: Store) -> list[dict[str, Any]]:
+        for stage in (ingest_documents, split_documents, resolve_curated_pairs):
+            stage(store, settings)
+        return rows(store, "SELECT * FROM curated_pairs ORDER BY query, sha256")
+
+    edited = original.replace("# Travel\n", "# Travel\n\n" + "Read all of this before you leave. " * 30 + "\n", 1)
+    of_each = [hashlib.sha256(text.encode()).hexdigest() for text in (original, edited)]
+    span = {"doc_path": "travel.md", "start": start, "end": start + len(HOTELS)}
+    lines = [
+        {"query": "hotel limit", "sha256": of_each[0].upper()} | span,
+        {"query": "trips", "sha256": of_each[1]} | span,
+    ]
+    if name == "pairs.csv":
+        with (tmp_path / name).open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(lines[0]))
+            writer.writeheader()
+            writer.writerows(lines)
+    else:
+        written(tmp_path / name, *lines)
+    settings = settings_for(curated_pairs=name)
+    assert [row["status"] for row in resolved(chunked)] == ["resolved", "unresolved"]
+    assert rows(chunked, "SELECT * FROM curated_seen") == []
+    path.write_text(edited, encoding="utf-8")
+    after = resolved(chunked)
+    assert [row["status"] for row in after] == ["unresolved", "resolved"]
+    assert after[0]["reason"].startswith("the document is not the file of its sha256")
+    assert after == resolved(Store(tmp_path / "fresh", wait_seconds=10))
+    path.write_text(original, encoding="utf-8")
+    assert [row["status"] for row in resolved(chunked)] == ["resolved", "unresolved"]
+
+
+@pytest.mark.parametrize("ending", ["csv", "tsv"])
+def test_a_table_may_end_in_either_way(tmp_path: Path, ending: str) -> None:
+    path = tmp_path / f"pairs.{ending}"
+    path.write_text("query\tdoc_path\tquote\nWho pays?\ttravel.md\tTips, meals\n")
+    pairs, problems = read_curated_pairs(path)
+    assert [(pair.query, pair.quote) for pair in pairs] == [("Who pays?", "Tips, meals")]
+    assert problems == []
 
 
 def test_a_row_with_more_cells_than_columns_is_no_pair(tmp_path: Path) -> None:

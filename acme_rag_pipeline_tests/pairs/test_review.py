@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,9 +17,13 @@ from click.testing import CliRunner, Result
 from acme_rag_pipeline import cli
 from acme_rag_pipeline.chunking.chunks import split_documents
 from acme_rag_pipeline.documents.ingest import ingest_documents
+from acme_rag_pipeline.llm.text import one_line
+from acme_rag_pipeline.orchestration.checks import curated_pairs_resolve
+from acme_rag_pipeline.orchestration.presentation import metadata_of
 from acme_rag_pipeline.pairs.curated import resolve_curated_pairs
 from acme_rag_pipeline.pairs.curated_formats import read_curated_pairs
 from acme_rag_pipeline.pairs.review import ReviewUnusable, import_review, review_rows
+from acme_rag_pipeline.pairs.review_files import in_form
 from acme_rag_pipeline.pairs.synthetic import write_pairs
 from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store.layout import Store
@@ -386,6 +392,23 @@ def test_an_edited_span_stays_with_its_passage(
     assert passage in found["text"]
 
 
+def test_a_span_with_the_hash_of_its_file_goes_out_with_its_text(
+    chunked: Store, documents: Path, settings_for: Callable[..., Settings], tmp_path: Path
+) -> None:
+    content = (documents / "travel.md").read_bytes()
+    passage = "Hotels in Rotterdam may cost 165 euros a night"
+    start = content.decode().index(passage)
+    line = {"query": "hotel limit", "doc_path": "travel.md", "start": start, "end": start + len(passage)}
+    curated = write(tmp_path / "curated.jsonl", line | {"sha256": hashlib.sha256(content).hexdigest()})
+    settings = settings_for(curated_pairs="curated.jsonl", generator="offline")
+    resolve_curated_pairs(chunked, settings)
+    write_pairs(chunked, settings)
+    (row,) = review_rows(chunked, ["curated"])
+    assert row["quote"] == passage
+    assert import_review(write(tmp_path / "r.jsonl", row | {"verdict": "accepted"}), settings).changed
+    assert [(said["quote"], said["verdict"]) for said in lines_of(curated)] == [(passage, "accepted")]
+
+
 def test_a_review_of_an_earlier_version_finds_a_line_that_has_its_text_by_now(
     tmp_path: Path, settings_for: Any
 ) -> None:
@@ -504,3 +527,166 @@ def test_the_first_import_makes_the_file_that_the_settings_name_and_a_later_one_
             curated.chmod(0o664)
     assert [line["query"] for line in lines_of(curated)] == ["first wording", "second wording"]
     assert curated.stat().st_mode & 0o777 == 0o664
+
+
+FORMULAS = [
+    "=1+1",
+    "+31 20 number",
+    "-5 degrees",
+    "@home",
+    "'=quoted",
+    "''-twice",
+    " =late",
+    "\t=tab",
+    "＝wide",
+    "'plain'",
+    "a=b",
+]
+
+
+@pytest.mark.parametrize("ending", ["csv", "tsv"])
+@pytest.mark.parametrize("saved", ["as written", "semicolons", "utf-16"])
+def test_a_review_in_a_spreadsheet_says_the_same_as_one_in_json_lines(
+    tmp_path: Path, settings_for: Any, ending: str, saved: str
+) -> None:
+    passage = '=HYPERLINK("x")\n- a "list", with; signs\tand\ttabs'
+    queries = [one_line(text) for text in FORMULAS]
+    rows = [ROW | {"query": query, "passage": passage, "doc_path": f"-{n}.md"} for n, query in enumerate(queries)]
+    rows += [ROW | {"query": "mine", "quote": text, "origin": "curated", "start": n} for n, text in enumerate(FORMULAS)]
+    table = tmp_path / f"review.{ending}"
+    table.write_text(in_form(rows, table), encoding="utf-8")
+    delimiter = {"csv": ",", "tsv": "\t"}[ending]
+    with table.open(encoding="utf-8-sig", newline="") as file:
+        cells = list(csv.DictReader(file, delimiter=delimiter))
+    assert list(cells[0])[:3] == ["query", "verdict", "edited_query"]
+    assert set(cells[0]) == set(ROW)
+    assert not [cell for row in cells for cell in row.values() if re.match(r"\s*[=+@＝-]", cell)]
+    for row in (*rows, *cells):
+        row["verdict"] = "accepted" if row in rows else " Accepted "
+    rows[0] |= {"verdict": "edited", "edited_query": "other wording"}
+    cells[0] |= {"verdict": "EDITED", "edited_query": "other wording"}
+    with table.open("w", encoding="utf-16" if saved == "utf-16" else "utf-8-sig", newline="") as file:
+        writer = csv.DictWriter(file, list(cells[0]), delimiter=";" if saved == "semicolons" else delimiter)
+        writer.writeheader()
+        writer.writerows(cells)
+    of_lines = import_review(write(tmp_path / "r.jsonl", *rows), settings_for(), tmp_path / "a.jsonl")
+    of_table = import_review(table, settings_for(), tmp_path / "b.jsonl")
+    assert of_table.verdicts == of_lines.verdicts == {"accepted": len(rows) - 1, "edited": 1}
+    assert lines_of(of_table.file) == lines_of(of_lines.file)
+    assert [line["query"] for line in lines_of(of_table.file)[: len(queries)]] == ["other wording", *queries[1:]]
+
+
+def test_a_verdict_is_one_however_it_is_written(tmp_path: Path, settings_for: Any) -> None:
+    nothing = float("nan")
+    judged = ROW | {"verdict": " Rejected", "start": 3.0, "edited_query": nothing, "quote": nothing}
+    reviewed = write(tmp_path / "r.jsonl", judged, SECOND | {"verdict": nothing})
+    line = {"query": "old wording", "doc_path": "a.md", "quote": ROW["passage"], "verdict": "Accepted "}
+    curated = write(tmp_path / "curated.jsonl", line)
+    assert [pair.verdict for pair in read_curated_pairs(curated)[0]] == ["accepted"]
+    assert import_review(reviewed, settings_for(curated_pairs="curated.jsonl")).verdicts == {"rejected": 1, "none": 1}
+    assert lines_of(curated) == [line | {"verdict": "rejected"}]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("r.xlsx", b"PK", "a review ends in .jsonl, .csv or .tsv"),
+        ("r.csv", b"question,verdict\nq,accepted\n", "none of them is `query`"),
+        ("r.csv", b"query,verdict,doc_path\nq,accepted\n", r"r\.csv line 2: doc_path, start and end missing"),
+        ("r.csv", b"query,verdict\nq,accepted,more\n", r"r\.csv line 2: more cells than columns"),
+        ("r.csv", b"query,verdict\nb\xfcro,accepted\n", r"r\.csv line 2: not UTF-8"),
+    ],
+)
+def test_a_table_that_cannot_be_taken_in_says_why(
+    tmp_path: Path, settings_for: Any, name: str, content: bytes, message: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ReviewUnusable, match=message):
+        import_review(tmp_path / name, settings_for(), tmp_path / "into.jsonl")
+    assert not (tmp_path / "into.jsonl").exists()
+
+
+def test_an_export_is_a_table_where_its_name_says_so_and_as_small_as_it_is_wanted(
+    chunked: Store, settings_for: Callable[..., Settings], documents: Path, tmp_path: Path
+) -> None:
+    write_pairs(chunked, settings_for(generator="offline"))
+
+    def call(*arguments: str) -> Result:
+        options = ["--store", str(chunked.root), "--documents", str(documents), "pairs", *arguments]
+        return CliRunner().invoke(cli.main, options)
+
+    everything = lines_of_text(call("export").stdout)
+    kinds = Counter((row["origin"], row["style"], row["method"]) for row in everything)
+    assert max(kinds.values()) > 2
+    few = lines_of_text(call("export", "--sample", "2").stdout)
+    assert Counter((row["origin"], row["style"], row["method"]) for row in few) == {
+        kind: min(2, count) for kind, count in kinds.items()
+    }
+    assert [row for row in everything if row in few] == few
+    assert lines_of_text(call("export", "--sample", "2").stdout) == few
+    table = tmp_path / "review.csv"
+    assert call("export", "--sample", "2", "--out", str(table)).exit_code == 0
+    with table.open(encoding="utf-8-sig", newline="") as file:
+        cells = list(csv.DictReader(file))
+    assert [(row["pair_id"], row["query"], row["verdict"]) for row in cells] == [
+        (row["pair_id"], row["query"], "") for row in few
+    ]
+    assert "no line has a verdict" in call("import", str(table), "--into", str(tmp_path / "new.jsonl")).output
+    table.write_text(table.read_text(encoding="utf-8-sig").replace('"",""', '"accepted",""', 1), encoding="utf-8")
+    assert "holds verdicts" in call("export", "--out", str(table)).output
+    assert "1 accepted" in call("import", str(table), "--into", str(tmp_path / "new.jsonl")).output
+    refused = call("export", "--out", str(tmp_path / "review.xlsx"))
+    assert (refused.exit_code, refused.output.count("\n")) == (1, 1)
+    assert "a review ends in .jsonl, .csv or .tsv" in refused.output
+
+
+def test_what_no_longer_resolves_is_shown_with_the_place_that_comes_nearest(
+    chunked: Store, settings_for: Callable[..., Settings], documents: Path, tmp_path: Path
+) -> None:
+    gone = "The cafeteria closes at three o'clock on Fridays, and nobody knows why it does."
+    hotels = "Hotels in Rotterdam may cost 165 euros a night, hotels in London 210 euros."
+    lines = [
+        {"query": "hotel limit", "doc_path": "hr/leave.md", "quote": hotels},
+        {"query": "friday lunch", "doc_path": "travel.md", "quote": gone, "verdict": "rejected"},
+        {"query": "hotels", "doc_path": "travel.md", "quote": hotels},
+    ]
+    write(tmp_path / "curated.jsonl", *lines)
+    settings = settings_for(curated_pairs="curated.jsonl")
+    given = ["--store", str(chunked.root), "--documents", str(documents)]
+
+    def call(*arguments: str) -> Result:
+        return CliRunner().invoke(cli.main, [*given, *arguments])
+
+    unknown = call("pairs", "export", "--unresolved")
+    assert (unknown.exit_code, "`curated_pairs` has never been materialised" in unknown.output) == (1, True)
+    result = resolve_curated_pairs(chunked, settings)
+    rejected, lost = lines_of_text(call("pairs", "export", "--unresolved").stdout)
+    with chunked.warehouse.read() as connection:
+        (chunk,) = records(connection, "SELECT * FROM chunks WHERE contains(text, 'Hotels in Rotterdam')")
+    assert lost == {
+        "query": "hotel limit",
+        "doc_path": "hr/leave.md",
+        "quote": hotels,
+        "start": None,
+        "end": None,
+        "reason": "the quote is not in the document any more; travel.md has it",
+        "nearest_document": "travel.md",
+        "nearest_start": chunk["start_char"],
+        "nearest_end": chunk["end_char"],
+        "nearest_passage": chunk["text"],
+    }
+    assert (rejected["query"], rejected["nearest_document"]) == ("friday lunch", None)
+    assert rejected["reason"].endswith("its passage is not found, so it counts in the whole document")
+    span = f"{chunk['start_char']}-{chunk['end_char']}"
+    check = curated_pairs_resolve(chunked, settings)
+    assert "acme-rag pairs export --unresolved" in (check.description or "")
+    for shown in (check.metadata["pairs"].value, metadata_of(chunked, result)["preview"]):
+        (row,) = (record.data for record in shown.records if record.data["query"] == "hotel limit")
+        assert (row["nearest_document"], row["nearest_span"]) == ("travel.md", span)
+    assert json.loads(call("status", "--json").stdout)["counts"]["unresolved_curated_pairs"] == 2
+    assert "2 unresolved curated pairs" in call("status").stdout
+    assert call("pairs", "export", "--unresolved", "--sample", "3").exit_code == 2
+    table = tmp_path / "lost.csv"
+    assert "2 unresolved lines" in call("pairs", "export", "--unresolved", "--out", str(table)).output
+    with table.open(encoding="utf-8-sig", newline="") as file:
+        assert [row["nearest_document"] for row in csv.DictReader(file)] == ["", "travel.md"]

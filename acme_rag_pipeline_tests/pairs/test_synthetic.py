@@ -162,6 +162,15 @@ def test_a_dry_run_sends_nothing_writes_nothing_and_knows_what_is_answered(chunk
         weighted = nothing_known.prompt_tokens + 4 * nothing_known.completion_tokens
         assert nothing_known.cost == pytest.approx(weighted / 1e6)
         assert dry_run(chunked, with_llm(server, generator="openai", pairs={"max_calls": 1})).within_budget == 1
+        whole = ("prompt_tokens", "completion_tokens", "cost", "seconds")
+        assert nothing_known.one_run == {name: getattr(nothing_known, name) for name in whole}
+        for most in ({"max_calls": 2}, {"max_tokens": nothing_known.prompt_tokens // 2}):
+            limited = dry_run(chunked, with_llm(server, generator="openai", pairs=prices | most))
+            assert limited.cost == nothing_known.cost
+            spent = limited.one_run["prompt_tokens"] + 4 * limited.one_run["completion_tokens"]
+            assert limited.one_run["cost"] == pytest.approx(spent / 1e6)
+            assert 0 < limited.one_run["cost"] < limited.cost
+            assert limited.one_run["completion_tokens"] == 120 * limited.within_budget
         write_pairs(chunked, with_llm(server, generator="openai", pairs={"max_calls": 2}))
         later = dry_run(chunked, settings)
         assert (later.answered, later.to_send) == (2, nothing_known.to_send - 2)
@@ -175,7 +184,15 @@ def test_the_command_line_estimates_without_an_llm(chunked: Store, documents: Pa
     found = json.loads(CliRunner().invoke(cli.main, [*given, "--json"]).stdout)
     assert (found["generator"], found["cost"]) == ("offline", None)
     assert found["to_send"] == found["prompts"] > 0
-    assert "ACME_RAG_PAIRS__PRICE_INPUT" in CliRunner().invoke(cli.main, given).stdout
+    said = CliRunner().invoke(cli.main, given).stdout
+    assert "ACME_RAG_PAIRS__PRICE_INPUT" in said
+    assert "one run" not in said
+    budget = {"PRICE_INPUT": "1", "PRICE_OUTPUT": "4", "MAX_CALLS": "2"}
+    limited = (
+        CliRunner().invoke(cli.main, given, env={f"ACME_RAG_PAIRS__{name}": n for name, n in budget.items()}).stdout
+    )
+    assert "budget     reaches about 2 of them in one run" in limited
+    assert re.search(r"^cost       about 0\.\d+; one run 0\.00\d+$", limited, re.MULTILINE)
     missing = chunked.root.parent / "no store"
     failed = CliRunner().invoke(cli.main, ["--store", str(missing), "--documents", str(documents), "pairs", "estimate"])
     assert failed.exit_code == 1
@@ -293,6 +310,35 @@ def test_the_structure_of_a_file_is_no_example(
     found, warnings = example_queries(settings_for(golden="none", pairs={"examples": "mine.txt"}))
     assert found == kept
     assert [w for w in warnings if f"{unusable} lines are neither a query" in w] == warnings[: bool(unusable)]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "cp1252"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("header", ["", "query;n"])
+def test_examples_are_read_as_a_spreadsheet_saves_them(
+    settings_for: Make, tmp_path: Path, encoding: str, end: str, header: str
+) -> None:
+    lines = [header, "wo ist das büro", "badge lost", "vpn down"]
+    (tmp_path / "mine.csv").write_bytes(end.join(filter(None, lines)).encode(encoding))
+    found, warnings = example_queries(settings_for(golden="none", pairs={"examples": "mine.csv"}))
+    damaged = encoding == "cp1252"
+    assert found == tuple(lines[1 + damaged :])
+    assert ["1 lines are left out, since they are not UTF-8" in warning for warning in warnings] == [True] * damaged
+
+
+def test_a_damaged_line_of_the_golden_set_costs_the_examples_nothing(settings_for: Make, tmp_path: Path) -> None:
+    golden = tmp_path / "golden"
+    golden.mkdir()
+    lines = [b'{"query_id": "1", "query": "b\xfcro"}', b'{"query_id": "2", "query": "How many FLEX days do I get?"}']
+    (golden / "queries.jsonl").write_bytes(b"\n".join(lines))
+    (golden / "qrels.jsonl").write_text("")
+    (tmp_path / "mine.txt").write_text("badge lost\nhow many flex days do I get\n")
+    settings = settings_for(golden=str(golden), pairs={"examples": "mine.txt"})
+    kept, warnings = example_queries(settings)
+    assert (kept, len(warnings)) == (("badge lost",), 1)
+    (golden / "queries.jsonl").unlink()
+    with pytest.raises(SettingsError, match=r"^ACME_RAG_GOLDEN: "):
+        example_queries(settings)
 
 
 def test_examples_that_differ_in_vowel_signs_are_not_near(settings_for: Make, tmp_path: Path, documents: Path) -> None:
