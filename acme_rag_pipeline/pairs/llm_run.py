@@ -268,7 +268,8 @@ class Run:
             wait = self._pacing.wait(job.limited, reply.retry_after)
             if self._pace.limited(now, wait):
                 self._stop("rate_limited", reply.detail)
-            self._again(job, now + wait, give_up=job.limited >= self._pacing.rate_limited_attempts, detail=reply.detail)
+            give_up = wait > self._pacing.patience_seconds or job.limited >= self._pacing.rate_limited_attempts
+            self._again(job, now + wait, give_up=give_up, detail=reply.detail)
         elif reply.status in ("server_error", "timeout", "connection_error"):
             job.faults += 1
             wait = self._pacing.wait(job.faults, reply.retry_after)
