@@ -33,6 +33,7 @@ class Pacing:
         refused_seconds: The same where no connection comes about: a restart takes less, and an address may be wrong.
         forbidden_prompts: 403s without any answer that are the key's and not a prompt's.
         unusable_answers: Unusable answers, without any other, that end the run.
+        empty_answers: Answers without a question, and none with one, that end the run.
         failed_prompts: Prompts in a row that failed for good and end the run.
         grace_seconds: How long a run waits for the answers that are under way once the server cannot be reached.
         progress_seconds: Least time between two reports of progress.
@@ -52,6 +53,7 @@ class Pacing:
     refused_seconds: float = 10.0
     forbidden_prompts: int = 3
     unusable_answers: int = 8
+    empty_answers: int = 20
     failed_prompts: int = 20
     grace_seconds: float = 5.0
     progress_seconds: float = 1.0

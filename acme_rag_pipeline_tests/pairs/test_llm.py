@@ -226,6 +226,32 @@ def test_a_model_whose_answers_cannot_be_used_costs_eight_calls_and_the_outcome_
     assert not sink.answers
 
 
+def nothing_to_ask() -> Act:
+    return completion('{"queries": []}')
+
+
+@pytest.mark.parametrize("concurrency", [1, 32])
+def test_a_model_that_finds_nothing_to_ask_anywhere_costs_twenty_calls_and_the_outcome_says_so(
+    concurrency: int,
+) -> None:
+    sink = Sink()
+    with ScriptedLLM(always(nothing_to_ask()), latency=0.01) as server:
+        outcome = ask(server, 60, sink, concurrency)
+    assert (outcome.stopped, outcome.answered, outcome.empty, len(server.requests)) == ("unusable", 20, 20, 20)
+    assert (outcome.left, len(sink.answers)) == (40, 20), "what is paid for is kept"
+    assert "none of the first 20 answers of the model 'test-model'" in outcome.sentence
+    assert "another model" in outcome.sentence
+    assert "`acme-rag pairs ask-again --empty`; 20 of 60 prompts answered with 20 calls, 20 with no" in outcome.sentence
+
+
+@pytest.mark.parametrize("first_question", [0, 19])
+def test_passages_with_nothing_to_ask_end_no_run_of_a_model_that_asks_elsewhere(first_question: int) -> None:
+    with ScriptedLLM(lambda n, body: ok() if n == first_question else nothing_to_ask()) as server:
+        outcome = ask(server, 60, Sink())
+    assert (outcome.stopped, outcome.answered, outcome.empty) == (None, 60, 59)
+    assert outcome.sentence == "60 of 60 prompts answered with 60 calls, 59 with no question."
+
+
 def test_thinking_that_leaves_no_room_for_an_answer_is_told() -> None:
     sink = Sink()
     with ScriptedLLM(first(completion(None, finish_reason="length"))) as server:

@@ -30,7 +30,7 @@ from acme_rag_pipeline.store.passages import live_passages
 from acme_rag_pipeline.store.warehouse import records
 from acme_rag_pipeline.store.written_queries import nearly_all_asked
 from acme_rag_pipeline_tests.conftest import files_of
-from acme_rag_pipeline_tests.llm_server import Act, ScriptedLLM, error, garbage, ok
+from acme_rag_pipeline_tests.llm_server import Act, ScriptedLLM, completion, error, garbage, ok
 from acme_rag_pipeline_tests.pairs.test_prompt import PLAIN
 
 Make = Callable[..., Settings]
@@ -398,6 +398,108 @@ def test_what_was_given_up_is_asked_again_when_somebody_says_so_and_stays_paid(c
     assert "not_asked_again" not in again.details
     assert len(server.requests) == calls + lost
     assert again.details["so_far"]["calls"] == len(server.requests)
+
+
+def nothing_to_ask(number: int, body: dict[str, Any]) -> Act:
+    return completion('{"queries": []}')
+
+
+def test_passages_with_nothing_to_ask_are_asked_again_only_when_somebody_says_so(
+    chunked: Store, documents: Path, with_llm: Any
+) -> None:
+    def half(number: int, body: dict[str, Any]) -> Act:
+        return nothing_to_ask(number, body) if number % 2 else numbered(number, body)
+
+    given = ["--store", str(chunked.root), "--documents", str(documents), "pairs", "ask-again", "--empty"]
+    with ScriptedLLM(half) as server:
+        settings = with_llm(server, generator="openai", pairs={"concurrency": 1})
+        first = write_pairs(chunked, settings)
+        chunks, empty = first.details["chunks"], first.details["llm_empty"]
+        assert (empty, first.details["unanswered"]) == (chunks // 2, 0)
+        assert f", {empty} with no question." in first.details["outcome"]
+        assert write_pairs(chunked, settings).unchanged
+        asked = CliRunner(env={"ACME_RAG_LLM": "another"}).invoke(cli.main, given)
+        assert "another has left no passage without a question" in asked.output
+        asked = CliRunner().invoke(cli.main, given)
+        assert asked.output.startswith(f"{empty} passages of model gpt-4o-mini will be asked about again")
+        before = len(server.requests)
+        again = write_pairs(chunked, settings)
+        assert len(server.requests) == before + empty
+    assert (again.details["asked"], again.details["reused"]) == (empty, chunks - empty)
+    assert again.details["so_far"]["calls"] == chunks + empty, "what the first answers cost stays"
+
+
+def test_a_long_list_of_passages_with_nothing_to_ask_ends_no_run_of_a_model_that_is_known_to_ask(
+    tmp_path: Path, store: Store, with_llm: Any
+) -> None:
+    def desk(number: int, about: str) -> None:
+        text = f"# {about} {number}\n\n{about} {number} settles what you ask about subject {number} within a week.\n"
+        (tmp_path / f"documents/{about}{number}.md").write_text(text)
+
+    def act(number: int, body: dict[str, Any]) -> Act:
+        return nothing_to_ask(number, body) if "Index" in body["messages"][1]["content"] else numbered(number, body)
+
+    (tmp_path / "documents").mkdir()
+    with ScriptedLLM(act) as server:
+        settings = with_llm(server, generator="openai")
+        for about in ("Desk", "Index"):
+            for number in range(25):
+                desk(number, about)
+            ingest_documents(store, settings)
+            split_documents(store, settings)
+            result = write_pairs(store, settings)
+            assert (result.details["unanswered"], result.details["stopped"]) == (0, None)
+    assert len(server.requests) == 50
+    assert result.details["llm_empty"] == 25
+
+
+def test_the_schedule_does_not_ask_for_ever_for_a_passage_that_is_refused(chunked: Store, with_llm: Any) -> None:
+    def act(number: int, body: dict[str, Any]) -> Act:
+        return error(400) if "Hub days" in body["messages"][1]["content"] else numbered(number, body)
+
+    shares = []
+    with ScriptedLLM(act) as server:
+        settings = with_llm(server, generator="both", pairs={"concurrency": 1})
+        for _ in range(5):
+            result = write_pairs(chunked, settings)
+            shares.append(left_by_the_llm(chunked))
+            calls = len(server.requests)
+    left = result.details["llm_unanswered"] / result.details["llm_prompts"]
+    # The first run got questions for others.
+    assert shares == [left, left, left, 0.0, 0.0]
+    assert left > 0
+    with ScriptedLLM(numbered) as server:
+        # Asked along whenever a run has another reason.
+        assert write_pairs(chunked, with_llm(server, generator="both")).details["llm_unanswered"] == 0
+    assert calls > result.details["llm_prompts"] + 3
+    assert left_by_the_llm(chunked) == 0.0
+
+
+def test_an_outage_is_asked_about_by_the_schedule_however_long_it_lasts(chunked: Store, with_llm: Any) -> None:
+    with ScriptedLLM(lambda number, body: error(401)) as server:
+        for _ in range(5):
+            write_pairs(chunked, with_llm(server, generator="openai"))
+    assert left_by_the_llm(chunked) == 1.0
+
+
+@pytest.mark.parametrize("refusal", [error(400, code="content_filter"), error(413)])
+def test_a_passage_that_is_refused_for_what_it_says_is_given_up_and_one_for_the_key_is_not(
+    chunked: Store, with_llm: Any, refusal: Act
+) -> None:
+    def act(number: int, body: dict[str, Any]) -> Act:
+        passage = body["messages"][1]["content"]
+        if "Hub days" in passage:
+            return refusal
+        return error(403) if "Evergreen" in passage else numbered(number, body)
+
+    with ScriptedLLM(act) as server:
+        settings = with_llm(server, generator="openai", pairs={"concurrency": 1})
+        for run in range(1, 10):
+            result = write_pairs(chunked, settings)
+            assert result.details["given_up"] == (run >= 8)
+        assert 0 < result.details["given_up"] < result.details["unanswered"]
+    assert f"(most often: HTTP {refusal.status}" in result.details["outcome"]
+    assert ask_again(chunked, settings.llm) == 1
 
 
 def test_what_a_server_that_counts_no_tokens_answers_badly_is_given_up_and_not_left(
