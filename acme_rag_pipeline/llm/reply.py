@@ -38,7 +38,7 @@ _ABOUT_MODEL = re.compile(
     r"|\b(invalid|unknown|no such|not a valid|not found)\b.{0,20}\bmodel\b",
     re.IGNORECASE,
 )
-_CUT_OFF = "cut off at the server's length limit"
+CUT_OFF = "cut off at the server's length limit"
 FILTERED = "cut off by a content filter"
 _NO_COMPLETION = "the body is not a chat completion"
 
@@ -158,7 +158,7 @@ def content_reply(body: bytes) -> Reply:
         # Parts, as some servers send them; what a model thinks is a part of another type.
         parts = [part for part in content if isinstance(part, dict) and part.get("type", "text") == "text"]
         content = "".join(part["text"] for part in parts if isinstance(part.get("text"), str))
-    incomplete = {"length": _CUT_OFF, "content_filter": FILTERED}.get(str(finish_reason), "")
+    incomplete = {"length": CUT_OFF, "content_filter": FILTERED}.get(str(finish_reason), "")
     if not isinstance(content, str) or not content.strip():
         if refusal or finish_reason == "content_filter":
             return Reply("refused", "", "the model declines to answer", *tokens)

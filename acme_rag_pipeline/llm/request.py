@@ -10,7 +10,7 @@ import re
 import string
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import quote, unquote, urlsplit
 
@@ -50,6 +50,7 @@ class LLMConnection:
         api_key: None: the server wants none.
         timeout_seconds: For one request, from sending to the last byte.
         concurrency: Most requests in flight.
+        extra_body: What each request's body holds besides, for what only some servers know.
     """
 
     model: str
@@ -57,12 +58,14 @@ class LLMConnection:
     api_key: str | None = None
     timeout_seconds: float = 60.0
     concurrency: int = 16
+    extra_body: Mapping[str, Any] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         key = "None" if self.api_key is None else "'***'"
         return (
             f"LLMConnection(model={self.model!r}, base_url={self.shown_url!r}, api_key={key}, "
-            f"timeout_seconds={self.timeout_seconds}, concurrency={self.concurrency})"
+            f"timeout_seconds={self.timeout_seconds}, concurrency={self.concurrency}, "
+            f"extra_body={sorted(self.extra_body)})"
         )
 
     @property
@@ -120,6 +123,7 @@ class LLMClient:
                     model=self._connection.model,
                     messages=messages,  # type: ignore[arg-type]
                     extra_headers=self._headers,
+                    extra_body=dict(self._connection.extra_body) or None,
                     **_format_arguments(used, schema),
                 )
                 body = response.http_response.content

@@ -65,7 +65,8 @@ def parameters_of(settings: Settings, name: GeneratorName, examples: Sequence[st
 def _parameters_of_llm(settings: Settings, *said: str | list[str]) -> tuple[Any, ...]:
     fixed = ("openai", prompt.PROMPT_VERSION, settings.llm, settings.pairs.queries_per_chunk)
     # Nothing for what nobody chose: answers that were paid for before these settings existed stay valid.
-    return (*fixed, *said) if any(said) else fixed
+    chosen = (*fixed, *said) if any(said) else fixed
+    return (*chosen, {"extra_body": settings.pairs.extra_body}) if settings.pairs.extra_body else chosen
 
 
 def generator(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from acme_rag_pipeline.llm.reply import StopReason
+from acme_rag_pipeline.llm.reply import CUT_OFF, StopReason
 from acme_rag_pipeline.llm.request import LLMConnection, Messages
 
 # About what a query and the JSON around it take; only a guess until the server has counted.
@@ -126,8 +126,9 @@ def sentence(outcome: GenerationOutcome, detail: str, failure: str, connection: 
         counts += f", {outcome.empty} with no question"
     if outcome.failed:
         counts += f", {outcome.failed} failed" + (f" (most often: {failure})" if failure else "")
+    hint = f" {LONGER_ANSWERS}" if CUT_OFF in f"{detail} {failure}" else ""
     if outcome.stopped is None:
-        return f"{counts}."
+        return f"{counts}.{hint}"
     because = f" ({detail})" if detail else ""
     server = f"the LLM server {connection.shown_url}"
     limits = [
@@ -150,4 +151,4 @@ def sentence(outcome: GenerationOutcome, detail: str, failure: str, connection: 
         "failing": f"too many prompts in a row failed at {server}{because}",
         "budget": f"the budget of {' and '.join(limits)} does not reach further",
     }[outcome.stopped]
-    return f"Stopped: {reason}; {counts}, {outcome.left} left for the next run."
+    return f"Stopped: {reason}; {counts}, {outcome.left} left for the next run.{hint}"

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from acme_rag_pipeline.llm.reply import CUT_OFF
 from acme_rag_pipeline.pairs import llm, offline
 from acme_rag_pipeline.pairs.answer_store import MOST_BAD_ANSWERS, AnswerStore, answered_badly, commit_waiting, given_up
 from acme_rag_pipeline.pairs.examples import example_queries
@@ -24,6 +25,7 @@ from acme_rag_pipeline.pairs.generators import (
     parameters_of,
 )
 from acme_rag_pipeline.pairs.llm_cost import cost, spent
+from acme_rag_pipeline.pairs.llm_outcome import LONGER_ANSWERS
 from acme_rag_pipeline.pairs.passage import Passage
 from acme_rag_pipeline.setting_groups import PairSettings
 from acme_rag_pipeline.settings import Settings, SettingsError
@@ -154,6 +156,8 @@ def write_pairs(store: Store, settings: Settings) -> StageResult:
             details |= {"removed": counts.removed, "chunks_version": upstream["chunks"]} | _look(rows, passages)
             if "openai" in names:
                 details |= {"so_far": spent(connection, settings), "examples_shown": len(examples)}
+                if settings.pairs.extra_body:
+                    details["extra_body"] = sorted(settings.pairs.extra_body)  # its values may be secret
             if warnings:
                 details["warnings"] = warnings
             result = StageResult(STAGE, data_version, counts, details=details)
@@ -218,7 +222,7 @@ def _not_asked_again(reasons: Sequence[str]) -> str:
     return (
         f"{passages} got {MOST_BAD_ANSWERS} answers each that cannot be used (most often: {most}) and will not be asked "
         "about again, unless the model, the prompt's settings or the passage change, or somebody runs "
-        "`acme-rag pairs ask-again`."
+        f"`acme-rag pairs ask-again`.{f' {LONGER_ANSWERS}' if CUT_OFF in most else ''}"
     )
 
 
@@ -264,6 +268,7 @@ def _ask(
         api_key=key,
         timeout_seconds=settings.pairs.timeout_seconds,
         concurrency=settings.pairs.concurrency,
+        extra_body=settings.pairs.extra_body or {},
     )
     pacing = llm.Pacing()
     budget = llm.Budget(settings.pairs.max_calls, settings.pairs.max_tokens)

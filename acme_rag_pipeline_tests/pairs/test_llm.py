@@ -223,6 +223,7 @@ def test_a_model_whose_answers_cannot_be_used_costs_eight_calls_and_the_outcome_
     assert outcome.failed + outcome.left == 50
     assert "no answer of the model 'test-model'" in outcome.sentence
     assert "cut off at the server's length limit: not JSON" in outcome.sentence
+    assert "ACME_RAG_PAIRS__EXTRA_BODY" in outcome.sentence
     assert not sink.answers
 
 

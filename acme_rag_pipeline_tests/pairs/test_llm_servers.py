@@ -77,6 +77,19 @@ def test_a_code_that_is_about_the_prompt_is_no_reason_to_ask_in_another_format(c
     assert {body["response_format"]["type"] for body in server.requests} == {"json_schema"}
 
 
+def test_what_only_this_server_knows_is_sent_with_every_request_and_never_shown() -> None:
+    extra = {"max_tokens": 7, "chat_template_kwargs": {"enable_thinking": False}, "token": KEY}
+    with ScriptedLLM(first(error(400, "no json_schema here"))) as server:
+        connection = LLMConnection("m", server.url, extra_body=extra)
+        outcome = ask_all_blocking(prompts_for(2), connection, Sink(), pacing=QUICK)
+    assert outcome.answered == 2
+    for body in server.requests:
+        assert {name: body[name] for name in extra} == extra
+        assert body["model"] == "m"
+    assert "extra_body=['chat_template_kwargs', 'max_tokens', 'token']" in repr(connection)
+    assert KEY not in repr(connection) + outcome.sentence
+
+
 def test_a_prompt_that_a_server_sends_back_says_nothing_about_the_key() -> None:
     """FastAPI quotes what it got; without a cause of their own such errors give their prompts up one by one."""
     quoted = {

@@ -16,6 +16,7 @@ from acme_rag_pipeline import cli
 from acme_rag_pipeline.chunking.chunks import split_documents
 from acme_rag_pipeline.documents.ingest import ingest_documents
 from acme_rag_pipeline.evaluation.provenance import tokens
+from acme_rag_pipeline.orchestration.checks import every_chunk_was_asked
 from acme_rag_pipeline.orchestration.presentation import metadata_of
 from acme_rag_pipeline.pairs.answer_store import ask_again
 from acme_rag_pipeline.pairs.dry_run import dry_run
@@ -192,6 +193,53 @@ def test_the_default_asks_as_before_and_a_chosen_audience_asks_anew(settings_for
     chosen = settings_for(pairs={"audience": "nurses", "language": "Dutch"})
     assert parameters_of(chosen, "openai") != parameters_of(settings_for(), "openai")
     assert parameters_of(chosen, "offline") == parameters_of(settings_for(), "offline")
+    bare = settings_for(pairs={"extra_body": {}})
+    assert parameters_of(bare, "openai") == parameters_of(settings_for(), "openai")
+    one, other = ({"extra_body": {"b": n, "a": {"d": 1, "c": 2}}} for n in (1, 2))
+    assert parameters_of(settings_for(pairs=one), "openai")[:4] == parameters_of(settings_for(), "openai")
+    keys = {fingerprint(parameters_of(settings_for(pairs=given), "openai")) for given in (one, other, {})}
+    assert len(keys) == 3
+    reordered = {"extra_body": {"a": {"c": 2, "d": 1}, "b": 1}}
+    assert fingerprint(parameters_of(settings_for(pairs=reordered), "openai")) in keys
+
+
+def test_what_a_request_holds_besides_reaches_the_server_and_only_its_names_the_details(
+    chunked: Store, with_llm: Any
+) -> None:
+    extra = {"max_tokens": 900, "token": "sk-secret-123"}
+    with ScriptedLLM(numbered) as server:
+        result = write_pairs(chunked, with_llm(server, generator="openai", pairs={"extra_body": extra}))
+    assert all(body["max_tokens"] == 900 for body in server.requests)
+    assert result.details["extra_body"] == ["max_tokens", "token"]
+    assert "sk-secret-123" not in repr(result) + repr(metadata_of(chunked, result))
+
+
+def test_an_llm_whose_key_is_gone_is_missed_and_said_so(
+    chunked: Store, with_llm: Any, settings_for: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def said(settings: Settings) -> tuple[bool, bool, bool]:
+        caplog.clear()
+        result = write_pairs(chunked, settings)
+        warned = any("although an LLM has answered" in text for text in result.details.get("warnings", []))
+        logged = any("although an LLM has answered" in r.getMessage() for r in caplog.records)
+        return warned, logged, every_chunk_was_asked(chunked, settings).passed
+
+    assert said(settings_for()) == (False, False, True), "there never was one"
+    with ScriptedLLM(numbered) as server:
+        assert said(with_llm(server, generator="auto", pairs={"max_calls": 2})) == (False, False, False)
+        monkeypatch.delenv("OPENAI_BASE_URL")
+        # Such a process may lack the model's name, too.
+        without = settings_for(llm="another")
+        assert said(without) == (True, True, False)
+        found = every_chunk_was_asked(chunked, without)
+        assert found.metadata["llm_answers_unused"].value == 2
+        assert "OPENAI_API_KEY" in found.description
+        assert write_pairs(chunked, without).unchanged
+        assert not every_chunk_was_asked(chunked, without).passed
+        assert origins(chunked).keys() == {"offline"}, "a warning changes nothing"
+        assert said(with_llm(server, generator="auto"))[2]
+    monkeypatch.delenv("OPENAI_BASE_URL")
+    assert said(settings_for(generator="offline")) == (False, False, True), "chosen"
 
 
 def test_a_space_in_a_setting_pays_for_nothing_again(chunked: Store, with_llm: Any) -> None:
