@@ -56,17 +56,24 @@ def estimate_pairs(context: click.Context, as_json: bool) -> None:
 
 
 @pairs.command("ask-again")
+@click.option("--empty", is_flag=True, help="Instead about passages for which its answer held no question.")
 @click.pass_context
-def ask_passages_again(context: click.Context) -> None:
+def ask_passages_again(context: click.Context, empty: bool) -> None:
     """Have the LLM asked again about passages that were given up after 8 answers that cannot be used."""
-    from acme_rag_pipeline.pairs.answer_store import ask_again
+    from acme_rag_pipeline.pairs.answer_store import ask_again, ask_empty_again
+    from acme_rag_pipeline.pairs.examples import example_queries
+    from acme_rag_pipeline.pairs.generators import generator
 
-    model = settings_of(context).llm
-    count = ask_again(store_of(context), model)
+    settings = settings_of(context)
+    model, store = settings.llm, store_of(context)
+    if empty:
+        # Its answers are told from those of other settings by what it is, whatever the passages are.
+        count = ask_empty_again(store, generator(settings, "openai", (), example_queries(settings)[0]))
+        none = f"{model} has left no passage without a question"
+    else:
+        count, none = ask_again(store, model), f"{model} has given no passage up"
     passages = "1 passage" if count == 1 else f"{count} passages"
-    click.echo(
-        f"{passages} of model {model} will be asked about again" if count else f"{model} has given no passage up"
-    )
+    click.echo(f"{passages} of model {model} will be asked about again" if count else none)
     if count:
         click.echo("It counts from the next `retrain` on.")
 

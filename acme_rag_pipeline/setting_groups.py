@@ -1,11 +1,14 @@
 """The groups of tuning knobs, one for each part of the pipeline, with their defaults and bounds."""
 
+import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 NONE = "none"
+# Names in the body of an LLM request that are no matter of settings.
+OF_THE_REQUEST = frozenset({"model", "messages", "response_format", "stream"})
 
 
 class Group(BaseModel):
@@ -68,8 +71,25 @@ class PairSettings(Group):
     examples: Path | None = Field(
         default=None, description="File of the user's own example queries for the LLM; never golden queries."
     )
+    extra_body: dict[str, Any] | None = Field(
+        default=None,
+        repr=False,
+        description="JSON object merged into the body of each LLM request, for what only some servers know.",
+    )
     price_input: float | None = Field(default=None, ge=0, description="Money for a million tokens sent to the LLM.")
     price_output: float | None = Field(default=None, ge=0, description="Money for a million tokens of its answers.")
+
+    @field_validator("extra_body")
+    @classmethod
+    def _beside_the_request(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
+        """Nothing that the request itself says, and nothing that JSON cannot."""
+        if taken := sorted(OF_THE_REQUEST & (value or {}).keys()):
+            raise ValueError(f"must not hold {', '.join(taken)}, which the request sets itself")
+        try:
+            json.dumps(value, allow_nan=False)
+        except (TypeError, ValueError):
+            raise ValueError("must be a JSON object, without NaN and infinity") from None
+        return value
 
 
 class TrainingSettings(Group):

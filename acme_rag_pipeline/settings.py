@@ -34,6 +34,12 @@ SHIPPED_DOCUMENTS = Path("data/documents")
 SHIPPED_CURATED_PAIRS = Path("data/curated_pairs.jsonl")
 SHIPPED_GOLDEN = Path("data/golden")
 EMBEDDED_BASE_MODEL = "all-MiniLM-L6-v2"
+# By the kind of an error, how the value is written.
+_AS_JSON = {
+    "tuple_type": "; lists are JSON, such as [0.5, 1.0]",
+    "list_type": "; lists are JSON, such as [0.5, 1.0]",
+    "dict_type": '; it is a JSON object, such as {"max_tokens": 2000}',
+}
 _WARNED_OF: set[str] = set()
 _log = logging.getLogger(__name__)
 
@@ -52,6 +58,8 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(
         env_prefix="ACME_RAG_",
         env_nested_delimiter="__",
+        # A group and its field: a name further down would be read in lower case and as text.
+        env_nested_max_split=1,
         env_ignore_empty=True,
         extra="ignore",
         populate_by_name=True,
@@ -216,8 +224,9 @@ def _in_words(error: ValidationError) -> str:
         if problem["type"] == "extra_forbidden":
             lines.append(f"{variable} is no setting; {_nearest(variable)}")
         else:
-            as_list = "; lists are JSON, such as [0.5, 1.0]" if problem["type"] in ("tuple_type", "list_type") else ""
-            lines.append(f"{variable}: {problem['msg'].removeprefix('Value error, ')}{as_list}")
+            lines.append(
+                f"{variable}: {problem['msg'].removeprefix('Value error, ')}{_AS_JSON.get(problem['type'], '')}"
+            )
     return "; ".join(lines)
 
 

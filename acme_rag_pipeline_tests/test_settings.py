@@ -68,6 +68,12 @@ def test_empty_means_the_default_and_none_means_without(tmp_path: Path, monkeypa
         ("ACME_RAG_GATE__LEVEL", "0.9999"),
         ("OPENAI_BASE_URL", "localhost:8000"),
         ("ACME_RAG_TRAINING__INTERPOLATION", "0.5"),
+        ("ACME_RAG_PAIRS__EXTRA_BODY", '{"max_tokens": 5, "stream": true}'),
+        ("ACME_RAG_PAIRS__EXTRA_BODY", '{"model": "another"}'),
+        ("ACME_RAG_PAIRS__EXTRA_BODY", '{"max_tokens": NaN}'),
+        ("ACME_RAG_PAIRS__EXTRA_BODY", '{"max_tokens": 5'),
+        ("ACME_RAG_PAIRS__EXTRA_BODY", "[5]"),
+        ("ACME_RAG_PAIRS__EXTRA_BODY__MAX_TOKENS", "5"),
     ],
 )
 def test_a_wrong_value_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
@@ -118,6 +124,21 @@ def test_the_environment_beats_dotenv(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setenv("ACME_RAG_LLM", "from-environment")
     known = Settings.load(root=tmp_path)
     assert (known.llm, known.base_model) == ("from-environment", "from-file")
+
+
+def test_what_a_request_holds_besides_is_read_as_json_and_never_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACME_RAG_PAIRS__EXTRA_BODY", '{"max_tokens": 5, "nested": {"token": "sk-secret-123"}}')
+    loaded = Settings.load(root=tmp_path)
+    assert loaded.pairs.extra_body == {"max_tokens": 5, "nested": {"token": "sk-secret-123"}}
+    assert "sk-secret-123" not in repr(loaded)
+    monkeypatch.setenv("ACME_RAG_PAIRS__EXTRA_BODY", '{"stream": "sk-secret-123"}')
+    with pytest.raises(SettingsError, match="must not hold stream") as raised:
+        Settings.load(root=tmp_path)
+    assert "sk-secret-123" not in str(raised.value)
+    monkeypatch.setenv("ACME_RAG_PAIRS__EXTRA_BODY", "none")
+    assert Settings.load(root=tmp_path).pairs == PairSettings()
 
 
 @pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])

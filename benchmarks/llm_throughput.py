@@ -4,8 +4,8 @@
     python benchmarks/llm_throughput.py --base-url http://127.0.0.1:8090/v1 --documents FOLDER
     python benchmarks/llm_throughput.py --peer-python VENV/bin/python     # LlamaIndex on the same server, see the peer
 
-Each commit is made to take 25 ms, as one to DuckDB does. The own server is a process of its own and does nothing but
-wait; both share the machine's cores with the client.
+Each answer is validated and committed to the warehouse of a store that is deleted afterwards. The own server is a process
+of its own and does nothing but wait; both share the machine's cores with the client.
 """
 
 from __future__ import annotations
@@ -18,27 +18,30 @@ import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
+from acme_rag_pipeline.pairs.answer_store import AnswerStore
+from acme_rag_pipeline.pairs.generators import Generator
 from acme_rag_pipeline.pairs.llm import Budget, LLMAnswer, LLMCall, LLMConnection, ask_all_blocking
 from acme_rag_pipeline.pairs.passage import Passage
 from acme_rag_pipeline.pairs.prompt import PromptParameters, render
+from acme_rag_pipeline.store.layout import Store
 
-COMMIT_SECONDS = 0.025
 WORDS = 180
 PEER = Path(__file__).with_name("llm_throughput_peer.py")
 PEER_CHUNKS = 60
 
 
-class Sink:
-    """Counts, and takes as long as a store."""
+class CountingStore:
+    """A store of answers that counts what it commits."""
 
-    def __init__(self) -> None:
-        self.commits = self.answers = self.queries = 0
+    def __init__(self, folder: Path) -> None:
+        self.commits = self.queries = 0
+        self._answers = AnswerStore(Store(folder), Generator("openai", ("benchmark",), {}, {}))
 
     def commit(self, calls: list[LLMCall], answers: list[LLMAnswer]) -> None:
-        time.sleep(COMMIT_SECONDS)
+        self._answers.commit(calls, answers)
         self.commits += 1
-        self.answers += len(answers)
         self.queries += sum(len(answer.queries) for answer in answers)
 
 
@@ -97,10 +100,13 @@ def measure(url: str, chunks: list[Passage], in_flight: int, seconds: float) -> 
     parameters = PromptParameters()
     most = max(20, int(seconds * in_flight * 4))
     prompts = {chunk.chunk_id: render(chunk, parameters) for chunk in chunks[:most]}
-    sink = Sink()
-    cpu = time.process_time()
-    outcome = ask_all_blocking(prompts, LLMConnection("m", url, "any", 30.0, in_flight), sink, Budget())
-    cpu = time.process_time() - cpu
+    with TemporaryDirectory() as folder:
+        sink = CountingStore(Path(folder))
+        sink.commit([], [])  # creates the warehouse
+        sink.commits = 0
+        cpu = time.process_time()
+        outcome = ask_all_blocking(prompts, LLMConnection("m", url, "any", 30.0, in_flight), sink, Budget())
+        cpu = time.process_time() - cpu
     if outcome.stopped or outcome.failed:
         raise SystemExit(outcome.sentence)
     return (

@@ -23,6 +23,14 @@ ABOUT_FORMAT = re.compile(
     r"response.format|json.schema|json.object|json.mode|structured.output|schema|grammar|guided|requested parameters",
     re.IGNORECASE,
 )
+# Codes of errors that are about what one prompt says or how long it is: no other format and no other time helps.
+ABOUT_PROMPT = (
+    "content_filter",
+    "content_policy_violation",
+    "context_length_exceeded",
+    "exceed_context_size_error",
+    "string_above_max_length",
+)
 # Names of causes, looked for in errors that are not kept. Gateways send HTTP 400 where OpenAI sends 401 and 404.
 _ABOUT_KEY = re.compile(r"api[ _-]?key|credential|unauthori[sz]ed", re.IGNORECASE)
 _ABOUT_MODEL = re.compile(
@@ -30,7 +38,7 @@ _ABOUT_MODEL = re.compile(
     r"|\b(invalid|unknown|no such|not a valid|not found)\b.{0,20}\bmodel\b",
     re.IGNORECASE,
 )
-_CUT_OFF = "cut off at the server's length limit"
+CUT_OFF = "cut off at the server's length limit"
 FILTERED = "cut off by a content filter"
 _NO_COMPLETION = "the body is not a chat completion"
 
@@ -69,13 +77,13 @@ def own_name(code: object, kind: object) -> object:
 
 def cause_of(body: str) -> StopReason | None:
     """What an HTTP 400 says that is no fault of the prompt; None: nothing, or something about the answer's form."""
-    said = _message(body)
+    said = message_of(body)
     if ABOUT_FORMAT.search(said):
         return None
     return "unauthorised" if _ABOUT_KEY.search(said) else "model_not_found" if _ABOUT_MODEL.search(said) else None
 
 
-def _message(body: str) -> str:
+def message_of(body: str) -> str:
     """What an error says itself; a server may send the prompt back beside it, and that may speak of anything."""
     try:
         error = json.loads(body)
@@ -94,12 +102,21 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
         except (KeyError, ValueError):
             continue
         return seconds if 0 <= seconds < float("inf") else None
+    until = _date(headers.get("retry-after"))
+    if until is None:
+        return None
+    # The server's own clock, where it tells the time: ours may differ by more than the wait.
+    now = _date(headers.get("date")) or datetime.now(UTC)
+    return max(0.0, (until - now).total_seconds())
+
+
+def _date(text: str | None) -> datetime | None:
+    """An HTTP date; None where it is none, or lies beyond the years that there are."""
     try:
-        until = parsedate_to_datetime(headers["retry-after"])
-        # The server's own clock, where it tells the time: ours may differ by more than the wait.
-        now = parsedate_to_datetime(headers["date"]) if "date" in headers else datetime.now(UTC)
-        return max(0.0, (until - now).total_seconds())
-    except (KeyError, ValueError, TypeError):
+        found = parsedate_to_datetime(text or "")
+        # `-0000` says no zone and means UTC.
+        return (found.replace(tzinfo=UTC) if found.tzinfo is None else found).astimezone(UTC)
+    except (ValueError, TypeError, LookupError, OverflowError):
         return None
 
 
@@ -141,7 +158,7 @@ def content_reply(body: bytes) -> Reply:
         # Parts, as some servers send them; what a model thinks is a part of another type.
         parts = [part for part in content if isinstance(part, dict) and part.get("type", "text") == "text"]
         content = "".join(part["text"] for part in parts if isinstance(part.get("text"), str))
-    incomplete = {"length": _CUT_OFF, "content_filter": FILTERED}.get(str(finish_reason), "")
+    incomplete = {"length": CUT_OFF, "content_filter": FILTERED}.get(str(finish_reason), "")
     if not isinstance(content, str) or not content.strip():
         if refusal or finish_reason == "content_filter":
             return Reply("refused", "", "the model declines to answer", *tokens)

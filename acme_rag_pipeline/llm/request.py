@@ -10,17 +10,19 @@ import re
 import string
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import quote, unquote, urlsplit
 
 from acme_rag_pipeline.llm.reply import (
     ABOUT_FORMAT,
+    ABOUT_PROMPT,
     Reply,
     StopReason,
     cause_of,
     content_reply,
     fault_in,
+    message_of,
     own_name,
     retry_after,
 )
@@ -48,6 +50,7 @@ class LLMConnection:
         api_key: None: the server wants none.
         timeout_seconds: For one request, from sending to the last byte.
         concurrency: Most requests in flight.
+        extra_body: What each request's body holds besides, for what only some servers know.
     """
 
     model: str
@@ -55,12 +58,14 @@ class LLMConnection:
     api_key: str | None = None
     timeout_seconds: float = 60.0
     concurrency: int = 16
+    extra_body: Mapping[str, Any] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         key = "None" if self.api_key is None else "'***'"
         return (
             f"LLMConnection(model={self.model!r}, base_url={self.shown_url!r}, api_key={key}, "
-            f"timeout_seconds={self.timeout_seconds}, concurrency={self.concurrency})"
+            f"timeout_seconds={self.timeout_seconds}, concurrency={self.concurrency}, "
+            f"extra_body={sorted(self.extra_body)})"
         )
 
     @property
@@ -118,6 +123,7 @@ class LLMClient:
                     model=self._connection.model,
                     messages=messages,  # type: ignore[arg-type]
                     extra_headers=self._headers,
+                    extra_body=dict(self._connection.extra_body) or None,
                     **_format_arguments(used, schema),
                 )
                 body = response.http_response.content
@@ -193,15 +199,21 @@ class LLMClient:
         wait = retry_after(response.headers)
         if code == "json_validate_failed":
             return Reply("bad_answer", detail=detail)  # Groq's word for an answer of the model that is not as asked
+        if code in ABOUT_PROMPT:
+            return Reply("refused", detail=detail)
         if status in (400, 422) and (stop := cause_of(response.text)) is not None:
             return Reply("refused", detail=detail, stop=stop, perhaps_this_prompt=True)
-        if schema is not None and used < _PLAIN and not self._format_accepted and status in (400, 404, 422, 501):
-            if ABOUT_FORMAT.search(response.text):
+        if schema is not None and used < _PLAIN and not self._format_accepted:
+            if status in (400, 404, 422, 501) and ABOUT_FORMAT.search(response.text):
                 self._format = max(self._format, used + 1)
                 return Reply("refused", detail=detail, next_format=used + 1)
-            if status in (400, 422) and code != "context_length_exceeded":
+            if status in (400, 422):
                 # It does not say why. Tried, but not remembered unless it helps.
                 return Reply("refused", detail=detail, next_format=used + 1)
+            if status >= 500 and ABOUT_FORMAT.search(message_of(response.text)):
+                # It fails over a schema. Believed only in its own words: the prompt that it sends back, or a page of a
+                # proxy, may speak of anything. Not remembered either unless it helps.
+                return Reply("server_error", detail=detail, next_format=used + 1)
         if status == 403:
             # Some gateways answer so to the one text that they take offence at.
             return Reply("refused", detail=detail, stop="unauthorised", perhaps_this_prompt=True)

@@ -15,6 +15,7 @@ from acme_rag_pipeline.documents.state import folder_state
 from acme_rag_pipeline.evaluation.contestants import outcome_of_the_newest
 from acme_rag_pipeline.orchestration.presentation import table
 from acme_rag_pipeline.pairs.leaks import leaks_of_today
+from acme_rag_pipeline.pairs.llm_outcome import ASK_EMPTY_AGAIN
 from acme_rag_pipeline.pairs.unresolved import unresolved_rows
 from acme_rag_pipeline.retrieval import index
 from acme_rag_pipeline.serving import decisions
@@ -27,7 +28,14 @@ from acme_rag_pipeline.store.warehouse import records
 WARN, ERROR = dg.AssetCheckSeverity.WARN, dg.AssetCheckSeverity.ERROR
 # Rows of a table below a check; the number beside it counts all.
 SHOWN = 100
-
+MOSTLY_EMPTY = (
+    "At least half of the LLM's answers hold no question. Unless the passages have nothing to ask, name another model in "
+    f"ACME_RAG_LLM; if the server is mended, `{ASK_EMPTY_AGAIN}` and `retrain` ask this one again."
+)
+NO_KEY = (
+    "ACME_RAG_GENERATOR=auto found no key and no address of an LLM, and its answers of before are not used: set "
+    "OPENAI_API_KEY or OPENAI_BASE_URL, or ACME_RAG_GENERATOR=offline to do without."
+)
 
 Check = Callable[[Store, Settings], dg.AssetCheckResult]
 _CHECKS: dict[str, list[tuple[dg.AssetCheckSpec, Check]]] = {}
@@ -140,13 +148,26 @@ def _to_mend(row: Mapping[str, Any]) -> dict[str, Any]:
 
 @_asset_check(asset="synthetic_pairs", description="Every chunk's questions were asked for and answered.")
 def every_chunk_was_asked(store: Store, settings: Settings) -> dg.AssetCheckResult:
-    """WARN when the LLM was down, a budget was spent or answers were unusable."""
+    """WARN when the LLM was down, a budget was spent, answers were unusable or half of them held no question.
+
+    And when answers that an LLM gave once are not used because this process has no key.
+    """
     details = _details(store, "synthetic_pairs")
-    left = int(details.get("unanswered", 0))
+    left, empty = int(details.get("unanswered", 0)), int(details.get("llm_empty", 0))
+    answered = int(details.get("llm_prompts", 0)) - int(details.get("llm_unanswered", 0))
+    mostly_empty, unused = 0 < answered <= 2 * empty, int(details.get("llm_answers_unused", 0))
+    description = " ".join(filter(None, [MOSTLY_EMPTY * mostly_empty, NO_KEY * bool(unused)]))
     return dg.AssetCheckResult(
-        passed=left == 0,
+        passed=left == 0 and not mostly_empty and not unused,
         severity=WARN,
-        metadata={"unanswered": left, "outcome": str(details.get("outcome", "not run"))},
+        metadata={
+            "unanswered": left,
+            "llm_answers": answered,
+            "llm_answers_without_a_question": empty,
+            "llm_answers_unused": unused,
+            "outcome": str(details.get("outcome", "not run")),
+        },
+        description=description or None,
     )
 
 

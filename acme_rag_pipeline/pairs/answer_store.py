@@ -9,21 +9,24 @@ import contextlib
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from acme_rag_pipeline.llm.reply import ABOUT_PROMPT
 from acme_rag_pipeline.pairs.generators import Generator
 from acme_rag_pipeline.pairs.llm_commit import LLMAnswer, LLMCall
 from acme_rag_pipeline.pairs.passage import WrittenQuery
 from acme_rag_pipeline.store.layout import Store
-from acme_rag_pipeline.store.stages import UpstreamMissing, data_versions
+from acme_rag_pipeline.store.stages import UpstreamMissing, data_versions, distrust
 from acme_rag_pipeline.store.warehouse import WarehouseBusy, append, insert
 
 # Answers to one prompt that could not be used; more are not asked for.
 MOST_BAD_ANSWERS = 8
+# Refusals by HTTP status that are about the prompt alone, as their `detail` says: too long, offensive, or not to be encoded.
+_ABOUT_THE_PROMPT = rf"HTTP 413|HTTP \d+ ({'|'.join(ABOUT_PROMPT)})$|^cannot be sent"
 _Rows = dict[str, list[dict[str, Any]]]
 logger = logging.getLogger(__name__)
 
@@ -91,14 +94,15 @@ def answered_badly(store: Store, model: str) -> set[str]:
 
 def given_up(store: Store, model: str) -> dict[str, str]:
     """Prompt hash to the last reason, of prompts that got `MOST_BAD_ANSWERS` from this model over all runs."""
-    # A refusal of the server's own, such as that of a key, has no tokens and says nothing about the prompt. A bad answer
-    # without tokens may be from a server that does not count.
+    # A refusal of the server's own, such as that of a key, has no tokens and says nothing about the prompt, unless it
+    # names what is wrong with it. A bad answer without tokens may be from a server that does not count.
     with store.warehouse.read() as connection:
         rows = connection.execute(
             "SELECT prompt_hash, arg_max(detail, called_at) FROM llm_calls WHERE model = ? "
-            "AND (status = 'bad_answer' OR status = 'refused' AND prompt_tokens + completion_tokens > 0) "
+            "AND (status = 'bad_answer' OR status = 'refused' AND "
+            "(prompt_tokens + completion_tokens > 0 OR regexp_matches(detail, ?))) "
             "GROUP BY prompt_hash HAVING count(*) >= ?",
-            [model, MOST_BAD_ANSWERS],
+            [model, _ABOUT_THE_PROMPT, MOST_BAD_ANSWERS],
         ).fetchall()
     return dict(rows)
 
@@ -111,11 +115,7 @@ def ask_again(store: Store, model: str) -> int:
         StoreBusy: a run asks the LLM now.
         WarehouseBusy: another process held the warehouse too long.
     """
-    if not store.warehouse.path.exists():  # a writer would create it
-        raise UpstreamMissing(f"{store.root} holds no chunks yet: run `refresh` first")
-    data_versions(store.warehouse, "chunks")
-    with store.writer("asking again", lock="asking"):
-        commit_waiting(store)
+    with _asking_again(store):
         lost = list(given_up(store, model))
         with store.warehouse.write() as connection:
             connection.execute(
@@ -124,6 +124,36 @@ def ask_again(store: Store, model: str) -> int:
                 [model, lost],
             )
     return len(lost)
+
+
+def ask_empty_again(store: Store, generator: Generator) -> int:
+    """Forget the answers of a generator that hold no question, and keep what they cost; says how many those were.
+
+    Raises:
+        UpstreamMissing: the store holds no chunks yet.
+        StoreBusy: a run asks the LLM now.
+        WarehouseBusy: another process held the warehouse too long.
+    """
+    with _asking_again(store), store.warehouse.write() as connection:
+        forgotten = connection.execute(
+            "DELETE FROM answers WHERE generator = ? AND parameters_hash IN (?, ?) AND json_array_length(queries) = 0 "
+            "RETURNING prompt_hash",
+            generator.known_under,
+        ).fetchall()
+        if forgotten:
+            distrust(connection, "synthetic_pairs")
+    return len(forgotten)
+
+
+@contextlib.contextmanager
+def _asking_again(store: Store) -> Iterator[None]:
+    """Nobody asks meanwhile, and every answer that arrived is in the warehouse."""
+    if not store.warehouse.path.exists():  # a writer would create it
+        raise UpstreamMissing(f"{store.root} holds no chunks yet: run `refresh` first")
+    data_versions(store.warehouse, "chunks")
+    with store.writer("asking again", lock="asking"):
+        commit_waiting(store)
+        yield
 
 
 def _commit(store: Store, rows: _Rows) -> None:

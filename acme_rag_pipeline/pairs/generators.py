@@ -44,7 +44,8 @@ class Generator:
         return fingerprint(self.parameters)
 
     @property
-    def _known_under(self) -> list[str]:
+    def known_under(self) -> list[str]:
+        """Name and both parameters' hashes: its answers are the rows of `answers` with that name and one of these."""
         return [self.name, fingerprint(self.paid_under), self.parameters_hash]
 
 
@@ -64,7 +65,8 @@ def parameters_of(settings: Settings, name: GeneratorName, examples: Sequence[st
 def _parameters_of_llm(settings: Settings, *said: str | list[str]) -> tuple[Any, ...]:
     fixed = ("openai", prompt.PROMPT_VERSION, settings.llm, settings.pairs.queries_per_chunk)
     # Nothing for what nobody chose: answers that were paid for before these settings existed stay valid.
-    return (*fixed, *said) if any(said) else fixed
+    chosen = (*fixed, *said) if any(said) else fixed
+    return (*chosen, {"extra_body": settings.pairs.extra_body}) if settings.pairs.extra_body else chosen
 
 
 def generator(
@@ -101,7 +103,18 @@ def answered(store: Store, generator: Generator) -> set[str]:
     with store.warehouse.read() as connection:
         rows = connection.execute(
             "SELECT prompt_hash FROM answers WHERE generator = ? AND parameters_hash IN (?, ?)",
-            generator._known_under,
+            generator.known_under,
+        ).fetchall()
+    return {row[0] for row in rows}
+
+
+def answered_with_a_question(store: Store, generator: Generator) -> set[str]:
+    """Of `answered` those with at least one question."""
+    with store.warehouse.read() as connection:
+        rows = connection.execute(
+            "SELECT prompt_hash FROM answers WHERE generator = ? AND parameters_hash IN (?, ?) "
+            "AND json_array_length(queries) > 0",
+            generator.known_under,
         ).fetchall()
     return {row[0] for row in rows}
 
@@ -113,7 +126,7 @@ def answers(store: Store, generator: Generator) -> dict[str, list[dict[str, str]
             connection,
             "SELECT prompt_hash, queries FROM answers WHERE generator = ? AND parameters_hash IN (?, ?) "
             "ORDER BY parameters_hash = ?",
-            [*generator._known_under, generator.parameters_hash],
+            [*generator.known_under, generator.parameters_hash],
         )
     return {r["prompt_hash"]: json.loads(r["queries"]) for r in rows if r["prompt_hash"] in generator.prompts}
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from acme_rag_pipeline.llm.reply import StopReason
+from acme_rag_pipeline.llm.reply import CUT_OFF, StopReason
 from acme_rag_pipeline.llm.request import LLMConnection, Messages
 
 # About what a query and the JSON around it take; only a guess until the server has counted.
 TOKENS_A_QUERY = 40
 _COMPLETION_TOKENS = 3 * TOKENS_A_QUERY
 _TOKENS_AROUND_A_MESSAGE = 4
+# Has passages asked about again that a model found nothing to ask about.
+ASK_EMPTY_AGAIN = "acme-rag pairs ask-again --empty"
+LONGER_ANSWERS = "ACME_RAG_PAIRS__EXTRA_BODY can let the server write longer answers, or think less."
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +57,7 @@ class GenerationOutcome:
 
     Attributes:
         answered: Prompts with an answer, an empty list included.
+        empty: Of them, those with an empty list: the model found nothing to ask.
         failed: Prompts that were given up for this run; the next one asks them again.
         left: Prompts that were not reached because the run stopped.
         calls: HTTP requests.
@@ -65,6 +69,7 @@ class GenerationOutcome:
     """
 
     answered: int
+    empty: int
     failed: int
     left: int
     calls: int
@@ -117,23 +122,33 @@ def sentence(outcome: GenerationOutcome, detail: str, failure: str, connection: 
     """
     total = outcome.answered + outcome.failed + outcome.left
     counts = f"{outcome.answered} of {total} prompts answered with {outcome.calls} calls"
+    if outcome.empty:
+        counts += f", {outcome.empty} with no question"
     if outcome.failed:
         counts += f", {outcome.failed} failed" + (f" (most often: {failure})" if failure else "")
+    hint = f" {LONGER_ANSWERS}" if CUT_OFF in f"{detail} {failure}" else ""
     if outcome.stopped is None:
-        return f"{counts}."
+        return f"{counts}.{hint}"
     because = f" ({detail})" if detail else ""
     server = f"the LLM server {connection.shown_url}"
     limits = [
         f"{n} {unit}" for n, unit in ((budget.max_calls, "calls"), (budget.max_tokens, "tokens")) if n is not None
     ]
+    # Answers under way at the stop may be empty, too.
+    unusable = (
+        f"none of the first {outcome.answered} answers of the model {connection.model!r} at {server} holds a question: "
+        f"use another model, or mend the server and run `{ASK_EMPTY_AGAIN}`"
+        if outcome.empty and outcome.empty == outcome.answered
+        else f"no answer of the model {connection.model!r} at {server} can be used{because}"
+    )
     reason = {
         "unreachable": f"{server} cannot be reached or does not work{because}",
         "unauthorised": f"{server} refuses the key{because}",
         "model_not_found": f"{server} does not know the model {connection.model!r}, or the address is wrong{because}",
         "quota": f"the quota of the account at {server} is used up{because}",
         "rate_limited": f"{server} allows no more requests for now{because}",
-        "unusable": f"no answer of the model {connection.model!r} at {server} can be used{because}",
+        "unusable": unusable,
         "failing": f"too many prompts in a row failed at {server}{because}",
         "budget": f"the budget of {' and '.join(limits)} does not reach further",
     }[outcome.stopped]
-    return f"Stopped: {reason}; {counts}, {outcome.left} left for the next run."
+    return f"Stopped: {reason}; {counts}, {outcome.left} left for the next run.{hint}"

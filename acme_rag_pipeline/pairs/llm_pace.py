@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 Fault = Literal["server_error", "timeout", "connection_error"]
+# From this attempt on a prompt waits as long as without a word of the server, if that is longer.
+_BELIEVED = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,8 +21,9 @@ class Pacing:
         fault_attempts: Attempts of one prompt that may end in a server fault, timeout or broken connection.
         rate_limited_attempts: Attempts of one prompt that may be rate limited.
         bad_answers: Unusable answers of one prompt; every second one is a repair of the one before.
-        patience_seconds: A server that only limits for so long, or asks for a longer wait, ends the run; a prompt whose
-            waits after faults add up to more is given up.
+        patience_seconds: A server that only limits for so long ends the run, and so does one that asks for a longer wait
+            before it has answered anything or for several requests in a row; a prompt whose waits after faults add up to
+            more, or which is to wait longer after a limit, is given up.
         cut_seconds: After a rate limit halved the concurrency, others do not halve it again for so long: they
             answer requests that were sent before.
         probe_seconds: The first request goes alone for so long: a wrong key or model costs one request, not all.
@@ -30,6 +33,7 @@ class Pacing:
         refused_seconds: The same where no connection comes about: a restart takes less, and an address may be wrong.
         forbidden_prompts: 403s without any answer that are the key's and not a prompt's.
         unusable_answers: Unusable answers, without any other, that end the run.
+        empty_answers: Answers without a question, and none with one, that end the run.
         failed_prompts: Prompts in a row that failed for good and end the run.
         grace_seconds: How long a run waits for the answers that are under way once the server cannot be reached.
         progress_seconds: Least time between two reports of progress.
@@ -49,16 +53,24 @@ class Pacing:
     refused_seconds: float = 10.0
     forbidden_prompts: int = 3
     unusable_answers: int = 8
+    empty_answers: int = 20
     failed_prompts: int = 20
     grace_seconds: float = 5.0
     progress_seconds: float = 1.0
 
     def wait(self, attempt: int, retry_after: float | None) -> float:
-        """Seconds before the next attempt: exponential with full jitter, never earlier than the server asks."""
+        """Seconds before the next attempt: exponential with full jitter, never earlier than the server asks.
+
+        Args:
+            attempt: Of those that ended so, from 1.
+            retry_after: Seconds that the server asks to wait; None: it does not say.
+        """
         most = min(self.longest_backoff_seconds, self.backoff_seconds * 2.0 ** min(attempt - 1, 30))
         if retry_after is not None:
             # Jitter on top of it: everybody who was told the same second would come back in the same second.
-            return retry_after + random.uniform(0, min(most, self.backoff_seconds))
+            asked = retry_after + random.uniform(0, min(most, self.backoff_seconds))
+            # It was not so the times before: `Retry-After: 0` is no reason to knock without end.
+            return asked if attempt < _BELIEVED else max(asked, random.uniform(0, most))
         return random.uniform(0, most)
 
 
@@ -70,6 +82,7 @@ class Pace:
         self._pacing = pacing
         self._limit = float(self._most)
         self._cut_again_at = 0.0
+        self._ever_answered = False
         self._limited_in_a_row = 0
         self._limited_since: float | None = None
         self._failed_in_a_row = 0
@@ -107,21 +120,25 @@ class Pace:
     def answered(self) -> None:
         """The model answered: one more request in flight per round of answers."""
         self._limit = min(self._most, self._limit + 1 / self._limit)
+        self._ever_answered = True
         self._limited_in_a_row = self._failed_in_a_row = self._rounds = 0
         self._limited_since = self._failing_since = None
 
     def limited(self, now: float, wait: float) -> bool:
-        """The server limits the rate; True: it has done nothing else for longer than patience lasts."""
+        """The server limits the rate; True: it has done, or will do, nothing else for longer than patience lasts."""
         self._failed_in_a_row = self._rounds = 0
         self._failing_since = None
         self._limited_in_a_row += 1
         if self._limited_since is None:
             self._limited_since = now
         self._halve(now)
-        if self._limited_in_a_row >= max(3, int(self._limit)):
-            # No longer one request too many but a closed door: knocking only costs calls.
+        # No longer one request too many but a closed door: knocking only costs calls.
+        closed = self._limited_in_a_row >= max(3, int(self._limit))
+        if closed:
             self._hold(now + wait)
-        return max(wait, now - self._limited_since) > self._pacing.patience_seconds
+        # One broken machine behind an address may ask for an hour where the others answer.
+        long_wait = wait > self._pacing.patience_seconds and (closed or not self._ever_answered)
+        return long_wait or now - self._limited_since > self._pacing.patience_seconds
 
     def failed(
         self, sent_at: float, now: float, status: Fault, *, retry_after: float = 0.0, for_long: bool = False

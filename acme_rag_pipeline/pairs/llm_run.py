@@ -89,6 +89,7 @@ class Run:
         self._client = LLMClient(connection)
         self._pace = Pace(connection.concurrency, pacing)
         self._answered = self._failed = self._calls = self._prompt_tokens = self._completion_tokens = 0
+        self._empty = 0
         self._failed_in_a_row = self._forbidden = self._bad_answers = 0
         self._failures: Counter[str] = Counter()
         self._reserved: dict[str, int] = {}
@@ -167,6 +168,8 @@ class Run:
                 return
             if not self._answered and self._bad_answers + len(self._in_flight) >= self._pacing.unusable_answers:
                 return  # as many as may be paid before one of them can be used
+            if self._only_empty and self._empty + len(self._in_flight) >= self._pacing.empty_answers:
+                return  # likewise before one of them holds a question
             fresh = self._peek()
             spent = self._budget.max_calls is not None and self._calls >= self._budget.max_calls
             if spent and (fresh or self._retries):
@@ -262,13 +265,17 @@ class Run:
         elif reply.status in ("ok", "empty"):
             self._pace.answered()
             self._answered += 1
+            self._empty += reply.status == "empty"
             self._failed_in_a_row = 0
+            if self._only_empty and self._empty >= self._pacing.empty_answers:
+                self._stop("unusable")
         elif reply.status == "rate_limited":
             job.limited += 1
             wait = self._pacing.wait(job.limited, reply.retry_after)
             if self._pace.limited(now, wait):
                 self._stop("rate_limited", reply.detail)
-            self._again(job, now + wait, give_up=job.limited >= self._pacing.rate_limited_attempts, detail=reply.detail)
+            give_up = wait > self._pacing.patience_seconds or job.limited >= self._pacing.rate_limited_attempts
+            self._again(job, now + wait, give_up=give_up, detail=reply.detail)
         elif reply.status in ("server_error", "timeout", "connection_error"):
             job.faults += 1
             wait = self._pacing.wait(job.faults, reply.retry_after)
@@ -290,6 +297,11 @@ class Run:
             self._bad_answers += reply.status == "bad_answer"
             if not self._answered and self._bad_answers >= self._pacing.unusable_answers:
                 self._stop("unusable", reply.detail)
+
+    @property
+    def _only_empty(self) -> bool:
+        """Whether no answer so far holds a question."""
+        return self._empty == self._answered
 
     def _refuses_one_prompt(self) -> bool:
         """Whether a refusal of access may be about the text: other prompts were answered, or too few were sent to know."""
@@ -324,6 +336,7 @@ class Run:
         left = self._total - self._answered - self._failed
         outcome = GenerationOutcome(
             answered=self._answered,
+            empty=self._empty,
             failed=self._failed,
             left=left,
             calls=self._calls,

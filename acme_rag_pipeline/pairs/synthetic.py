@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from acme_rag_pipeline.llm.reply import CUT_OFF
 from acme_rag_pipeline.pairs import llm, offline
 from acme_rag_pipeline.pairs.answer_store import MOST_BAD_ANSWERS, AnswerStore, answered_badly, commit_waiting, given_up
 from acme_rag_pipeline.pairs.examples import example_queries
@@ -17,24 +18,36 @@ from acme_rag_pipeline.pairs.generators import (
     Generator,
     GeneratorName,
     answered,
+    answered_with_a_question,
     answers,
     generator,
     pair_rows,
     parameters_of,
 )
 from acme_rag_pipeline.pairs.llm_cost import cost, spent
+from acme_rag_pipeline.pairs.llm_outcome import LONGER_ANSWERS
 from acme_rag_pipeline.pairs.passage import Passage
 from acme_rag_pipeline.setting_groups import PairSettings
-from acme_rag_pipeline.settings import Settings
+from acme_rag_pipeline.settings import Settings, SettingsError
 from acme_rag_pipeline.store.fingerprints import content_hash, fingerprint
 from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.passages import live_passages
-from acme_rag_pipeline.store.stages import UNFINISHED, StageResult, data_versions, overtaken, record, recorded
+from acme_rag_pipeline.store.stages import (
+    UNFINISHED,
+    StageResult,
+    data_versions,
+    overtaken,
+    record,
+    recorded,
+    stored_detail,
+)
 from acme_rag_pipeline.store.warehouse import reconcile, records
 
 STAGE = "synthetic_pairs"
 CODE_VERSION = "4"
 COMMIT_EVERY = 500
+# Runs in a row that got no question for what was left, before the schedule asks for none because of it.
+MOST_RUNS_IN_VAIN = 3
 # The quick one first: its questions are there whatever becomes of the LLM.
 _NAMES: dict[str, tuple[GeneratorName, ...]] = {
     "openai": ("openai",),
@@ -94,13 +107,20 @@ def write_pairs(store: Store, settings: Settings) -> StageResult:
         details: dict[str, Any] = {"generator": settings.generator_in_use, "outcome": "done"}
         figures = Counter()
         commit_waiting(store)
+        if settings.generator == "auto" and names == _NAMES["offline"]:
+            unused, asked = _answers_of_an_llm(store, settings, passages)
+            if unused:
+                details["llm_answers_unused"] = unused
+                warnings.append(_without_a_key(unused, asked))
+                logger.warning(warnings[-1])
         for name in names:
             one = generator(settings, name, passages, examples)
             missing = one.prompts.keys() - answered(store, one)
+            with_question = answered_with_a_question(store, one) if name == "openai" else set()
             # A budget must not be spent on the same bad answers in every run: those passages come last, and in the end never.
             lost, spoilt = given_up(store, settings.llm), answered_badly(store, settings.llm)
             hashes = sorted((h for h in one.prompts if h in missing and h not in lost), key=lambda h: h in spoilt)
-            details |= _ask(store, settings, one, {h: one.prompts[h] for h in hashes})
+            details |= _ask(store, settings, one, {h: one.prompts[h] for h in hashes}, len(with_question))
             commit_waiting(store)
             found = answers(store, one)
             if name == "openai":
@@ -109,7 +129,11 @@ def write_pairs(store: Store, settings: Settings) -> StageResult:
                 figures["given_up"] = len(reasons)
                 # Beside the embedded generator's, which leaves none open, the share of its own prompts would not be seen.
                 details |= {"llm_prompts": len(one.prompts), "llm_unanswered": len(one.prompts) - len(found)}
-                details["given_up"] = len(reasons)
+                details |= {"llm_empty": sum(not queries for queries in found.values()), "given_up": len(reasons)}
+                gained = any(queries and h not in with_question for h, queries in found.items())
+                in_vain = hashes and not gained and details["stopped"] in (None, "failing", "unusable")
+                left = len(found) < len(one.prompts)
+                details["runs_in_vain"] = _runs_in_vain(store) + 1 if in_vain and left else 0
                 if reasons:
                     details["not_asked_again"] = _not_asked_again(reasons)
                     details["outcome"] += f" {details['not_asked_again']}"
@@ -132,6 +156,8 @@ def write_pairs(store: Store, settings: Settings) -> StageResult:
             details |= {"removed": counts.removed, "chunks_version": upstream["chunks"]} | _look(rows, passages)
             if "openai" in names:
                 details |= {"so_far": spent(connection, settings), "examples_shown": len(examples)}
+                if settings.pairs.extra_body:
+                    details["extra_body"] = sorted(settings.pairs.extra_body)  # its values may be secret
             if warnings:
                 details["warnings"] = warnings
             result = StageResult(STAGE, data_version, counts, details=details)
@@ -144,7 +170,8 @@ def left_by_the_llm(store: Store) -> float:
     """Share of the LLM's prompts that the last run asked in vain and the next one asks again.
 
     What a budget left does not count: how much is spent a day is for a person to say, not for a schedule. Nor does what
-    was given up: nobody asks that again.
+    was given up: nobody asks that again. Nor what the LLM was there for and yet refused, or answered with nothing, in
+    several runs: it is asked along with whatever the next run is for.
     """
     with store.warehouse.read() as connection:
         rows = records(connection, "SELECT fingerprint, summary FROM stages WHERE stage = ?", [STAGE])
@@ -154,8 +181,38 @@ def left_by_the_llm(store: Store) -> float:
     # A record of an earlier version does not say what stopped it, or counts the prompts of all generators together.
     if details.get("stopped", "budget") == "budget":
         return 0.0
+    if details.get("runs_in_vain", 0) >= MOST_RUNS_IN_VAIN:
+        return 0.0
     unanswered = details.get("llm_unanswered", details["unanswered"]) - details.get("given_up", 0)
     return unanswered / max(details.get("llm_prompts", details["prompts"]), 1)
+
+
+def _answers_of_an_llm(store: Store, settings: Settings, passages: Sequence[Passage]) -> tuple[int, int]:
+    """How many of today's prompts an LLM, whichever, once answered, and how many prompts there are."""
+    with store.warehouse.read() as connection:
+        rows = connection.execute("SELECT DISTINCT prompt_hash FROM answers WHERE generator = 'openai'").fetchall()
+    if not rows:
+        return 0, 0
+    try:
+        examples, _ = example_queries(settings)
+    except SettingsError:  # a file that only an LLM needs
+        examples = ()
+    prompts = generator(settings, "openai", passages, examples).prompts
+    return len(prompts.keys() & {row[0] for row in rows}), len(prompts)
+
+
+def _without_a_key(unused: int, prompts: int) -> str:
+    """What is said of answers that nobody chose to do without."""
+    return (
+        f"neither OPENAI_API_KEY nor OPENAI_BASE_URL is set for this run, so ACME_RAG_GENERATOR=auto took the embedded "
+        f"generator's questions, although an LLM has answered {unused} of today's {prompts} prompts: set one of them to "
+        "use its questions again, or ACME_RAG_GENERATOR=offline to do without"
+    )
+
+
+def _runs_in_vain(store: Store) -> int:
+    """How many runs in a row, up to the last one, got no question although the LLM was there."""
+    return int(stored_detail(store.warehouse, STAGE, "runs_in_vain") or 0)
 
 
 def _not_asked_again(reasons: Sequence[str]) -> str:
@@ -165,7 +222,7 @@ def _not_asked_again(reasons: Sequence[str]) -> str:
     return (
         f"{passages} got {MOST_BAD_ANSWERS} answers each that cannot be used (most often: {most}) and will not be asked "
         "about again, unless the model, the prompt's settings or the passage change, or somebody runs "
-        "`acme-rag pairs ask-again`."
+        f"`acme-rag pairs ask-again`.{f' {LONGER_ANSWERS}' if CUT_OFF in most else ''}"
     )
 
 
@@ -187,7 +244,14 @@ def _look(rows: Sequence[dict[str, Any]], passages: Sequence[Passage]) -> dict[s
     }
 
 
-def _ask(store: Store, settings: Settings, generator: Generator, missing: dict[str, Any]) -> dict[str, Any]:
+def _ask(
+    store: Store, settings: Settings, generator: Generator, missing: dict[str, Any], with_question: int
+) -> dict[str, Any]:
+    """Ask for what is missing; the details say what came of it.
+
+    Args:
+        with_question: Answers that hold one, of all runs before.
+    """
     sink = AnswerStore(store, generator)
     if generator.name == "offline":
         hashes = list(missing)
@@ -204,7 +268,9 @@ def _ask(store: Store, settings: Settings, generator: Generator, missing: dict[s
         api_key=key,
         timeout_seconds=settings.pairs.timeout_seconds,
         concurrency=settings.pairs.concurrency,
+        extra_body=settings.pairs.extra_body or {},
     )
+    pacing = llm.Pacing()
     budget = llm.Budget(settings.pairs.max_calls, settings.pairs.max_tokens)
     outcome = llm.ask_all_blocking(
         missing,
@@ -213,6 +279,8 @@ def _ask(store: Store, settings: Settings, generator: Generator, missing: dict[s
         budget,
         on_progress=lambda progress: _log_progress(progress, settings.pairs),
         limit=settings.pairs.queries_per_chunk,
+        # A model that is known to write questions may meet a long list of passages that have nothing to ask.
+        pacing=replace(pacing, empty_answers=pacing.empty_answers + with_question),
     )
     return {
         "outcome": outcome.sentence,

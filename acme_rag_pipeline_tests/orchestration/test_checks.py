@@ -17,9 +17,11 @@ from acme_rag_pipeline.orchestration import checks
 from acme_rag_pipeline.orchestration.presentation import metadata_of
 from acme_rag_pipeline.orchestration.resources import Pipeline
 from acme_rag_pipeline.pairs.curated import resolve_curated_pairs
+from acme_rag_pipeline.pairs.synthetic import write_pairs
 from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.stages import StageResult, record
+from acme_rag_pipeline_tests.llm_server import Act, ScriptedLLM, completion, ok
 
 Make = Callable[..., Settings]
 
@@ -98,6 +100,33 @@ def test_a_check_without_anything_to_list_shows_no_table(store: Store, documents
         found = only(asset, store, settings_for())
         assert found.passed
         assert all(entry.value == 0 for entry in found.metadata.values())
+
+
+@pytest.mark.parametrize(("with_question", "passed"), [(2, False), (3, False), (4, True)])
+def test_an_llm_that_finds_nothing_to_ask_about_half_of_the_passages_is_warned_of(
+    store: Store,
+    documents: Path,
+    settings_for: Make,
+    monkeypatch: pytest.MonkeyPatch,
+    with_question: int,
+    passed: bool,
+) -> None:
+    def act(number: int, body: dict[str, Any]) -> Act:
+        return ok(f"question {number}?") if number < with_question else completion('{"queries": []}')
+
+    with ScriptedLLM(act) as server:
+        monkeypatch.setenv("OPENAI_BASE_URL", server.url)
+        settings = settings_for(generator="openai")
+        for stage in (ingest_documents, split_documents, write_pairs):
+            stage(store, settings)
+    found = only("synthetic_pairs", store, settings)
+    assert found.passed == passed
+    assert found.severity is dg.AssetCheckSeverity.WARN
+    assert found.metadata["unanswered"].value == 0
+    assert found.metadata["llm_answers"].value == 6
+    assert found.metadata["llm_answers_without_a_question"].value == 6 - with_question
+    assert passed == (found.description is None)
+    assert passed or ("ACME_RAG_LLM" in found.description and "ask-again --empty" in found.description)
 
 
 @pytest.mark.parametrize("line", ["no JSON", '{"query_id": "b"}'])

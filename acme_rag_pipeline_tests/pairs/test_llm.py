@@ -223,7 +223,34 @@ def test_a_model_whose_answers_cannot_be_used_costs_eight_calls_and_the_outcome_
     assert outcome.failed + outcome.left == 50
     assert "no answer of the model 'test-model'" in outcome.sentence
     assert "cut off at the server's length limit: not JSON" in outcome.sentence
+    assert "ACME_RAG_PAIRS__EXTRA_BODY" in outcome.sentence
     assert not sink.answers
+
+
+def nothing_to_ask() -> Act:
+    return completion('{"queries": []}')
+
+
+@pytest.mark.parametrize("concurrency", [1, 32])
+def test_a_model_that_finds_nothing_to_ask_anywhere_costs_twenty_calls_and_the_outcome_says_so(
+    concurrency: int,
+) -> None:
+    sink = Sink()
+    with ScriptedLLM(always(nothing_to_ask()), latency=0.01) as server:
+        outcome = ask(server, 60, sink, concurrency)
+    assert (outcome.stopped, outcome.answered, outcome.empty, len(server.requests)) == ("unusable", 20, 20, 20)
+    assert (outcome.left, len(sink.answers)) == (40, 20), "what is paid for is kept"
+    assert "none of the first 20 answers of the model 'test-model'" in outcome.sentence
+    assert "another model" in outcome.sentence
+    assert "`acme-rag pairs ask-again --empty`; 20 of 60 prompts answered with 20 calls, 20 with no" in outcome.sentence
+
+
+@pytest.mark.parametrize("first_question", [0, 19])
+def test_passages_with_nothing_to_ask_end_no_run_of_a_model_that_asks_elsewhere(first_question: int) -> None:
+    with ScriptedLLM(lambda n, body: ok() if n == first_question else nothing_to_ask()) as server:
+        outcome = ask(server, 60, Sink())
+    assert (outcome.stopped, outcome.answered, outcome.empty) == (None, 60, 59)
+    assert outcome.sentence == "60 of 60 prompts answered with 60 calls, 59 with no question."
 
 
 def test_thinking_that_leaves_no_room_for_an_answer_is_told() -> None:
@@ -313,7 +340,13 @@ def test_retry_after_is_read_in_all_its_forms() -> None:
     }
     assert retry_after(ahead) == 30
     assert retry_after({"retry-after": format_datetime(now - timedelta(hours=1), usegmt=True)}) == 0
-    for useless in ("", "soon", "-1", "nan", "inf", "Wed, 99 Foo"):
+    for no_date in ("", "now", "Wed, 99 Foo", "Mon, 01 Jan 99999999999999999999 00:00:00 GMT"):
+        headers = {"date": no_date, "retry-after": format_datetime(now + timedelta(seconds=60), usegmt=True)}
+        assert retry_after(headers) == pytest.approx(60, abs=2), "a clock that tells nothing is not asked"
+    without_zone = {"date": "Mon, 01 Jan 2024 00:00:00 -0000", "retry-after": "Mon, 01 Jan 2024 00:00:30 GMT"}
+    assert retry_after(without_zone) == 30
+    beyond = ("Mon, 01 Jan 99999 00:00:00 GMT", "Mon, 01 Jan 99999999999999999999 00:00:00 GMT")
+    for useless in ("", "soon", "-1", "nan", "inf", "Wed, 99 Foo", "Fri, 31 Dec 9999 23:59:59 -1400", *beyond):
         assert retry_after({"retry-after": useless}) is None
     assert retry_after({}) is None
 
@@ -576,6 +609,30 @@ def test_rate_limits_without_end_are_an_outcome_and_do_not_hammer() -> None:
         outcome = ask(server, 100, Sink(), pacing=replace(QUICK, patience_seconds=0.8))
     assert outcome.stopped == "rate_limited"
     assert outcome.calls < 40
+
+
+def test_one_limit_that_asks_for_an_hour_beside_good_answers_costs_its_chunk_and_not_the_run() -> None:
+    sink = Sink()
+    with ScriptedLLM(lambda n, body: error(429, retry_after="3600") if n % 6 == 5 else ok()) as server:
+        outcome = ask(server, 40, sink, concurrency=4)
+    limited = sink.statuses["rate_limited"]
+    assert (outcome.stopped, outcome.left, outcome.failed) == (None, 0, limited)
+    assert (outcome.answered, outcome.calls) == (40 - limited, 40)
+    assert limited >= 6
+    # A door that closes for all is believed.
+    with ScriptedLLM(lambda n, body: ok() if n < 10 else error(429, retry_after="3600")) as server:
+        outcome = ask(server, 40, Sink(), concurrency=1)
+    assert (outcome.stopped, outcome.answered, outcome.failed, outcome.calls) == ("rate_limited", 10, 2, 13)
+    assert outcome.left == 28
+
+
+def test_a_server_that_asks_for_no_wait_time_and_again_is_waited_for_as_if_it_had_said_nothing() -> None:
+    pacing = Pacing()
+    longest = [max(pacing.wait(attempt, 0.0) for _ in range(200)) for attempt in (1, 2, 3, 6)]
+    assert max(longest[:2]) <= pacing.backoff_seconds, "it may know better"
+    assert 1.0 < longest[2] <= 2.0
+    assert 8.0 < longest[3] <= 16.0
+    assert all(pacing.wait(40, 600.0) >= 600.0 for _ in range(20))
 
 
 def test_an_unauthorised_server_in_the_middle_keeps_what_is_answered() -> None:

@@ -42,6 +42,54 @@ def test_a_400_about_the_model_and_a_format_is_about_the_format() -> None:
     assert (outcome.answered, outcome.calls) == (6, 7)
 
 
+@pytest.mark.parametrize("status", [500, 503])
+@pytest.mark.parametrize("known", ["json_object", None])
+def test_a_server_that_fails_over_a_schema_and_says_so_is_asked_for_another_format(
+    status: int, known: str | None
+) -> None:
+    def script(number: int, body: Body) -> Act:
+        used = body.get("response_format", {}).get("type")
+        return ok() if used in (known, None) else error(status, f"failed to compile the grammar of {used}")
+
+    with ScriptedLLM(script) as server:
+        outcome = ask(server, 6, Sink())
+    assert (outcome.answered, outcome.failed, outcome.calls) == (6, 0, 6 + (1 if known else 2))
+
+
+@pytest.mark.parametrize(
+    "said",
+    [{"error": {"message": "out of memory"}, "prompt": "Which JSON schema does it take?"}, "<p>No schema</p>"],
+    ids=["the prompt beside the error", "a page"],
+)
+def test_a_fault_that_only_quotes_a_format_changes_none(said: Any) -> None:
+    body = said.encode() if isinstance(said, str) else json.dumps(said).encode()
+    with ScriptedLLM(first(Act(500, body))) as server:
+        outcome = ask(server, 3, Sink(), concurrency=1)
+    assert (outcome.answered, outcome.calls) == (3, 4)
+    assert {body["response_format"]["type"] for body in server.requests} == {"json_schema"}
+
+
+@pytest.mark.parametrize("code", ["content_filter", "context_length_exceeded"])
+def test_a_code_that_is_about_the_prompt_is_no_reason_to_ask_in_another_format(code: str) -> None:
+    with ScriptedLLM(first(error(400, "refused", code))) as server:
+        outcome = ask(server, 3, Sink(), concurrency=1)
+    assert (outcome.answered, outcome.failed, outcome.calls) == (2, 1, 3)
+    assert {body["response_format"]["type"] for body in server.requests} == {"json_schema"}
+
+
+def test_what_only_this_server_knows_is_sent_with_every_request_and_never_shown() -> None:
+    extra = {"max_tokens": 7, "chat_template_kwargs": {"enable_thinking": False}, "token": KEY}
+    with ScriptedLLM(first(error(400, "no json_schema here"))) as server:
+        connection = LLMConnection("m", server.url, extra_body=extra)
+        outcome = ask_all_blocking(prompts_for(2), connection, Sink(), pacing=QUICK)
+    assert outcome.answered == 2
+    for body in server.requests:
+        assert {name: body[name] for name in extra} == extra
+        assert body["model"] == "m"
+    assert "extra_body=['chat_template_kwargs', 'max_tokens', 'token']" in repr(connection)
+    assert KEY not in repr(connection) + outcome.sentence
+
+
 def test_a_prompt_that_a_server_sends_back_says_nothing_about_the_key() -> None:
     """FastAPI quotes what it got; without a cause of their own such errors give their prompts up one by one."""
     quoted = {

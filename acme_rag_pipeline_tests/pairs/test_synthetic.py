@@ -16,6 +16,7 @@ from acme_rag_pipeline import cli
 from acme_rag_pipeline.chunking.chunks import split_documents
 from acme_rag_pipeline.documents.ingest import ingest_documents
 from acme_rag_pipeline.evaluation.provenance import tokens
+from acme_rag_pipeline.orchestration.checks import every_chunk_was_asked
 from acme_rag_pipeline.orchestration.presentation import metadata_of
 from acme_rag_pipeline.pairs.answer_store import ask_again
 from acme_rag_pipeline.pairs.dry_run import dry_run
@@ -30,7 +31,7 @@ from acme_rag_pipeline.store.passages import live_passages
 from acme_rag_pipeline.store.warehouse import records
 from acme_rag_pipeline.store.written_queries import nearly_all_asked
 from acme_rag_pipeline_tests.conftest import files_of
-from acme_rag_pipeline_tests.llm_server import Act, ScriptedLLM, error, garbage, ok
+from acme_rag_pipeline_tests.llm_server import Act, ScriptedLLM, completion, error, garbage, ok
 from acme_rag_pipeline_tests.pairs.test_prompt import PLAIN
 
 Make = Callable[..., Settings]
@@ -209,6 +210,53 @@ def test_the_default_asks_as_before_and_a_chosen_audience_asks_anew(settings_for
     chosen = settings_for(pairs={"audience": "nurses", "language": "Dutch"})
     assert parameters_of(chosen, "openai") != parameters_of(settings_for(), "openai")
     assert parameters_of(chosen, "offline") == parameters_of(settings_for(), "offline")
+    bare = settings_for(pairs={"extra_body": {}})
+    assert parameters_of(bare, "openai") == parameters_of(settings_for(), "openai")
+    one, other = ({"extra_body": {"b": n, "a": {"d": 1, "c": 2}}} for n in (1, 2))
+    assert parameters_of(settings_for(pairs=one), "openai")[:4] == parameters_of(settings_for(), "openai")
+    keys = {fingerprint(parameters_of(settings_for(pairs=given), "openai")) for given in (one, other, {})}
+    assert len(keys) == 3
+    reordered = {"extra_body": {"a": {"c": 2, "d": 1}, "b": 1}}
+    assert fingerprint(parameters_of(settings_for(pairs=reordered), "openai")) in keys
+
+
+def test_what_a_request_holds_besides_reaches_the_server_and_only_its_names_the_details(
+    chunked: Store, with_llm: Any
+) -> None:
+    extra = {"max_tokens": 900, "token": "sk-secret-123"}
+    with ScriptedLLM(numbered) as server:
+        result = write_pairs(chunked, with_llm(server, generator="openai", pairs={"extra_body": extra}))
+    assert all(body["max_tokens"] == 900 for body in server.requests)
+    assert result.details["extra_body"] == ["max_tokens", "token"]
+    assert "sk-secret-123" not in repr(result) + repr(metadata_of(chunked, result))
+
+
+def test_an_llm_whose_key_is_gone_is_missed_and_said_so(
+    chunked: Store, with_llm: Any, settings_for: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def said(settings: Settings) -> tuple[bool, bool, bool]:
+        caplog.clear()
+        result = write_pairs(chunked, settings)
+        warned = any("although an LLM has answered" in text for text in result.details.get("warnings", []))
+        logged = any("although an LLM has answered" in r.getMessage() for r in caplog.records)
+        return warned, logged, every_chunk_was_asked(chunked, settings).passed
+
+    assert said(settings_for()) == (False, False, True), "there never was one"
+    with ScriptedLLM(numbered) as server:
+        assert said(with_llm(server, generator="auto", pairs={"max_calls": 2})) == (False, False, False)
+        monkeypatch.delenv("OPENAI_BASE_URL")
+        # Such a process may lack the model's name, too.
+        without = settings_for(llm="another")
+        assert said(without) == (True, True, False)
+        found = every_chunk_was_asked(chunked, without)
+        assert found.metadata["llm_answers_unused"].value == 2
+        assert "OPENAI_API_KEY" in found.description
+        assert write_pairs(chunked, without).unchanged
+        assert not every_chunk_was_asked(chunked, without).passed
+        assert origins(chunked).keys() == {"offline"}, "a warning changes nothing"
+        assert said(with_llm(server, generator="auto"))[2]
+    monkeypatch.delenv("OPENAI_BASE_URL")
+    assert said(settings_for(generator="offline")) == (False, False, True), "chosen"
 
 
 def test_a_space_in_a_setting_pays_for_nothing_again(chunked: Store, with_llm: Any) -> None:
@@ -444,6 +492,108 @@ def test_what_was_given_up_is_asked_again_when_somebody_says_so_and_stays_paid(c
     assert "not_asked_again" not in again.details
     assert len(server.requests) == calls + lost
     assert again.details["so_far"]["calls"] == len(server.requests)
+
+
+def nothing_to_ask(number: int, body: dict[str, Any]) -> Act:
+    return completion('{"queries": []}')
+
+
+def test_passages_with_nothing_to_ask_are_asked_again_only_when_somebody_says_so(
+    chunked: Store, documents: Path, with_llm: Any
+) -> None:
+    def half(number: int, body: dict[str, Any]) -> Act:
+        return nothing_to_ask(number, body) if number % 2 else numbered(number, body)
+
+    given = ["--store", str(chunked.root), "--documents", str(documents), "pairs", "ask-again", "--empty"]
+    with ScriptedLLM(half) as server:
+        settings = with_llm(server, generator="openai", pairs={"concurrency": 1})
+        first = write_pairs(chunked, settings)
+        chunks, empty = first.details["chunks"], first.details["llm_empty"]
+        assert (empty, first.details["unanswered"]) == (chunks // 2, 0)
+        assert f", {empty} with no question." in first.details["outcome"]
+        assert write_pairs(chunked, settings).unchanged
+        asked = CliRunner(env={"ACME_RAG_LLM": "another"}).invoke(cli.main, given)
+        assert "another has left no passage without a question" in asked.output
+        asked = CliRunner().invoke(cli.main, given)
+        assert asked.output.startswith(f"{empty} passages of model gpt-4o-mini will be asked about again")
+        before = len(server.requests)
+        again = write_pairs(chunked, settings)
+        assert len(server.requests) == before + empty
+    assert (again.details["asked"], again.details["reused"]) == (empty, chunks - empty)
+    assert again.details["so_far"]["calls"] == chunks + empty, "what the first answers cost stays"
+
+
+def test_a_long_list_of_passages_with_nothing_to_ask_ends_no_run_of_a_model_that_is_known_to_ask(
+    tmp_path: Path, store: Store, with_llm: Any
+) -> None:
+    def desk(number: int, about: str) -> None:
+        text = f"# {about} {number}\n\n{about} {number} settles what you ask about subject {number} within a week.\n"
+        (tmp_path / f"documents/{about}{number}.md").write_text(text)
+
+    def act(number: int, body: dict[str, Any]) -> Act:
+        return nothing_to_ask(number, body) if "Index" in body["messages"][1]["content"] else numbered(number, body)
+
+    (tmp_path / "documents").mkdir()
+    with ScriptedLLM(act) as server:
+        settings = with_llm(server, generator="openai")
+        for about in ("Desk", "Index"):
+            for number in range(25):
+                desk(number, about)
+            ingest_documents(store, settings)
+            split_documents(store, settings)
+            result = write_pairs(store, settings)
+            assert (result.details["unanswered"], result.details["stopped"]) == (0, None)
+    assert len(server.requests) == 50
+    assert result.details["llm_empty"] == 25
+
+
+def test_the_schedule_does_not_ask_for_ever_for_a_passage_that_is_refused(chunked: Store, with_llm: Any) -> None:
+    def act(number: int, body: dict[str, Any]) -> Act:
+        return error(400) if "Hub days" in body["messages"][1]["content"] else numbered(number, body)
+
+    shares = []
+    with ScriptedLLM(act) as server:
+        settings = with_llm(server, generator="both", pairs={"concurrency": 1})
+        for _ in range(5):
+            result = write_pairs(chunked, settings)
+            shares.append(left_by_the_llm(chunked))
+            calls = len(server.requests)
+    left = result.details["llm_unanswered"] / result.details["llm_prompts"]
+    # The first run got questions for others.
+    assert shares == [left, left, left, 0.0, 0.0]
+    assert left > 0
+    with ScriptedLLM(numbered) as server:
+        # Asked along whenever a run has another reason.
+        assert write_pairs(chunked, with_llm(server, generator="both")).details["llm_unanswered"] == 0
+    assert calls > result.details["llm_prompts"] + 3
+    assert left_by_the_llm(chunked) == 0.0
+
+
+def test_an_outage_is_asked_about_by_the_schedule_however_long_it_lasts(chunked: Store, with_llm: Any) -> None:
+    with ScriptedLLM(lambda number, body: error(401)) as server:
+        for _ in range(5):
+            write_pairs(chunked, with_llm(server, generator="openai"))
+    assert left_by_the_llm(chunked) == 1.0
+
+
+@pytest.mark.parametrize("refusal", [error(400, code="content_filter"), error(413)])
+def test_a_passage_that_is_refused_for_what_it_says_is_given_up_and_one_for_the_key_is_not(
+    chunked: Store, with_llm: Any, refusal: Act
+) -> None:
+    def act(number: int, body: dict[str, Any]) -> Act:
+        passage = body["messages"][1]["content"]
+        if "Hub days" in passage:
+            return refusal
+        return error(403) if "Evergreen" in passage else numbered(number, body)
+
+    with ScriptedLLM(act) as server:
+        settings = with_llm(server, generator="openai", pairs={"concurrency": 1})
+        for run in range(1, 10):
+            result = write_pairs(chunked, settings)
+            assert result.details["given_up"] == (run >= 8)
+        assert 0 < result.details["given_up"] < result.details["unanswered"]
+    assert f"(most often: HTTP {refusal.status}" in result.details["outcome"]
+    assert ask_again(chunked, settings.llm) == 1
 
 
 def test_what_a_server_that_counts_no_tokens_answers_badly_is_given_up_and_not_left(
