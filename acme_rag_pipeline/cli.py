@@ -192,7 +192,11 @@ def evaluate(context: click.Context, golden: Path | None, html: Path | None, as_
         gain = arm["gain"]
         versus = "" if gain is None else f"{gain['difference']:+.4f} ({gain['low']:+.4f} to {gain['high']:+.4f})"
         numbers = f"{arm['mrr@10']['value']:>8.4f}{arm['recall@10']['value']:>11.4f}"
-        click.echo(f"{arm['arm']:<20}{arm['ndcg@10']['value']:>9.4f}  {interval:<18}{numbers}   {versus}")
+        mark = "  <- readers use this" if arm["arm"] == rows["promoted"] else ""
+        click.echo(
+            f"{arm['arm']:<20}{arm['ndcg@10']['value']:>9.4f}  {interval:<18}{numbers}   {versus:<28}{mark}".rstrip()
+        )
+    click.echo("Intervals are 95 % each, units resampled, and not adjusted for the number of arms.")
     if done.champion_in_words:
         click.echo(done.champion_in_words)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,7 +14,7 @@ from acme_rag_pipeline.embedding.cache import EmbeddingCache
 from acme_rag_pipeline.embedding.encoder import Encoder
 from acme_rag_pipeline.evaluation.golden import JudgedQuery
 from acme_rag_pipeline.evaluation.intervals import Interval, mean_interval
-from acme_rag_pipeline.evaluation.metrics import METRICS, Hit, finds, score_query
+from acme_rag_pipeline.evaluation.metrics import METRICS, Hit, evidence_ranks, finds, score_query
 from acme_rag_pipeline.retrieval import expansion, index
 from acme_rag_pipeline.retrieval.fusion import Scored, fuse
 from acme_rag_pipeline.retrieval.passage_encoder import (
@@ -64,11 +64,14 @@ class ArmResult:
     Attributes:
         scores: by query id, then metric.
         best: chunk ids of the first hits by query id.
+        ranks: by query id, for each piece of its evidence the rank of the first hit that finds it; None: not among the first
+            `DEPTH`.
     """
 
     arm: str
     scores: Mapping[str, Mapping[str, float]]
     best: Mapping[str, Sequence[str]]
+    ranks: Mapping[str, Sequence[int | None]] = field(default_factory=dict)
 
     def metric(self, name: str) -> dict[str, float]:
         """One metric by query id."""
@@ -102,12 +105,13 @@ class ArmRunner:
     def run(self, arm: Arm, queries: Sequence[JudgedQuery]) -> ArmResult:
         """Rank and score every query."""
         rankings = self._rankings(arm, [query.query for query in queries])
-        scores, best = {}, {}
+        scores, best, ranks = {}, {}, {}
         for query, ranking in zip(queries, rankings, strict=True):
             hits = [Hit(p.doc_path, p.start_char, p.end_char) for p in (self._by_id[i] for i in ranking)]
             scores[query.query_id] = score_query(hits, query.evidence)
             best[query.query_id] = ranking[:3]
-        return ArmResult(arm.name, scores, best)
+            ranks[query.query_id] = evidence_ranks(hits, query.evidence)
+        return ArmResult(arm.name, scores, best, ranks)
 
     @functools.cached_property
     def fusion(self) -> RetrievalSettings:

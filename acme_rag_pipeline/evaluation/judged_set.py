@@ -25,15 +25,20 @@ from acme_rag_pipeline.evaluation.query_sets import GOLDEN
 from acme_rag_pipeline.evaluation.report import QuerySetReport, Report, render_report
 from acme_rag_pipeline.evaluation.report_parts import arm_rows, query_changes, similarity_histograms, unit_noun
 from acme_rag_pipeline.evaluation.words import counted
+from acme_rag_pipeline.pairs.leaks import nearest_cosines
 from acme_rag_pipeline.pairs.wording import query_key
+from acme_rag_pipeline.retrieval.passage_encoder import embedding_cache, encoder_for
 from acme_rag_pipeline.serving import decisions
 from acme_rag_pipeline.settings import Settings, SettingsError
 from acme_rag_pipeline.store.fingerprints import fingerprint
 from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.stages import UpstreamMissing, data_versions, stored_detail
+from acme_rag_pipeline.store.written_queries import written_queries
 from acme_rag_pipeline.training.validation import MINIMUM_HEADINGS
 
-_OTHER_QUESTIONS = "Training keeps away from the store's own golden questions only. These questions may be near to what it learned from."
+_OTHER_QUESTIONS = (
+    "training keeps away from the store's own golden questions only; these may be near to what it learned from"
+)
 
 
 @dataclass(frozen=True)
@@ -42,10 +47,12 @@ class JudgedComparison:
 
     Attributes:
         folder: of the judged set; None: the golden set of the store.
-        note: about queries that cannot be used, that were trained on, or that are too few to tell anything.
+        note: about queries that cannot be used, that were trained on or lie near to what was, or that are too few to tell anything.
         who: base, newest candidate, and what readers use today.
         results: the best arm first.
         gains: of each arm but the base, with its own 95 % interval, not adjusted for the number of arms.
+        promoted: the arm that readers use.
+        caveat: what holds for any questions but the store's own.
     """
 
     folder: Path | None
@@ -54,6 +61,8 @@ class JudgedComparison:
     who: Contest
     results: Sequence[ArmResult]
     gains: Sequence[Comparison]
+    promoted: str
+    caveat: str = ""
 
     @property
     def units(self) -> dict[str, str]:
@@ -79,7 +88,8 @@ class JudgedComparison:
                 row[str(metric["metric"])] = {name: metric[name] for name in ("value", "low", "high")}
             arms.append(row)
         units = len(set(self.units.values()))
-        return {"queries": len(self.queries), "units": units, "note": self.note, "arms": arms}
+        note = "; ".join(filter(None, [self.note, self.caveat]))
+        return {"queries": len(self.queries), "units": units, "note": note, "promoted": self.promoted, "arms": arms}
 
 
 def compare_arms(store: Store, settings: Settings, folder: Path | None) -> JudgedComparison:
@@ -119,9 +129,12 @@ def compare_arms(store: Store, settings: Settings, folder: Path | None) -> Judge
     units = {query.query_id: query.unit for query in queries}
     base = next(_scores(result) for result in results if result.arm == BASE)
     gate = _gate(settings)
-    note = "; ".join(filter(None, [note, _trained_on(store, queries, who), _too_few(set(units.values()), gate)]))
+    near = _near_to_learned(store, settings, queries, who)
+    note = "; ".join(filter(None, [note, _trained_on(store, queries, who), near, _too_few(set(units.values()), gate)]))
     gains = [compare(base, [_scores(r)], units, gate)[0] for r in results if r.arm != BASE]
-    return JudgedComparison(folder, queries, note, who, results, gains)
+    promoted = champion_arm(who, held_out=False)
+    caveat = "" if _is_the_store_s_own(folder, settings) else _OTHER_QUESTIONS
+    return JudgedComparison(folder, queries, note, who, results, gains, promoted, caveat)
 
 
 def _check_golden(store: Store, settings: Settings) -> None:
@@ -170,6 +183,49 @@ def _trained_on(store: Store, queries: Sequence[JudgedQuery], who: Contest) -> s
     return "; ".join(notes)
 
 
+def _near_to_learned(store: Store, settings: Settings, queries: Sequence[JudgedQuery], who: Contest) -> str:
+    """How many of the queries say nearly what a training query says, or one that the hybrids search, in other words.
+
+    By the measure with which training keeps away from golden queries. Vectors of training queries are looked up, never
+    computed: where some are missing that is said.
+    """
+    with store.warehouse.read() as connection:
+        kept = connection.execute("SELECT query, side FROM training_pairs WHERE dropped_because IS NULL").fetchall()
+    searched = written_queries(store.warehouse).values() if who.fusion.expansion_weight else ()
+    groups = (
+        (
+            "training queries",
+            {query for query, side in kept if side != "validation"},
+            "a tuned model learned from questions like these",
+        ),
+        (
+            "queries that the hybrid arms search beside the passages",
+            {query for written in searched for query in written},
+            "these arms find their passages by them",
+        ),
+    )
+    if not any(texts for _, texts, _ in groups):
+        return ""
+    cache, least = embedding_cache(store), settings.pairs.golden_similarity
+    asked, _ = cache.queries(encoder_for(store, who.base.model_digest, settings), [query.query for query in queries])
+    notes = []
+    for what, texts, so in groups:
+        # Those of one wording are counted apart.
+        keys = {query_key(text) for text in texts}
+        other = [vector for query, vector in zip(queries, asked, strict=True) if query_key(query.query) not in keys]
+        known = cache.known_queries(who.base.model_digest, sorted(texts))
+        near = int((nearest_cosines(other, list(known.values())) >= least).sum()) if other and known else 0
+        if near:
+            lie = "lies" if near == 1 else "lie"
+            notes.append(
+                f"{near} of {counted(len(queries), 'queries')} {lie} near to {what} (cosine of {least:g} or more by the base "
+                f"model): {so}"
+            )
+        if missing := len(texts) - len(known):
+            notes.append(f"{missing} of {len(texts)} {what} have no stored vector and were not compared for nearness")
+    return "; ".join(notes)
+
+
 def _too_few(units: Collection[str], gate: GateSettings) -> str:
     needed = units_needed(1, gate)
     if len(units) >= needed:
@@ -183,7 +239,7 @@ def comparison_page(store: Store, settings: Settings, done: JudgedComparison) ->
 
     Where readers use the base, the best other arm but BM25 is shown against it.
     """
-    promoted = champion_arm(done.who, held_out=False)
+    promoted = done.promoted
     others = [result.arm for result in done.results if result.arm not in (BASE, BM25)]
     subject = others[0] if promoted == BASE else promoted
     before, after = (next(r for r in done.results if r.arm == arm) for arm in (BASE, subject))
@@ -199,6 +255,7 @@ def comparison_page(store: Store, settings: Settings, done: JudgedComparison) ->
         versus_champion=done.gains,
         segments=compare_segments(_scores(before), _scores(after), done.units, segments, _gate(settings)),
         changes=query_changes(store, settings, done.queries, before, after),
+        readers="" if subject == promoted else promoted,
         unit_noun=noun,
         note=done.note,
     )
@@ -230,7 +287,7 @@ def comparison_page(store: Store, settings: Settings, done: JudgedComparison) ->
                     [(q.query_id, q.query, [astuple(e) for e in q.evidence]) for q in done.queries]
                 )
             },
-            caveats=[] if _is_the_store_s_own(done.folder, settings) else [_OTHER_QUESTIONS],
+            caveats=[f"{done.caveat[0].upper()}{done.caveat[1:]}."] if done.caveat else [],
         )
     )
 

@@ -105,6 +105,12 @@ def score_query(hits: Sequence[Hit], evidence: Sequence[Evidence]) -> dict[str, 
     return scores | {f"recall@{k}": min(1.0, found[k] / min(k, len(pieces))) for k in RECALL_DEPTHS}
 
 
+def evidence_ranks(hits: Sequence[Hit], evidence: Sequence[Evidence]) -> list[int | None]:
+    """The rank, counted from 1, of the first hit that finds each piece of evidence; None: no hit does."""
+    read = [hit.read() for hit in hits]
+    return [next((rank for rank, hit in enumerate(read, start=1) if finds(hit, piece)), None) for piece in evidence]
+
+
 def _first_finds(hits: Sequence[Hit], pieces: Sequence[Evidence]) -> Iterator[tuple[int, list[Evidence]]]:
     """Yield (zero-based rank, pieces found there for the first time) for each rank that finds something new."""
     left = list(pieces)

@@ -11,7 +11,24 @@ from acme_rag_pipeline.evaluation.report import Funnel, PairCount, SamplePair
 from acme_rag_pipeline.pairs.llm_cost import spent
 from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store.layout import Store
+from acme_rag_pipeline.store.stages import seconds_so_far, stage_seconds
 from acme_rag_pipeline.store.warehouse import records
+
+# In the order of a run.
+_STAGES = (
+    "documents",
+    "chunks",
+    "curated_pairs",
+    "synthetic_pairs",
+    "golden_queries",
+    "training_set",
+    "base_index",
+    "fine_tuned_model",
+    "fine_tuned_index",
+    "evaluation_report",
+    "promoted_retriever",
+    "served_index",
+)
 
 
 def stage_details(store: Store) -> dict[str, dict[str, Any]]:
@@ -19,6 +36,21 @@ def stage_details(store: Store) -> dict[str, dict[str, Any]]:
     with store.warehouse.read() as connection:
         rows = records(connection, "SELECT stage, summary FROM stages")
     return {row["stage"]: json.loads(row["summary"])["details"] for row in rows}
+
+
+def seconds_by_stage(store: Store, done: Evaluation, trained: dict[str, Any]) -> dict[str, float]:
+    """Wall seconds of each stage's last run that had something to do, in the order of a run; unknown ones are left out.
+
+    Args:
+        store: whose stages.
+        done: the evaluation, whose stage has not ended yet; without its clock the comparison alone counts.
+        trained: details of the training stage; what they say of the candidate's training counts, whichever run it was.
+    """
+    known = stage_seconds(store.warehouse)
+    if trained.get("seconds"):
+        known["fine_tuned_model"] = float(trained["seconds"])
+    known["evaluation_report"] = seconds_so_far() or done.seconds
+    return {stage: known[stage] for stage in _STAGES if stage in known}
 
 
 def tokens(store: Store, settings: Settings) -> dict[str, float]:

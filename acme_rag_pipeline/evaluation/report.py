@@ -17,6 +17,7 @@ from acme_rag_pipeline.evaluation.comparison import Comparison, SegmentRow, perc
 from acme_rag_pipeline.evaluation.forgetting import Forgetting
 from acme_rag_pipeline.evaluation.intervals import Interval
 from acme_rag_pipeline.evaluation.metrics import METRICS, PRIMARY
+from acme_rag_pipeline.evaluation.query_change import QueryChange
 from acme_rag_pipeline.evaluation.words import noun
 
 CHANGES_SHOWN = 15
@@ -40,36 +41,6 @@ class ArmRow:
 
 
 @dataclass(frozen=True)
-class Passage:
-    """What an arm found for a query; ``rank`` counts from 1, ``relevant`` says whether it finds the evidence."""
-
-    doc_path: str
-    heading: str
-    snippet: str
-    rank: int | None = None
-    relevant: bool = False
-
-
-@dataclass(frozen=True)
-class QueryChange:
-    """A query with nDCG@10 of the reference ("before") and of the candidate ("after"), and what each found first."""
-
-    query_id: str
-    query: str
-    before_score: float
-    after_score: float
-    before: Passage | None = None
-    after: Passage | None = None
-    evidence_path: str = ""
-    evidence_quote: str = ""
-
-    @property
-    def gain(self) -> float:
-        """Change of nDCG@10, positive when the candidate is better."""
-        return self.after_score - self.before_score
-
-
-@dataclass(frozen=True)
 class QuerySetReport:
     """The comparison on one set of queries.
 
@@ -82,6 +53,8 @@ class QuerySetReport:
         versus_base: The same against the base model.
         segments: Segment rows of all arms; the candidate's are shown first.
         changes: All queries, in any order; the biggest gains and losses are shown.
+        readers: The arm that readers get after the decision; empty where none of these is it.
+        versus_readers: Every other arm against it.
         unit_noun: What the units are.
         note: A remark on the set, for instance who wrote its questions.
         decides: Whether the verdict rests on this set.
@@ -95,6 +68,8 @@ class QuerySetReport:
     versus_base: Sequence[Comparison] = ()
     segments: Sequence[SegmentRow] = ()
     changes: Sequence[QueryChange] = ()
+    readers: str = ""
+    versus_readers: Sequence[Comparison] = ()
     unit_noun: str = "units"
     note: str = ""
     decides: bool = False
@@ -219,10 +194,10 @@ class Report:
 
     ``champion`` and ``candidate`` are arm names, ``candidate`` being the arm that the verdict is about. ``headline`` is
     the verdict in one sentence, ``reason`` what more there is to say. ``corpus`` and ``tokens`` are labelled counts,
-    ``stages`` seconds by stage, ``lineage`` labelled versions and fingerprints, ``trail`` those of one example from its
+    ``stages`` wall seconds by stage, each of its last run that had something to do, ``lineage`` labelled versions and fingerprints, ``trail`` those of one example from its
     document to the index. ``champion_label`` and ``candidate_label`` say what the two are where they are something else,
     ``adjusted`` whether the intervals of comparisons allow for the number of arms, ``units_needed`` the fewest units with
-    which an arm can be called worse.
+    which an arm can be called worse, ``ahead`` which arm is significantly ahead of what readers get, in words.
     """
 
     headline: str
@@ -234,6 +209,7 @@ class Report:
     created_at: datetime
     query_sets: Sequence[QuerySetReport]
     reason: str = ""
+    ahead: str = ""
     corpus: Mapping[str, int] = field(default_factory=dict)
     training: Sequence[TrainingPoint] = ()
     sweep: Sequence[SweepPoint] = ()

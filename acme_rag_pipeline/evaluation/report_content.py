@@ -7,14 +7,30 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from acme_rag_pipeline.evaluation.arms import BASE, FINE_TUNED
-from acme_rag_pipeline.evaluation.comparison import ArmScores, GateSettings, compare, compare_segments, units_needed
-from acme_rag_pipeline.evaluation.contest import Evaluation, segments_of
+from acme_rag_pipeline.evaluation.arms import BASE, BM25, FINE_TUNED
+from acme_rag_pipeline.evaluation.comparison import (
+    ArmScores,
+    Comparison,
+    GateSettings,
+    compare,
+    compare_segments,
+    percent,
+    units_needed,
+)
+from acme_rag_pipeline.evaluation.contest import Evaluation, _arm_of_readers, segments_of
 from acme_rag_pipeline.evaluation.contestants import Contest, champion_arm, measured_candidate
 from acme_rag_pipeline.evaluation.gate import CANNOT_TELL, NOT_BETTER, PEOPLE, Decision
 from acme_rag_pipeline.evaluation.metrics import PRIMARY
 from acme_rag_pipeline.evaluation.picture import report_picture
-from acme_rag_pipeline.evaluation.provenance import funnel, lineage, samples, stage_details, tokens, trail
+from acme_rag_pipeline.evaluation.provenance import (
+    funnel,
+    lineage,
+    samples,
+    seconds_by_stage,
+    stage_details,
+    tokens,
+    trail,
+)
 from acme_rag_pipeline.evaluation.query_sets import GOLDEN, HELD_OUT
 from acme_rag_pipeline.evaluation.report import (
     DrawnToQueries,
@@ -73,6 +89,7 @@ def report_of(store: Store, settings: Settings, done: Evaluation, standing: Stan
     incumbent = champion_arm(who, held_out=not who.golden_decides)
     subject = done.decision.subject or (FINE_TUNED if who.candidate is not None else "none")
     trained = details.get("fine_tuned_model", {})
+    query_sets = [_query_set(store, settings, done, standing, name, subject) for name in done.queries]
     return Report(
         headline=_headline(done.decision, standing),
         verdict=standing.verdict,
@@ -82,7 +99,8 @@ def report_of(store: Store, settings: Settings, done: Evaluation, standing: Stan
         candidate=subject,
         candidate_digest=_digest_of(who, subject),
         created_at=datetime.now(UTC),
-        query_sets=[_query_set(store, settings, done, name, subject) for name in done.queries],
+        query_sets=query_sets,
+        ahead=" ".join(filter(None, (_ahead(shown) for shown in query_sets if not _flatters(shown.name, done)))),
         corpus={
             "documents": details.get("documents", {}).get("readable", 0),
             "unreadable files": details.get("documents", {}).get("unreadable", 0),
@@ -106,8 +124,7 @@ def report_of(store: Store, settings: Settings, done: Evaluation, standing: Stan
         funnel=funnel(store, details.get("training_set", {})),
         samples=samples(store),
         similarities=_similarities(store, settings, done),
-        stages=({"training": float(trained["seconds"])} if trained.get("seconds") else {})
-        | {"evaluation": done.seconds},
+        stages=seconds_by_stage(store, done, trained),
         tokens=tokens(store, settings),
         lineage=lineage(store, done, details),
         trail=trail(store, done, details),
@@ -143,7 +160,9 @@ def _headline(found: Decision, standing: Standing) -> str:
     return "Kept as it is: a group of questions gets worse"
 
 
-def _query_set(store: Store, settings: Settings, done: Evaluation, name: str, subject: str) -> QuerySetReport:
+def _query_set(
+    store: Store, settings: Settings, done: Evaluation, standing: Standing, name: str, subject: str
+) -> QuerySetReport:
     incumbent = champion_arm(done.contest, held_out=name == HELD_OUT)
     queries, results = done.queries[name], done.results[name]
     units = {query.query_id: query.unit for query in queries}
@@ -152,11 +171,12 @@ def _query_set(store: Store, settings: Settings, done: Evaluation, name: str, su
     segments = segments_of(queries)
     scores = {r.arm: ArmScores(r.arm, r.metric(PRIMARY)) for r in results}
 
-    def against(reference: str) -> list[Any]:
-        others = [arm for arm in scores.values() if arm.arm not in (reference, "bm25")]
+    def against(reference: str, *left_out: str) -> list[Comparison]:
+        others = [arm for arm in scores.values() if arm.arm not in (reference, *left_out)]
         return list(compare(scores[reference], others, units, gate)) if reference in scores else []
 
-    before, after = done.result(name, incumbent), done.result(name, subject)
+    before, after, base = (done.result(name, arm) for arm in (incumbent, subject, BASE))
+    readers = _readers(store, settings, done, standing, held_out=name == HELD_OUT)
     segment_rows = list(done.decision.segments) if decides else []
     if not decides and incumbent in scores and subject in scores and subject != incumbent:
         segment_rows = list(compare_segments(scores[incumbent], scores[subject], units, segments, gate))
@@ -165,20 +185,49 @@ def _query_set(store: Store, settings: Settings, done: Evaluation, name: str, su
         queries=len(queries),
         units=len(set(units.values())),
         arms=arm_rows(results, units),
-        versus_champion=list(done.decision.comparisons) if decides else against(incumbent),
-        versus_base=against(BASE) if incumbent != BASE else [],
+        versus_champion=list(done.decision.comparisons) if decides else against(incumbent, BM25),
+        versus_base=against(BASE, BM25) if incumbent != BASE else [],
         segments=segment_rows,
-        changes=query_changes(store, settings, queries, before, after) if before and after else [],
+        changes=query_changes(store, settings, queries, before, after, base) if before and after else [],
+        readers=readers,
+        versus_readers=against(readers),
         unit_noun=unit_noun(units.values()),
         note=_note(name, done),
         decides=decides,
     )
 
 
+def _readers(store: Store, settings: Settings, done: Evaluation, standing: Standing, *, held_out: bool) -> str:
+    """The arm of a query set that readers get after the decision; empty where none of the arms is it."""
+    if standing.verdict == decisions.KEPT_BY_A_PERSON:
+        return champion_arm(done.contest, held_out=held_out)
+    return _arm_of_readers(store, settings, done.contest, done.decision, done.fusion, held_out=held_out)
+
+
+def _flatters(name: str, done: Evaluation) -> bool:
+    """Whether a query set chose the candidate's weights."""
+    return name == HELD_OUT and done.contest.golden_decides
+
+
+def _ahead(shown: QuerySetReport) -> str:
+    """A sentence on arms that are significantly ahead of what readers get; empty without any."""
+    ahead = [row for row in shown.versus_readers if row.significant]
+    if not ahead:
+        return ""
+    arms = " and ".join(
+        f"{row.arm} ({row.difference:+.3f} nDCG@10, {row.low:+.3f} to {row.high:+.3f} with {percent(row.level)} % confidence)"
+        for row in ahead
+    )
+    return (
+        f"On the {shown.name.replace('_', '-')} questions {arms} {'is' if len(ahead) == 1 else 'are'} significantly ahead of "
+        f"{shown.readers}, which readers get; adjusted by Holm's steps for {counted(len(shown.versus_readers), 'arms')}."
+    )
+
+
 def _note(name: str, done: Evaluation) -> str:
     if name == GOLDEN:
         return "The judged questions in ACME_RAG_GOLDEN."
-    if done.contest.golden_decides:
+    if _flatters(name, done):
         return "Pairs of the validation share: the candidate's weights were chosen on them, so they flatter it."
     written = f"{_machine_written(done)} of {len(done.queries[name])} are machine-written."
     if done.contest.champion_twin_lost or done.contest.champion_without_twin:

@@ -7,10 +7,11 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from acme_rag_pipeline.evaluation.arms import ArmResult, ArmRunner
+from acme_rag_pipeline.evaluation.arms import DEPTH, ArmResult, ArmRunner
 from acme_rag_pipeline.evaluation.golden import JudgedQuery
-from acme_rag_pipeline.evaluation.metrics import METRICS, PRIMARY, Hit, finds
-from acme_rag_pipeline.evaluation.report import ArmRow, Passage, QueryChange, Similarities
+from acme_rag_pipeline.evaluation.metrics import METRICS, PRIMARY, Evidence, Hit, finds
+from acme_rag_pipeline.evaluation.query_change import FoundEvidence, Passage, QueryChange
+from acme_rag_pipeline.evaluation.report import ArmRow, Similarities
 from acme_rag_pipeline.evaluation.similarity import similarities
 from acme_rag_pipeline.retrieval.passage_encoder import PassageEncoder
 from acme_rag_pipeline.settings import Settings
@@ -37,9 +38,22 @@ def unit_noun(units: Iterable[str]) -> str:
 
 
 def query_changes(
-    store: Store, settings: Settings, queries: Sequence[JudgedQuery], before: ArmResult, after: ArmResult
+    store: Store,
+    settings: Settings,
+    queries: Sequence[JudgedQuery],
+    before: ArmResult,
+    after: ArmResult,
+    base: ArmResult | None = None,
 ) -> list[QueryChange]:
-    """The queries whose nDCG@10 differs between two arms, with the evidence and what each found first."""
+    """The queries whose nDCG@10 differs between two arms, with the evidence, its ranks, and what each found first.
+
+    Args:
+        store, settings: where the passages are.
+        queries: the judged ones.
+        before: the reference.
+        after: what is compared with it.
+        base: the base model, to be named beside a reference that is another arm.
+    """
     if before is after:
         return []
     runner = ArmRunner(store, settings)
@@ -50,8 +64,7 @@ def query_changes(
         scores = [r.scores[query.query_id][PRIMARY] for r in (before, after)]
         if scores[0] == scores[1]:
             continue
-        evidence = query.evidence[0]
-        quote = texts.get(evidence.doc_path, "")[evidence.start : evidence.end] if evidence.start is not None else ""
+        besides = base if base is not None and base.arm not in (before.arm, after.arm) else None
         changes.append(
             QueryChange(
                 query.query_id,
@@ -60,8 +73,15 @@ def query_changes(
                 scores[1],
                 _first(runner, before, query),
                 _first(runner, after, query),
-                evidence.doc_path,
-                quote,
+                same_first=list(before.best[query.query_id][:1]) == list(after.best[query.query_id][:1]),
+                evidence=[
+                    FoundEvidence(piece.doc_path, _quote(texts, piece), *ranks)
+                    for piece, *ranks in zip(
+                        query.evidence, *(_ranks(arm, query) for arm in (before, after, besides)), strict=True
+                    )
+                ],
+                base_score=besides.scores[query.query_id][PRIMARY] if besides else None,
+                depth=DEPTH,
             )
         )
     return changes
@@ -99,6 +119,14 @@ def _first(runner: ArmRunner, result: ArmResult, query: JudgedQuery) -> Passage 
     hit = Hit(found.doc_path, found.start_char, found.end_char).read()
     relevant = any(finds(hit, evidence) for evidence in query.evidence)
     return Passage(found.doc_path, found.headings(), found.text, 1, relevant)
+
+
+def _ranks(result: ArmResult | None, query: JudgedQuery) -> Sequence[int | None]:
+    return result.ranks[query.query_id] if result is not None else [None] * len(query.evidence)
+
+
+def _quote(texts: Mapping[str, str], piece: Evidence) -> str:
+    return texts.get(piece.doc_path, "")[piece.start : piece.end] if piece.start is not None else ""
 
 
 def _counts(values: Sequence[float], edges: Sequence[float]) -> list[int]:

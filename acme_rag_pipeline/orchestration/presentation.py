@@ -76,6 +76,8 @@ def metadata_of(store: Store, result: StageResult) -> dict[str, Any]:
     }
     if rows:
         shown["dagster/row_count"] = rows
+    if result.seconds is not None:
+        shown["wall_seconds"] = result.seconds
     for name, value in sorted(details.items(), key=lambda item: item[0].endswith(_FOR_PROGRAMS)):
         shown |= _entries(name, value)
     if query := _PREVIEWS.get(result.stage):

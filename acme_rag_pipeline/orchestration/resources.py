@@ -18,7 +18,7 @@ from acme_rag_pipeline.settings import Settings, SettingsError
 from acme_rag_pipeline.store.layout import Store, StoreBusy, StoreUnusable
 from acme_rag_pipeline.store.models import ModelDamaged
 from acme_rag_pipeline.store.promotion import NothingPromoted, PointerDamaged
-from acme_rag_pipeline.store.stages import StageResult, UpstreamMissing
+from acme_rag_pipeline.store.stages import StageResult, UpstreamMissing, timed
 from acme_rag_pipeline.store.warehouse import WarehouseBusy, WarehouseUnusable
 
 # What a person can mend; anything else is a defect and keeps its traceback.
@@ -87,7 +87,8 @@ class Pipeline(dg.ConfigurableResource):
         settings = self.settings()
         store = Store(settings.store, settings.lock_seconds)
         with plain_failures(), shown_in_log(context.log):
-            result = stage(store, settings)
+            with timed():
+                result = stage(store, settings)
             metadata = metadata_of(store, result)
             verified = checks.results(result.stage, store, settings)
         for check in verified:

@@ -145,11 +145,16 @@ def _nearness(store: Store, queries: Sequence[str], *judges: Sequence[str]) -> l
         if not asked or not judging:
             found.append(np.zeros(0))
             continue
-        rows, columns = _unit(asked), _unit(judging).T
-        # In blocks: a large collection has tens of thousands of held-out queries.
-        blocks = [(rows[first : first + 512] @ columns).max(axis=1) for first in range(0, len(rows), 512)]
-        found.append(np.concatenate(blocks))
+        found.append(nearest_cosines(asked, judging))
     return found
+
+
+def nearest_cosines(asked: Sequence[np.ndarray], others: Sequence[np.ndarray]) -> np.ndarray:
+    """The cosine of each vector with the nearest of others, shape (asked,); both hold at least one vector."""
+    rows, columns = _unit(asked), _unit(others).T
+    # In blocks: a large collection has tens of thousands of held-out queries.
+    blocks = [(rows[first : first + 512] @ columns).max(axis=1) for first in range(0, len(rows), 512)]
+    return np.concatenate(blocks)
 
 
 def _unit(vectors: Sequence[np.ndarray]) -> np.ndarray:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -81,8 +81,7 @@ def _serve(
                 if recorded(store.warehouse, STAGE, made_from) is None:
                     return serve(store, settings)
                 with store.warehouse.write() as connection:
-                    result = StageResult(STAGE, unchanged.data_version, unchanged.counts, details=details)
-                    record(connection, result, made_from)
+                    record(connection, replace(unchanged, details=details), made_from)
         return StageResult(STAGE, unchanged.data_version, unchanged.counts, True, index.nothing_done(details))
     with store.writer(STAGE):
         if overtaken(store.warehouse, upstream) or decisions.champion(store, settings) != decision:

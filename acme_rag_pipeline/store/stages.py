@@ -6,8 +6,11 @@ settings and code with the one stored beside its data.
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -18,6 +21,8 @@ from acme_rag_pipeline.store.warehouse import Counts, Warehouse, records
 
 # Begins the fingerprint of a stage that left something for its next run, so that none matches it.
 UNFINISHED = "unfinished "
+# When the stage that runs now began, on the monotonic clock.
+_began: ContextVar[float | None] = ContextVar("began", default=None)
 
 
 class UpstreamMissing(RuntimeError):
@@ -34,6 +39,7 @@ class StageResult:
         counts: rows by what happened to them in this run.
         unchanged: nothing had to be done.
         details: numbers and texts worth showing; JSON values only.
+        seconds: wall time of this run, waiting for other runs included; None where nothing was done or nobody asked for it.
     """
 
     stage: str
@@ -41,6 +47,26 @@ class StageResult:
     counts: Counts = field(default_factory=Counts)
     unchanged: bool = False
     details: dict[str, Any] = field(default_factory=dict)
+    seconds: float | None = None
+
+
+@contextlib.contextmanager
+def timed() -> Iterator[None]:
+    """Have the stage that runs inside recorded with its seconds.
+
+    They stand beside its details, not among them: those are shown again by a run that does nothing, which took no such time.
+    """
+    token = _began.set(time.monotonic())
+    try:
+        yield
+    finally:
+        _began.reset(token)
+
+
+def seconds_so_far() -> float | None:
+    """Wall seconds of the stage that runs now; None where nobody asked for them."""
+    began = _began.get()
+    return None if began is None else round(time.monotonic() - began, 1)
 
 
 def recorded(warehouse: Warehouse, stage: str, fingerprint: str) -> StageResult | None:
@@ -55,13 +81,30 @@ def recorded(warehouse: Warehouse, stage: str, fingerprint: str) -> StageResult 
 
 
 def record(connection: duckdb.DuckDBPyConnection, result: StageResult, fingerprint: str) -> StageResult:
-    """Store the result in the same transaction as the rows it describes."""
-    summary = json.dumps({"counts": vars(result.counts), "details": result.details}, ensure_ascii=False)
+    """Store the result in the same transaction as the rows it describes.
+
+    One that says `unchanged`, and is written for something that was looked at anew, keeps the seconds of the run that did it.
+    """
+    seconds = _seconds(connection, result.stage) if result.unchanged else seconds_so_far()
+    known = {"counts": vars(result.counts), "details": result.details, "seconds": seconds}
+    summary = json.dumps(known, ensure_ascii=False)
     connection.execute(
         "INSERT OR REPLACE INTO stages VALUES (?, ?, ?, ?, ?)",
         [result.stage, fingerprint, result.data_version, summary, datetime.now(UTC)],
     )
-    return replace(result, unchanged=False)
+    return replace(result, unchanged=False, seconds=seconds)
+
+
+def stage_seconds(warehouse: Warehouse) -> dict[str, float]:
+    """Wall seconds of the last run of each stage that had something to do, as far as known."""
+    with warehouse.read() as connection:
+        rows = records(connection, "SELECT stage, (summary->>'$.seconds')::DOUBLE AS seconds FROM stages")
+    return {row["stage"]: row["seconds"] for row in rows if row["seconds"] is not None}
+
+
+def _seconds(connection: duckdb.DuckDBPyConnection, stage: str) -> float | None:
+    rows = records(connection, "SELECT (summary->>'$.seconds')::DOUBLE AS seconds FROM stages WHERE stage = ?", [stage])
+    return rows[0]["seconds"] if rows else None
 
 
 def distrust(connection: duckdb.DuckDBPyConnection, *stages: str) -> None:

@@ -39,6 +39,8 @@ from acme_rag_pipeline.training.rows import (
 from acme_rag_pipeline.training.validation import Validation
 
 CODE_VERSION = "20"
+# What the training of a candidate cost.
+_COSTS = {"seconds", "pairs_per_second"}
 logger = logging.getLogger(__name__)
 
 
@@ -86,14 +88,9 @@ def train_candidate(store: Store, settings: Settings) -> StageResult:
             with store.writer(STAGE, lock="training"):
                 _drop_checkpoints(store)
         # What it cost is that of the training, not of this look.
-        costs = (
-            "trained",
-            "seconds",
-            "pairs_per_second",
-            *(["outcome"] if unchanged.details.get("model_digest") else []),
-        )
-        details = {name: value for name, value in unchanged.details.items() if name not in costs} | {"trained": False}
-        return replace(unchanged, details=details)
+        said = {"outcome"} if unchanged.details.get("model_digest") else set()
+        details = {name: value for name, value in unchanged.details.items() if name not in _COSTS | said}
+        return replace(unchanged, details=details | {"trained": False})
     # A refresh may go on while a model trains; only a second training has to wait.
     with store.writer(STAGE, lock="training"):
         if len(trainable) < settings.training.minimum_pairs:
@@ -130,7 +127,10 @@ def train_candidate(store: Store, settings: Settings) -> StageResult:
             result = StageResult(
                 STAGE, fingerprint(identity), details=details | {"training_set": upstream["training_set"]}
             )
-            return record(connection, result, made_from)
+            done = record(connection, result, made_from)
+            # The candidate's cost stays stored for its report; a run that did not train it does not show it as its own.
+            told = {n: v for n, v in done.details.items() if details["trained"] or n not in _COSTS}
+            return replace(done, details=told)
 
 
 def _golden_decides(store: Store) -> bool:

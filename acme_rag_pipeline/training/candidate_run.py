@@ -7,6 +7,7 @@ import gc
 import json
 import logging
 import shutil
+import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -78,6 +79,7 @@ class CandidateRun:
         training_key: str,
         config_key: str,
     ) -> None:
+        self.started = time.monotonic()
         self.store = store
         self.base = base
         self.passages = passages
@@ -111,6 +113,9 @@ class CandidateRun:
         if not self.golden_decides and len(train_side) < len(everything):
             twin = self._train_one("twin", TWIN_SIDES, prefix, whitening)
         served = self._train_one("served", REFIT_SIDES, prefix, whitening, twin)
+        # What a candidate costs is all of it: tokens, teacher and choices on validation too, and the loops of runs that were killed.
+        earlier = served.curve.earlier_seconds + (twin.curve.earlier_seconds if twin else 0)
+        seconds = time.monotonic() - self.started + earlier
         details = {
             "model_digest": served.digest,
             "passage_prefix": prefix,
@@ -118,7 +123,7 @@ class CandidateRun:
             "twin_digest": twin.digest if twin else None,
             "training_key": self.training_key,
             "config_key": self.config_key,
-            "outcome": self._sentence(served, twin),
+            "outcome": self._sentence(served, twin, seconds),
             "trained": True,
             "weights_trained": served.curve.trained,
             "pairs": len(everything),
@@ -129,7 +134,7 @@ class CandidateRun:
             "whitening": served.whitening,
             "interpolation": served.interpolation,
             "curve": asdict((twin or served).curve),
-            "seconds": round(served.curve.seconds + (twin.curve.seconds if twin else 0), 1),
+            "seconds": round(seconds, 1),
             "pairs_per_second": round(served.curve.pairs_per_second, 2),
             "seen_sides": list(REFIT_SIDES),
             "draws": self.draws,
@@ -276,12 +281,12 @@ class CandidateRun:
         shutil.rmtree(saved, ignore_errors=True)
         return digest
 
-    def _sentence(self, served: _Trained, twin: _Trained | None) -> str:
+    def _sentence(self, served: _Trained, twin: _Trained | None, seconds: float) -> str:
         if served.digest == self.base.digest:
             return "validation prefers the base's own weights: the candidate is the base"
         if served.share == 0:
             return "validation prefers the base's own weights, behind a whitening: the candidate is not tuned otherwise"
-        how = f"trained in {served.curve.seconds + (twin.curve.seconds if twin else 0):.0f} s"
+        how = f"trained in {seconds:.0f} s"
         return f"{how}, with a twin that never saw the test units" if twin else how
 
 

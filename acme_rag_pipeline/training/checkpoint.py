@@ -16,11 +16,17 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class Curve:
-    """What training looked like: for the log, the report and the UI."""
+    """What training looked like: for the log, the report and the UI.
+
+    Attributes:
+        seconds: of the loop, validation after its epochs included.
+        earlier_seconds: those among them that runs took which were killed.
+    """
 
     steps: list[dict[str, float]] = field(default_factory=list)
     epochs: list[dict[str, float]] = field(default_factory=list)
     seconds: float = 0.0
+    earlier_seconds: float = 0.0
     pairs_per_second: float = 0.0
     best_epoch: int | None = None
     trained: str = ""

@@ -97,7 +97,7 @@ def train(
         done, curve, best = resume(checkpoint, model, optimizer, scheduler)
         logger.info("resumed after %d of %d steps", done, to_do)
     curve.trained = trained_share(model)
-    spent_before = curve.seconds
+    spent_before = curve.earlier_seconds = curve.seconds
     started = last_log = last_save = time.monotonic()
     pairs_seen, step, validating, saving = 0, 0, 0.0, 0.0
     for epoch, batches in enumerate(plan[: schedule.end_after]):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,21 +16,25 @@ from click.testing import CliRunner
 from acme_rag_pipeline import cli
 from acme_rag_pipeline.chunking.chunks import split_documents
 from acme_rag_pipeline.documents.ingest import ingest_documents
+from acme_rag_pipeline.evaluation.arms import ArmResult
 from acme_rag_pipeline.evaluation.contest import run
 from acme_rag_pipeline.evaluation.contestants import contest
 from acme_rag_pipeline.evaluation.evaluate import evaluate
 from acme_rag_pipeline.evaluation.golden import resolve_golden_queries
 from acme_rag_pipeline.evaluation.judged_set import compare_arms, comparison_page
+from acme_rag_pipeline.evaluation.metrics import METRICS
 from acme_rag_pipeline.evaluation.report import render_report
 from acme_rag_pipeline.evaluation.report_content import report_of
-from acme_rag_pipeline.evaluation.standing import standing_of
+from acme_rag_pipeline.evaluation.report_parts import query_changes
+from acme_rag_pipeline.evaluation.standing import Standing, standing_of
 from acme_rag_pipeline.retrieval import index
+from acme_rag_pipeline.retrieval.passage_encoder import embedding_cache, encoder_for
 from acme_rag_pipeline.serving import decisions
 from acme_rag_pipeline.settings import Settings, SettingsError
 from acme_rag_pipeline.store import models
 from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.promotion import Recipe
-from acme_rag_pipeline.store.stages import StageResult, record
+from acme_rag_pipeline.store.stages import StageResult, record, timed
 from acme_rag_pipeline.store.warehouse import insert
 from acme_rag_pipeline.training.validation import MINIMUM_HEADINGS
 from acme_rag_pipeline_tests.conftest import files_of
@@ -78,6 +83,18 @@ def test_the_report_says_where_the_golden_questions_come_from(
     report = report_of(store, own, done, standing_of(store, done))
     notes = {shown.name: shown.note for shown in report.query_sets}
     assert notes == {"golden": "The judged questions in ACME_RAG_GOLDEN."}
+
+
+def test_the_report_shows_the_time_of_each_stage_and_of_the_whole_training(settings: Settings, store: Store) -> None:
+    done = run(store, settings, contest(store, settings), "what it cost")
+    with timed(), store.warehouse.write() as connection:
+        trained = StageResult("fine_tuned_model", "v", details={"model_digest": None, "seconds": 61.5})
+        for result in (trained, StageResult("training_set", "v"), StageResult("served_index", "v")):
+            record(connection, result, "f")
+    shown = report_of(store, settings, done, standing_of(store, done)).stages
+    assert list(shown) == ["training_set", "fine_tuned_model", "evaluation_report", "served_index"]
+    assert shown["fine_tuned_model"] == 61.5
+    assert shown["evaluation_report"] == done.seconds
 
 
 def test_the_report_shows_the_arm_that_its_reason_is_about(settings: Settings, store: Store) -> None:
@@ -193,6 +210,108 @@ def test_a_judged_set_like_the_headings_says_so_where_these_are_enough_to_choose
         insert(connection, "heading_queries", rows)
     note = compare_arms(store, settings, judged).note
     assert ("chose the weights" in note) is (headings == MINIMUM_HEADINGS), note
+
+
+def test_queries_that_lie_near_to_what_was_learned_or_is_searched_are_counted_and_the_caveat_is_told(
+    settings: Settings, store: Store, judged: Path
+) -> None:
+    base = contest(store, settings).base
+    near, searched, unknown = "who pays if I sleep in London?", "what do I do when I'm ill?", "nobody encoded this"
+    embedding_cache(store).queries(encoder_for(store, base.model_digest, settings), [near, searched])
+    with store.warehouse.write() as connection:
+        found = connection.execute("SELECT chunk_id FROM chunks WHERE doc_path = 'hr/leave.md' LIMIT 1").fetchall()
+        (chunk,) = found[0]
+        told = {"origin": "openai", "style": "question", "method": "openai"}
+        rows = [
+            told | {
+                "pair_id": query, "side": side, "query": query, "chunk_id": where, "unit": "u", "overlap": 0.1,
+                "negatives": [],
+            }
+            for query, side, where in ((near, "train", "gone"), (unknown, "test", "gone"), (searched, "validation", chunk))
+        ]  # fmt: skip
+        insert(connection, "training_pairs", rows)
+        insert(
+            connection,
+            "pairs",
+            [told | {"pair_id": searched, "query": searched, "chunk_id": chunk, "generator": "llm"}],
+        )
+    options = ["--store", str(store.root), "--documents", str(settings.documents), "evaluate", "--golden", str(judged)]
+    note = json.loads(CliRunner().invoke(cli.main, [*options, "--json"]).stdout)["note"]
+    assert "1 of 6 queries lies near to training queries (cosine of 0.9 or more by the base model): a tuned" in note
+    assert "1 of 6 queries lies near to queries that the hybrid arms search beside the passages" in note
+    assert "1 of 2 training queries have no stored vector and were not compared for nearness" in note
+    assert note.endswith("these may be near to what it learned from")
+    assert note in CliRunner().invoke(cli.main, options).output
+    own = settings.model_copy(update={"golden": judged})
+    assert "what it learned from" not in compare_arms(store, own, judged).table()["note"]
+
+
+def test_what_readers_use_now_is_marked_wherever_the_arms_are_shown(
+    settings: Settings, store: Store, judged: Path, tmp_path: Path
+) -> None:
+    page = tmp_path / "page.html"
+    options = ["--store", str(store.root), "--documents", str(settings.documents), "evaluate", "--golden", str(judged)]
+    told = json.loads(CliRunner().invoke(cli.main, [*options, "--html", str(page), "--json"]).stdout)
+    assert told["promoted"] == "base"
+    lines = CliRunner().invoke(cli.main, options).output.splitlines()
+    assert [line.split()[0] for line in lines if line.endswith("<- readers use this")] == ["base"]
+    assert lines[-1] == "Intervals are 95 % each, units resampled, and not adjusted for the number of arms."
+    shown = page.read_text(encoding="utf-8")
+    (row,) = [row for row in shown.split("<tr>") if "readers get this" in row]
+    assert '<th scope="row">base<' in row
+    assert "each holds for itself, not for all arms together" in shown
+
+
+def test_the_ranks_of_a_change_are_those_that_its_scores_come_from(
+    settings: Settings, store: Store, judged: Path
+) -> None:
+    done = compare_arms(store, settings, judged)
+    words, base, hybrid = (next(r for r in done.results if r.arm == arm) for arm in ("bm25", "base", "base_hybrid"))
+    changes = query_changes(store, settings, done.queries, words, hybrid, base)
+    assert changes
+    for change in changes:
+        (piece,) = change.evidence
+        for score, rank in (
+            (change.before_score, piece.before), (change.after_score, piece.after), (change.base_score, piece.base)
+        ):  # fmt: skip
+            assert score == pytest.approx(1 / math.log2(rank + 1) if rank is not None and rank <= 10 else 0)
+        assert piece.quote
+        assert change.same_first is (words.best[change.query_id][:1] == hybrid.best[change.query_id][:1])
+    assert all(c.base_score is None for c in query_changes(store, settings, done.queries, base, hybrid, base))
+
+
+def test_the_report_compares_what_readers_get_with_every_other_arm(
+    settings_for: Callable[..., Settings], settings: Settings, store: Store, judged: Path
+) -> None:
+    own = settings_for(golden=str(judged))
+    resolve_golden_queries(store, own)
+    done = run(store, own, contest(store, own), "an arm that is ahead")
+    asked = [
+        replace(query, query_id=f"{query.query_id}/{n}", unit=f"unit {query.query_id}/{n}")
+        for n in range(10)
+        for query in done.queries["golden"]
+    ]
+
+    def arm(name: str, value: float) -> ArmResult:
+        ids = [query.query_id for query in asked]
+        scores = {i: dict.fromkeys(METRICS, value + 0.01 * (n % 7)) for n, i in enumerate(ids)}
+        return ArmResult(name, scores, {i: [] for i in ids}, {i: [None] for i in ids})
+
+    results = [arm("bm25", 0.1), arm("base", 0.2), replace(arm("base_hybrid", 0.7))]
+    done = replace(done, queries={"golden": asked}, results={"golden": results})
+    report = report_of(store, own, done, standing_of(store, done))
+    (part,) = report.query_sets
+    assert part.readers == "base"
+    assert {row.arm: row.significant for row in part.versus_readers} == {"bm25": False, "base_hybrid": True}
+    assert report.ahead.startswith("On the golden questions base_hybrid (+0.500 nDCG@10, ")
+    assert report.ahead.endswith("ahead of base, which readers get; adjusted by Holm's steps for 2 arms.")
+    assert report.ahead in " ".join(assert_harmless(render_report(report)).text)
+
+    won = replace(done, decision=replace(done.decision, winner="base_hybrid", verdict="promoted"))
+    promoted = report_of(store, own, won, Standing("promoted", True, ""))
+    assert (promoted.query_sets[0].readers, promoted.ahead) == ("base_hybrid", "")
+    left = report_of(store, own, won, Standing(decisions.KEPT_BY_A_PERSON, False, ""))
+    assert left.query_sets[0].readers == "base"
 
 
 def test_one_query_is_spoken_of_as_one(settings: Settings, store: Store, judged: Path) -> None:

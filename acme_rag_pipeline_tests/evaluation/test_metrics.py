@@ -7,7 +7,7 @@ import pytrec_eval
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from acme_rag_pipeline.evaluation.metrics import METRICS, PRIMARY, Evidence, Hit, finds, score_query
+from acme_rag_pipeline.evaluation.metrics import METRICS, PRIMARY, Evidence, Hit, evidence_ranks, finds, score_query
 
 PATHS = st.sampled_from(["a.md", "b/c.md", "b/d.md"])
 
@@ -133,3 +133,14 @@ def test_evidence_without_relevance_is_no_evidence() -> None:
 def test_an_empty_span_is_refused(start: int, end: int | None) -> None:
     with pytest.raises(ValueError, match=r"a\.md"):
         Evidence("a.md", start, end)
+
+
+@given(ranked=st.lists(hits(), max_size=20), judged=st.lists(evidence(), min_size=1, max_size=4))
+def test_ranks_are_those_that_the_scores_come_from(ranked: list[Hit], judged: list[Evidence]) -> None:
+    ranks = evidence_ranks(ranked, judged)
+    for rank, piece in zip(ranks, judged, strict=True):
+        found = [finds(hit.read(), piece) for hit in ranked]
+        assert (rank is None) is not any(found)
+        assert rank is None or found.index(True) == rank - 1
+    first = min((rank for rank in ranks if rank is not None and rank <= 10), default=None)
+    assert score_query(ranked, judged)["mrr@10"] == (0 if first is None else 1 / first)

@@ -17,14 +17,13 @@ from acme_rag_pipeline.evaluation.gate import ArmScores, Decision, GateSettings,
 from acme_rag_pipeline.evaluation.intervals import Interval, mean_interval
 from acme_rag_pipeline.evaluation.metrics import METRICS, PRIMARY
 from acme_rag_pipeline.evaluation.picture import report_picture
+from acme_rag_pipeline.evaluation.query_change import FoundEvidence, Passage, QueryChange
 from acme_rag_pipeline.evaluation.report import (
     CHANGES_SHOWN,
     ArmRow,
     DrawnToQueries,
     Funnel,
     PairCount,
-    Passage,
-    QueryChange,
     QuerySetReport,
     Report,
     SamplePair,
@@ -84,8 +83,14 @@ def query_set(name: str, queries: int, units: int, seed: int, decides: bool = Fa
             after=Passage(
                 unit_of[i], "Absence › Substitutes", f"Your substitute approves the {SUBJECTS[n % 5]}. " * 9, 1, True
             ),
-            evidence_path=unit_of[i],
-            evidence_quote=f"Your substitute approves the {SUBJECTS[n % 5]} while the manager is away.",
+            same_first=n % 7 == 0,
+            evidence=[
+                FoundEvidence(
+                    unit_of[i], f"Your substitute approves the {SUBJECTS[n % 5]} while the manager is away.", 6, 3, 9
+                ),
+                *[FoundEvidence("handbook/all-rules.md", "", None, 1 + n % 20, 2)] * (n % 3),
+            ],
+            base_score=0.25 if n % 2 else None,
         )
         for n, i in enumerate(ids)
     ]
@@ -98,6 +103,13 @@ def query_set(name: str, queries: int, units: int, seed: int, decides: bool = Fa
         versus_base=compare(scores["base"], others, unit_of, GateSettings()),
         segments=decision.segments,
         changes=changes,
+        readers="fine_tuned_hybrid",
+        versus_readers=compare(
+            scores["fine_tuned_hybrid"],
+            [scores[arm] for arm in ARMS if arm != "fine_tuned_hybrid"],
+            unit_of,
+            GateSettings(),
+        ),
         unit_noun="documents",
         note="Questions that people wrote." if decides else "Questions that the generator wrote for unseen documents.",
         decides=decides,
@@ -289,6 +301,68 @@ def test_the_biggest_changes_are_shown_each_way(report: Report, html: str) -> No
     assert all(c.gain < 0 for c in main.losses)
     assert [c.gain for c in main.losses] == sorted(c.gain for c in main.losses)
     assert all(c.query in html for c in [*main.gains, *main.losses])
+
+
+@pytest.mark.parametrize(
+    ("ranks", "said"),
+    [
+        ([(6, 3)], "at rank 6 → 3"),
+        ([(None, 2)], "not among the first 20 → rank 2"),
+        ([(12, None)], "at rank 12 → not among the first 20"),
+        ([(None, None)], "not among the first 20 → not among the first 20"),
+        ([(1, 1), (14, None)], "at ranks 1, 14 → rank 1"),
+        ([(1, 1), (None, 4)], "at rank 1 → ranks 1, 4"),
+        ([(n, 1) for n in (9, 8, 7, 6, 5)], "at ranks 5, 6, 7, 8 … → rank 1"),
+        ([], ""),
+    ],
+)
+def test_where_the_evidence_went_is_said_in_ranks(ranks: list[tuple[int | None, int | None]], said: str) -> None:
+    change = QueryChange("q", "?", 0.1, 0.5, evidence=[FoundEvidence("a.md", "quote", *pair) for pair in ranks])
+    assert change.moved == said
+
+
+def test_a_change_shows_all_its_evidence_what_the_base_found_and_first_hits_that_are_the_same() -> None:
+    wrong = Passage("b.md", "", "about something else", 1)
+    change = QueryChange(
+        "q",
+        "who pays?",
+        0.356,
+        0.5,
+        wrong,
+        wrong,
+        same_first=True,
+        evidence=[FoundEvidence("a.md", "We pay.", 6, 3, 9), FoundEvidence("whole.md", "", 15, None)],
+        base_score=0.301,
+    )
+    part = QuerySetReport("golden", 3, 1, [], changes=[change])
+    text = " ".join(" ".join(assert_harmless(render_report(minimal(query_sets=[part]))).text).split())
+    assert "evidence at ranks 6, 15 → rank 3 0.356 → 0.500" in text
+    assert "Evidence in a.md · at rank 6 → 3 We pay." in text
+    assert "1 more piece of evidence In whole.md , the whole document · at rank 15 → not among the first 20" in text
+    assert "The base model: nDCG@10 0.301, evidence at rank 9." in text
+    assert text.count("about something else") == 1
+    assert "After: fine_tuned nDCG@10 0.500, evidence at rank 3 Its first hit is the same passage." in text
+    assert "rank 1: not the evidence" in text
+    other = replace(change, same_first=False, base_score=None)
+    text = render_report(minimal(query_sets=[replace(part, changes=[other])]))
+    assert text.count("about something else") == 2
+    assert "The base model" not in text
+
+
+def test_the_page_says_what_readers_get_and_which_arm_is_ahead_of_it(report: Report, html: str) -> None:
+    text = " ".join(" ".join(Page(html).text).split())
+    for part in report.query_sets:
+        assert not any(row.significant for row in part.versus_readers)
+    assert text.count("Every other arm against what readers get, fine_tuned_hybrid") == 2
+    assert text.count("No arm is significantly ahead of it.") == 2
+    assert html.count("readers get this") == 2
+    main = report.main_set
+    assert main is not None
+    ahead = replace(main, readers="base", versus_readers=main.versus_champion)
+    assert any(row.significant for row in ahead.versus_readers)
+    html = render_report(replace(report, query_sets=[ahead], ahead="On these, fine_tuned_hybrid is ahead."))
+    assert "No arm is significantly ahead of it." not in html
+    assert '<p class="ahead">On these, fine_tuned_hybrid is ahead.</p>' in html
 
 
 def test_hostile_text_stays_text(report: Report) -> None:

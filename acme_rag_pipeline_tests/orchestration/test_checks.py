@@ -20,7 +20,7 @@ from acme_rag_pipeline.pairs.curated import resolve_curated_pairs
 from acme_rag_pipeline.pairs.synthetic import write_pairs
 from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store.layout import Store
-from acme_rag_pipeline.store.stages import StageResult, record
+from acme_rag_pipeline.store.stages import StageResult, record, stage_seconds
 from acme_rag_pipeline_tests.llm_server import Act, ScriptedLLM, completion, ok
 
 Make = Callable[..., Settings]
@@ -196,6 +196,16 @@ def test_what_a_check_warns_of_stands_in_the_log_too(
     warned = [line for line in capfd.readouterr().err.splitlines() if "WARNING" in line]
     assert len(warned) == 1
     assert warned[0].endswith("check golden_queries_resolve: unresolved 1")
+
+
+def test_a_run_shows_its_own_seconds_and_one_with_nothing_to_do_shows_none(store: Store, documents: Path) -> None:
+    pipeline = Pipeline(documents=str(documents), store=str(store.root))
+    first, again = (pipeline.materialize(dg.build_asset_context(), ingest_documents) for _ in range(2))
+    assert first.metadata is not None
+    assert again.metadata is not None
+    assert stage_seconds(store.warehouse) == {"documents": first.metadata["wall_seconds"]}
+    assert "wall_seconds" not in again.metadata
+    assert first.data_version == again.data_version
 
 
 def test_a_defect_stands_in_the_log_as_an_error(

@@ -5,9 +5,12 @@ from __future__ import annotations
 import functools
 import itertools
 import json
+import re
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,6 +25,7 @@ from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store import models
 from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.passages import live_passages
+from acme_rag_pipeline.store.stages import stored_detail
 from acme_rag_pipeline.training import candidate, candidate_run, choices, finetune
 from acme_rag_pipeline.training.candidate import train_candidate
 from acme_rag_pipeline.training.finetune import weights_of
@@ -90,6 +94,32 @@ def test_without_enough_validation_the_largest_share_that_was_asked_for_is_taken
 ) -> None:
     done = trained(store, tuned(settings_for, documents, epochs=1, interpolation=asked))
     assert (done.details["share"], done.details["interpolation"]) == (taken, [])
+
+
+def test_what_a_candidate_cost_is_all_of_its_training(
+    store: Store, settings_for: Callable[..., Settings], documents: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    late, choose = [0.0], choices.Choices.share
+    monkeypatch.setattr(candidate_run, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + late[0]))
+
+    def long_choice(*given: Any) -> Any:
+        late[0] += 1000
+        return choose(*given)
+
+    monkeypatch.setattr(choices.Choices, "share", long_choice)
+    settings = tuned(settings_for, documents, epochs=1)
+    done = trained(store, settings)
+    assert done.details["seconds"] >= 1000, "the loop ends before the choices"
+    said = re.match(r"trained in (\d+) s", done.details["outcome"])
+    assert said is not None
+    assert int(said[1]) >= 1000
+    # A run that finds this candidate trained shows no cost of its own; the candidate's stays for its report.
+    with store.warehouse.write() as connection:
+        connection.execute("UPDATE stages SET fingerprint = '' WHERE stage = 'fine_tuned_model'")
+    again = train_candidate(store, settings)
+    assert again.details["trained"] is False
+    assert not {"seconds", "pairs_per_second"} & again.details.keys()
+    assert stored_detail(store.warehouse, "fine_tuned_model", "seconds") == str(done.details["seconds"])
 
 
 def test_validation_may_go_past_the_tuned_weights_and_the_refit_goes_as_far(

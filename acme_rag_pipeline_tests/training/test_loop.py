@@ -74,6 +74,23 @@ def test_a_run_that_ends_with_an_epoch_counts_the_steps_up_to_there_and_its_rate
     assert curve.steps[-1]["epoch"] == 2
 
 
+def test_a_run_that_goes_on_knows_the_seconds_of_the_one_that_was_killed(tmp_path: Path, clock: Clock) -> None:
+    class Killed(Line):
+        steps = 0
+
+        def backward(self, batch: list[int]) -> torch.Tensor:
+            self.steps += 1
+            if self.steps > STEPS_AN_EPOCH + 5:
+                raise KeyboardInterrupt
+            return super().backward(batch)
+
+    schedule = Schedule(2, 1e-3, 0.1, 0)
+    with pytest.raises(KeyboardInterrupt):
+        train(Killed(clock, 1), schedule, tmp_path / "c.pt", lambda _: None)
+    curve = train(Line(clock, 1), schedule, tmp_path / "c.pt", lambda _: None)
+    assert (curve.earlier_seconds, curve.seconds) == (pytest.approx(10), pytest.approx(20))
+
+
 @pytest.mark.parametrize("seconds_a_save", [0.0, 50.0])
 def test_a_checkpoint_that_takes_long_is_written_less_often(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clock: Clock, seconds_a_save: float
