@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+import importlib
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -103,6 +104,8 @@ class Run:
     async def execute(self) -> GenerationOutcome:
         """Ask until everything is answered, has failed for good, or the run has to stop."""
         try:
+            # Seconds on a cold machine. Imported by the first request, it would use up the time that this one goes alone.
+            await asyncio.to_thread(importlib.import_module, "openai.resources.chat.completions")
             await self._dispatch()
             while not self._commits.idle:
                 self._raise_defect()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 
 from acme_rag_pipeline_tests.increments.worker import Run, rows_of, settings_of, store_of
-from acme_rag_pipeline_tests.llm_server import Act, ScriptedLLM, ok, prompt_of
+from acme_rag_pipeline_tests.llm_server import Act, ScriptedLLM, hang, ok, prompt_of
 
 pytestmark = pytest.mark.slow
 STAGES = ("documents", "chunks", "synthetic_pairs")
@@ -31,7 +32,13 @@ def test_a_killed_run_pays_for_no_answer_twice(tmp_path: Path) -> None:
             text = f"# Desk {number}\n\nDesk {number} settles what you ask about subject {number} within a week.\n"
             (documents / f"{number}.md").write_text(text)
     killed = store_of(settings_of(tmp_path / "killed"))
-    with ScriptedLLM(by_prompt, latency=0.1) as server:
+    hangs_from = math.inf
+
+    def until_killed(number: int, body: dict[str, Any]) -> Act:
+        """No answer to what comes after the request at which the run is killed: it cannot end before that."""
+        return hang(600) if number >= hangs_from else by_prompt(number, body)
+
+    with ScriptedLLM(until_killed, latency=0.1) as server:
         given: dict[str, Any] = {
             "generator": "openai",
             "openai_base_url": server.url,
@@ -47,6 +54,7 @@ def test_a_killed_run_pays_for_no_answer_twice(tmp_path: Path) -> None:
         known: set[str] = set()
         for more in KILL_AFTER:
             before = len(server.requests)
+            hangs_from = before + more
             run = Run.start(tmp_path / "killed", stages=STAGES, **given)
             while len(server.requests) < before + more and run.process.is_alive():
                 time.sleep(0.005)
@@ -56,6 +64,7 @@ def test_a_killed_run_pays_for_no_answer_twice(tmp_path: Path) -> None:
             assert not known & set(asked_since(before))
             known = answered()
         assert known
+        hangs_from = math.inf
         before = len(server.requests)
         assert Run.start(tmp_path / "killed", stages=STAGES, **given).end().done
         asked = asked_since(before)
