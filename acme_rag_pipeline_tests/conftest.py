@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 from acme_rag_pipeline.settings import Settings
@@ -96,6 +97,14 @@ LONGEST = (
     "increments/test_readers.py",
     "test_pipeline.py",
 )
+
+
+# How long an example takes says how busy the machine is. In CI Hypothesis has loaded a profile of its own that says so too.
+hypothesis.settings.register_profile(
+    "busy machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+if hypothesis.settings.get_current_profile_name() == "default":
+    hypothesis.settings.load_profile("busy machine")
 
 
 def pytest_configure(config: pytest.Config) -> None:

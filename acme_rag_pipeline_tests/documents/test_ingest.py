@@ -465,10 +465,10 @@ def test_a_sub_folder_that_cannot_be_listed_deletes_nothing(
             raise OSError(errno.ESTALE, "Stale file handle")
         return listed(path)
 
-    monkeypatch.setattr(os, "scandir", fail)
-    with pytest.raises(DocumentsFolderError, match="hr cannot be listed"):
-        ingest()
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "scandir", fail)
+        with pytest.raises(DocumentsFolderError, match="hr cannot be listed"):
+            ingest()
     assert files_of(store) == before
 
 

@@ -11,6 +11,7 @@ from lancedb.table import Table
 
 from acme_rag_pipeline.chunking import chunks
 from acme_rag_pipeline.documents import ingest
+from acme_rag_pipeline.embedding import encoder
 from acme_rag_pipeline.evaluation import golden
 from acme_rag_pipeline.pairs import curated, synthetic, training_set
 from acme_rag_pipeline.retrieval import index
@@ -68,6 +69,12 @@ class Served:
         return Retriever.open(self.store.root).search(question, k=k)
 
 
+@pytest.fixture(autouse=True)
+def _fp32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ours computes as the others do on every processor: bf16 may swap passages that are about equally near."""
+    monkeypatch.setattr(encoder, "native_bf16", lambda device: False)
+
+
 @pytest.fixture(scope="session")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Served:
     """The small company, served by a model that was tuned on it."""
@@ -78,7 +85,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Served:
         documents=str(root / "documents"),
         store=str(root / "store"),
         generator="offline",
-        training={"epochs": 1, "minimum_pairs": 5, "batch_size": 8},
+        training={"epochs": 1, "minimum_pairs": 5, "batch_size": 8, "precision": "fp32"},
         pairs={"queries_per_chunk": 2},
     )
     store = Store(root / "store", wait_seconds=10)

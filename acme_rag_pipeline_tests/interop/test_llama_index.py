@@ -34,7 +34,7 @@ def test_the_model_gives_the_vectors_of_the_table(served: Served, embedding: Hug
 
 
 def test_the_model_encodes_queries_as_ours(served: Served, embedding: HuggingFaceEmbedding) -> None:
-    ours = Encoder(served.model_dir, served.pointer.model_digest).encode_queries(list(QUESTIONS))
+    ours = Encoder(served.model_dir, served.pointer.model_digest, "fp32").encode_queries(list(QUESTIONS))
     assert least_cosine(ours, [embedding.get_query_embedding(question) for question in QUESTIONS]) >= 0.9999
 
 

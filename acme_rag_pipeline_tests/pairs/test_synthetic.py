@@ -657,7 +657,8 @@ def test_a_wrong_key_gives_no_passage_up(chunked: Store, with_llm: Any) -> None:
 
 def test_a_run_that_asks_nothing_does_not_repeat_what_the_last_one_cost(chunked: Store, with_llm: Any) -> None:
     names = ("llm_calls", "prompt_tokens", "completion_tokens", "seconds_asking")
-    with ScriptedLLM(numbered) as server:
+    # Latency: less than 0.05 s of asking would be shown as 0.
+    with ScriptedLLM(numbered, latency=0.1) as server:
         settings = with_llm(server, generator="openai")
         asked = write_pairs(chunked, settings)
         assert all(asked.details[name] for name in names)

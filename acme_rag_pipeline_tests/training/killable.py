@@ -74,12 +74,13 @@ def train(
 
 
 class Training:
-    """A training in a process of its own that may kill itself in a validation.
+    """A training in a process of its own that may kill itself in a validation or after a checkpoint.
 
     Args:
         checkpoint: see `finetune`.
         checkpoint_seconds: least time between two checkpoints inside an epoch; with 0 there is one after every step.
         validations: how many it survives.
+        checkpoints: after which of them it is dead.
         given: of `train`.
     """
 
@@ -89,11 +90,12 @@ class Training:
         *,
         checkpoint_seconds: float = loop.CHECKPOINT_SECONDS,
         validations: int = 99,
+        checkpoints: int = 99,
         **given: Any,
     ) -> None:
         context = fork_server()
         self._incoming, outgoing = context.Pipe(duplex=False)
-        arguments = (checkpoint, checkpoint_seconds, _threads(), validations, given, outgoing)
+        arguments = (checkpoint, checkpoint_seconds, _threads(), validations, checkpoints, given, outgoing)
         self.process = context.Process(target=_train_and_tell, args=arguments, daemon=True)
         self.process.start()
         outgoing.close()
@@ -116,10 +118,11 @@ def _train_and_tell(
     checkpoint_seconds: float,
     threads: tuple[int, int],
     validations: int,
+    checkpoints: int,
     given: dict[str, Any],
     out: Connection,
 ) -> None:
-    left = validations
+    left, saves_left, save_checkpoint = validations, checkpoints, loop.save_checkpoint
 
     def one_less() -> None:
         nonlocal left
@@ -127,6 +130,14 @@ def _train_and_tell(
         if left < 0:
             os._exit(KILLED_ITSELF)
 
+    def save(*state: Any) -> None:
+        nonlocal saves_left
+        save_checkpoint(*state)
+        saves_left -= 1
+        if saves_left == 0:
+            os._exit(KILLED_ITSELF)
+
+    loop.save_checkpoint = save
     loop.CHECKPOINT_SECONDS = checkpoint_seconds
     if not checkpoint_seconds:
         loop.TIMES_A_CHECKPOINT = 0
