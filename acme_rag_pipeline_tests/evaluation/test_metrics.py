@@ -4,7 +4,7 @@ import math
 
 import pytest
 import pytrec_eval
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from acme_rag_pipeline.evaluation.metrics import METRICS, PRIMARY, Evidence, Hit, evidence_ranks, finds, score_query
@@ -135,6 +135,8 @@ def test_an_empty_span_is_refused(start: int, end: int | None) -> None:
         Evidence("a.md", start, end)
 
 
+# How long a busy machine takes to draw them says nothing.
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(ranked=st.lists(hits(), max_size=20), judged=st.lists(evidence(), min_size=1, max_size=4))
 def test_ranks_are_those_that_the_scores_come_from(ranked: list[Hit], judged: list[Evidence]) -> None:
     ranks = evidence_ranks(ranked, judged)
