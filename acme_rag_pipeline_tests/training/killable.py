@@ -41,6 +41,8 @@ def train(
     frozen: int = 0,
     whitening: float = 0.0,
     scale: float = 50.0,
+    strategy: str = "full",
+    dropout: float = 0.0,
     before_validation: Callable[[], None] = lambda: None,
 ) -> Trained:
     """Train the base model on a few made-up rules.
@@ -51,14 +53,20 @@ def train(
         end_after: epoch to end with; None is the last.
         scores: what validation says after each epoch, nothing after the last of them.
         frozen: lower layers that do not train.
-        whitening, scale: see `TrainingSettings`.
+        whitening, scale, strategy, dropout: see `TrainingSettings`.
         before_validation: called when a validation begins.
     """
     passages = [f"Rule {i}: a colleague in team {i % 7} asks for form {i * 13} in week {i % 50}." for i in range(PAIRS)]
     queries = [f"which form for team {i % 7} in week {i % 50}" for i in range(PAIRS)]
     rows = TrainingRows(queries, range(PAIRS), passages, [str(i) for i in range(PAIRS)], [[] for _ in queries])
     settings = TrainingSettings(
-        epochs=epochs, batch_size=BATCH, precision="fp32", frozen_layers=frozen, whitening=whitening
+        epochs=epochs,
+        batch_size=BATCH,
+        precision="fp32",
+        frozen_layers=frozen,
+        whitening=whitening,
+        strategy=strategy,  # type: ignore[arg-type]
+        dropout=dropout,
     ).model_copy(update={"scale": scale})
     left = list(scores)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,16 +18,27 @@ from acme_rag_pipeline_tests.training.killable import KILLED_ITSELF, STEPS_AN_EP
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize(("frozen", "whitening"), [(0, 0.0), (1, 0.2)])
-def test_a_killed_run_ends_with_the_same_weights(tmp_path: Path, frozen: int, whitening: float) -> None:
+@pytest.mark.parametrize(
+    "given",
+    [
+        {},
+        {"frozen": 1, "whitening": 0.2},
+        # What is drawn for each step goes on where it was.
+        {"dropout": 0.1},
+        {"strategy": "lora"},
+        {"strategy": "query_only"},
+    ],
+    ids=lambda given: " ".join(map(str, given.items())) or "as it is",
+)
+def test_a_killed_run_ends_with_the_same_weights(tmp_path: Path, given: dict[str, Any]) -> None:
     # In this process: its hash seed is not that of the two others, which the fork server's children share.
-    unbroken = train(tmp_path / "a.pt", frozen=frozen, whitening=whitening)
+    unbroken = train(tmp_path / "a.pt", **given)
     checkpoint = tmp_path / "b.pt"
-    broken = Training(checkpoint, checkpoint_seconds=0, checkpoints=4, frozen=frozen, whitening=whitening)
+    broken = Training(checkpoint, checkpoint_seconds=0, checkpoints=4, **given)
     broken.process.join(200)
     assert broken.process.exitcode == KILLED_ITSELF
     assert checkpoint.exists()
-    resumed = Training(checkpoint, frozen=frozen, whitening=whitening).end()
+    resumed = Training(checkpoint, **given).end()
     assert unbroken.steps == 3 * STEPS_AN_EPOCH
     assert resumed == unbroken
 
