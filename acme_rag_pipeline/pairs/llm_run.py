@@ -102,6 +102,9 @@ class Run:
 
     async def execute(self) -> GenerationOutcome:
         """Ask until everything is answered, has failed for good, or the run has to stop."""
+        if self._total:
+            # Takes seconds the first time, which are not to be those that the first request has to itself.
+            import openai  # noqa: F401
         try:
             await self._dispatch()
             while not self._commits.idle:
