@@ -103,12 +103,10 @@ class Run:
 
     async def execute(self) -> GenerationOutcome:
         """Ask until everything is answered, has failed for good, or the run has to stop."""
-        if self._total:
-            # Takes seconds the first time, which are not to be those that the first request has to itself.
-            import openai  # noqa: F401
         try:
-            # Seconds on a cold machine. Imported by the first request, it would use up the time that this one goes alone.
-            await asyncio.to_thread(importlib.import_module, "openai.resources.chat.completions")
+            if self._total:
+                # Seconds on a cold machine. Imported by the first request, it would use up the time that this one goes alone.
+                await asyncio.to_thread(importlib.import_module, "openai.resources.chat.completions")
             await self._dispatch()
             while not self._commits.idle:
                 self._raise_defect()
