@@ -318,7 +318,9 @@ def test_the_nightly_tick_fails_a_dead_run_too(documents: Path, tmp_path: Path) 
         run = add_run(watch, "refresh")
         dead_runs.show(instance, store, run.run_id)
         dead_runs.let_go()
-        nightly_retrain(dg.build_schedule_context(instance=instance, resources={"pipeline": pipeline}))
+        # Closed, or what it opened of the instance would be asked by the tests that follow.
+        with dg.build_schedule_context(instance=instance, resources={"pipeline": pipeline}) as context:
+            nightly_retrain(context)
         assert instance.get_runs()[0].status is dg.DagsterRunStatus.FAILURE
 
 
