@@ -21,19 +21,24 @@ FIRST_SIGN_WITHIN_SECONDS = 60
 KEPT_SECONDS = 7 * 86_400
 STORE_TAG = "acme_rag/store"
 _UNDER_WAY = {dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING}
-_held: dict[Path, FileLock] = {}
+_held: dict[Path, tuple[FileLock, dg.DagsterInstance | None]] = {}
 
 
 def show(instance: dg.DagsterInstance, store: Store, run_id: str) -> None:
     """Show until this process ends, or works on another run, that it works on this one; the run says on which store."""
     instance.add_run_tags(run_id, {STORE_TAG: str(store.root.absolute())})
-    hold(store, run_id)
+    hold(store, run_id, instance)
 
 
-def hold(store: Store, run_id: str) -> None:
+def hold(store: Store, run_id: str, instance: dg.DagsterInstance | None = None) -> None:
     """Take the lock of a run, and free that of the run before.
 
     A store that cannot be written shows nothing; its stages say so themselves.
+
+    Args:
+        store: what the run works on.
+        run_id: of the run.
+        instance: where the run is recorded, to be asked at the end whether it recorded that too.
     """
     path = _lock_of(store.root, run_id)
     if path in _held:
@@ -46,19 +51,32 @@ def hold(store: Store, run_id: str) -> None:
         lock.acquire(timeout=0)
         # Under its name it is locked from the first moment on: a sensor that looks never finds a living run's lock free.
         begun.rename(path)
-        _held[path] = lock
+        _held[path] = lock, instance
         flush_to_disk(path.parent)
 
 
 @atexit.register
 def let_go() -> None:
-    """Free what this process holds.
+    """Free what this process holds, and leave no file of a run that recorded its end.
 
-    The file stays: where a full disk keeps a run from recording its end, it is all that tells of it. `fail_dead_runs` removes
-    it when the run has ended.
+    Where a full disk or a lost database keeps a run from that, the file is all that tells of it.
     """
     while _held:
-        _held.popitem()[1].release()
+        path, (lock, instance) = _held.popitem()
+        if instance is not None and _is_known_to_have_ended(instance, path.stem):
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
+        lock.release()
+
+
+def _is_known_to_have_ended(instance: dg.DagsterInstance, run_id: str) -> bool:
+    try:
+        if not instance.is_persistent or not Path(instance.root_directory).is_dir():
+            return True  # nobody will ask
+        run = instance.get_run_by_id(run_id)
+    except Exception:  # whatever its database raises
+        return False
+    return run is not None and run.is_finished
 
 
 def fail_dead_runs(instance: dg.DagsterInstance, store: Store, may_be_silent: Iterable[dg.RunRecord] = ()) -> list[str]:

@@ -15,7 +15,14 @@ import pytest
 from dagster._core.events import EngineEventData
 
 from acme_rag_pipeline.orchestration import dead_runs
-from acme_rag_pipeline.orchestration.dead_runs import FIRST_SIGN_WITHIN_SECONDS, fail_dead_runs, hold, let_go, show
+from acme_rag_pipeline.orchestration.dead_runs import (
+    FIRST_SIGN_WITHIN_SECONDS,
+    STORE_TAG,
+    fail_dead_runs,
+    hold,
+    let_go,
+    show,
+)
 from acme_rag_pipeline.orchestration.resources import Pipeline
 from acme_rag_pipeline.store.layout import Store
 
@@ -167,18 +174,37 @@ def test_a_run_that_ended_leaves_no_file(instance: dg.DagsterInstance, store: St
 def test_a_run_that_could_not_record_its_end_ends_as_failed(instance: dg.DagsterInstance, store: Store) -> None:
     """A full disk stops Dagster's record of a failure, and the process ends all the same."""
     run = started(instance)
-    show(instance, store, run.run_id)
+    hold(store, run.run_id)
     happened(instance, run, dg.DagsterEventType.RESOURCE_INIT_SUCCESS, seconds_ago=1)
     assert fail_dead_runs(instance, store) == []
     let_go()
     assert fail_dead_runs(instance, store) == [run.run_id]
 
 
+def test_a_run_that_recorded_its_end_leaves_no_file(store: Store, tmp_path: Path) -> None:
+    with dg.DagsterInstance.local_temp(str(tmp_path)) as instance:
+        run = started(instance)
+        show(instance, store, run.run_id)
+        instance.report_run_failed(run)
+    let_go()
+    assert list((store.work / "runs").iterdir()) == []
+
+
+def test_a_run_whose_end_is_not_recorded_leaves_its_file(store: Store, tmp_path: Path) -> None:
+    with dg.DagsterInstance.local_temp(str(tmp_path)) as instance:
+        run = started(instance)
+        show(instance, store, run.run_id)
+    let_go()
+    assert [path.stem for path in (store.work / "runs").iterdir()] == [run.run_id]
+
+
 def test_a_killed_run_over_another_store_is_found_by_what_it_says_of_itself(
     instance: dg.DagsterInstance, tmp_path: Path
 ) -> None:
     run = started(instance)
-    show(instance, Store(tmp_path / "another"), run.run_id)
+    another = Store(tmp_path / "another")
+    instance.add_run_tags(run.run_id, {STORE_TAG: str(another.root)})
+    hold(another, run.run_id)
     happened(instance, run, dg.DagsterEventType.RESOURCE_INIT_SUCCESS, seconds_ago=3600)
     ours = Store(tmp_path / "ours")
     assert fail_dead_runs(instance, ours, under_way(instance)) == []
