@@ -243,3 +243,21 @@ def test_places_follow_a_document_that_was_edited_after_they_were_resolved(
     follow_documents(store, settings)
     after = golden_queries(store)[0].evidence[0]
     assert (after.start, after.end) == (before.start + 18, before.end + 18)  # type: ignore[operator]
+
+
+@pytest.mark.usefixtures("documents")
+@pytest.mark.parametrize(("second", "decides"), [("How many days are FLEX?", False), ("who books?", True)])
+def test_a_question_that_is_listed_twice_counts_once_towards_deciding(
+    store: Store, settings_for: Callable[..., Settings], tmp_path: Path, second: str, decides: bool
+) -> None:
+    (tmp_path / "golden").mkdir()
+    queries = [{"query_id": "a", "query": "how many days are flex"}, {"query_id": "b", "query": second}]
+    qrels = [{"query_id": "a", "doc_path": "hr/leave.md"}, {"query_id": "b", "doc_path": "travel.md"}]
+    written(tmp_path / "golden", queries, qrels)
+    settings = settings_for(
+        golden=str(tmp_path / "golden"), evaluation={"golden_minimum_queries": 2, "golden_minimum_units": 2}
+    )
+    ingest_documents(store, settings)
+    split_documents(store, settings)
+    found = resolve_golden_queries(store, settings).details
+    assert (found["resolved"], found["repeated_wordings"], found["decides"]) == (2, 0 if decides else 1, decides)
