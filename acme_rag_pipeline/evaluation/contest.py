@@ -146,7 +146,7 @@ def run(store: Store, settings: Settings, who: Contest, evaluation_id: str) -> E
         bm25_ahead=bm25_ahead(
             sets,
             results,
-            {name: _arm_of_readers(store, settings, who, decision, fusion, held_out=name == HELD_OUT) for name in sets},
+            {name: arm_of_readers(store, settings, who, decision, fusion, held_out=name == HELD_OUT) for name in sets},
         ),
     )
 
@@ -186,7 +186,7 @@ def _on_headings(headings: int, gain: float) -> str:
     return f"on {headings} headings of the authors they change nDCG@10 by {gain:+.3f}"
 
 
-def _arm_of_readers(
+def arm_of_readers(
     store: Store, settings: Settings, who: Contest, decision: Decision, fusion: RetrievalSettings, *, held_out: bool
 ) -> str:
     """The arm of a query set that readers get after this evaluation; empty where none of the arms is it."""

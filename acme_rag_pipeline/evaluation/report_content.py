@@ -17,7 +17,7 @@ from acme_rag_pipeline.evaluation.comparison import (
     percent,
     units_needed,
 )
-from acme_rag_pipeline.evaluation.contest import Evaluation, _arm_of_readers, segments_of
+from acme_rag_pipeline.evaluation.contest import Evaluation, arm_of_readers, segments_of
 from acme_rag_pipeline.evaluation.contestants import Contest, champion_arm, measured_candidate
 from acme_rag_pipeline.evaluation.gate import CANNOT_TELL, NOT_BETTER, PEOPLE, Decision
 from acme_rag_pipeline.evaluation.metrics import PRIMARY
@@ -201,7 +201,7 @@ def _readers(store: Store, settings: Settings, done: Evaluation, standing: Stand
     """The arm of a query set that readers get after the decision; empty where none of the arms is it."""
     if standing.verdict == decisions.KEPT_BY_A_PERSON:
         return champion_arm(done.contest, held_out=held_out)
-    return _arm_of_readers(store, settings, done.contest, done.decision, done.fusion, held_out=held_out)
+    return arm_of_readers(store, settings, done.contest, done.decision, done.fusion, held_out=held_out)
 
 
 def _flatters(name: str, done: Evaluation) -> bool:
