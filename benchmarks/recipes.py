@@ -16,11 +16,12 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from warm_start import score
+import numpy as np
+from warm_start import gain, score
 
 from acme_rag_pipeline.embedding.encoder import Encoder
 from acme_rag_pipeline.evaluation.golden import golden_queries
-from acme_rag_pipeline.evaluation.intervals import mean_interval, paired_interval
+from acme_rag_pipeline.evaluation.intervals import mean_interval
 from acme_rag_pipeline.retrieval.passage_encoder import embedding_cache, encoder_for, install_base
 from acme_rag_pipeline.setting_groups import TrainingSettings
 from acme_rag_pipeline.settings import Settings
@@ -48,7 +49,7 @@ def main() -> None:
         "| recipe | pairs | seconds | nDCG@10 | gain over the base | over the first recipe |\n|---|---|---|---|---|---|"
     )
     print(f"| base | 0 | 0 | {mean_interval(untouched.tolist(), units).mean:.3f} | | |", flush=True)
-    first: list[float] = []
+    first: np.ndarray | None = None
     for text in ["", *given.recipes]:
         chosen, origins = parsed(text)
         pairs = [pair for pair in everything if not origins or pair.origin in origins]
@@ -57,16 +58,10 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as work:
             model, curve = finetune(base.folder, rows, training, Path(work) / "checkpoint.pt", lambda _: None)
         tuned = score(Encoder(base.folder, "tuned", training.precision, model), passages, queries)
-        over_first = gain(first, tuned.tolist(), units) if first else ""
-        first = first or tuned.tolist()
+        over_first = "" if first is None else gain(first, tuned, units)
+        first = tuned if first is None else first
         print(f"| {text or 'as the pipeline trains'} | {len(pairs)} | {curve.seconds:.0f} | {tuned.mean():.3f} "
-              f"| {gain(untouched.tolist(), tuned.tolist(), units)} | {over_first} |", flush=True)  # fmt: skip
-
-
-def gain(of_one: list[float], of_other: list[float], units: list[str]) -> str:
-    """The mean difference of two models' nDCG@10 with its interval over the units, in words."""
-    found = paired_interval(of_one, of_other, units)
-    return f"{found.mean:+.3f} ({found.low:+.3f} to {found.high:+.3f})"
+              f"| {gain(untouched, tuned, units)} | {over_first} |", flush=True)  # fmt: skip
 
 
 def parsed(text: str) -> tuple[dict[str, Any], frozenset[str]]:
