@@ -174,7 +174,7 @@ class Funnel:
     def _ambiguous(self) -> list[tuple[int, str]]:
         """A wording that belongs to several different passages cannot judge: one of them would count as the only answer.
 
-        Training knows all of its answers, and gains by it (docs/training.md). A person's pair stays. Within one document
+        Training knows all of its answers, and gains by it (docs/experiments/training.md). A person's pair stays. Within one document
         it is a question whose answer goes on in the next passage: the nearest passage keeps it.
         """
         rows_of: dict[str, list[int]] = {}
@@ -244,7 +244,7 @@ class Funnel:
         """Round trip (Promptagator, Dai et al. 2022): neither base nor BM25 finds the passage with its own query.
 
         An LLM's queries are asked with a wide net: those that the base does not find yet are what a model learns most
-        from (docs/training.md), so only what has little to do with its passage is dropped.
+        from (docs/experiments/training.md), so only what has little to do with its passage is dropped.
         """
         return [
             *self._missed("offline", self.settings.round_trip_top_k),

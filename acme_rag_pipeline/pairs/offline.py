@@ -49,7 +49,7 @@ class OfflineParameters:
         queries_per_chunk: How many queries a passage gets at most.
         methods: The methods that write them, the preferred first.
         swap_associates: Whether keyphrases may be swapped for words that keep their company in the collection. Off:
-            it gained nothing (docs/offline-generator.md) and ties a passage's queries to other documents.
+            it gained nothing (docs/experiments/offline-generator.md) and ties a passage's queries to other documents.
     """
 
     queries_per_chunk: int = 4

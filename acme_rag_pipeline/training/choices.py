@@ -25,19 +25,19 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 # How far from the base to the tuned weights, where nobody chose; and on past them, where questions that are unlike those of
-# the training choose and the base is not strong already (docs/training.md).
+# the training choose and the base is not strong already (docs/experiments/training.md).
 SHARES = (0.5, 0.75, 1.0)
 FURTHER_SHARES = (1.25, 1.5)
 # Headings before the text must help by this much on validation: they cost tokens, a renamed section costs new vectors, and
-# who wrote validation's questions has read the headings (docs/training.md).
+# who wrote validation's questions has read the headings (docs/experiments/training.md).
 PREFIX_GAIN = 0.03
 # Exponents of the soft whitening that validation chooses from. It must help by about what a hundred questions can tell; with
-# fewer than half of those it is the one that helped on eight of nine collections (docs/training.md).
+# fewer than half of those it is the one that helped on eight of nine collections (docs/experiments/training.md).
 WHITENINGS = (0.0, 0.1, 0.2)
 WHITENING_GAIN = 0.02
 WHITENING_QUESTIONS = 50
 WHITENING_UNSEEN = 0.1
-# Passages that somebody asked about gained .1 on the shipped documents (docs/training.md); what fifty to a hundred headings
+# Passages that somebody asked about gained .1 on the shipped documents (docs/experiments/training.md); what fifty to a hundred headings
 # of others lose or gain by chance is not to decide about that.
 DRAWN_MAY_LOSE = 0.02
 # Share of the tuned weights, exponent of the whitening.
@@ -237,7 +237,7 @@ def _of_other_words(pair: KeptPair) -> bool:
 def _without_headings(pair: KeptPair) -> bool:
     """Whether who asked had no headings at hand: those made of them always vote for showing them to the encoder.
 
-    So do an LLM's, whose prompt holds title and headings, while people do not know them (docs/training.md).
+    So do an LLM's, whose prompt holds title and headings, while people do not know them (docs/experiments/training.md).
     """
     return pair.origin != "openai" and pair.method not in HEADING_METHODS
 

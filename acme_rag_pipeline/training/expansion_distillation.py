@@ -31,11 +31,11 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 # nDCG@10 of the base on validation from which nothing is drawn, nor taken past the tuned weights: collections with .537 and
-# .705 gained by it, one with .848 lost (docs/training.md).
+# .705 gained by it, one with .848 lost (docs/experiments/training.md).
 STRONG_BASE = 0.8
 # Of the live passages. Who asks about a few only hides the others (docs/evaluation.md).
 ASKED_SHARE = 0.5
-# Those of the measurements in docs/training.md; few other values were tried. From about 1,700 passages on the epochs are as
+# Those of the measurements in docs/experiments/training.md; few other values were tried. From about 1,700 passages on the epochs are as
 # many as show so many passages: six took twice as long as the pairs and all choices with 1,585.
 EPOCHS = 6
 FEWEST_EPOCHS = 2

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import torch
     from scipy.sparse import csr_matrix
 
-# Those of the one measurement in docs/training.md; no other values were tried.
+# Those of the one measurement in docs/experiments/training.md; no other values were tried.
 WORDS_WEIGHT = 0.3
 ANSWER_BONUS = 0.3
 TEMPERATURE = 0.05
