@@ -1,8 +1,8 @@
 """Retrieval metrics on character spans, independent of how documents were cut into chunks.
 
-The definition of a hit is that of the project's ``score_run.py``: a hit finds a piece of evidence when it holds at
-least half of it or lies at least half inside it, each piece counts once, and a hit is read only up to its first
-``MAX_HIT_CHARACTERS`` characters, so that neither small overlapping chunks nor whole documents earn anything extra.
+A hit finds a piece of evidence when it holds at least half of it or lies at least half inside it, each piece counts
+once, and a hit is read only up to its first ``MAX_HIT_CHARACTERS`` characters, so that neither small overlapping chunks
+nor whole documents earn anything extra.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ def evidence(draw: st.DrawFn) -> Evidence:
 
 
 def reference(ranked: list[Hit], judged: list[Evidence], k: int) -> tuple[float, float, float]:
-    """The definition of score_run.py, told in other words: pieces are numbered and each is credited to one rank."""
+    """The definition of the metrics, told in other words: pieces are numbered and each is credited to one rank."""
     credited: dict[int, int] = {}
     for number, piece in enumerate(judged):
         for rank, hit in enumerate(ranked[:k], start=1):
