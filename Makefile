@@ -65,5 +65,5 @@ format: install  ## Let ruff mend what it can
 	"$(BIN)"/ruff check --fix .
 	"$(BIN)"/ruff format .
 
-clean:  ## Delete data/store, .dagster and .venv
+clean:  ## Delete .dagster, .venv and data/store, paid LLM answers, decisions and reports included
 	rm -rf data/store .dagster $(VENV)
