@@ -174,8 +174,8 @@ class Funnel:
     def _ambiguous(self) -> list[tuple[int, str]]:
         """A wording that belongs to several different passages cannot judge: one of them would count as the only answer.
 
-        Training knows all of its answers, and gains by it (docs/experiments/training.md). A person's pair stays. Within one document
-        it is a question whose answer goes on in the next passage: the nearest passage keeps it.
+        Training knows all of its answers, and gains by it (docs/experiments/training.md). A person's pair stays. Within one
+        document it is a question whose answer goes on in the next passage: the nearest passage keeps it.
         """
         rows_of: dict[str, list[int]] = {}
         for i in self._kept():

@@ -37,8 +37,8 @@ WHITENINGS = (0.0, 0.1, 0.2)
 WHITENING_GAIN = 0.02
 WHITENING_QUESTIONS = 50
 WHITENING_UNSEEN = 0.1
-# Passages that somebody asked about gained .1 on the shipped documents (docs/experiments/training.md); what fifty to a hundred headings
-# of others lose or gain by chance is not to decide about that.
+# Passages that somebody asked about gained .1 on the shipped documents (docs/experiments/training.md); what fifty to a
+# hundred headings of others lose or gain by chance is not to decide about that.
 DRAWN_MAY_LOSE = 0.02
 # Share of the tuned weights, exponent of the whitening.
 Choice = tuple[float, float]

@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 STRONG_BASE = 0.8
 # Of the live passages. Who asks about a few only hides the others (docs/evaluation.md).
 ASKED_SHARE = 0.5
-# Those of the measurements in docs/experiments/training.md; few other values were tried. From about 1,700 passages on the epochs are as
-# many as show so many passages: six took twice as long as the pairs and all choices with 1,585.
+# Those of the measurements in docs/experiments/training.md; few other values were tried. From about 1,700 passages on the
+# epochs are as many as show so many passages: six took twice as long as the pairs and all choices with 1,585.
 EPOCHS = 6
 FEWEST_EPOCHS = 2
 SHOWN_PASSAGES = 10_000
