@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -73,7 +72,7 @@ def _is_same(held: Path, target: Path) -> bool:
     if held.resolve() == target:
         return True
     try:
-        return target.exists() and held.exists() and os.path.samefile(held, target)
+        return target.exists() and held.exists() and held.samefile(target)
     except PermissionError:
         return False
 
