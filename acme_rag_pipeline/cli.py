@@ -39,9 +39,13 @@ class _Cli(click.Group):
         except BrokenPipeError:
             sys.exit(0)
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+                said = f"cannot write: {error.strerror}"
+            elif error.filename is not None:
+                said = f"{error.filename}: {error.strerror}"
+            else:
                 raise
-            click.echo(f"acme-rag: cannot write: {error.strerror}", err=True)
+            click.echo(f"acme-rag: {said}", err=True)
             ctx.exit(1)
         except Exception as error:
             if not _expected(error):
@@ -208,7 +212,7 @@ def rollback(context: click.Context, digest: str | None) -> None:
     """Serve an earlier promotion again, over the documents of today."""
     from acme_rag_pipeline.serving.serve import rollback as roll_back
 
-    decision = roll_back(store_of(context), settings_of(context), digest)
+    decision = roll_back(store_of(context), settings_of(context), digest and digest.strip().lower())
     click.echo(f"promoted now: {decision.model_digest[:12]}, {decision.recipe}. {decision.reason}")
 
 

@@ -33,26 +33,48 @@ def _given(context: click.Context) -> dict[str, str]:
 
 
 def check_output(settings: Settings, option: str, path: Path, *, inputs: Sequence[Path] = ()) -> None:
-    """Refuse, before any work, to replace a file that people wrote.
+    """Refuse, before any work, to replace what people wrote or what the store is made of, or to add a document.
 
     Args:
-        settings: they name documents, judged queries and curated pairs.
+        settings: they name documents, store, judged queries, curated pairs and example questions.
         option: for messages.
         path: what is to be written.
         inputs: further files, and folders of judged queries.
 
     Raises:
-        click.ClickException: it is one of those.
+        click.ClickException: it is one of those, or its folder cannot be looked into.
     """
-    if not path.exists():
-        return
-    target = path.resolve()
-    judged = [
-        held / name for held in filter(None, (settings.golden, *inputs)) for name in ("queries.jsonl", "qrels.jsonl")
-    ]
-    written = {held.resolve() for held in filter(None, (settings.curated_pairs, *inputs, *judged))}
-    if target in written or settings.documents.resolve() in target.parents:
+    from acme_rag_pipeline.store.layout import Store
+
+    try:
+        target = path.resolve()
+        judged = [
+            held / name
+            for held in filter(None, (settings.golden, *inputs))
+            for name in ("queries.jsonl", "qrels.jsonl")
+        ]
+        examples = settings.pairs.examples and settings.root / settings.pairs.examples.expanduser()
+        by_people = filter(None, (settings.curated_pairs, examples, settings.root / ".env", *inputs))
+        written = any(_is_same(held, target) for held in (*by_people, *judged))
+        documents, of_store = settings.documents.resolve(), Store(settings.store).is_own(target)
+    except OSError as error:
+        raise click.ClickException(f"{option}: {path} cannot be written: {error.strerror}") from None
+    if written:
         raise click.ClickException(f"{option}: {path} is what people wrote: name another file")
+    if documents in (target, *target.parents):
+        raise click.ClickException(f"{option}: {path} would be one of the documents: name a file outside that folder")
+    if of_store:
+        raise click.ClickException(f"{option}: {path} is a part of the store: name another file")
+
+
+def _is_same(held: Path, target: Path) -> bool:
+    """Whether both are one file, by whatever name (a hard link too)."""
+    if held.resolve() == target:
+        return True
+    try:
+        return target.exists() and held.exists() and held.samefile(target)
+    except PermissionError:
+        return False
 
 
 def write_output(option: str, path: Path, text: str) -> None:

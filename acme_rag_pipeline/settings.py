@@ -7,11 +7,12 @@ import difflib
 import logging
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
 from dotenv import dotenv_values
-from dotenv.parser import parse_stream
+from dotenv.parser import Binding, parse_stream
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 from pydantic_settings import SettingsError as UnreadableValue
@@ -134,7 +135,7 @@ class Settings(BaseSettings):
     @classmethod
     def _read(cls, **overrides: Any) -> "Settings":
         root = Path(overrides.pop("root", None) or os.environ.get("ACME_RAG_ROOT") or Path.cwd()).absolute()
-        if not root.is_dir():
+        if not _stands("ACME_RAG_ROOT", root, Path.is_dir):
             raise SettingsError(f"ACME_RAG_ROOT: there is no folder {root}; name the one that holds `data` and `.env`")
         _check_lines(root / ".env")
         with _undo_dotenv_override():
@@ -177,7 +178,7 @@ class Settings(BaseSettings):
             raise SettingsError(
                 f"ACME_RAG_STORE: {self.store} lies inside the documents folder {self.documents}; choose a folder outside it"
             )
-        if self.store.exists() and not self.store.is_dir():
+        if _stands("ACME_RAG_STORE", self.store) and not self.store.is_dir():
             raise SettingsError(f"ACME_RAG_STORE: {self.store} is a file; name a folder for everything derived")
         for name, path in (("DOCUMENTS", documents), ("CURATED_PAIRS", self.curated_pairs), ("GOLDEN", self.golden)):
             if path is not None and store in path.resolve().parents and name not in _WARNED_OF:
@@ -186,10 +187,14 @@ class Settings(BaseSettings):
                     "ACME_RAG_%s: %s lies inside the store, which holds what may be deleted and made anew; keep it elsewhere",
                     name, path,
                 )  # fmt: skip
-        if self.curated_pairs is not None and not self.curated_pairs.is_file():
+        if self.curated_pairs is not None and not _stands("ACME_RAG_CURATED_PAIRS", self.curated_pairs, Path.is_file):
             raise SettingsError(f"ACME_RAG_CURATED_PAIRS: no file {self.curated_pairs}; give a JSONL file or `none`")
         if self.golden is not None:
-            missing = [n for n in ("queries.jsonl", "qrels.jsonl") if not (self.golden / n).is_file()]
+            missing = [
+                name
+                for name in ("queries.jsonl", "qrels.jsonl")
+                if not _stands("ACME_RAG_GOLDEN", self.golden / name, Path.is_file)
+            ]
             if missing:
                 raise SettingsError(
                     f"ACME_RAG_GOLDEN: {self.golden} has no {' and no '.join(missing)}; give such a folder or `none`"
@@ -214,6 +219,20 @@ class Settings(BaseSettings):
         if self.generator == "auto":
             return "openai" if self.llm_configured else "offline"
         return self.generator
+
+
+def _stands(variable: str, path: Path, test: Callable[[Path], bool] = Path.exists) -> bool:
+    """What `test` says of a path.
+
+    Raises:
+        SettingsError: nobody may look there, or no file can have such a name.
+    """
+    try:
+        return test(path)
+    except OSError as error:
+        raise SettingsError(
+            f"{variable}: {path} cannot be looked at ({error.strerror}); mend its permissions or name another"
+        ) from None
 
 
 def _in_words(error: ValidationError) -> str:
@@ -265,11 +284,16 @@ def _check_lines(dotenv: Path) -> None:
     if not dotenv.is_file():
         return
     with dotenv.open(encoding="utf-8-sig") as file:
-        bad = next((binding.original for binding in parse_stream(file) if binding.error), None)
+        bad = next((line.original for line in parse_stream(file) if line.error or _lacks_its_value(line)), None)
     if bad is not None:
         # It begins with the blank lines above.
         blank = bad.string[: len(bad.string) - len(bad.string.lstrip())].count("\n")
         raise SettingsError(f"{dotenv} line {bad.line + blank} cannot be read: write NAME=value")
+
+
+def _lacks_its_value(line: Binding) -> bool:
+    """A name of ours without `=`: python-dotenv reads that as no value, so a default would hold in its place."""
+    return line.value is None and (line.key or "").upper().startswith(("ACME_RAG_", "OPENAI_"))
 
 
 class _undo_dotenv_override:  # noqa: N801

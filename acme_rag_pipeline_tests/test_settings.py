@@ -148,13 +148,36 @@ def test_a_dotenv_that_is_not_utf_8_is_named(tmp_path: Path, encoding: str) -> N
         Settings.load(root=tmp_path)
 
 
-@pytest.mark.parametrize("line", ["ACME_RAG_GENERATOR: offline", "ACME_RAG_DOCUMENTS ../docs", "=offline"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "ACME_RAG_GENERATOR: offline",
+        "ACME_RAG_DOCUMENTS ../docs",
+        "=offline",
+        "ACME_RAG_GENERATOR",
+        "export OPENAI_BASE_URL",
+    ],
+)
 def test_a_line_of_a_dotenv_that_cannot_be_read_is_named_and_no_default_holds_in_its_place(
     tmp_path: Path, line: str
 ) -> None:
     (tmp_path / ".env").write_text(f"# ours\n\nACME_RAG_LLM=own\n\n{line}\n")
     with pytest.raises(SettingsError, match=r"\.env line 5 cannot be read: write NAME=value"):
         Settings.load(root=tmp_path)
+
+
+def test_a_name_of_another_program_may_stand_alone_in_a_dotenv(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("export HTTP_PROXY\nACME_RAG_LLM=own\n")
+    assert Settings.load(root=tmp_path).llm == "own"
+
+
+@pytest.mark.parametrize("variable", ["STORE", "CURATED_PAIRS", "GOLDEN", "ROOT"])
+def test_a_path_that_no_file_can_have_is_an_error_that_names_the_variable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    monkeypatch.setenv(f"ACME_RAG_{variable}", str(tmp_path / ("x" * 300)))
+    with pytest.raises(SettingsError, match=rf"ACME_RAG_{variable}: .* cannot be looked at \(File name too long\)"):
+        Settings.load(**({} if variable == "ROOT" else {"root": tmp_path}))
 
 
 def test_the_environment_beats_dotenv_even_where_dagster_overwrote_it(tmp_path: Path) -> None:

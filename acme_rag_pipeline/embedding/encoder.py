@@ -30,6 +30,8 @@ CUDA_BATCH = 512
 CPU_BATCH, CPU_LONGEST_BATCH, CPU_BATCH_CHARACTERS = 32, 128, 10_000
 # Of all texts of a call: about 2,500 tokens, half a second or two in numpy; loading the libraries costs 8.
 LIGHT_CHARACTERS = 10_000
+# A model reads the beginning of a long text: some ten characters for each of its 256 tokens.
+LIGHT_TEXT_CHARACTERS = 2_500
 # From so many characters on a model is compiled, if they have come one by one or together: that takes a second, and
 # a text then three quarters of the time (two cores with AVX-512 bf16).
 COMPILED_CHARACTERS = 150_000
@@ -192,7 +194,7 @@ class Encoder:
         """The numpy encoder, where it is the quicker way and the libraries are not there yet anyway."""
         if self._model is not None or "sentence_transformers" in sys.modules:
             return None
-        if sum(map(len, texts)) > LIGHT_CHARACTERS:
+        if sum(min(len(text), LIGHT_TEXT_CHARACTERS) for text in texts) > LIGHT_CHARACTERS:
             return None
         with _LOADING:
             if self._light is _UNOPENED:

@@ -1,6 +1,7 @@
 """Jobs, the document sensor and the retrain schedule. What they run is defined by the assets."""
 
 import json
+import math
 import time
 from datetime import UTC, datetime
 from typing import Any
@@ -155,7 +156,9 @@ def _waits_for(cursor: dict[str, Any], wanted: str, max_tries: int) -> str:
         if time.time() - unsettled_since < LONGEST_SETTLING_SECONDS:
             return "the documents changed: waiting until they settle"
     if cursor["tries"] >= max_tries:
-        cursor["next_try_at"] = cursor["next_try_at"] or time.time() + _backoff(cursor["tries"] - max_tries)
+        pause = _backoff(cursor["tries"] - max_tries)
+        # Never later than from now on: a clock that was ahead when the time was set has been put right since.
+        cursor["next_try_at"] = min(cursor["next_try_at"] or math.inf, time.time() + pause)
         if time.time() < cursor["next_try_at"]:
             due = datetime.fromtimestamp(cursor["next_try_at"], UTC)
             return f"{_tried(cursor)}; the next try is due at {due:%H:%M:%S} UTC"

@@ -94,7 +94,13 @@ class Retriever:
         return self.search_many([query], k, retriever)[0]
 
     def search_many(self, queries: Sequence[str], k: int = 10, retriever: str = "promoted") -> list[list[SearchHit]]:
-        """The same for many queries, encoded in one go and answered from one promoted state; raises what `search` does."""
+        """The same for many queries, encoded in one go and answered from one promoted state; raises what `search` does.
+
+        Raises:
+            TypeError: a text instead of a list of texts, which would be a query for each of its letters.
+        """
+        if isinstance(queries, str) or not all(isinstance(query, str) for query in queries):
+            raise TypeError("queries must be a list of texts; for one text there is `search`")
         if k < 1:
             raise ValueError(f"k is {k}, it must be at least 1")
         if retriever not in RETRIEVERS:

@@ -49,6 +49,15 @@ class Store:
         self.pointer = root / "promoted.json"
         self._locks = {name: FileLock(root / f"{name}.lock") for name in LOCKS}
 
+    def is_own(self, path: Path) -> bool:
+        """Whether a resolved path is the store itself or one of the files it is made of; reports and foreign files are not."""
+        root = self.root.resolve()
+        if root not in path.parents:
+            return path == root
+        first = path.relative_to(root).parts[0].removeprefix(".")
+        own = ("warehouse.duckdb", "cache", "lancedb", "models", "work", "promoted.json", "arms.json")
+        return first.startswith(own) or Path(first).stem in LOCKS
+
     @contextlib.contextmanager
     def writer(self, purpose: str, lock: LockName = "writer") -> Iterator[None]:
         """Be the only process that writes to the store; re-entrant. The kernel frees the lock of a killed process.

@@ -44,5 +44,8 @@ def drop_old_versions(table: Table, pins: Collection[int]) -> None:
         times = [v["timestamp"] for v in table.list_versions() if v["version"] in keep]
         # The steps of a reconciliation stand close together, and this one takes a moment too.
         age = datetime.now(UTC) - min(times).astimezone(UTC) + timedelta(seconds=5)
+        if age <= timedelta(0):
+            # The clock was set back: what is older than these versions leaves when it has caught up.
+            return
     # Killed writers leave files that belong to no version. The store's writer lock says that nobody is writing now.
     table.optimize(cleanup_older_than=age, delete_unverified=True)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from click.testing import CliRunner, Result
 
 from acme_rag_pipeline.cli import main
@@ -74,6 +76,25 @@ def test_a_query_file_is_used_or_what_is_wrong_with_it_is_said(
     assert queries.read_bytes() == GOOD
     assert search(GOOD, documents / "travel.md").exit_code == 1
     assert "Hotels" in (documents / "travel.md").read_text("utf-8")
+    os.link(queries, tmp_path / "the same.jsonl")
+    (store.root / "lancedb/foreign").touch()
+    (tmp_path / ".env").touch()
+    for target, said in (
+        (documents / "new.md", "would be one of the documents"),
+        (tmp_path / "the same.jsonl", "is what people wrote"),
+        (tmp_path / ".env", "is what people wrote"),
+        (store.warehouse.path, "is a part of the store"),
+        (store.pointer, "is a part of the store"),
+        (store.root / "writer.lock", "is a part of the store"),
+        (store.lancedb / "foreign", "is a part of the store"),
+        (tmp_path / ("x" * 300), "File name too long"),
+    ):
+        answer = search(GOOD, target)
+        assert (answer.exit_code, answer.output.count("\n")) == (1, 1), target
+        assert said in answer.output
+    assert not (documents / "new.md").exists()
+    assert queries.read_bytes() == GOOD
+    assert search(GOOD, store.root / "reports/run.jsonl").exit_code == 0
     assert search(GOOD).exit_code == 0
     assert json.loads(out.read_text("utf-8"))["query_id"] == "7"
 
@@ -106,6 +127,8 @@ def test_an_index_without_a_passage_finds_nothing_and_that_is_no_error(
         assert (called.exit_code, called.exception) == (0, None), retriever
         assert "no passage found" in called.output
     assert Retriever.open(store.root).search_many(["hotel", "leave"]) == [[], []]
+    with pytest.raises(TypeError, match="for one text there is `search`"):
+        Retriever.open(store.root).search_many("hotel")
 
 
 def test_a_reader_creates_no_folder_where_the_index_is_gone(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from datetime import timedelta
+from datetime import datetime, timedelta, tzinfo
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from lancedb.query import MatchQuery
 
-from acme_rag_pipeline.store import folding, vectors
+from acme_rag_pipeline.store import folding, table_clean_up, vectors
 from acme_rag_pipeline.store.fingerprints import sha256_text
 from acme_rag_pipeline.store.passages import LivePassage
 from acme_rag_pipeline.store.table_clean_up import drop_old_versions
@@ -144,6 +144,25 @@ def test_a_version_that_a_reader_holds_survives_the_clean_up(tmp_path: Path) -> 
     drop_old_versions(table, [first.version, second.version])
     assert pinned.search(np.ones(8, dtype=np.float32)).limit(5).to_arrow().num_rows == 1
     assert int(table.version) == second.version
+
+
+def test_after_the_clock_was_set_back_nothing_is_deleted_and_nothing_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    versions = [reconcile(tmp_path, [passage(number, "a")]).version for number in range(3)]
+    table = vectors.open_table(vectors.connect(tmp_path), "t")
+    assert table is not None
+    before = len(table.list_versions())
+
+    class TwoHoursAgo(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> TwoHoursAgo:
+            return super().now(tz) - timedelta(hours=2)
+
+    with monkeypatch.context() as moment:
+        moment.setattr(table_clean_up, "datetime", TwoHoursAgo)
+        drop_old_versions(table, versions[1:])
+    assert len(table.list_versions()) == before
 
 
 def test_the_version_after_a_run_that_was_killed_before_it_folded_its_rows_survives_the_clean_up(
