@@ -79,7 +79,7 @@ def dry_run(store: Store, settings: Settings) -> DryRun:
     asked = generator(settings, "openai", passages, examples)
     known = answered(store, asked)
     unanswered = asked.prompts.keys() - known
-    lost = unanswered & given_up(store, settings.llm).keys()
+    lost = unanswered & given_up(store, asked.parameters).keys()
     missing = {h: messages for h, messages in asked.prompts.items() if h in unanswered - lost}
     measured = _measured(store, settings, asked)
     # The guess of `estimate` is for three queries.

@@ -14,7 +14,10 @@ _COMPLETION_TOKENS = 3 * TOKENS_A_QUERY
 _TOKENS_AROUND_A_MESSAGE = 4
 # Has passages asked about again that a model found nothing to ask about.
 ASK_EMPTY_AGAIN = "acme-rag pairs ask-again --empty"
-LONGER_ANSWERS = "ACME_RAG_PAIRS__EXTRA_BODY can let the server write longer answers, or think less."
+LONGER_ANSWERS = (
+    "ACME_RAG_PAIRS__EXTRA_BODY can let the server write longer answers, or think less; a change of it asks about every "
+    "passage again, one at the server itself does not."
+)
 
 
 @dataclass(frozen=True, slots=True)

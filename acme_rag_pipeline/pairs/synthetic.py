@@ -81,10 +81,11 @@ def write_pairs(store: Store, settings: Settings) -> StageResult:
     examples, warnings = example_queries(settings) if "openai" in names else ((), [])
     for warning in warnings:
         logger.warning(warning)
+    asked_with = parameters_of(settings, "openai", examples)
 
     def made_from_now() -> str:
         # Prompts that somebody has asked again are no longer given up, and there is work.
-        lost = sorted(given_up(store, settings.llm)) if "openai" in names else []
+        lost = sorted(given_up(store, asked_with)) if "openai" in names else []
         parameters = [parameters_of(settings, name, examples) for name in names]
         return fingerprint(STAGE, CODE_VERSION, upstream, parameters, *([lost] if lost else []))
 
@@ -118,13 +119,13 @@ def write_pairs(store: Store, settings: Settings) -> StageResult:
             missing = one.prompts.keys() - answered(store, one)
             with_question = answered_with_a_question(store, one) if name == "openai" else set()
             # A budget must not be spent on the same bad answers in every run: those passages come last, and in the end never.
-            lost, spoilt = given_up(store, settings.llm), answered_badly(store, settings.llm)
+            lost, spoilt = given_up(store, asked_with), answered_badly(store, asked_with)
             hashes = sorted((h for h in one.prompts if h in missing and h not in lost), key=lambda h: h in spoilt)
             details |= _ask(store, settings, one, {h: one.prompts[h] for h in hashes}, len(with_question))
             commit_waiting(store)
             found = answers(store, one)
             if name == "openai":
-                lost = given_up(store, settings.llm)
+                lost = given_up(store, asked_with)
                 reasons = [lost[h] for h in one.prompts if h in lost and h not in found]
                 figures["given_up"] = len(reasons)
                 # Beside the embedded generator's, which leaves none open, the share of its own prompts would not be seen.

@@ -484,14 +484,40 @@ def test_what_was_given_up_is_asked_again_when_somebody_says_so_and_stays_paid(c
         assert (lost := result.details["unanswered"]) > 0
         mended.append(True)
         assert write_pairs(chunked, settings).unchanged, "nobody has said so yet"
-        assert ask_again(chunked, settings.llm) == lost
-        assert ask_again(chunked, settings.llm) == 0
+        assert ask_again(chunked, parameters_of(settings, "openai")) == lost
+        assert ask_again(chunked, parameters_of(settings, "openai")) == 0
         calls = len(server.requests)
         again = write_pairs(chunked, settings)
     assert (again.details["asked"], again.details["unanswered"]) == (lost, 0)
     assert "not_asked_again" not in again.details
     assert len(server.requests) == calls + lost
     assert again.details["so_far"]["calls"] == len(server.requests)
+
+
+def test_longer_answers_reach_the_passages_that_were_cut_off_and_cost_what_is_said(
+    chunked: Store, with_llm: Any
+) -> None:
+    def act(number: int, body: dict[str, Any]) -> Act:
+        short = "max_tokens" not in body and "Evergreen" in body["messages"][1]["content"]
+        return completion('{"queries": [{"query": "how', "length") if short else numbered(number, body)
+
+    with ScriptedLLM(act) as server:
+        settings = with_llm(server, generator="openai", pairs={"concurrency": 1})
+        for _ in range(2):
+            result = write_pairs(chunked, settings)
+        assert (lost := result.details["given_up"]) > 0
+        assert "a change of it asks about every passage again" in result.details["outcome"]
+        with chunked.warehouse.write() as connection:  # as an earlier version kept them
+            connection.execute("UPDATE llm_calls SET parameters_hash = NULL")
+        longer = with_llm(server, generator="openai", pairs={"extra_body": {"max_tokens": 2000}})
+        chunks = result.details["chunks"]
+        assert [dry_run(chunked, one).to_send for one in (settings, longer)] == [0, chunks]
+        assert write_pairs(chunked, settings).details["given_up"] == lost
+        assert write_pairs(chunked, longer).details["asked"] == chunks
+        # What these answered badly is theirs.
+        assert write_pairs(chunked, settings).details["given_up"] == lost
+        assert ask_again(chunked, parameters_of(longer, "openai")) == 0
+        assert ask_again(chunked, parameters_of(settings, "openai")) == lost
 
 
 def nothing_to_ask(number: int, body: dict[str, Any]) -> Act:
@@ -593,7 +619,7 @@ def test_a_passage_that_is_refused_for_what_it_says_is_given_up_and_one_for_the_
             assert result.details["given_up"] == (run >= 8)
         assert 0 < result.details["given_up"] < result.details["unanswered"]
     assert f"(most often: HTTP {refusal.status}" in result.details["outcome"]
-    assert ask_again(chunked, settings.llm) == 1
+    assert ask_again(chunked, parameters_of(settings, "openai")) == 1
 
 
 def test_what_a_server_that_counts_no_tokens_answers_badly_is_given_up_and_not_left(
