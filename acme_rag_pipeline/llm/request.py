@@ -26,6 +26,7 @@ from acme_rag_pipeline.llm.reply import (
     own_name,
     retry_after,
 )
+from acme_rag_pipeline.llm.unreachable import connection_reply
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
@@ -130,7 +131,7 @@ class LLMClient:
         except (TimeoutError, openai.APITimeoutError):
             return Reply("timeout", detail=f"no answer within {self._connection.timeout_seconds:g} s")
         except openai.APIConnectionError as error:
-            return Reply("connection_error", detail=type(error.__cause__ or error).__name__)
+            return connection_reply(error)
         except openai.APIStatusError as error:
             return self._status_reply(error.response, error.status_code, own_name(error.code, error.type), used, schema)
         except Exception as error:

@@ -133,7 +133,9 @@ def _trouble(reply: Reply, connection: LLMConnection) -> str:
     return {
         "rate_limited": "the LLM allows no more requests for now",
         "timeout": "the LLM did not answer in time",
-        "connection_error": f"the LLM at {connection.shown_url} cannot be reached",
+        # One word is the name of a library's exception.
+        "connection_error": f"the LLM at {connection.shown_url} cannot be reached"
+        + (_because(reply) if " " in reply.detail else ""),
         # A server's refusal, of too many passages for instance, is none of the model's.
         "refused": f"the LLM server refuses the request{_because(reply)}"
         if reply.detail.startswith("HTTP")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import time
 from dataclasses import replace
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 
 from acme_rag_pipeline.llm.request import LLMConnection
 from acme_rag_pipeline.pairs.llm import Budget, ask_all_blocking
-from acme_rag_pipeline_tests.llm_server import Act, Body, ScriptedLLM, completion, error, ok
+from acme_rag_pipeline_tests.llm_server import SELF_SIGNED, Act, Body, ScriptedLLM, completion, error, ok
 from acme_rag_pipeline_tests.pairs.test_llm import KEY, QUICK, Sink, always, ask, first, prompts_for
 
 
@@ -75,6 +76,34 @@ def test_a_code_that_is_about_the_prompt_is_no_reason_to_ask_in_another_format(c
         outcome = ask(server, 3, Sink(), concurrency=1)
     assert (outcome.answered, outcome.failed, outcome.calls) == (2, 1, 3)
     assert {body["response_format"]["type"] for body in server.requests} == {"json_schema"}
+
+
+def test_a_certificate_that_is_not_trusted_costs_one_call_and_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SSL_CERT_FILE", raising=False)
+    with ScriptedLLM(always(ok()), tls=True) as server:
+        refused = ask(server, 40, Sink(), concurrency=16)
+        monkeypatch.setenv("SSL_CERT_FILE", str(SELF_SIGNED))
+        trusted = ask(server, 2, Sink())
+    assert (refused.stopped, refused.calls, refused.left) == ("unreachable", 1, 40)
+    assert "its certificate is not trusted (self-signed certificate): SSL_CERT_FILE" in refused.sentence
+    assert (trusted.answered, trusted.calls) == (2, 2)
+
+
+@pytest.mark.parametrize(
+    ("host", "said"),
+    [
+        ("no-such-host.invalid", "no such host"),
+        ("127.0.0.1", "connection refused"),
+        ("localhost", "connection refused"),
+    ],
+)
+def test_why_no_connection_comes_about_is_said(host: str, said: str) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        url = f"http://{host}:{free.getsockname()[1]}/v1"
+    outcome = ask_all_blocking(prompts_for(2), LLMConnection("m", url), Sink(), pacing=QUICK)
+    assert outcome.stopped == "unreachable"
+    assert f"cannot be reached or does not work ({said}" in outcome.sentence
 
 
 def test_what_only_this_server_knows_is_sent_with_every_request_and_never_shown() -> None:

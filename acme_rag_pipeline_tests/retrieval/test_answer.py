@@ -166,7 +166,8 @@ def test_no_server_is_a_note() -> None:
     with_secrets = url.replace("//", f"//me:{KEY}@") + f"?key={KEY}"
     for address, shown in ((url, url), (with_secrets, url), ("http://[bad/v1", "(not an address)")):
         found = answer("how?", HITS, LLMConnection("m", address, KEY), wait_seconds=0.01)
-        assert found.note == f"the LLM at {shown} cannot be reached: these are the best passages"
+        why = "" if address.startswith("http://[") else " (connection refused)"
+        assert found.note == f"the LLM at {shown} cannot be reached{why}: these are the best passages"
     assert "cannot be reached" in answer("how?", HITS, LLMConnection("m", "nonsense"), wait_seconds=0.01).note
 
 
