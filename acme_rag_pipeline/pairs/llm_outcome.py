@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from acme_rag_pipeline.llm.reply import CUT_OFF, StopReason
+from acme_rag_pipeline.llm.reply import CUT_OFF, NO_COMPLETION, RIGHT_ADDRESS, StopReason
 from acme_rag_pipeline.llm.request import LLMConnection, Messages
 
 # About what a query and the JSON around it take; only a guess until the server has counted.
@@ -130,6 +130,8 @@ def sentence(outcome: GenerationOutcome, detail: str, failure: str, connection: 
     if outcome.failed:
         counts += f", {outcome.failed} failed" + (f" (most often: {failure})" if failure else "")
     hint = f" {LONGER_ANSWERS}" if CUT_OFF in f"{detail} {failure}" else ""
+    if not outcome.answered and NO_COMPLETION in f"{detail} {failure}":
+        hint += f" {RIGHT_ADDRESS}"
     if outcome.stopped is None:
         return f"{counts}.{hint}"
     because = f" ({detail})" if detail else ""
@@ -148,6 +150,7 @@ def sentence(outcome: GenerationOutcome, detail: str, failure: str, connection: 
         "unreachable": f"{server} cannot be reached or does not work{because}",
         "unauthorised": f"{server} refuses the key{because}",
         "model_not_found": f"{server} does not know the model {connection.model!r}, or the address is wrong{because}",
+        "extra_body": f"{server} refuses {detail}",
         "quota": f"the quota of the account at {server} is used up{because}",
         "rate_limited": f"{server} allows no more requests for now{because}",
         "unusable": unusable,
