@@ -11,8 +11,9 @@ from collections.abc import Callable, Mapping
 from acme_rag_pipeline.llm.blocking import run_blocking
 from acme_rag_pipeline.llm.request import LLMClient, LLMConnection, Messages
 from acme_rag_pipeline.pairs.llm_commit import AnswerSink, LLMAnswer, LLMCall
-from acme_rag_pipeline.pairs.llm_outcome import Budget, GenerationOutcome, Progress, TokenEstimate, estimate
+from acme_rag_pipeline.pairs.llm_outcome import Budget, GenerationOutcome, TokenEstimate, estimate
 from acme_rag_pipeline.pairs.llm_pace import Pacing
+from acme_rag_pipeline.pairs.llm_progress import Progress
 from acme_rag_pipeline.pairs.llm_run import Run
 from acme_rag_pipeline.pairs.prompt import MAX_QUERIES
 

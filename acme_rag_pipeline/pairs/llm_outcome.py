@@ -1,4 +1,4 @@
-"""What a run of an LLM may use, how it goes, what came of it, and what it would cost."""
+"""What a run of an LLM may use, what came of it, and what it would cost."""
 
 from __future__ import annotations
 
@@ -31,27 +31,6 @@ class Budget:
 
     max_calls: int | None = None
     max_tokens: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far a run is.
-
-    Attributes:
-        done: Prompts answered or failed for good.
-        total: Prompts.
-        rate: Prompts done a second.
-        tokens: Used so far.
-        eta_seconds: None as long as nothing is done.
-        completion_tokens: Of `tokens`, those of answers.
-    """
-
-    done: int
-    total: int
-    rate: float
-    tokens: int
-    eta_seconds: float | None
-    completion_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,12 +18,12 @@ from acme_rag_pipeline.pairs.llm_outcome import (
     TOKENS_A_QUERY,
     Budget,
     GenerationOutcome,
-    Progress,
     TokenEstimate,
     estimate_prompt,
     sentence,
 )
 from acme_rag_pipeline.pairs.llm_pace import Pace, Pacing
+from acme_rag_pipeline.pairs.llm_progress import Progress, Reporter
 from acme_rag_pipeline.pairs.passage import WrittenQuery
 from acme_rag_pipeline.pairs.prompt import ANSWER_SCHEMA, BadAnswer, parse_answer
 
@@ -79,7 +79,7 @@ class Run:
         pacing: Pacing,
     ) -> None:
         self._connection, self._budget, self._pacing = connection, budget, pacing
-        self._on_progress, self._limit = on_progress, limit
+        self._limit = limit
         self._total = len(prompts)
         self._fresh = iter(prompts.items())
         self._next_fresh: _Job | None = None
@@ -99,7 +99,7 @@ class Run:
         self._stopped_at = 0.0
         self._stop_detail = ""
         self._defect: BaseException | None = None
-        self._begun = self._reported = time.monotonic()
+        self._reporter = Reporter(on_progress, self._total, pacing.progress_seconds)
 
     async def execute(self) -> GenerationOutcome:
         """Ask until everything is answered, has failed for good, or the run has to stop."""
@@ -137,16 +137,14 @@ class Run:
             self._report(now)
             if not self._in_flight and (self._stopped or (self._peek() is None and not self._retries)):
                 return
-            wakes = [self._pace.changes_at(now)]
+            wakes = [self._pace.changes_at(now), self._reporter.due_at]
             if self._retries and self._retries[0].ready_at > now:  # else it waits for a reply, not for a time
                 wakes.append(self._retries[0].ready_at)
             if self._stopped == "unreachable":
                 # Answers that are under way are paid for and waited for; a dead server's requests would hang.
-                wakes = [self._stopped_at + self._pacing.grace_seconds]
+                wakes = [self._stopped_at + self._pacing.grace_seconds, self._reporter.due_at]
                 if now >= wakes[0]:
                     return
-            if self._on_progress is not None:
-                wakes.append(self._reported + self._pacing.progress_seconds)
             timer = loop.call_later(max(0.0, min(*wakes, now + 3600.0) - now), self._wake.set)
             await self._wake.wait()
             timer.cancel()
@@ -253,6 +251,7 @@ class Run:
 
     def _settle(self, job: _Job, reply: Reply, sent_at: float) -> None:
         now = time.monotonic()
+        self._reporter.came(reply)
         if reply.next_format is not None:
             job.least_format = reply.next_format
             self._again(job, now)
@@ -327,14 +326,11 @@ class Run:
             self._stopped, self._stopped_at, self._stop_detail = reason, time.monotonic(), detail
 
     def _report(self, now: float) -> None:
-        if self._on_progress is None or now - self._reported < self._pacing.progress_seconds:
-            return
-        self._reported = now
+        held_until = self._pace.held_until
+        if self._retries and not self._in_flight:
+            held_until = max(held_until, self._retries[0].ready_at)
         done = self._answered + self._failed
-        rate = done / (now - self._begun)
-        eta = (self._total - done) / rate if done else None
-        tokens = self._prompt_tokens + self._completion_tokens
-        self._on_progress(Progress(done, self._total, rate, tokens, eta, self._completion_tokens))
+        self._reporter.report(now, done, self._prompt_tokens, self._completion_tokens, held_until)
 
     def _outcome(self) -> GenerationOutcome:
         left = self._total - self._answered - self._failed
@@ -346,7 +342,7 @@ class Run:
             calls=self._calls,
             prompt_tokens=self._prompt_tokens,
             completion_tokens=self._completion_tokens,
-            seconds=time.monotonic() - self._begun,
+            seconds=time.monotonic() - self._reporter.begun,
             stopped=self._stopped,
             sentence="",
         )

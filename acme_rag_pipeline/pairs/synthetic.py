@@ -26,6 +26,7 @@ from acme_rag_pipeline.pairs.generators import (
 )
 from acme_rag_pipeline.pairs.llm_cost import cost, spent
 from acme_rag_pipeline.pairs.llm_outcome import LONGER_ANSWERS
+from acme_rag_pipeline.pairs.llm_progress import ProgressLog
 from acme_rag_pipeline.pairs.passage import Passage
 from acme_rag_pipeline.setting_groups import PairSettings
 from acme_rag_pipeline.settings import Settings, SettingsError
@@ -278,7 +279,7 @@ def _ask(
         connection,
         sink,
         budget,
-        on_progress=lambda progress: _log_progress(progress, settings.pairs),
+        on_progress=ProgressLog(logger.info, lambda progress: _money(progress, settings.pairs)),
         limit=settings.pairs.queries_per_chunk,
         # A model that is known to write questions may meet a long list of passages that have nothing to ask.
         pacing=replace(pacing, empty_answers=pacing.empty_answers + with_question),
@@ -293,15 +294,6 @@ def _ask(
     }
 
 
-def _log_progress(progress: llm.Progress, settings: PairSettings) -> None:
+def _money(progress: llm.Progress, settings: PairSettings) -> str:
     money = cost(progress.tokens - progress.completion_tokens, progress.completion_tokens, settings)
-    eta = f", about {progress.eta_seconds:.0f} s left" if progress.eta_seconds is not None else ""
-    logger.info(
-        "asked for %d of %d chunks, %.1f chunks/s, %d tokens%s%s",
-        progress.done,
-        progress.total,
-        progress.rate,
-        progress.tokens,
-        "" if money is None else f", cost {money:.4f}",
-        eta,
-    )
+    return "" if money is None else f", cost {money:.4f}"
