@@ -92,7 +92,15 @@ def estimate_prompt(messages: Messages) -> TokenEstimate:
     return TokenEstimate(round(tokens), _COMPLETION_TOKENS)
 
 
-def sentence(outcome: GenerationOutcome, detail: str, failure: str, connection: LLMConnection, budget: Budget) -> str:
+def sentence(
+    outcome: GenerationOutcome,
+    detail: str,
+    failure: str,
+    connection: LLMConnection,
+    budget: Budget,
+    *,
+    known: bool = False,
+) -> str:
     """The outcome for a person.
 
     Args:
@@ -101,6 +109,7 @@ def sentence(outcome: GenerationOutcome, detail: str, failure: str, connection: 
         failure: Why prompts failed, most often.
         connection: The server.
         budget: Of the run.
+        known: Answers of this model are stored: it works, and so does the address.
     """
     total = outcome.answered + outcome.failed + outcome.left
     counts = f"{outcome.answered} of {total} prompts answered with {outcome.calls} calls"
@@ -109,9 +118,11 @@ def sentence(outcome: GenerationOutcome, detail: str, failure: str, connection: 
     if outcome.failed:
         counts += f", {outcome.failed} failed" + (f" (most often: {failure})" if failure else "")
     hint = f" {LONGER_ANSWERS}" if CUT_OFF in f"{detail} {failure}" else ""
-    if not outcome.answered and NO_COMPLETION in f"{detail} {failure}":
+    if not (known or outcome.answered) and NO_COMPLETION in f"{detail} {failure}":
         hint += f" {RIGHT_ADDRESS}"
     if outcome.stopped is None:
+        if known and outcome.failed == total:
+            counts += f": the {f'{total} passages left get' if total > 1 else 'passage left gets'} no usable answer"
         return f"{counts}.{hint}"
     because = f" ({detail})" if detail else ""
     server = f"the LLM server {connection.shown_url}"

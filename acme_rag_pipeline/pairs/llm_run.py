@@ -8,17 +8,17 @@ import importlib
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from acme_rag_pipeline.llm.reply import FILTERED, Reply, StopReason
 from acme_rag_pipeline.llm.request import LLMClient, LLMConnection, Messages
 from acme_rag_pipeline.pairs.llm_commit import AnswerSink, GroupCommit, LLMAnswer, LLMCall
+from acme_rag_pipeline.pairs.llm_job import Job, Retry
 from acme_rag_pipeline.pairs.llm_outcome import (
     TOKENS_A_QUERY,
     Budget,
     GenerationOutcome,
-    TokenEstimate,
     estimate_prompt,
     sentence,
 )
@@ -29,40 +29,6 @@ from acme_rag_pipeline.pairs.prompt import ANSWER_SCHEMA, BadAnswer, parse_answe
 
 # How many times what the longest answer took a request may take without going beyond the budget.
 _ROOM = 4
-
-
-@dataclass(slots=True)
-class _Job:
-    """A prompt on its way to an answer."""
-
-    prompt_hash: str
-    messages: Messages
-    estimate: TokenEstimate
-    faults: int = 0
-    waited: float = 0.0
-    limited: int = 0
-    bad_answers: int = 0
-    complaint: str | None = None
-    least_format: int = 0
-
-    def to_send(self) -> Messages:
-        """The messages; for a repair, the system message also says what was wrong with the answer before.
-
-        The bad answer itself is not sent back: it may repeat what a hostile passage told the model to say, and
-        instructions stand in the system message alone.
-        """
-        if self.complaint is None:
-            return self.messages
-        system, *data = self.messages
-        note = f"\n\nYour previous answer was rejected: {self.complaint}. Answer with JSON in the form above only."
-        return [{**system, "content": system["content"] + note}, *data]
-
-
-@dataclass(order=True, slots=True)
-class _Retry:
-    ready_at: float
-    number: int
-    job: _Job = field(compare=False)
 
 
 class Run:
@@ -77,14 +43,18 @@ class Run:
         on_progress: Callable[[Progress], None] | None,
         limit: int,
         pacing: Pacing,
+        answered_before: int = 0,
     ) -> None:
+        # A model that is known to write questions may meet a long list of passages that have nothing to ask.
+        pacing = replace(pacing, empty_answers=pacing.empty_answers + answered_before)
         self._connection, self._budget, self._pacing = connection, budget, pacing
+        self._answered_before = answered_before
         self._limit = limit
         self._total = len(prompts)
         self._fresh = iter(prompts.items())
-        self._next_fresh: _Job | None = None
-        self._retries: list[_Retry] = []
-        self._in_flight: dict[asyncio.Task[None], _Job] = {}
+        self._next_fresh: Job | None = None
+        self._retries: list[Retry] = []
+        self._in_flight: dict[asyncio.Task[None], Job] = {}
         self._wake = asyncio.Event()
         self._commits = GroupCommit(sink, self._wake)
         self._client = LLMClient(connection)
@@ -154,11 +124,11 @@ class Run:
         if defect is not None:
             raise defect
 
-    def _peek(self) -> _Job | None:
+    def _peek(self) -> Job | None:
         """The next prompt that was never asked."""
         if self._next_fresh is None:
             for prompt_hash, messages in self._fresh:
-                self._next_fresh = _Job(prompt_hash, messages, estimate_prompt(messages))
+                self._next_fresh = Job(prompt_hash, messages, estimate_prompt(messages))
                 break
         return self._next_fresh
 
@@ -168,18 +138,19 @@ class Run:
         while not self._stopped and len(self._in_flight) < self._pace.allowed(now):
             if self._commits.answers_waiting > most_waiting:
                 return
-            if not self._answered and self._bad_answers + len(self._in_flight) >= self._pacing.unusable_answers:
+            if not self._known_to_work and self._bad_answers + len(self._in_flight) >= self._pacing.unusable_answers:
                 return  # as many as may be paid before one of them can be used
             if self._only_empty and self._empty + len(self._in_flight) >= self._pacing.empty_answers:
                 return  # likewise before one of them holds a question
             fresh = self._peek()
-            spent = self._budget.max_calls is not None and self._calls >= self._budget.max_calls
-            if spent and (fresh or self._retries):
+            if self._calls_left <= 0 and (fresh or self._retries):
                 self._stop("budget")
                 return
             retry = bool(self._retries) and self._retries[0].ready_at <= now
             job = self._retries[0].job if retry else fresh
-            if job is None:
+            # What was asked already must not lose its last attempt to what never was.
+            waiting = [] if retry else [other.job for other in self._retries]
+            if job is None or (waiting and self._calls_left <= len(waiting)):
                 return
             if self._budget.max_tokens is not None:
                 if self._in_flight and len(self._in_flight) >= self._counted:
@@ -188,8 +159,9 @@ class Run:
                 reserved = sum(self._reserved.values()) + wanted
                 # Beside others a request needs room for answers that are much longer than any before; alone it does not.
                 reserved *= _ROOM if self._in_flight else 1
+                reserved += sum(map(self._tokens_of, waiting))
                 if self._prompt_tokens + self._completion_tokens + reserved > self._budget.max_tokens:
-                    if not self._in_flight:
+                    if not self._in_flight and not waiting:
                         self._stop("budget")
                     return  # else: what is in flight may take less than was reserved for it
                 self._reserved[job.prompt_hash] = wanted
@@ -203,7 +175,12 @@ class Run:
             self._in_flight[task] = job
             task.add_done_callback(self._finished)
 
-    def _tokens_of(self, job: _Job) -> int:
+    @property
+    def _calls_left(self) -> float:
+        most = self._budget.max_calls
+        return float("inf") if most is None else most - self._calls
+
+    def _tokens_of(self, job: Job) -> int:
         """What a request may take: the longest answer so far says more than any guess."""
         return job.estimate.prompt_tokens + (self._longest_answer or TOKENS_A_QUERY * self._limit)
 
@@ -213,7 +190,7 @@ class Run:
             self._defect = task.exception()
         self._wake.set()
 
-    async def _attempt(self, job: _Job) -> None:
+    async def _attempt(self, job: Job) -> None:
         called_at, sent_at = datetime.now(UTC), time.monotonic()
         reply = Reply("timeout", detail="cancelled before an answer came")
         queries: list[WrittenQuery] | None = None
@@ -232,7 +209,7 @@ class Run:
         self._settle(job, reply, sent_at)
 
     def _record(
-        self, job: _Job, reply: Reply, queries: list[WrittenQuery] | None, called_at: datetime, seconds: float
+        self, job: Job, reply: Reply, queries: list[WrittenQuery] | None, called_at: datetime, seconds: float
     ) -> None:
         used = (reply.prompt_tokens or 0, reply.completion_tokens or 0)
         if reply.content:
@@ -249,7 +226,7 @@ class Run:
             None if queries is None else LLMAnswer(prompt_hash, queries, *used),
         )
 
-    def _settle(self, job: _Job, reply: Reply, sent_at: float) -> None:
+    def _settle(self, job: Job, reply: Reply, sent_at: float) -> None:
         now = time.monotonic()
         self._reporter.came(reply)
         if reply.next_format is not None:
@@ -298,8 +275,13 @@ class Run:
             give_up = reply.status == "refused" or job.bad_answers >= self._pacing.bad_answers
             self._again(job, now, give_up=give_up, detail=reply.detail)
             self._bad_answers += reply.status == "bad_answer"
-            if not self._answered and self._bad_answers >= self._pacing.unusable_answers:
+            if not self._known_to_work and self._bad_answers >= self._pacing.unusable_answers:
                 self._stop("unusable", reply.detail)
+
+    @property
+    def _known_to_work(self) -> bool:
+        """Whether the model ever gave an answer that can be used: else bad ones may be all that it gives."""
+        return self._answered_before + self._answered > 0
 
     @property
     def _only_empty(self) -> bool:
@@ -311,9 +293,9 @@ class Run:
         self._forbidden += 1
         return self._answered > 0 or self._forbidden < self._pacing.forbidden_prompts
 
-    def _again(self, job: _Job, ready_at: float, *, give_up: bool = False, detail: str = "") -> None:
+    def _again(self, job: Job, ready_at: float, *, give_up: bool = False, detail: str = "") -> None:
         if not give_up or self._stopped:
-            heapq.heappush(self._retries, _Retry(ready_at, self._calls, job))
+            heapq.heappush(self._retries, Retry(ready_at, self._calls, job))
             return
         self._failed += 1
         self._failures[detail] += 1
@@ -347,5 +329,7 @@ class Run:
             sentence="",
         )
         failure = max(self._failures, key=self._failures.__getitem__, default="")
-        told = sentence(outcome, self._stop_detail, failure, self._connection, self._budget)
+        told = sentence(
+            outcome, self._stop_detail, failure, self._connection, self._budget, known=self._answered_before > 0
+        )
         return replace(outcome, sentence=told)

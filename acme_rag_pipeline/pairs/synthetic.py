@@ -272,7 +272,6 @@ def _ask(
         concurrency=settings.pairs.concurrency,
         extra_body=settings.pairs.extra_body or {},
     )
-    pacing = llm.Pacing()
     budget = llm.Budget(settings.pairs.max_calls, settings.pairs.max_tokens)
     outcome = llm.ask_all_blocking(
         missing,
@@ -281,8 +280,7 @@ def _ask(
         budget,
         on_progress=ProgressLog(logger.info, lambda progress: _money(progress, settings.pairs)),
         limit=settings.pairs.queries_per_chunk,
-        # A model that is known to write questions may meet a long list of passages that have nothing to ask.
-        pacing=replace(pacing, empty_answers=pacing.empty_answers + with_question),
+        answered_before=with_question,
     )
     return {
         "outcome": outcome.sentence,

@@ -233,6 +233,18 @@ def nothing_to_ask() -> Act:
     return completion('{"queries": []}')
 
 
+@pytest.mark.parametrize("count", [1, 12])
+def test_a_model_that_answered_before_is_not_called_unusable_over_the_passages_that_are_left(count: int) -> None:
+    sink = Sink()
+    with ScriptedLLM(always(garbage())) as server:
+        outcome = ask(server, count, sink, answered_before=40)
+    assert (outcome.stopped, outcome.failed, outcome.calls) == (None, count, 4 * count)
+    left = "the passage left gets" if count == 1 else "the 12 passages left get"
+    assert outcome.sentence.endswith(
+        f"(most often: not JSON: Expecting value at character 0): {left} no usable answer."
+    )
+
+
 @pytest.mark.parametrize("concurrency", [1, 32])
 def test_a_model_that_finds_nothing_to_ask_anywhere_costs_twenty_calls_and_the_outcome_says_so(
     concurrency: int,
@@ -366,6 +378,20 @@ def test_budget_of_calls_is_exact(max_calls: int) -> None:
     assert outcome.left == 20 - outcome.answered
     assert outcome.stopped == "budget"
     assert f"{outcome.left} left" in outcome.sentence
+
+
+@pytest.mark.parametrize("of", ["calls", "tokens"])
+def test_a_budget_is_kept_back_for_what_waits_for_another_attempt(of: str) -> None:
+    budget = (
+        Budget(max_calls=5) if of == "calls" else Budget(max_tokens=2 * estimate(prompts_for(1).values()).total + 9)
+    )
+    sink = Sink()
+    with ScriptedLLM(first(error(429, retry_after_ms="500"))) as server:
+        outcome = ask(server, 200, sink, concurrency=1, budget=budget, limit=3)
+    assert "c0" in {answer.prompt_hash for answer in sink.answers}
+    assert outcome.stopped == "budget"
+    used = outcome.calls if of == "calls" else outcome.prompt_tokens + outcome.completion_tokens
+    assert used <= (budget.max_calls or budget.max_tokens)
 
 
 def test_a_budget_that_just_suffices_is_no_stop() -> None:
