@@ -6,6 +6,7 @@ import base64
 import json
 import re
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,15 @@ from acme_rag_pipeline import cli
 from acme_rag_pipeline.chunking.chunks import split_documents
 from acme_rag_pipeline.documents.ingest import ingest_documents
 from acme_rag_pipeline.evaluation.provenance import tokens
+from acme_rag_pipeline.llm.reply import CallStatus
 from acme_rag_pipeline.orchestration.checks import every_chunk_was_asked
 from acme_rag_pipeline.orchestration.presentation import metadata_of
-from acme_rag_pipeline.pairs.answer_store import ask_again
+from acme_rag_pipeline.pairs.answer_store import AnswerStore, ask_again
 from acme_rag_pipeline.pairs.dry_run import dry_run
 from acme_rag_pipeline.pairs.examples import example_queries
-from acme_rag_pipeline.pairs.generators import parameters_of
+from acme_rag_pipeline.pairs.generators import Generator, parameters_of
+from acme_rag_pipeline.pairs.llm_commit import LLMAnswer, LLMCall
+from acme_rag_pipeline.pairs.passage import WrittenQuery
 from acme_rag_pipeline.pairs.prompt import PromptParameters, render
 from acme_rag_pipeline.pairs.synthetic import left_by_the_llm, write_pairs
 from acme_rag_pipeline.settings import Settings, SettingsError
@@ -178,6 +182,41 @@ def test_a_dry_run_sends_nothing_writes_nothing_and_knows_what_is_answered(chunk
         assert later.prompt_tokens < nothing_known.prompt_tokens
         assert later.seconds is not None
         assert len(server.requests) == 2
+
+
+def test_a_dry_run_takes_the_time_that_the_last_asking_took_and_the_tokens_of_other_settings(
+    chunked: Store, with_llm: Any
+) -> None:
+    with ScriptedLLM(numbered) as server:
+        settings = with_llm(server, generator="openai", pairs={"concurrency": 4, "audience": "nurses"})
+
+    def asked(day: int, number: int, status: CallStatus, at: float) -> LLMCall:
+        moment = datetime(2026, 1, day, tzinfo=UTC) + timedelta(seconds=at)
+        return LLMCall(moment, settings.llm, f"h{day}-{number}", status, 100, 60, 0.5, "")
+
+    def answer(call: LLMCall) -> LLMAnswer:
+        return LLMAnswer(call.prompt_hash, [WrittenQuery(f"{n}?", "question", "llm") for n in range(2)], 100, 60)
+
+    # Earlier settings. A fast day, and a slow one: an answer in ten seconds, a limit between, and an hour's break.
+    sink = AnswerStore(chunked, Generator("openai", ("openai", "1", settings.llm, 2), {}, {}))
+    fast = [asked(1, n, "ok", n / 10) for n in range(50)]
+    sink.commit(fast[:9], [answer(call) for call in fast[:9]])
+    few = dry_run(chunked, settings)
+    assert any("time at best" in note for note in few.notes)
+    assert few.seconds == pytest.approx(few.to_send * 0.5 / 4, abs=0.1)
+    assert few.completion_tokens == 120 * few.to_send, "a guess"
+    sink.commit(fast[9:], [answer(call) for call in fast[9:]])
+    slow = [asked(2, n, "ok" if n % 2 else "rate_limited", n * 5 + (3600 if n > 10 else 0)) for n in range(40)]
+    sink.commit(slow, [answer(call) for call in slow if call.status == "ok"])
+    found = dry_run(chunked, settings)
+    # After the break 15 answers within 140.5 s.
+    assert found.seconds == pytest.approx(found.to_send * 140.5 / 15, abs=0.1)
+    assert not any("time at best" in note for note in found.notes)
+    # 60 tokens for two queries, and three are wanted.
+    assert found.completion_tokens == 90 * found.to_send
+    assert "this model's answers under other settings" in found.counted_by
+    other = dry_run(chunked, with_llm(server, generator="openai", llm="another"))
+    assert (other.seconds, other.completion_tokens) == (None, 120 * other.to_send)
 
 
 def test_the_command_line_estimates_without_an_llm(chunked: Store, documents: Path) -> None:
