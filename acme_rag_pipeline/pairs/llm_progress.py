@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable
@@ -123,7 +124,7 @@ class ProgressLog:
         now, trouble = progress.seconds, progress.trouble
         unsaid = now - self._trouble_said_at.get(trouble, float("-inf")) >= _QUIET_SECONDS
         if trouble and progress.held_seconds > 0 and unsaid:
-            self._say(f"{trouble}, waiting {progress.held_seconds:.0f} s")
+            self._say(f"{trouble}, waiting {math.ceil(progress.held_seconds)} s")
             self._trouble_said_at[trouble] = self._said_at = now
         if progress.done != self._done or now - self._said_at >= _QUIET_SECONDS:
             self._say(self._line(progress))

@@ -895,7 +895,7 @@ def test_a_log_says_once_that_a_server_limits_and_repeats_no_line_meanwhile() ->
     assert outcome.answered == 12
     waits = [line for line in lines if line.startswith("the server")]
     assert len(waits) == 1, lines
-    assert re.fullmatch(r"the server limits \(HTTP 429\), waiting \d s", waits[0])
+    assert re.fullmatch(r"the server limits \(HTTP 429\), waiting 1 s", waits[0])
     told = [
         re.match(r"asked for (\d+) of 12 chunks, .*, \d+ tokens, free", line) for line in lines if line not in waits
     ]
