@@ -66,12 +66,13 @@ def ask_passages_again(context: click.Context, empty: bool) -> None:
 
     settings = settings_of(context)
     model, store = settings.llm, store_of(context)
+    # Its answers are told from those of other settings by what it is, whatever the passages are.
+    asked = generator(settings, "openai", (), example_queries(settings)[0])
     if empty:
-        # Its answers are told from those of other settings by what it is, whatever the passages are.
-        count = ask_empty_again(store, generator(settings, "openai", (), example_queries(settings)[0]))
+        count = ask_empty_again(store, asked)
         none = f"{model} has left no passage without a question"
     else:
-        count, none = ask_again(store, model), f"{model} has given no passage up"
+        count, none = ask_again(store, asked.parameters), f"{model} has given no passage up"
     passages = "1 passage" if count == 1 else f"{count} passages"
     click.echo(f"{passages} of model {model} will be asked about again" if count else none)
     if count:

@@ -14,7 +14,6 @@ from acme_rag_pipeline.cli_context import (
     as_text,
     check_output,
     reader_settings_of,
-    settings_of,
     write_output,
 )
 
@@ -127,7 +126,7 @@ def ask(context: click.Context, question: str, k: int, as_json: bool) -> None:
     from acme_rag_pipeline.pairs.llm import LLMConnection
     from acme_rag_pipeline.retrieval.answer import answer
 
-    settings = settings_of(context)
+    settings = reader_settings_of(context)
     hits = [hit.as_dict() for hit in _retriever(context).search(question, k)]
     connection, without_llm = None, "no LLM is configured"
     if settings.generator == "offline":
@@ -141,6 +140,8 @@ def ask(context: click.Context, question: str, k: int, as_json: bool) -> None:
             timeout_seconds=settings.pairs.timeout_seconds,
             concurrency=1,
         )
+    elif settings.generator != "auto":
+        without_llm = f"ACME_RAG_GENERATOR={settings.generator} needs OPENAI_API_KEY or OPENAI_BASE_URL"
     found = answer(question, hits, connection, without_llm=without_llm)
     if as_json:
         click.echo(as_text({"question": question, "answer": found.text, "note": found.note, "sources": found.sources}))

@@ -112,6 +112,19 @@ def test_a_key_is_never_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert "sk-secret-123" not in known.model_dump_json()
 
 
+@pytest.mark.parametrize("host", ["h:99999", "[::1", "", ":8000", "h:port", "h:0"])
+def test_an_address_that_is_none_is_named_and_not_shown(
+    host: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_BASE_URL", f"http://me:sk-secret-123@{host}/v1")
+    with pytest.raises(SettingsError, match="OPENAI_BASE_URL: has no host or no port that can be used") as error:
+        Settings.load(root=tmp_path)
+    assert "sk-secret-123" not in str(error.value)
+    for good in ("http://localhost:8000/v1", "http://[::1]:8000/v1", "https://u:p@h/v1?api-version=1"):
+        monkeypatch.setenv("OPENAI_BASE_URL", good)
+        assert Settings.load(root=tmp_path).openai_base_url == good
+
+
 def test_a_blank_key_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", " \n")
     assert Settings.load(root=tmp_path).generator_in_use == "offline"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -17,17 +17,26 @@ CallStatus = Literal[
     "ok", "empty", "rate_limited", "server_error", "timeout", "bad_answer", "connection_error", "refused"
 ]
 StopReason = Literal[
-    "unreachable", "unauthorised", "model_not_found", "quota", "rate_limited", "unusable", "failing", "budget"
+    "unreachable",
+    "unauthorised",
+    "model_not_found",
+    "extra_body",
+    "quota",
+    "rate_limited",
+    "unusable",
+    "failing",
+    "budget",
 ]
 ABOUT_FORMAT = re.compile(
     r"response.format|json.schema|json.object|json.mode|structured.output|schema|grammar|guided|requested parameters",
     re.IGNORECASE,
 )
+TOO_LONG = "context_length_exceeded"
 # Codes of errors that are about what one prompt says or how long it is: no other format and no other time helps.
 ABOUT_PROMPT = (
     "content_filter",
     "content_policy_violation",
-    "context_length_exceeded",
+    TOO_LONG,
     "exceed_context_size_error",
     "string_above_max_length",
 )
@@ -38,9 +47,13 @@ _ABOUT_MODEL = re.compile(
     r"|\b(invalid|unknown|no such|not a valid|not found)\b.{0,20}\bmodel\b",
     re.IGNORECASE,
 )
+_ABOUT_LENGTH = re.compile(r"maximum context length|context (?:window|size)", re.IGNORECASE)
+_ABOUT_RESPONSE_FORMAT = re.compile(r"response.format|json.schema|json.object|json.mode", re.IGNORECASE)
+_WHERE_NAMES_STAND = r"(?:^|['\"`]|\b(?i:parameter|argument|property|field|option|supplied)\W{1,3})"
 CUT_OFF = "cut off at the server's length limit"
 FILTERED = "cut off by a content filter"
-_NO_COMPLETION = "the body is not a chat completion"
+NO_COMPLETION = "the body is not a chat completion"
+RIGHT_ADDRESS = "Is OPENAI_BASE_URL right (does it end in /v1)?"
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,13 +98,50 @@ def cause_of(body: str) -> StopReason | None:
 
 def message_of(body: str) -> str:
     """What an error says itself; a server may send the prompt back beside it, and that may speak of anything."""
+    error = _error_in(body)
+    message = error.get("message") if isinstance(error, dict) else error
+    return message if isinstance(message, str) else ""
+
+
+def is_about_length(body: str) -> bool:
+    """Whether an error's own words say that a prompt is too long: vLLM and others have no code for it."""
+    return bool(_ABOUT_LENGTH.search(message_of(body)))
+
+
+def named_in(body: str, names: Iterable[str]) -> str:
+    """Which of these names of a request's body an error is about; empty: none, or rather `response_format`."""
+    error, said = _error_in(body), message_of(body)
+    param = error.get("param") if isinstance(error, dict) else None
+    if _ABOUT_RESPONSE_FORMAT.search(f"{param} {said}"):
+        return ""
+    places = _places_in(error)
+    for name in names:
+        if isinstance(param, str) and param:
+            named = re.split(r"[.\[]", param)[0] == name
+        else:
+            # Some names are words that an error may hold for another reason: those count in quotes, or where a name stands.
+            before = "" if "_" in name else _WHERE_NAMES_STAND
+            named = name in places or bool(re.search(rf"{before}(?<![\w-]){re.escape(name)}(?![\w-])", said))
+        if named:
+            return name
+    return ""
+
+
+def _error_in(body: str) -> Any:
     try:
         error = json.loads(body)
     except (ValueError, RecursionError):
-        return ""
-    error = error.get("error", error) if isinstance(error, dict) else error
-    message = error.get("message") if isinstance(error, dict) else error
-    return message if isinstance(message, str) else ""
+        return None
+    return error.get("error", error) if isinstance(error, dict) else error
+
+
+def _places_in(error: Any) -> set[str]:
+    """Where in the request the faults are, as FastAPI and Mistral list them: `{"detail": [{"loc": ["body", "seed"], ...}]}`."""
+    holders = [error, error.get("message")] if isinstance(error, dict) else []
+    lists = [holder.get("detail") for holder in holders if isinstance(holder, dict)]
+    faults = [fault for faults in lists if isinstance(faults, list) for fault in faults if isinstance(fault, dict)]
+    places = [fault["loc"] for fault in faults if isinstance(fault.get("loc"), list)]
+    return {part for place in places for part in place[:2] if isinstance(part, str)}
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
@@ -147,13 +197,13 @@ def content_reply(body: bytes) -> Reply:
         completion = json.loads(body)
         tokens = _tokens(completion.get("usage"))
     except (ValueError, AttributeError, RecursionError):
-        return Reply("bad_answer", detail=_NO_COMPLETION)
+        return Reply("bad_answer", detail=NO_COMPLETION)
     try:
         choice = completion["choices"][0]
         finish_reason, message = choice.get("finish_reason"), choice.get("message") or {}
         content, refusal = message.get("content"), message.get("refusal")
     except (LookupError, TypeError, AttributeError):
-        return Reply("bad_answer", "", _NO_COMPLETION, *tokens)
+        return Reply("bad_answer", "", NO_COMPLETION, *tokens)
     if isinstance(content, list):
         # Parts, as some servers send them; what a model thinks is a part of another type.
         parts = [part for part in content if isinstance(part, dict) and part.get("type", "text") == "text"]

@@ -17,15 +17,19 @@ from urllib.parse import quote, unquote, urlsplit
 from acme_rag_pipeline.llm.reply import (
     ABOUT_FORMAT,
     ABOUT_PROMPT,
+    TOO_LONG,
     Reply,
     StopReason,
     cause_of,
     content_reply,
     fault_in,
+    is_about_length,
     message_of,
+    named_in,
     own_name,
     retry_after,
 )
+from acme_rag_pipeline.llm.unreachable import connection_reply
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
@@ -36,8 +40,12 @@ OPENAI_URL = "https://api.openai.com/v1"
 # How the answer's form is asked for, best first: servers differ in what they know.
 _JSON_SCHEMA, _JSON_OBJECT, _PLAIN = range(3)
 _AZURE = (".azure.com", ".azure.us", ".azure.cn", ".azure-api.net")
+# Where these are about the format they say so.
+_ABOUT_OTHER_PARAMETERS = ("unsupported_parameter", "unsupported_value")
 _OPENAI_HOST = "api.openai.com"
-_SAFE_CODE = re.compile(r"[a-z][a-z0-9_.]{0,47}")
+_SAFE_CODE = re.compile(r"[A-Za-z][A-Za-z0-9_.]{0,47}")
+# Shorter keys are such as local servers are given, which nobody keeps secret.
+_LEAST_SECRET = 8
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -87,6 +95,7 @@ class LLMClient:
         self._connection = connection
         self._client: AsyncOpenAI | None = None
         self._key = (connection.api_key or "").strip()  # a secret from a file ends with a newline
+        self._secrets = _secrets(self._key)
         self._query = b""
         self._headers: dict[str, Any] = {}
         self._format = _JSON_SCHEMA
@@ -130,13 +139,16 @@ class LLMClient:
         except (TimeoutError, openai.APITimeoutError):
             return Reply("timeout", detail=f"no answer within {self._connection.timeout_seconds:g} s")
         except openai.APIConnectionError as error:
-            return Reply("connection_error", detail=type(error.__cause__ or error).__name__)
+            return connection_reply(error)
         except openai.APIStatusError as error:
             return self._status_reply(error.response, error.status_code, own_name(error.code, error.type), used, schema)
         except Exception as error:
             # Nothing was sent: a lone surrogate in a broken file, ...
             return Reply("refused", detail=f"cannot be sent: {type(error).__name__}")
         reply = content_reply(body)
+        if self._holds_secret(reply.content, messages):
+            # A gateway that echoes requests. Nothing of it is kept.
+            reply = replace(reply, status="bad_answer", content="", detail="the answer holds the key")
         if (fault := fault_in(body)) is not None:
             failed = self._status_reply(response.http_response, *fault, used, schema)
             return replace(failed, prompt_tokens=reply.prompt_tokens, completion_tokens=reply.completion_tokens)
@@ -150,6 +162,7 @@ class LLMClient:
         if self._client is None:
             address, user, self._query = _without_secrets(self._connection.base_url or OPENAI_URL)
             self._headers = self._who_asks(address, user)
+            self._secrets += _secrets(user, user.partition(":")[2], _basic(user))
             self._client = openai.AsyncOpenAI(
                 # Never None: the client would look for key and address in the environment.
                 api_key=self._key or "none",
@@ -166,7 +179,7 @@ class LLMClient:
 
         bearer = f"Bearer {self._key}" if self._key else openai.Omit()
         headers: dict[str, Any] = {
-            "Authorization": f"Basic {b64encode(user.encode()).decode()}" if user else bearer,
+            "Authorization": f"Basic {_basic(user)}" if user else bearer,
         }
         host = urlsplit(address).hostname or ""
         if host != _OPENAI_HOST and not host.endswith(f".{_OPENAI_HOST}"):
@@ -201,13 +214,18 @@ class LLMClient:
             return Reply("bad_answer", detail=detail)  # Groq's word for an answer of the model that is not as asked
         if code in ABOUT_PROMPT:
             return Reply("refused", detail=detail)
+        if status in (400, 422) and (name := named_in(response.text, self._connection.extra_body)):
+            detail = f"`{name}` of ACME_RAG_PAIRS__EXTRA_BODY ({detail})"
+            return Reply("refused", detail=detail, stop="extra_body", perhaps_this_prompt=True)
+        if status in (400, 413, 422) and is_about_length(response.text):
+            return Reply("refused", detail=f"{within}HTTP {status} {TOO_LONG}")
         if status in (400, 422) and (stop := cause_of(response.text)) is not None:
             return Reply("refused", detail=detail, stop=stop, perhaps_this_prompt=True)
         if schema is not None and used < _PLAIN and not self._format_accepted:
             if status in (400, 404, 422, 501) and ABOUT_FORMAT.search(response.text):
                 self._format = max(self._format, used + 1)
                 return Reply("refused", detail=detail, next_format=used + 1)
-            if status in (400, 422):
+            if status in (400, 422) and code not in _ABOUT_OTHER_PARAMETERS:
                 # It does not say why. Tried, but not remembered unless it helps.
                 return Reply("refused", detail=detail, next_format=used + 1)
             if status >= 500 and ABOUT_FORMAT.search(message_of(response.text)):
@@ -219,7 +237,7 @@ class LLMClient:
             return Reply("refused", detail=detail, stop="unauthorised", perhaps_this_prompt=True)
         if status == 401:
             return Reply("refused", detail=detail, stop="unauthorised")
-        if status == 404:
+        if status in (404, 405):
             return Reply("refused", detail=detail, stop="model_not_found")
         if status == 402:
             return Reply("refused", detail=detail, stop="quota")
@@ -232,10 +250,15 @@ class LLMClient:
             return Reply("server_error", detail=detail, retry_after=wait)
         return Reply("refused", detail=detail)
 
+    def _holds_secret(self, content: str, messages: Messages) -> bool:
+        """Whether an answer holds the key, or user and password of the address, and not because the prompt does."""
+        asked = "\n".join(message["content"] for message in messages)
+        return any(secret in content and secret not in asked for secret in self._secrets)
+
     def _safe_code(self, code: object) -> str:
         if not isinstance(code, str) or not _SAFE_CODE.fullmatch(code):
             return ""
-        return "" if self._key and self._key in code else code
+        return "" if any(secret in code for secret in (self._key, *self._secrets) if secret) else code
 
 
 def _without_secrets(address: str) -> tuple[str, str, bytes]:
@@ -244,6 +267,15 @@ def _without_secrets(address: str) -> tuple[str, str, bytes]:
     user, at, host = parts.netloc.rpartition("@")
     plain = parts._replace(netloc=host, query="", fragment="").geturl()
     return plain, unquote(user) if at else "", quote(parts.query, safe=string.punctuation).encode()
+
+
+def _secrets(*candidates: str) -> list[str]:
+    return [candidate for candidate in candidates if len(candidate) >= _LEAST_SECRET]
+
+
+def _basic(user: str) -> str:
+    """`user:password` as the header has it."""
+    return b64encode(user.encode()).decode()
 
 
 def _format_arguments(used: int, schema: Mapping[str, Any] | None) -> dict[str, Any]:

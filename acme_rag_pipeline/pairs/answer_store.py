@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from acme_rag_pipeline.llm.reply import ABOUT_PROMPT
-from acme_rag_pipeline.pairs.generators import Generator
+from acme_rag_pipeline.pairs.generators import Generator, Parameters, without_extra_body
 from acme_rag_pipeline.pairs.llm_commit import LLMAnswer, LLMCall
 from acme_rag_pipeline.pairs.passage import WrittenQuery
+from acme_rag_pipeline.store.fingerprints import fingerprint
 from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.stages import UpstreamMissing, data_versions, distrust
 from acme_rag_pipeline.store.warehouse import WarehouseBusy, append, insert
@@ -27,6 +28,8 @@ from acme_rag_pipeline.store.warehouse import WarehouseBusy, append, insert
 MOST_BAD_ANSWERS = 8
 # Refusals by HTTP status that are about the prompt alone, as their `detail` says: too long, offensive, or not to be encoded.
 _ABOUT_THE_PROMPT = rf"HTTP 413|HTTP \d+ ({'|'.join(ABOUT_PROMPT)})$|^cannot be sent"
+# Calls of one model under one set of parameters. All but an EXTRA_BODY is part of the prompt, and earlier rows do not name it.
+_OF_THESE = "model = ? AND coalesce(parameters_hash, ?) = ?"
 _Rows = dict[str, list[dict[str, Any]]]
 logger = logging.getLogger(__name__)
 
@@ -59,7 +62,11 @@ class AnswerStore:
                 }
                 for answer in answers
             ],
-            "llm_calls": [asdict(call) | {"called_at": call.called_at.isoformat()} for call in calls],
+            "llm_calls": [
+                asdict(call)
+                | {"called_at": call.called_at.isoformat(), "parameters_hash": self._generator.parameters_hash}
+                for call in calls
+            ],
         }
         try:
             _commit(self._store, rows)
@@ -82,33 +89,36 @@ def commit_waiting(store: Store) -> None:
         _commit(store, {"answers": [], "llm_calls": []})
 
 
-def answered_badly(store: Store, model: str) -> set[str]:
+def answered_badly(store: Store, parameters: Parameters) -> set[str]:
     """Hashes of prompts that once got an answer that could not be used, or none on principle."""
     with store.warehouse.read() as connection:
         rows = connection.execute(
-            "SELECT DISTINCT prompt_hash FROM llm_calls WHERE model = ? AND status IN ('bad_answer', 'refused')",
-            [model],
+            f"SELECT DISTINCT prompt_hash FROM llm_calls WHERE {_OF_THESE} AND status IN ('bad_answer', 'refused')",
+            _of_these(parameters),
         ).fetchall()
     return {row[0] for row in rows}
 
 
-def given_up(store: Store, model: str) -> dict[str, str]:
-    """Prompt hash to the last reason, of prompts that got `MOST_BAD_ANSWERS` from this model over all runs."""
+def given_up(store: Store, parameters: Parameters) -> dict[str, str]:
+    """Prompt hash to the last reason, of prompts that got `MOST_BAD_ANSWERS` under these parameters over all runs."""
     # A refusal of the server's own, such as that of a key, has no tokens and says nothing about the prompt, unless it
     # names what is wrong with it. A bad answer without tokens may be from a server that does not count.
     with store.warehouse.read() as connection:
         rows = connection.execute(
-            "SELECT prompt_hash, arg_max(detail, called_at) FROM llm_calls WHERE model = ? "
+            f"SELECT prompt_hash, arg_max(detail, called_at) FROM llm_calls WHERE {_OF_THESE} "
             "AND (status = 'bad_answer' OR status = 'refused' AND "
             "(prompt_tokens + completion_tokens > 0 OR regexp_matches(detail, ?))) "
             "GROUP BY prompt_hash HAVING count(*) >= ?",
-            [model, _ABOUT_THE_PROMPT, MOST_BAD_ANSWERS],
+            [*_of_these(parameters), _ABOUT_THE_PROMPT, MOST_BAD_ANSWERS],
         ).fetchall()
     return dict(rows)
 
 
-def ask_again(store: Store, model: str) -> int:
+def ask_again(store: Store, parameters: Parameters) -> int:
     """Have the prompts that were given up asked again, and keep what they cost; says how many those are.
+
+    Args:
+        parameters: `parameters_of` the LLM; what was given up under others stays so.
 
     Raises:
         UpstreamMissing: the store holds no chunks yet.
@@ -116,12 +126,12 @@ def ask_again(store: Store, model: str) -> int:
         WarehouseBusy: another process held the warehouse too long.
     """
     with _asking_again(store):
-        lost = list(given_up(store, model))
+        lost = list(given_up(store, parameters))
         with store.warehouse.write() as connection:
             connection.execute(
-                "UPDATE llm_calls SET status = 'forgiven' WHERE model = ? AND status IN ('bad_answer', 'refused') "
+                f"UPDATE llm_calls SET status = 'forgiven' WHERE {_OF_THESE} AND status IN ('bad_answer', 'refused') "
                 "AND list_contains(?, prompt_hash)",
-                [model, lost],
+                [*_of_these(parameters), lost],
             )
     return len(lost)
 
@@ -145,6 +155,11 @@ def ask_empty_again(store: Store, generator: Generator) -> int:
     return len(forgotten)
 
 
+def _of_these(parameters: Parameters) -> list[Any]:
+    """Values for `_OF_THESE`: the model, and the hashes of the parameters without an EXTRA_BODY and with it."""
+    return [parameters[2], fingerprint(without_extra_body(parameters)), fingerprint(parameters)]
+
+
 @contextlib.contextmanager
 def _asking_again(store: Store) -> Iterator[None]:
     """Nobody asks meanwhile, and every answer that arrived is in the warehouse."""
@@ -159,7 +174,11 @@ def _asking_again(store: Store) -> Iterator[None]:
 def _commit(store: Store, rows: _Rows) -> None:
     waiting = _waiting(store)
     # What was set aside may be offered again: a batch that failed is.
-    calls = {(row["called_at"], row["prompt_hash"]): row for row in waiting["llm_calls"] + rows["llm_calls"]}
+    calls = {
+        # An earlier version set rows aside that do not say under which parameters.
+        (row["called_at"], row["prompt_hash"]): {"parameters_hash": None} | row
+        for row in waiting["llm_calls"] + rows["llm_calls"]
+    }
     with store.warehouse.write() as connection:
         if waiting["llm_calls"]:
             # A run that was killed between its commit and the removal of the file has them already.

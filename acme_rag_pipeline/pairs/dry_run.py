@@ -21,6 +21,21 @@ from acme_rag_pipeline.store.stages import UpstreamMissing, data_versions
 
 # Below it the mean of what was answered says less than the guess.
 _ENOUGH_ANSWERS = 10
+# A longer one lies between two runs, or is a wait that no estimate should expect.
+_GAP_SECONDS = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Pace:
+    """Of a model.
+
+    Attributes:
+        each: Mean seconds from a request to its answer; None: there never was one.
+        rate: Answers a second in the last asking, limits, faults and repairs included; None: too few to say.
+    """
+
+    each: float | None
+    rate: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +55,8 @@ class DryRun:
         completion_tokens: Of the answers to it.
         counted_by: How tokens were estimated.
         cost: In the money of the prices; None: a price is not known.
-        seconds: At the configured concurrency; None: no answer of this model has been timed yet.
+        seconds: At the pace of this model's last asking, as a person waited for it, and no faster than the configured
+            concurrency allows; None: no answer of this model has been timed yet.
         one_run: `prompt_tokens`, `completion_tokens`, `cost` and `seconds` of the prompts within the budget alone.
         notes: What a person should know besides.
     """
@@ -79,11 +95,10 @@ def dry_run(store: Store, settings: Settings) -> DryRun:
     asked = generator(settings, "openai", passages, examples)
     known = answered(store, asked)
     unanswered = asked.prompts.keys() - known
-    lost = unanswered & given_up(store, settings.llm).keys()
+    lost = unanswered & given_up(store, asked.parameters).keys()
     missing = {h: messages for h, messages in asked.prompts.items() if h in unanswered - lost}
-    measured = _measured(store, settings, asked)
-    # The guess of `estimate` is for three queries.
-    each = measured["completion"] or estimate_prompt([]).completion_tokens * settings.pairs.queries_per_chunk / 3
+    pace = _pace(store, settings.llm)
+    each, by_answers = _completion(store, settings.llm, asked, settings.pairs.queries_per_chunk)
     sizes = [estimate_prompt(messages).prompt_tokens + each for messages in missing.values()]
     within = _within_budget(sizes, settings.pairs)
 
@@ -93,10 +108,9 @@ def dry_run(store: Store, settings: Settings) -> DryRun:
             "prompt_tokens": sent,
             "completion_tokens": received,
             "cost": cost(sent, received, settings.pairs),
-            "seconds": _seconds(prompts, measured["seconds"], settings.pairs.concurrency),
+            "seconds": _seconds(prompts, pace, settings.pairs.concurrency),
         }
 
-    by_answers = "the mean of the stored answers" if measured["completion"] else "a guess of 40 tokens a query"
     notes = [*warnings]
     if settings.pairs.price_input is None or settings.pairs.price_output is None:
         notes.append("no cost: set ACME_RAG_PAIRS__PRICE_INPUT and ACME_RAG_PAIRS__PRICE_OUTPUT (per million tokens)")
@@ -104,8 +118,12 @@ def dry_run(store: Store, settings: Settings) -> DryRun:
         notes.append(
             f"{len(lost)} of the prompts got {MOST_BAD_ANSWERS} answers each that cannot be used and are not asked again"
         )
-    if missing and measured["seconds"] is None:
+    if missing and pace.each is None:
         notes.append("no time: no answer of this model is stored yet")
+    elif missing and pace.rate is None:
+        notes.append(
+            f"time at best: fewer than {_ENOUGH_ANSWERS} answers of this model do not tell its limits and retries"
+        )
     return DryRun(
         model=settings.llm,
         server=LLMConnection(settings.llm, settings.openai_base_url).shown_url,
@@ -129,21 +147,60 @@ def _within_budget(sizes: list[float], settings: PairSettings) -> int:
     return sum(total <= settings.max_tokens for total in accumulate(sizes[:most]))
 
 
-def _seconds(prompts: int, each: float | None, concurrency: int) -> float | None:
+def _seconds(prompts: int, pace: _Pace, concurrency: int) -> float | None:
     if not prompts:
         return 0.0
-    return None if each is None else round(prompts * each / min(concurrency, prompts), 1)
+    if pace.each is None:
+        return None
+    at_best = prompts * pace.each / min(concurrency, prompts)
+    return round(max(at_best, prompts / pace.rate) if pace.rate else at_best, 1)
 
 
-def _measured(store: Store, settings: Settings, asked: Generator) -> dict[str, Any]:
-    """Mean completion tokens of this generator's answers and mean seconds of this model's; None where too few."""
+def _completion(store: Store, model: str, asked: Generator, queries: int) -> tuple[float, str]:
+    """Mean completion tokens that an answer will take, and what that was taken from."""
     with store.warehouse.read() as connection:
-        count, completion = connection.execute(
+        count, mean = connection.execute(
             "SELECT count(*), avg(completion_tokens) FROM answers WHERE generator = ? AND parameters_hash = ? "
             "AND completion_tokens > 0",
             [asked.name, asked.parameters_hash],
         ).fetchall()[0]
-        (seconds,) = connection.execute(
-            "SELECT avg(seconds) FROM llm_calls WHERE model = ? AND status IN ('ok', 'empty')", [settings.llm]
+        if count >= _ENOUGH_ANSWERS:
+            return mean, "the mean of the stored answers"
+        # An answer does not say whose it is; the call that brought it does.
+        count, mean = connection.execute(
+            "SELECT count(*), avg(a.completion_tokens / json_array_length(a.queries)) FROM answers a SEMI JOIN llm_calls c "
+            "ON c.model = ? AND c.status = 'ok' AND c.prompt_hash = a.prompt_hash "
+            "AND c.prompt_tokens = a.prompt_tokens AND c.completion_tokens = a.completion_tokens "
+            "WHERE a.generator = ? AND a.completion_tokens > 0 AND json_array_length(a.queries) > 0",
+            [model, asked.name],
         ).fetchall()[0]
-    return {"completion": completion if count >= _ENOUGH_ANSWERS else None, "seconds": seconds}
+    if count >= _ENOUGH_ANSWERS:
+        return mean * queries, "the mean of this model's answers under other settings, by the query"
+    # The guess of `estimate` is for three queries.
+    return estimate_prompt([]).completion_tokens * queries / 3, "a guess of 40 tokens a query"
+
+
+def _pace(store: Store, model: str) -> _Pace:
+    """How fast a model answered when it was asked last, by the calls of all its runs."""
+    with store.warehouse.read() as connection:
+        calls = connection.execute(
+            "SELECT epoch(called_at), coalesce(seconds, 0), status IN ('ok', 'empty') FROM llm_calls WHERE model = ? "
+            "ORDER BY called_at",
+            [model],
+        ).fetchall()
+    answers = [seconds for _, seconds, useful in calls if useful]
+    # Begin, end and answers of each time without a gap.
+    askings: list[tuple[float, float, int]] = []
+    for called_at, seconds, useful in calls:
+        if not askings or called_at > askings[-1][1] + _GAP_SECONDS:
+            askings.append((called_at, called_at, 0))
+        begin, end, count = askings[-1]
+        askings[-1] = (begin, max(end, called_at + seconds), count + useful)
+    took, count = 0.0, 0
+    while askings and count < _ENOUGH_ANSWERS:
+        begin, end, more = askings.pop()
+        took, count = took + end - begin, count + more
+    return _Pace(
+        each=sum(answers) / len(answers) if answers else None,
+        rate=count / took if count >= _ENOUGH_ANSWERS and took > 0 else None,
+    )

@@ -18,6 +18,8 @@ from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.warehouse import records
 
 GeneratorName = Literal["openai", "offline"]
+# What a generator's answers depend on besides each prompt; an LLM's begin with "openai", prompt version and model.
+Parameters = tuple[Any, ...]
 
 
 @dataclass(frozen=True)
@@ -33,10 +35,10 @@ class Generator:
     """
 
     name: GeneratorName
-    parameters: tuple[Any, ...]
+    parameters: Parameters
     prompts: dict[str, Any]
     prompt_of: dict[str, str]
-    paid_under: tuple[Any, ...] = ()
+    paid_under: Parameters = ()
 
     @property
     def parameters_hash(self) -> str:
@@ -49,7 +51,7 @@ class Generator:
         return [self.name, fingerprint(self.paid_under), self.parameters_hash]
 
 
-def parameters_of(settings: Settings, name: GeneratorName, examples: Sequence[str] = ()) -> tuple[Any, ...]:
+def parameters_of(settings: Settings, name: GeneratorName, examples: Sequence[str] = ()) -> Parameters:
     """What a generator's answers depend on besides each chunk's prompt; JSON values.
 
     Args:
@@ -62,11 +64,16 @@ def parameters_of(settings: Settings, name: GeneratorName, examples: Sequence[st
     return _parameters_of_llm(settings, clean_line(settings.pairs.audience), clean_line(settings.pairs.language), shown)
 
 
-def _parameters_of_llm(settings: Settings, *said: str | list[str]) -> tuple[Any, ...]:
+def _parameters_of_llm(settings: Settings, *said: str | list[str]) -> Parameters:
     fixed = ("openai", prompt.PROMPT_VERSION, settings.llm, settings.pairs.queries_per_chunk)
     # Nothing for what nobody chose: answers that were paid for before these settings existed stay valid.
     chosen = (*fixed, *said) if any(said) else fixed
     return (*chosen, {"extra_body": settings.pairs.extra_body}) if settings.pairs.extra_body else chosen
+
+
+def without_extra_body(parameters: Parameters) -> Parameters:
+    """An LLM's parameters as they were without an `EXTRA_BODY`."""
+    return parameters[:-1] if isinstance(parameters[-1], dict) else parameters
 
 
 def generator(
@@ -75,7 +82,7 @@ def generator(
     """A generator with its prompts for the passages; nothing is asked."""
     prompts: dict[str, Any] = {}
     prompt_of: dict[str, str] = {}
-    paid_under: tuple[Any, ...] = ()
+    paid_under: Parameters = ()
     if name == "offline":
         statistics = CorpusStatistics.from_passages(passages)
         offline_parameters = offline.OfflineParameters(queries_per_chunk=settings.pairs.queries_per_chunk)

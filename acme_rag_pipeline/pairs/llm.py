@@ -11,8 +11,9 @@ from collections.abc import Callable, Mapping
 from acme_rag_pipeline.llm.blocking import run_blocking
 from acme_rag_pipeline.llm.request import LLMClient, LLMConnection, Messages
 from acme_rag_pipeline.pairs.llm_commit import AnswerSink, LLMAnswer, LLMCall
-from acme_rag_pipeline.pairs.llm_outcome import Budget, GenerationOutcome, Progress, TokenEstimate, estimate
+from acme_rag_pipeline.pairs.llm_outcome import Budget, GenerationOutcome, TokenEstimate, estimate
 from acme_rag_pipeline.pairs.llm_pace import Pacing
+from acme_rag_pipeline.pairs.llm_progress import Progress
 from acme_rag_pipeline.pairs.llm_run import Run
 from acme_rag_pipeline.pairs.prompt import MAX_QUERIES
 
@@ -44,6 +45,7 @@ async def ask_all(
     *,
     limit: int = MAX_QUERIES,
     pacing: Pacing | None = None,
+    answered_before: int = 0,
 ) -> GenerationOutcome:
     """Ask for every prompt until it is answered, has failed for good, or the run has to stop.
 
@@ -55,11 +57,12 @@ async def ask_all(
         on_progress: Called in the event loop's thread, at most once a second.
         limit: Queries of one answer beyond it are left out.
         pacing: Waits and limits of the retries.
+        answered_before: Answers with a question that this model gave in earlier runs.
 
     Raises:
         Exception: The sink's. Everything that had arrived is offered to it once more before.
     """
-    run = Run(prompts, connection, sink, budget or Budget(), on_progress, limit, pacing or Pacing())
+    run = Run(prompts, connection, sink, budget or Budget(), on_progress, limit, pacing or Pacing(), answered_before)
     return await run.execute()
 
 
@@ -72,6 +75,18 @@ def ask_all_blocking(
     *,
     limit: int = MAX_QUERIES,
     pacing: Pacing | None = None,
+    answered_before: int = 0,
 ) -> GenerationOutcome:
     """`ask_all` for callers without `await`, from any thread, also from one whose event loop is running."""
-    return run_blocking(lambda: ask_all(prompts, connection, sink, budget, on_progress, limit=limit, pacing=pacing))
+    return run_blocking(
+        lambda: ask_all(
+            prompts,
+            connection,
+            sink,
+            budget,
+            on_progress,
+            limit=limit,
+            pacing=pacing,
+            answered_before=answered_before,
+        )
+    )

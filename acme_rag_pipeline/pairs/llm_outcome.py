@@ -1,11 +1,11 @@
-"""What a run of an LLM may use, how it goes, what came of it, and what it would cost."""
+"""What a run of an LLM may use, what came of it, and what it would cost."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from acme_rag_pipeline.llm.reply import CUT_OFF, StopReason
+from acme_rag_pipeline.llm.reply import CUT_OFF, NO_COMPLETION, RIGHT_ADDRESS, StopReason
 from acme_rag_pipeline.llm.request import LLMConnection, Messages
 
 # About what a query and the JSON around it take; only a guess until the server has counted.
@@ -14,7 +14,10 @@ _COMPLETION_TOKENS = 3 * TOKENS_A_QUERY
 _TOKENS_AROUND_A_MESSAGE = 4
 # Has passages asked about again that a model found nothing to ask about.
 ASK_EMPTY_AGAIN = "acme-rag pairs ask-again --empty"
-LONGER_ANSWERS = "ACME_RAG_PAIRS__EXTRA_BODY can let the server write longer answers, or think less."
+LONGER_ANSWERS = (
+    "ACME_RAG_PAIRS__EXTRA_BODY can let the server write longer answers, or think less; a change of it asks about every "
+    "passage again, one at the server itself does not."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,27 +31,6 @@ class Budget:
 
     max_calls: int | None = None
     max_tokens: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far a run is.
-
-    Attributes:
-        done: Prompts answered or failed for good.
-        total: Prompts.
-        rate: Prompts done a second.
-        tokens: Used so far.
-        eta_seconds: None as long as nothing is done.
-        completion_tokens: Of `tokens`, those of answers.
-    """
-
-    done: int
-    total: int
-    rate: float
-    tokens: int
-    eta_seconds: float | None
-    completion_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +92,15 @@ def estimate_prompt(messages: Messages) -> TokenEstimate:
     return TokenEstimate(round(tokens), _COMPLETION_TOKENS)
 
 
-def sentence(outcome: GenerationOutcome, detail: str, failure: str, connection: LLMConnection, budget: Budget) -> str:
+def sentence(
+    outcome: GenerationOutcome,
+    detail: str,
+    failure: str,
+    connection: LLMConnection,
+    budget: Budget,
+    *,
+    known: bool = False,
+) -> str:
     """The outcome for a person.
 
     Args:
@@ -119,6 +109,7 @@ def sentence(outcome: GenerationOutcome, detail: str, failure: str, connection: 
         failure: Why prompts failed, most often.
         connection: The server.
         budget: Of the run.
+        known: Answers of this model are stored: it works, and so does the address.
     """
     total = outcome.answered + outcome.failed + outcome.left
     counts = f"{outcome.answered} of {total} prompts answered with {outcome.calls} calls"
@@ -127,7 +118,11 @@ def sentence(outcome: GenerationOutcome, detail: str, failure: str, connection: 
     if outcome.failed:
         counts += f", {outcome.failed} failed" + (f" (most often: {failure})" if failure else "")
     hint = f" {LONGER_ANSWERS}" if CUT_OFF in f"{detail} {failure}" else ""
+    if not (known or outcome.answered) and NO_COMPLETION in f"{detail} {failure}":
+        hint += f" {RIGHT_ADDRESS}"
     if outcome.stopped is None:
+        if known and outcome.failed == total:
+            counts += f": the {f'{total} passages left get' if total > 1 else 'passage left gets'} no usable answer"
         return f"{counts}.{hint}"
     because = f" ({detail})" if detail else ""
     server = f"the LLM server {connection.shown_url}"
@@ -145,6 +140,7 @@ def sentence(outcome: GenerationOutcome, detail: str, failure: str, connection: 
         "unreachable": f"{server} cannot be reached or does not work{because}",
         "unauthorised": f"{server} refuses the key{because}",
         "model_not_found": f"{server} does not know the model {connection.model!r}, or the address is wrong{because}",
+        "extra_body": f"{server} refuses {detail}",
         "quota": f"the quota of the account at {server} is used up{because}",
         "rate_limited": f"{server} allows no more requests for now{because}",
         "unusable": unusable,

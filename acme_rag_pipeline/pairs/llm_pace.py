@@ -93,6 +93,11 @@ class Pace:
         self._probing = True
         self._held_until = 0.0
 
+    @property
+    def held_until(self) -> float:
+        """Before it no request may leave."""
+        return self._held_until
+
     def allowed(self, now: float) -> int:
         """How many requests may be in flight."""
         if now < self._held_until:

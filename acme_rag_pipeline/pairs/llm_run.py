@@ -8,61 +8,27 @@ import importlib
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from acme_rag_pipeline.llm.reply import FILTERED, Reply, StopReason
 from acme_rag_pipeline.llm.request import LLMClient, LLMConnection, Messages
 from acme_rag_pipeline.pairs.llm_commit import AnswerSink, GroupCommit, LLMAnswer, LLMCall
+from acme_rag_pipeline.pairs.llm_job import Job, Retry
 from acme_rag_pipeline.pairs.llm_outcome import (
     TOKENS_A_QUERY,
     Budget,
     GenerationOutcome,
-    Progress,
-    TokenEstimate,
     estimate_prompt,
     sentence,
 )
 from acme_rag_pipeline.pairs.llm_pace import Pace, Pacing
+from acme_rag_pipeline.pairs.llm_progress import Progress, Reporter
 from acme_rag_pipeline.pairs.passage import WrittenQuery
 from acme_rag_pipeline.pairs.prompt import ANSWER_SCHEMA, BadAnswer, parse_answer
 
 # How many times what the longest answer took a request may take without going beyond the budget.
 _ROOM = 4
-
-
-@dataclass(slots=True)
-class _Job:
-    """A prompt on its way to an answer."""
-
-    prompt_hash: str
-    messages: Messages
-    estimate: TokenEstimate
-    faults: int = 0
-    waited: float = 0.0
-    limited: int = 0
-    bad_answers: int = 0
-    complaint: str | None = None
-    least_format: int = 0
-
-    def to_send(self) -> Messages:
-        """The messages; for a repair, the system message also says what was wrong with the answer before.
-
-        The bad answer itself is not sent back: it may repeat what a hostile passage told the model to say, and
-        instructions stand in the system message alone.
-        """
-        if self.complaint is None:
-            return self.messages
-        system, *data = self.messages
-        note = f"\n\nYour previous answer was rejected: {self.complaint}. Answer with JSON in the form above only."
-        return [{**system, "content": system["content"] + note}, *data]
-
-
-@dataclass(order=True, slots=True)
-class _Retry:
-    ready_at: float
-    number: int
-    job: _Job = field(compare=False)
 
 
 class Run:
@@ -77,14 +43,18 @@ class Run:
         on_progress: Callable[[Progress], None] | None,
         limit: int,
         pacing: Pacing,
+        answered_before: int = 0,
     ) -> None:
+        # A model that is known to write questions may meet a long list of passages that have nothing to ask.
+        pacing = replace(pacing, empty_answers=pacing.empty_answers + answered_before)
         self._connection, self._budget, self._pacing = connection, budget, pacing
-        self._on_progress, self._limit = on_progress, limit
+        self._answered_before = answered_before
+        self._limit = limit
         self._total = len(prompts)
         self._fresh = iter(prompts.items())
-        self._next_fresh: _Job | None = None
-        self._retries: list[_Retry] = []
-        self._in_flight: dict[asyncio.Task[None], _Job] = {}
+        self._next_fresh: Job | None = None
+        self._retries: list[Retry] = []
+        self._in_flight: dict[asyncio.Task[None], Job] = {}
         self._wake = asyncio.Event()
         self._commits = GroupCommit(sink, self._wake)
         self._client = LLMClient(connection)
@@ -99,7 +69,7 @@ class Run:
         self._stopped_at = 0.0
         self._stop_detail = ""
         self._defect: BaseException | None = None
-        self._begun = self._reported = time.monotonic()
+        self._reporter = Reporter(on_progress, self._total, pacing.progress_seconds)
 
     async def execute(self) -> GenerationOutcome:
         """Ask until everything is answered, has failed for good, or the run has to stop."""
@@ -137,16 +107,14 @@ class Run:
             self._report(now)
             if not self._in_flight and (self._stopped or (self._peek() is None and not self._retries)):
                 return
-            wakes = [self._pace.changes_at(now)]
+            wakes = [self._pace.changes_at(now), self._reporter.due_at]
             if self._retries and self._retries[0].ready_at > now:  # else it waits for a reply, not for a time
                 wakes.append(self._retries[0].ready_at)
             if self._stopped == "unreachable":
                 # Answers that are under way are paid for and waited for; a dead server's requests would hang.
-                wakes = [self._stopped_at + self._pacing.grace_seconds]
+                wakes = [self._stopped_at + self._pacing.grace_seconds, self._reporter.due_at]
                 if now >= wakes[0]:
                     return
-            if self._on_progress is not None:
-                wakes.append(self._reported + self._pacing.progress_seconds)
             timer = loop.call_later(max(0.0, min(*wakes, now + 3600.0) - now), self._wake.set)
             await self._wake.wait()
             timer.cancel()
@@ -156,11 +124,11 @@ class Run:
         if defect is not None:
             raise defect
 
-    def _peek(self) -> _Job | None:
+    def _peek(self) -> Job | None:
         """The next prompt that was never asked."""
         if self._next_fresh is None:
             for prompt_hash, messages in self._fresh:
-                self._next_fresh = _Job(prompt_hash, messages, estimate_prompt(messages))
+                self._next_fresh = Job(prompt_hash, messages, estimate_prompt(messages))
                 break
         return self._next_fresh
 
@@ -170,18 +138,19 @@ class Run:
         while not self._stopped and len(self._in_flight) < self._pace.allowed(now):
             if self._commits.answers_waiting > most_waiting:
                 return
-            if not self._answered and self._bad_answers + len(self._in_flight) >= self._pacing.unusable_answers:
+            if not self._known_to_work and self._bad_answers + len(self._in_flight) >= self._pacing.unusable_answers:
                 return  # as many as may be paid before one of them can be used
             if self._only_empty and self._empty + len(self._in_flight) >= self._pacing.empty_answers:
                 return  # likewise before one of them holds a question
             fresh = self._peek()
-            spent = self._budget.max_calls is not None and self._calls >= self._budget.max_calls
-            if spent and (fresh or self._retries):
+            if self._calls_left <= 0 and (fresh or self._retries):
                 self._stop("budget")
                 return
             retry = bool(self._retries) and self._retries[0].ready_at <= now
             job = self._retries[0].job if retry else fresh
-            if job is None:
+            # What was asked already must not lose its last attempt to what never was.
+            waiting = [] if retry else [other.job for other in self._retries]
+            if job is None or (waiting and self._calls_left <= len(waiting)):
                 return
             if self._budget.max_tokens is not None:
                 if self._in_flight and len(self._in_flight) >= self._counted:
@@ -190,8 +159,9 @@ class Run:
                 reserved = sum(self._reserved.values()) + wanted
                 # Beside others a request needs room for answers that are much longer than any before; alone it does not.
                 reserved *= _ROOM if self._in_flight else 1
+                reserved += sum(map(self._tokens_of, waiting))
                 if self._prompt_tokens + self._completion_tokens + reserved > self._budget.max_tokens:
-                    if not self._in_flight:
+                    if not self._in_flight and not waiting:
                         self._stop("budget")
                     return  # else: what is in flight may take less than was reserved for it
                 self._reserved[job.prompt_hash] = wanted
@@ -205,7 +175,12 @@ class Run:
             self._in_flight[task] = job
             task.add_done_callback(self._finished)
 
-    def _tokens_of(self, job: _Job) -> int:
+    @property
+    def _calls_left(self) -> float:
+        most = self._budget.max_calls
+        return float("inf") if most is None else most - self._calls
+
+    def _tokens_of(self, job: Job) -> int:
         """What a request may take: the longest answer so far says more than any guess."""
         return job.estimate.prompt_tokens + (self._longest_answer or TOKENS_A_QUERY * self._limit)
 
@@ -215,7 +190,7 @@ class Run:
             self._defect = task.exception()
         self._wake.set()
 
-    async def _attempt(self, job: _Job) -> None:
+    async def _attempt(self, job: Job) -> None:
         called_at, sent_at = datetime.now(UTC), time.monotonic()
         reply = Reply("timeout", detail="cancelled before an answer came")
         queries: list[WrittenQuery] | None = None
@@ -234,7 +209,7 @@ class Run:
         self._settle(job, reply, sent_at)
 
     def _record(
-        self, job: _Job, reply: Reply, queries: list[WrittenQuery] | None, called_at: datetime, seconds: float
+        self, job: Job, reply: Reply, queries: list[WrittenQuery] | None, called_at: datetime, seconds: float
     ) -> None:
         used = (reply.prompt_tokens or 0, reply.completion_tokens or 0)
         if reply.content:
@@ -251,8 +226,9 @@ class Run:
             None if queries is None else LLMAnswer(prompt_hash, queries, *used),
         )
 
-    def _settle(self, job: _Job, reply: Reply, sent_at: float) -> None:
+    def _settle(self, job: Job, reply: Reply, sent_at: float) -> None:
         now = time.monotonic()
+        self._reporter.came(reply)
         if reply.next_format is not None:
             job.least_format = reply.next_format
             self._again(job, now)
@@ -299,8 +275,13 @@ class Run:
             give_up = reply.status == "refused" or job.bad_answers >= self._pacing.bad_answers
             self._again(job, now, give_up=give_up, detail=reply.detail)
             self._bad_answers += reply.status == "bad_answer"
-            if not self._answered and self._bad_answers >= self._pacing.unusable_answers:
+            if not self._known_to_work and self._bad_answers >= self._pacing.unusable_answers:
                 self._stop("unusable", reply.detail)
+
+    @property
+    def _known_to_work(self) -> bool:
+        """Whether the model ever gave an answer that can be used: else bad ones may be all that it gives."""
+        return self._answered_before + self._answered > 0
 
     @property
     def _only_empty(self) -> bool:
@@ -312,9 +293,9 @@ class Run:
         self._forbidden += 1
         return self._answered > 0 or self._forbidden < self._pacing.forbidden_prompts
 
-    def _again(self, job: _Job, ready_at: float, *, give_up: bool = False, detail: str = "") -> None:
+    def _again(self, job: Job, ready_at: float, *, give_up: bool = False, detail: str = "") -> None:
         if not give_up or self._stopped:
-            heapq.heappush(self._retries, _Retry(ready_at, self._calls, job))
+            heapq.heappush(self._retries, Retry(ready_at, self._calls, job))
             return
         self._failed += 1
         self._failures[detail] += 1
@@ -327,14 +308,11 @@ class Run:
             self._stopped, self._stopped_at, self._stop_detail = reason, time.monotonic(), detail
 
     def _report(self, now: float) -> None:
-        if self._on_progress is None or now - self._reported < self._pacing.progress_seconds:
-            return
-        self._reported = now
+        held_until = self._pace.held_until
+        if self._retries and not self._in_flight:
+            held_until = max(held_until, self._retries[0].ready_at)
         done = self._answered + self._failed
-        rate = done / (now - self._begun)
-        eta = (self._total - done) / rate if done else None
-        tokens = self._prompt_tokens + self._completion_tokens
-        self._on_progress(Progress(done, self._total, rate, tokens, eta, self._completion_tokens))
+        self._reporter.report(now, done, self._prompt_tokens, self._completion_tokens, held_until)
 
     def _outcome(self) -> GenerationOutcome:
         left = self._total - self._answered - self._failed
@@ -346,10 +324,12 @@ class Run:
             calls=self._calls,
             prompt_tokens=self._prompt_tokens,
             completion_tokens=self._completion_tokens,
-            seconds=time.monotonic() - self._begun,
+            seconds=time.monotonic() - self._reporter.begun,
             stopped=self._stopped,
             sentence="",
         )
         failure = max(self._failures, key=self._failures.__getitem__, default="")
-        told = sentence(outcome, self._stop_detail, failure, self._connection, self._budget)
+        told = sentence(
+            outcome, self._stop_detail, failure, self._connection, self._budget, known=self._answered_before > 0
+        )
         return replace(outcome, sentence=told)

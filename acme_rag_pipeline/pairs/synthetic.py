@@ -26,6 +26,7 @@ from acme_rag_pipeline.pairs.generators import (
 )
 from acme_rag_pipeline.pairs.llm_cost import cost, spent
 from acme_rag_pipeline.pairs.llm_outcome import LONGER_ANSWERS
+from acme_rag_pipeline.pairs.llm_progress import ProgressLog
 from acme_rag_pipeline.pairs.passage import Passage
 from acme_rag_pipeline.setting_groups import PairSettings
 from acme_rag_pipeline.settings import Settings, SettingsError
@@ -81,10 +82,11 @@ def write_pairs(store: Store, settings: Settings) -> StageResult:
     examples, warnings = example_queries(settings) if "openai" in names else ((), [])
     for warning in warnings:
         logger.warning(warning)
+    asked_with = parameters_of(settings, "openai", examples)
 
     def made_from_now() -> str:
         # Prompts that somebody has asked again are no longer given up, and there is work.
-        lost = sorted(given_up(store, settings.llm)) if "openai" in names else []
+        lost = sorted(given_up(store, asked_with)) if "openai" in names else []
         parameters = [parameters_of(settings, name, examples) for name in names]
         return fingerprint(STAGE, CODE_VERSION, upstream, parameters, *([lost] if lost else []))
 
@@ -118,13 +120,13 @@ def write_pairs(store: Store, settings: Settings) -> StageResult:
             missing = one.prompts.keys() - answered(store, one)
             with_question = answered_with_a_question(store, one) if name == "openai" else set()
             # A budget must not be spent on the same bad answers in every run: those passages come last, and in the end never.
-            lost, spoilt = given_up(store, settings.llm), answered_badly(store, settings.llm)
+            lost, spoilt = given_up(store, asked_with), answered_badly(store, asked_with)
             hashes = sorted((h for h in one.prompts if h in missing and h not in lost), key=lambda h: h in spoilt)
             details |= _ask(store, settings, one, {h: one.prompts[h] for h in hashes}, len(with_question))
             commit_waiting(store)
             found = answers(store, one)
             if name == "openai":
-                lost = given_up(store, settings.llm)
+                lost = given_up(store, asked_with)
                 reasons = [lost[h] for h in one.prompts if h in lost and h not in found]
                 figures["given_up"] = len(reasons)
                 # Beside the embedded generator's, which leaves none open, the share of its own prompts would not be seen.
@@ -270,17 +272,15 @@ def _ask(
         concurrency=settings.pairs.concurrency,
         extra_body=settings.pairs.extra_body or {},
     )
-    pacing = llm.Pacing()
     budget = llm.Budget(settings.pairs.max_calls, settings.pairs.max_tokens)
     outcome = llm.ask_all_blocking(
         missing,
         connection,
         sink,
         budget,
-        on_progress=lambda progress: _log_progress(progress, settings.pairs),
+        on_progress=ProgressLog(logger.info, lambda progress: _money(progress, settings.pairs)),
         limit=settings.pairs.queries_per_chunk,
-        # A model that is known to write questions may meet a long list of passages that have nothing to ask.
-        pacing=replace(pacing, empty_answers=pacing.empty_answers + with_question),
+        answered_before=with_question,
     )
     return {
         "outcome": outcome.sentence,
@@ -292,15 +292,6 @@ def _ask(
     }
 
 
-def _log_progress(progress: llm.Progress, settings: PairSettings) -> None:
+def _money(progress: llm.Progress, settings: PairSettings) -> str:
     money = cost(progress.tokens - progress.completion_tokens, progress.completion_tokens, settings)
-    eta = f", about {progress.eta_seconds:.0f} s left" if progress.eta_seconds is not None else ""
-    logger.info(
-        "asked for %d of %d chunks, %.1f chunks/s, %d tokens%s%s",
-        progress.done,
-        progress.total,
-        progress.rate,
-        progress.tokens,
-        "" if money is None else f", cost {money:.4f}",
-        eta,
-    )
+    return "" if money is None else f", cost {money:.4f}"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from acme_rag_pipeline.llm.blocking import run_blocking
-from acme_rag_pipeline.llm.reply import Reply
+from acme_rag_pipeline.llm.reply import NO_COMPLETION, RIGHT_ADDRESS, Reply
 from acme_rag_pipeline.llm.request import LLMClient, LLMConnection, Messages
 from acme_rag_pipeline.llm.text import after_thinking, clean_line, clean_text, fenced, without_thinking
 
@@ -127,22 +127,28 @@ def _trouble(reply: Reply, connection: LLMConnection) -> str:
     if reply.stop == "unauthorised":
         return "the LLM refuses the key"
     if reply.stop == "model_not_found":
-        return "the LLM server does not know the model"
+        return "the LLM server does not know the model, or the address is wrong"
     if reply.stop == "quota":
         return "the quota of the LLM account is used up"
     return {
         "rate_limited": "the LLM allows no more requests for now",
         "timeout": "the LLM did not answer in time",
-        "connection_error": f"the LLM at {connection.shown_url} cannot be reached",
+        # One word is the name of a library's exception.
+        "connection_error": f"the LLM at {connection.shown_url} cannot be reached"
+        + (_because(reply) if " " in reply.detail else ""),
         # A server's refusal, of too many passages for instance, is none of the model's.
         "refused": f"the LLM server refuses the request{_because(reply)}"
         if reply.detail.startswith("HTTP")
         else "the LLM declined to answer",
-    }.get(reply.status, f"the LLM did not give an answer{_because(reply)}")
+    }.get(reply.status, f"the LLM did not give an answer{_because(reply)}") + _hint(reply)
 
 
 def _because(reply: Reply) -> str:
     return f" ({reply.detail})" if reply.detail else ""
+
+
+def _hint(reply: Reply) -> str:
+    return f". {RIGHT_ADDRESS} Until then" if reply.detail == NO_COMPLETION else ""
 
 
 def _checked(text: str, count: int) -> tuple[str, set[int]]:

@@ -47,6 +47,8 @@ TABLES = (
     """CREATE TABLE IF NOT EXISTS llm_calls(
         called_at TIMESTAMPTZ NOT NULL, model VARCHAR NOT NULL, prompt_hash VARCHAR NOT NULL, status VARCHAR NOT NULL,
         prompt_tokens INTEGER, completion_tokens INTEGER, seconds DOUBLE, detail VARCHAR)""",
+    # As in `answers`; NULL in rows of an earlier version, which count as asked without an EXTRA_BODY.
+    "ALTER TABLE llm_calls ADD COLUMN IF NOT EXISTS parameters_hash VARCHAR",
     """CREATE TABLE IF NOT EXISTS training_pairs(
         pair_id VARCHAR PRIMARY KEY, side VARCHAR NOT NULL, dropped_because VARCHAR, query VARCHAR NOT NULL,
         chunk_id VARCHAR NOT NULL, origin VARCHAR NOT NULL, style VARCHAR NOT NULL, method VARCHAR NOT NULL,

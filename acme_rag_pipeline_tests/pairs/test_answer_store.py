@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -107,6 +108,18 @@ def test_what_waits_is_stored_once_whatever_was_killed_meanwhile(impatient: Stor
     with held(impatient):
         sink.commit([call(2)], [answer(2)])
     sink.commit([call(2)], [answer(2)])  # offered once more
+    assert stored(impatient) == (["h1", "h2"], ["h1", "h2"])
+
+
+def test_what_an_earlier_version_set_aside_is_stored(impatient: Store) -> None:
+    sink = AnswerStore(impatient, GENERATOR)
+    with held(impatient):
+        sink.commit([call(1)], [answer(1)])
+    (file,) = impatient.work.iterdir()
+    rows = [json.loads(line) for line in file.read_text().split("\n") if line]
+    assert [row.pop("parameters_hash") for table, row in rows if table == "llm_calls"] == [GENERATOR.parameters_hash]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sink.commit([call(2)], [answer(2)])
     assert stored(impatient) == (["h1", "h2"], ["h1", "h2"])
 
 

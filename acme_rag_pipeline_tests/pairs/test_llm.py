@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -33,6 +34,7 @@ from acme_rag_pipeline.pairs.llm import (
     estimate,
 )
 from acme_rag_pipeline.pairs.llm_pace import Pace
+from acme_rag_pipeline.pairs.llm_progress import ProgressLog, Reporter
 from acme_rag_pipeline.pairs.passage import Passage
 from acme_rag_pipeline.pairs.prompt import PromptParameters, render
 from acme_rag_pipeline_tests.llm_server import (
@@ -231,6 +233,18 @@ def nothing_to_ask() -> Act:
     return completion('{"queries": []}')
 
 
+@pytest.mark.parametrize("count", [1, 12])
+def test_a_model_that_answered_before_is_not_called_unusable_over_the_passages_that_are_left(count: int) -> None:
+    sink = Sink()
+    with ScriptedLLM(always(garbage())) as server:
+        outcome = ask(server, count, sink, answered_before=40)
+    assert (outcome.stopped, outcome.failed, outcome.calls) == (None, count, 4 * count)
+    left = "the passage left gets" if count == 1 else "the 12 passages left get"
+    assert outcome.sentence.endswith(
+        f"(most often: not JSON: Expecting value at character 0): {left} no usable answer."
+    )
+
+
 @pytest.mark.parametrize("concurrency", [1, 32])
 def test_a_model_that_finds_nothing_to_ask_anywhere_costs_twenty_calls_and_the_outcome_says_so(
     concurrency: int,
@@ -364,6 +378,20 @@ def test_budget_of_calls_is_exact(max_calls: int) -> None:
     assert outcome.left == 20 - outcome.answered
     assert outcome.stopped == "budget"
     assert f"{outcome.left} left" in outcome.sentence
+
+
+@pytest.mark.parametrize("of", ["calls", "tokens"])
+def test_a_budget_is_kept_back_for_what_waits_for_another_attempt(of: str) -> None:
+    budget = (
+        Budget(max_calls=5) if of == "calls" else Budget(max_tokens=2 * estimate(prompts_for(1).values()).total + 9)
+    )
+    sink = Sink()
+    with ScriptedLLM(first(error(429, retry_after_ms="500"))) as server:
+        outcome = ask(server, 200, sink, concurrency=1, budget=budget, limit=3)
+    assert "c0" in {answer.prompt_hash for answer in sink.answers}
+    assert outcome.stopped == "budget"
+    used = outcome.calls if of == "calls" else outcome.prompt_tokens + outcome.completion_tokens
+    assert used <= (budget.max_calls or budget.max_tokens)
 
 
 def test_a_budget_that_just_suffices_is_no_stop() -> None:
@@ -848,6 +876,60 @@ def test_progress_is_reported_at_intervals() -> None:
     assert last.tokens == 120 * last.done
     assert last.eta_seconds is not None
     assert last.eta_seconds < 10
+
+
+def test_a_log_says_once_that_a_server_limits_and_repeats_no_line_meanwhile() -> None:
+    lines: list[str] = []
+    limited_from: list[float] = []
+
+    def script(number: int, body: Body) -> Act:
+        if number >= 6:
+            limited_from.append(time.monotonic())
+            if limited_from[-1] - limited_from[0] < 0.8:
+                return error(429, retry_after_ms="400")
+        return ok()
+
+    with ScriptedLLM(script) as server:
+        outcome = ask(server, 12, Sink(), concurrency=2, on_progress=ProgressLog(lines.append, lambda progress: ", free"),
+            pacing=replace(QUICK, progress_seconds=0.05))  # fmt: skip
+    assert outcome.answered == 12
+    waits = [line for line in lines if line.startswith("the server")]
+    assert len(waits) == 1, lines
+    assert re.fullmatch(r"the server limits \(HTTP 429\), waiting 1 s", waits[0])
+    told = [
+        re.match(r"asked for (\d+) of 12 chunks, .*, \d+ tokens, free", line) for line in lines if line not in waits
+    ]
+    assert all(told), lines
+    done = [int(match[1]) for match in told if match]
+    assert len(done) == len(set(done)), "while nothing gets done nothing is said of it"
+
+
+def test_a_log_repeats_what_holds_a_run_every_half_minute() -> None:
+    lines: list[str] = []
+    log = ProgressLog(lines.append, lambda progress: "")
+    for second in range(1, 101):
+        log(Progress(7, 9, 0.0, 10, None, seconds=second, limited=3, trouble="the server limits (HTTP 429)",
+            held_seconds=101 - second))  # fmt: skip
+    log(Progress(8, 9, 0.0, 10, None, seconds=101, limited=3, faults=1))
+    assert lines == [
+        "the server limits (HTTP 429), waiting 100 s",
+        "asked for 7 of 9 chunks, 0.0 chunks/s, 10 tokens, 3 requests limited",
+        *(f"the server limits (HTTP 429), waiting {left} s" for left in (70, 40, 10)),
+        "asked for 8 of 9 chunks, 0.0 chunks/s, 10 tokens, 3 requests limited, 1 request failed",
+    ]
+
+
+def test_the_rate_is_that_of_the_last_minute() -> None:
+    seen: list[Progress] = []
+    reporter = Reporter(seen.append, 1000, 1.0)
+    for second in range(1, 301):
+        done = min(second * 2, 200)
+        reporter.report(reporter.begun + second, done, 0, 0, 0.0)
+    rates = [progress.rate for progress in seen]
+    assert rates[10] == rates[90] == pytest.approx(2.0)
+    assert (rates[129], rates[299]) == (pytest.approx(1.0), 0.0)
+    assert seen[90].eta_seconds == pytest.approx((1000 - 182) / 2)
+    assert seen[299].eta_seconds is None
 
 
 def test_nothing_to_ask() -> None:

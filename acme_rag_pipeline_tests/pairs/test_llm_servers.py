@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import time
 from dataclasses import replace
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 
 from acme_rag_pipeline.llm.request import LLMConnection
 from acme_rag_pipeline.pairs.llm import Budget, ask_all_blocking
-from acme_rag_pipeline_tests.llm_server import Act, Body, ScriptedLLM, completion, error, ok
+from acme_rag_pipeline_tests.llm_server import SELF_SIGNED, Act, Body, ScriptedLLM, completion, error, ok
 from acme_rag_pipeline_tests.pairs.test_llm import KEY, QUICK, Sink, always, ask, first, prompts_for
 
 
@@ -75,6 +76,147 @@ def test_a_code_that_is_about_the_prompt_is_no_reason_to_ask_in_another_format(c
         outcome = ask(server, 3, Sink(), concurrency=1)
     assert (outcome.answered, outcome.failed, outcome.calls) == (2, 1, 3)
     assert {body["response_format"]["type"] for body in server.requests} == {"json_schema"}
+
+
+def test_a_certificate_that_is_not_trusted_costs_one_call_and_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SSL_CERT_FILE", raising=False)
+    with ScriptedLLM(always(ok()), tls=True) as server:
+        refused = ask(server, 40, Sink(), concurrency=16)
+        monkeypatch.setenv("SSL_CERT_FILE", str(SELF_SIGNED))
+        trusted = ask(server, 2, Sink())
+    assert (refused.stopped, refused.calls, refused.left) == ("unreachable", 1, 40)
+    assert "its certificate is not trusted (self-signed certificate): SSL_CERT_FILE" in refused.sentence
+    assert (trusted.answered, trusted.calls) == (2, 2)
+
+
+@pytest.mark.parametrize(
+    ("host", "said"),
+    [
+        ("no-such-host.invalid", "no such host"),
+        ("127.0.0.1", "connection refused"),
+        ("localhost", "connection refused"),
+    ],
+)
+def test_why_no_connection_comes_about_is_said(host: str, said: str) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        url = f"http://{host}:{free.getsockname()[1]}/v1"
+    outcome = ask_all_blocking(prompts_for(2), LLMConnection("m", url), Sink(), pacing=QUICK)
+    assert outcome.stopped == "unreachable"
+    assert f"cannot be reached or does not work ({said}" in outcome.sentence
+
+
+@pytest.mark.parametrize(
+    ("extra", "message", "code", "param"),
+    [
+        ("max_tokens", "Unsupported parameter: 'max_tokens' is not supported with this model. Use another.",
+         "unsupported_parameter", "max_tokens"),
+        ("temperature", "Unsupported value: 'temperature' does not support 0.3 with this model.", "unsupported_value", None),
+        ("max_tokens", "max_tokens is too large: 9000. This model's maximum context length is 8192.", None, None),
+        ("seed", "Unrecognized request argument supplied: seed", None, None),
+        ("reasoning", "Invalid value: 'none'", "invalid_value", "reasoning.effort"),
+    ],
+)  # fmt: skip
+def test_what_an_extra_body_holds_in_vain_costs_three_calls_and_is_named(
+    extra: str, message: str, code: str | None, param: str | None
+) -> None:
+    refusal = Act(400, json.dumps({"error": {"message": message, "code": code, "param": param}}).encode())
+    with ScriptedLLM(lambda n, body: refusal if extra in body else ok()) as server:
+        given = LLMConnection("m", server.url, extra_body={"x": 1, extra: 1})
+        outcome = ask_all_blocking(prompts_for(40), given, Sink(), pacing=QUICK)
+        without = ask_all_blocking(prompts_for(2), LLMConnection("m", server.url), Sink(), pacing=QUICK)
+    assert (outcome.stopped, outcome.calls, outcome.answered) == ("extra_body", 3, 0)
+    assert f"{server.url} refuses `{extra}` of ACME_RAG_PAIRS__EXTRA_BODY (HTTP 400" in outcome.sentence
+    assert without.answered == 2
+
+
+def test_a_place_that_a_server_lists_is_a_name_of_an_extra_body() -> None:
+    listed = {"detail": [{"type": "extra_forbidden", "loc": ["body", "seed"], "msg": "Extra inputs are not permitted"}]}
+    with ScriptedLLM(always(Act(422, json.dumps(listed).encode()))) as server:
+        given = LLMConnection("m", server.url, extra_body={"seed": 1})
+        outcome = ask_all_blocking(prompts_for(9), given, Sink(), pacing=QUICK)
+    assert (outcome.stopped, outcome.calls) == ("extra_body", 3)
+
+
+@pytest.mark.parametrize(
+    ("message", "answered"),
+    [("response_format cannot be used with 'seed'", 6), ("the user has no seed here", 0)],
+    ids=["about the format", "a word"],
+)
+def test_an_error_that_only_mentions_what_an_extra_body_holds_is_not_about_it(message: str, answered: int) -> None:
+    def script(number: int, body: Body) -> Act:
+        return ok() if answered and "response_format" not in body else error(400, message)
+
+    with ScriptedLLM(script) as server:
+        given = LLMConnection("m", server.url, extra_body={"seed": 1, "user": "me"})
+        outcome = ask_all_blocking(prompts_for(6), given, Sink(), pacing=QUICK)
+    assert (outcome.stopped, outcome.answered) == (None, answered)
+
+
+@pytest.mark.parametrize("code", ["unsupported_parameter", "unsupported_value"])
+def test_an_error_about_another_parameter_is_no_reason_to_ask_in_another_format(code: str) -> None:
+    with ScriptedLLM(always(error(400, "not with this model", code))) as server:
+        outcome = ask(server, 3, Sink())
+    assert (outcome.failed, outcome.calls) == (3, 3)
+
+
+def test_a_prompt_that_is_too_long_for_vllm_is_known_as_such() -> None:
+    said = {
+        "object": "error",
+        "message": "This model's maximum context length is 512 tokens. However, you requested 900 tokens.",
+        "type": "BadRequestError",
+        "param": None,
+        "code": 400,
+    }
+    sink = Sink()
+    with ScriptedLLM(first(Act(400, json.dumps(said).encode()), error(400, "so", "BadRequestError"))) as server:
+        outcome = ask(server, 4, sink, concurrency=1)
+    assert (outcome.answered, outcome.failed) == (3, 1)
+    assert [call.detail for call in sink.calls if call.detail] == [
+        "HTTP 400 context_length_exceeded",
+        "HTTP 400 BadRequestError",
+    ]
+
+
+def test_a_server_that_does_not_take_the_request_at_this_address_costs_one_call() -> None:
+    with ScriptedLLM(always(Act(405, b"<html>405 Not Allowed</html>"))) as server:
+        outcome = ask(server, 40, Sink())
+    assert (outcome.stopped, outcome.calls) == ("model_not_found", 1)
+    assert "or the address is wrong (HTTP 405)" in outcome.sentence
+
+
+def test_pages_in_place_of_answers_are_a_question_about_the_address() -> None:
+    page = Act(body=b"<html>Welcome</html>", headers={"Content-Type": "text/html"})
+    asked = "Is OPENAI_BASE_URL right (does it end in /v1)?"
+    with ScriptedLLM(always(page)) as server:
+        assert asked in ask(server, 40, Sink()).sentence
+    with ScriptedLLM(lambda n, body: page if "passage 0." in body["messages"][1]["content"] else ok()) as server:
+        outcome = ask(server, 4, Sink())
+    assert (outcome.answered, outcome.failed) == (3, 1)
+    assert asked not in outcome.sentence
+
+
+@pytest.mark.parametrize("secret", ["key", "password", "header"])
+def test_an_answer_that_holds_the_key_is_not_kept(secret: str) -> None:
+    def script(number: int, body: Body) -> Act:
+        told = {"key": KEY, "password": f"pw-{KEY}", "header": server.headers[-1]["authorization"]}[secret]
+        return ok(f"is {told} the key?") if number == 1 else ok("what of very-se?")
+
+    sink = Sink()
+    with ScriptedLLM(script) as server:
+        url = server.url if secret == "key" else server.url.replace("//", f"//me:pw-{KEY}@")
+        outcome = ask_all_blocking(prompts_for(3), LLMConnection("m", url, KEY, concurrency=1), sink, pacing=QUICK)
+    assert (outcome.answered, outcome.calls) == (3, 4)
+    assert [call.detail for call in sink.calls if call.status == "bad_answer"] == ["the answer holds the key"]
+    assert KEY not in repr(sink.answers) + repr(sink.calls)
+
+
+def test_a_key_that_is_no_secret_spoils_no_answer() -> None:
+    """Local servers are given any word, and a document may hold even a longer one."""
+    for key, prompts in (("ollama", prompts_for(2)), ("lm-studio", prompts_for(2, "How to start lm-studio"))):
+        with ScriptedLLM(always(ok(f"how do I start {key}?"))) as server:
+            outcome = ask_all_blocking(prompts, LLMConnection("m", server.url, key), Sink(), pacing=QUICK)
+        assert (outcome.answered, outcome.calls) == (2, 2)
 
 
 def test_what_only_this_server_knows_is_sent_with_every_request_and_never_shown() -> None:

@@ -6,6 +6,7 @@ import base64
 import json
 import re
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,15 @@ from acme_rag_pipeline import cli
 from acme_rag_pipeline.chunking.chunks import split_documents
 from acme_rag_pipeline.documents.ingest import ingest_documents
 from acme_rag_pipeline.evaluation.provenance import tokens
+from acme_rag_pipeline.llm.reply import CallStatus
 from acme_rag_pipeline.orchestration.checks import every_chunk_was_asked
 from acme_rag_pipeline.orchestration.presentation import metadata_of
-from acme_rag_pipeline.pairs.answer_store import ask_again
+from acme_rag_pipeline.pairs.answer_store import AnswerStore, ask_again
 from acme_rag_pipeline.pairs.dry_run import dry_run
 from acme_rag_pipeline.pairs.examples import example_queries
-from acme_rag_pipeline.pairs.generators import parameters_of
+from acme_rag_pipeline.pairs.generators import Generator, parameters_of
+from acme_rag_pipeline.pairs.llm_commit import LLMAnswer, LLMCall
+from acme_rag_pipeline.pairs.passage import WrittenQuery
 from acme_rag_pipeline.pairs.prompt import PromptParameters, render
 from acme_rag_pipeline.pairs.synthetic import left_by_the_llm, write_pairs
 from acme_rag_pipeline.settings import Settings, SettingsError
@@ -178,6 +182,41 @@ def test_a_dry_run_sends_nothing_writes_nothing_and_knows_what_is_answered(chunk
         assert later.prompt_tokens < nothing_known.prompt_tokens
         assert later.seconds is not None
         assert len(server.requests) == 2
+
+
+def test_a_dry_run_takes_the_time_that_the_last_asking_took_and_the_tokens_of_other_settings(
+    chunked: Store, with_llm: Any
+) -> None:
+    with ScriptedLLM(numbered) as server:
+        settings = with_llm(server, generator="openai", pairs={"concurrency": 4, "audience": "nurses"})
+
+    def asked(day: int, number: int, status: CallStatus, at: float) -> LLMCall:
+        moment = datetime(2026, 1, day, tzinfo=UTC) + timedelta(seconds=at)
+        return LLMCall(moment, settings.llm, f"h{day}-{number}", status, 100, 60, 0.5, "")
+
+    def answer(call: LLMCall) -> LLMAnswer:
+        return LLMAnswer(call.prompt_hash, [WrittenQuery(f"{n}?", "question", "llm") for n in range(2)], 100, 60)
+
+    # Earlier settings. A fast day, and a slow one: an answer in ten seconds, a limit between, and an hour's break.
+    sink = AnswerStore(chunked, Generator("openai", ("openai", "1", settings.llm, 2), {}, {}))
+    fast = [asked(1, n, "ok", n / 10) for n in range(50)]
+    sink.commit(fast[:9], [answer(call) for call in fast[:9]])
+    few = dry_run(chunked, settings)
+    assert any("time at best" in note for note in few.notes)
+    assert few.seconds == pytest.approx(few.to_send * 0.5 / 4, abs=0.1)
+    assert few.completion_tokens == 120 * few.to_send, "a guess"
+    sink.commit(fast[9:], [answer(call) for call in fast[9:]])
+    slow = [asked(2, n, "ok" if n % 2 else "rate_limited", n * 5 + (3600 if n > 10 else 0)) for n in range(40)]
+    sink.commit(slow, [answer(call) for call in slow if call.status == "ok"])
+    found = dry_run(chunked, settings)
+    # After the break 15 answers within 140.5 s.
+    assert found.seconds == pytest.approx(found.to_send * 140.5 / 15, abs=0.1)
+    assert not any("time at best" in note for note in found.notes)
+    # 60 tokens for two queries, and three are wanted.
+    assert found.completion_tokens == 90 * found.to_send
+    assert "this model's answers under other settings" in found.counted_by
+    other = dry_run(chunked, with_llm(server, generator="openai", llm="another"))
+    assert (other.seconds, other.completion_tokens) == (None, 120 * other.to_send)
 
 
 def test_the_command_line_estimates_without_an_llm(chunked: Store, documents: Path) -> None:
@@ -484,14 +523,40 @@ def test_what_was_given_up_is_asked_again_when_somebody_says_so_and_stays_paid(c
         assert (lost := result.details["unanswered"]) > 0
         mended.append(True)
         assert write_pairs(chunked, settings).unchanged, "nobody has said so yet"
-        assert ask_again(chunked, settings.llm) == lost
-        assert ask_again(chunked, settings.llm) == 0
+        assert ask_again(chunked, parameters_of(settings, "openai")) == lost
+        assert ask_again(chunked, parameters_of(settings, "openai")) == 0
         calls = len(server.requests)
         again = write_pairs(chunked, settings)
     assert (again.details["asked"], again.details["unanswered"]) == (lost, 0)
     assert "not_asked_again" not in again.details
     assert len(server.requests) == calls + lost
     assert again.details["so_far"]["calls"] == len(server.requests)
+
+
+def test_longer_answers_reach_the_passages_that_were_cut_off_and_cost_what_is_said(
+    chunked: Store, with_llm: Any
+) -> None:
+    def act(number: int, body: dict[str, Any]) -> Act:
+        short = "max_tokens" not in body and "Evergreen" in body["messages"][1]["content"]
+        return completion('{"queries": [{"query": "how', "length") if short else numbered(number, body)
+
+    with ScriptedLLM(act) as server:
+        settings = with_llm(server, generator="openai", pairs={"concurrency": 1})
+        for _ in range(2):
+            result = write_pairs(chunked, settings)
+        assert (lost := result.details["given_up"]) > 0
+        assert "a change of it asks about every passage again" in result.details["outcome"]
+        with chunked.warehouse.write() as connection:  # as an earlier version kept them
+            connection.execute("UPDATE llm_calls SET parameters_hash = NULL")
+        longer = with_llm(server, generator="openai", pairs={"extra_body": {"max_tokens": 2000}})
+        chunks = result.details["chunks"]
+        assert [dry_run(chunked, one).to_send for one in (settings, longer)] == [0, chunks]
+        assert write_pairs(chunked, settings).details["given_up"] == lost
+        assert write_pairs(chunked, longer).details["asked"] == chunks
+        # What these answered badly is theirs.
+        assert write_pairs(chunked, settings).details["given_up"] == lost
+        assert ask_again(chunked, parameters_of(longer, "openai")) == 0
+        assert ask_again(chunked, parameters_of(settings, "openai")) == lost
 
 
 def nothing_to_ask(number: int, body: dict[str, Any]) -> Act:
@@ -593,7 +658,7 @@ def test_a_passage_that_is_refused_for_what_it_says_is_given_up_and_one_for_the_
             assert result.details["given_up"] == (run >= 8)
         assert 0 < result.details["given_up"] < result.details["unanswered"]
     assert f"(most often: HTTP {refusal.status}" in result.details["outcome"]
-    assert ask_again(chunked, settings.llm) == 1
+    assert ask_again(chunked, parameters_of(settings, "openai")) == 1
 
 
 def test_what_a_server_that_counts_no_tokens_answers_badly_is_given_up_and_not_left(

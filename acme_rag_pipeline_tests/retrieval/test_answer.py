@@ -16,6 +16,11 @@ from acme_rag_pipeline_tests.llm_server import Act, Body, Script, ScriptedLLM, c
 
 KEY = "sk-very-secret-0123456789"
 CUT_OFF = "cut off at the server's length limit"
+WRONG_ADDRESS = "the LLM server does not know the model, or the address is wrong"
+NO_COMPLETION = (
+    "the LLM did not give an answer (the body is not a chat completion). "
+    "Is OPENAI_BASE_URL right (does it end in /v1)? Until then"
+)
 TOO_LONG = "the LLM server refuses the request (HTTP 400 context_length_exceeded)"
 
 
@@ -128,7 +133,8 @@ def test_an_answer_that_the_server_cut_off_says_so() -> None:
     ("act", "note", "calls"),
     [
         (error(401, f"wrong key {KEY}"), "the LLM refuses the key", 1),
-        (error(404), "the LLM server does not know the model", 1),
+        (error(404), WRONG_ADDRESS, 1),
+        (error(405), WRONG_ADDRESS, 1),
         (error(402), "the quota of the LLM account is used up", 1),
         (error(429), "the LLM allows no more requests for now", 3),
         (error(429, retry_after="60"), "the LLM allows no more requests for now", 1),
@@ -136,7 +142,7 @@ def test_an_answer_that_the_server_cut_off_says_so() -> None:
         (error(400, code="context_length_exceeded"), TOO_LONG, 1),
         (hang(), "the LLM did not answer in time", 1),
         (cut_off(), "the LLM cannot be reached", 3),
-        (Act(body=b"<html>"), "the LLM did not give an answer (the body is not a chat completion)", 3),
+        (Act(body=b"<html>"), NO_COMPLETION, 3),
         (completion(None), "the LLM did not give an answer (no content)", 3),
         (completion(" \n", "length"), f"the LLM did not give an answer (no content: {CUT_OFF})", 3),
         (completion("<think>hm", "length"), f"the LLM gave no answer ({CUT_OFF})", 1),
@@ -166,7 +172,8 @@ def test_no_server_is_a_note() -> None:
     with_secrets = url.replace("//", f"//me:{KEY}@") + f"?key={KEY}"
     for address, shown in ((url, url), (with_secrets, url), ("http://[bad/v1", "(not an address)")):
         found = answer("how?", HITS, LLMConnection("m", address, KEY), wait_seconds=0.01)
-        assert found.note == f"the LLM at {shown} cannot be reached: these are the best passages"
+        why = "" if address.startswith("http://[") else " (connection refused)"
+        assert found.note == f"the LLM at {shown} cannot be reached{why}: these are the best passages"
     assert "cannot be reached" in answer("how?", HITS, LLMConnection("m", "nonsense"), wait_seconds=0.01).note
 
 

@@ -114,6 +114,21 @@ def test_a_query_with_half_a_character_is_searched_for_like_any_other(
     assert json.loads(out.read_text(encoding="utf-8"))["hits"][0]["doc_path"] == "travel.md"
 
 
+def test_who_asks_needs_nothing_that_training_needs(
+    store: Store, documents: Path, settings_for: Callable[..., Settings], tmp_path: Path
+) -> None:
+    oracle.run(store, settings_for(), oracle.REFRESH)
+    missing = {"ACME_RAG_GOLDEN": str(tmp_path / "nope"), "ACME_RAG_CURATED_PAIRS": str(tmp_path / "nope.jsonl")}
+    for generator, said in (
+        ("auto", "no LLM is configured"),
+        ("openai", "ACME_RAG_GENERATOR=openai needs OPENAI_API_KEY or OPENAI_BASE_URL"),
+    ):
+        environment = {**missing, "ACME_RAG_GENERATOR": generator}
+        called = CliRunner(env=environment).invoke(main, ["--store", str(store.root), "ask", "hotel limit"])
+        assert called.exit_code == 0, called.output
+        assert called.output.startswith(f"{said}: these are the best passages\n\n[1] travel.md")
+
+
 def test_an_index_without_a_passage_finds_nothing_and_that_is_no_error(
     store: Store, settings_for: Callable[..., Settings], tmp_path: Path
 ) -> None:
