@@ -8,8 +8,8 @@ import re
 from typing import Any
 from urllib.parse import unquote
 
-# Half of a character, which an entity can spell.
-SURROGATE = re.compile("[\ud800-\udfff]")
+from acme_rag_pipeline.documents.characters import SURROGATE
+
 # What may be left open in HTML: the tag closes these if one of them is its parent.
 _CLOSES = {
     "p": ("p",),
@@ -33,6 +33,8 @@ _TITLE_CLASSES = ("MsoTitle", "title")
 _GOOGLE_REDIRECT = re.compile(r"^https?://www\.google\.com/url\?q=([^&\s]+)\S*")
 # Navigation without the tag: by its role, and as Confluence exports path, author, table of contents and footer of each page.
 _DROPPED_PARTS = '[role="navigation"], [role="contentinfo"], #breadcrumb-section, #main-content .toc-macro, #content > .page-metadata'
+# The sign beside a heading that links to the heading itself, as Sphinx, MkDocs, Docusaurus and AnchorJS write it.
+_PERMALINK_CLASSES = {"headerlink", "hash-link", "anchorjs-link", "header-anchor"}
 # Text that would be a heading, a fence, a rule or the underline of a heading in Markdown.
 _MARKUP = re.compile(r"^([ \t]*)(#{1,6}(?:\s|$)|`{3}|~{3}|(?:-{2,}|={2,})[ \t]*$)", re.MULTILINE)
 _NO_MARKUP_IN = ("pre", "code", "table", *_HEADING_TAGS)
@@ -56,6 +58,9 @@ def html_to_markdown(html: str) -> tuple[str, str]:
     for image in soup.find_all("img"):
         if not image.get("src") or str(image["src"]).lstrip().lower().startswith("data:"):
             image.replace_with(str(image.get("alt") or ""))
+    for link in soup.find_all("a", href=True):
+        if _is_permalink(link):
+            link.extract()
     for link in soup.find_all("a", href=_GOOGLE_REDIRECT):
         # Google Docs sends each link through its own address, with a time stamp: another text with each export.
         link["href"] = _GOOGLE_REDIRECT.sub(lambda found: unquote(found[1]), link["href"])
@@ -80,6 +85,17 @@ def html_to_markdown(html: str) -> tuple[str, str]:
     converter = MarkdownConverter(**options)
     text = SURROGATE.sub("\ufffd", converter.convert_soup(soup))
     return re.sub(r"\n(?:[ \t]*\n){2,}", "\n\n", text).strip() + "\n", title
+
+
+def _is_permalink(link: Any) -> bool:
+    text, marked = link.get_text(strip=True), bool(_PERMALINK_CLASSES.intersection(link.get("class") or ()))
+    says_nothing = not any(map(str.isalnum, text))
+    heading = link.find_parent(_HEADING_TAGS)
+    if heading is None:
+        # Sphinx marks terms and captions with them too.
+        return marked and bool(text) and says_nothing
+    beside = heading.get_text(strip=True) != text
+    return beside and (marked or (says_nothing and str(link["href"]).startswith("#")))
 
 
 def _spoken_of(found: re.Match[str], *, begins: bool) -> str:

@@ -9,35 +9,33 @@ from __future__ import annotations
 import codecs
 import contextlib
 import io
-import logging
-import re
-import unicodedata
 import warnings
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from acme_rag_pipeline.documents.headings import headings
-from acme_rag_pipeline.documents.html_markdown import SURROGATE, html_to_markdown
-from acme_rag_pipeline.documents.lines import front_matter_end
+from acme_rag_pipeline.documents.characters import CONTROL, SURROGATE
+from acme_rag_pipeline.documents.html_markdown import html_to_markdown
+from acme_rag_pipeline.documents.pdf_text import pdf_to_text
+from acme_rag_pipeline.documents.titles import title_of
+from acme_rag_pipeline.documents.unreadable import MISSING_PACKAGE, Unreadable
 
 # Bump the version of a parser when its output changes: documents are parsed again only then.
 _PARSERS = {
-    "markdown-4": ("markdown", (".md", ".markdown", ".mdx")),
-    "text-2": ("text", (".txt", ".log", ".text")),
+    "markdown-5": ("markdown", (".md", ".markdown", ".mdx")),
+    "text-3": ("text", (".txt", ".log", ".text")),
     "rst-1": ("rst", (".rst",)),
     "asciidoc-2": ("asciidoc", (".adoc", ".asciidoc")),
-    "html-5": ("html", (".html", ".htm", ".xhtml")),
+    "html-6": ("html", (".html", ".htm", ".xhtml")),
     "pdf-1": ("pdf", (".pdf",)),
-    "docx-3": ("docx", (".docx",)),
+    "docx-4": ("docx", (".docx",)),
 }
 # Of all parsers together, for what shows which code made the documents.
 PARSER_VERSIONS = ", ".join(_PARSERS)
 _BY_SUFFIX = {suffix: (kind, name) for name, (kind, suffixes) in _PARSERS.items() for suffix in suffixes}
 MAX_UNPACKED_BYTES = 200_000_000
-MAX_CONTROL_SHARE = 0.05
-MAX_TITLE = 200
+MAXCONTROL_SHARE = 0.05
 _OLE_HEADER = bytes.fromhex("d0cf11e0a1b11ae1")
 # What browsers read instead of a declared encoding (WHATWG Encoding Standard): mostly the superset that its users mean.
 _READ_AS = {
@@ -54,24 +52,10 @@ _READ_AS = {
     "utf-16-le": "utf-8",
     "utf-16-be": "utf-8",
 }
-_CONTROL = re.compile("[\x00-\x07\x0e-\x1a\x1c-\x1f\x7f]")  # not \b \t \n \v \f \r and the escape of coloured logs
-_LIGATURE = re.compile("[\ufb00-\ufb06]")
-_FENCE = re.compile(r" {0,3}(`{3,}|~{3,})")
-_HEADING = re.compile(r" {0,3}#{1,2}[ \t]+(\S.*)")
-_HEADING_MARKS = re.compile(r"\{[ \t]*(?:[#.:]|/\*)[^{}]*\}[ \t]*$|\[\^[^\[\]\s]+\]")
-_UNDERLINE = re.compile(r" {0,3}(=+|-{2,})[ \t]*")
-_NOT_PROSE = re.compile(r"\s*([>|=#:<]|[-*+]\s|[-=]{2,}|\d+[.)]\s)")
-_LIST_ITEM = re.compile(r"([-*•‣◦▪–●○]|\(?\d{1,3}[.)]|\(?[a-z][.)])\s")
-_SENTENCE_END = re.compile(r"[.!?:;…][\"'”’)\]]*$")
 
 
-MISSING_PACKAGE = "install acme-rag-pipeline"
 # In reasons that say nothing about the file alone: tomorrow it may be read.
 MAY_PASS = (MISSING_PACKAGE, "too large to be parsed", "is encrypted")
-
-
-class Unreadable(Exception):
-    """The document has no text that can be used; the message is one sentence that says why and what to do."""
 
 
 @dataclass(frozen=True)
@@ -120,17 +104,14 @@ def parse(doc_path: str, data: bytes) -> Parsed:
     if not data.strip():
         raise Unreadable("the file is empty")
     kind, parser = _BY_SUFFIX[suffix]
-    read: Callable[[bytes], tuple[str, str]] = {"html": _html, "pdf": _pdf, "docx": _docx}.get(kind, _plain)
+    read: Callable[[bytes], tuple[str, str]] = {"html": _html, "pdf": pdf_to_text, "docx": _docx}.get(kind, _plain)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             text, inner_title = read(data)
         if not text.replace("\ufeff", "").strip():
             raise Unreadable("the file holds no text, only white space or markup")
-        heading = (
-            "" if kind == "pdf" else (kind == "markdown" and _front_matter_title(text)) or _heading_title(text, kind)
-        )
-        title = _one_line(heading) or _one_line(inner_title) or _one_line(_from_file_name(doc_path))
+        title = title_of(doc_path, text, kind, inner_title)
     except Unreadable:
         raise
     except (RecursionError, MemoryError) as error:
@@ -153,7 +134,7 @@ def _plain(data: bytes) -> tuple[str, str]:
 
 
 def _not_binary(text: str) -> str:
-    if "\0" in text or len(_CONTROL.findall(text)) > MAX_CONTROL_SHARE * len(text):
+    if "\0" in text or len(CONTROL.findall(text)) > MAXCONTROL_SHARE * len(text):
         raise Unreadable("binary data, not text (control characters); remove it or give it its right suffix")
     return text
 
@@ -211,125 +192,3 @@ def _docx(data: bytes) -> tuple[str, str]:
     title = "p[style-name='Title'] => h1:fresh"
     html = mammoth.convert_to_html(io.BytesIO(data), convert_image=without_data, style_map=title).value
     return html_to_markdown(html)
-
-
-def _pdf(data: bytes) -> tuple[str, str]:
-    try:
-        import pypdf
-    except ImportError as error:
-        raise Unreadable(f"reading PDF files needs pypdf; {MISSING_PACKAGE}[pdf]") from error
-    # It warns about every oddity of a file that it can read nevertheless; what it cannot read raises.
-    logging.getLogger("pypdf").setLevel(logging.CRITICAL + 1)
-    reader = pypdf.PdfReader(io.BytesIO(data))
-    unlocked = not reader.is_encrypted
-    # A PDF that only restricts printing opens with the empty password; an unknown or AES scheme may raise.
-    with contextlib.suppress(Exception):
-        unlocked = unlocked or bool(reader.decrypt(""))
-    if not unlocked:
-        raise Unreadable("the PDF is encrypted; save a copy without a password")
-    pages = [page.extract_text() for page in reader.pages]
-    text = _LIGATURE.sub(lambda found: unicodedata.normalize("NFKC", found[0]), "\f".join(pages))
-    text = _CONTROL.sub("", SURROGATE.sub("\ufffd", text))
-    if not any(character.isalnum() for character in text):
-        raise Unreadable("the PDF has no text layer (scanned?); run text recognition (OCR) on it")
-    lines = [line for number, page in enumerate(text.split("\f"), 1) for line in _page_lines(page, number)]
-    title = next((line for line in lines if len(line) <= 100 and any(c.isalnum() for c in line)), "")
-    return _paragraphs(lines), title
-
-
-def _page_lines(page: str, number: int) -> list[str]:
-    lines = [re.sub(r"[ \t\xa0]+", " ", line).strip() for line in page.splitlines()]
-    filled = [at for at, line in enumerate(lines) if line]
-    for at in {*filled[:1], *filled[-1:]}:
-        if re.fullmatch(rf"(?:page )?[-–]? ?{number} ?[-–]?(?: ?(?:of|/) ?\d+)?", lines[at], re.IGNORECASE):
-            lines[at] = ""
-    # Without empty lines at its ends, a paragraph goes on across the page break.
-    return "\n".join(lines).strip("\n").split("\n")
-
-
-def _paragraphs(lines: list[str]) -> str:
-    """Join wrapped lines. Prose is set apart by blank lines; short lines, such as table rows, stay together."""
-    lengths = sorted(len(line) for line in lines if len(line) >= 40)
-    width = lengths[int(len(lengths) * 0.8)] if lengths else 80
-    whole = "\n".join(lines)
-    blocks: list[list[str]] = []
-    for line in lines:
-        if line and blocks and blocks[-1][-1] and _wraps(blocks[-1][-1], line, width):
-            blocks[-1].append(line)
-        else:
-            blocks.append([line])
-    text, prose_before = "", False
-    for block in blocks:
-        joined = _joined(block, whole)
-        ends = len(block) > 1 or (len(joined) > width // 2 and bool(_SENTENCE_END.search(joined)))
-        prose = ends and not _LIST_ITEM.match(joined)
-        text += ("\n" if prose or prose_before else "") + joined + "\n"
-        prose_before = prose
-    return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
-
-
-def _wraps(line: str, following: str, width: int) -> bool:
-    """Whether the line was broken only because the first word of the following one had no room left."""
-    # A line much wider than the prose around it is a table row in small print.
-    if _SENTENCE_END.search(line) or _LIST_ITEM.match(following) or max(len(line), len(following)) > width * 1.2:
-        return False
-    if line.endswith(("-", "\u00ad")) and following[0].islower() and len(line) > width // 2:
-        return True
-    filled = len(line) + 1 + len(following.split(" ", 1)[0])
-    return filled >= width * (0.85 if following[0].islower() else 0.95)
-
-
-def _joined(lines: list[str], whole: str) -> str:
-    text = ""
-    for line in lines:
-        head, tail = re.search(r"[^\W\d_]+-$", text[-60:]), re.match(r"[^\W\d_]+", line)
-        if text.endswith("\u00ad"):
-            text = text[:-1] + line
-        elif head and tail and line[0].islower():
-            # "work-pass" elsewhere in the document: the hyphen belongs to the word.
-            text = text + line if head[0] + tail[0] in whole else text[:-1] + line
-        else:
-            text = f"{text} {line}" if text else line
-    return text.replace("\u00ad", "")
-
-
-def _front_matter_title(text: str) -> str:
-    title = r"^title(?::|[ \t]*=)[ \t]*([^\r\n]*)"
-    found = re.search(title, text[: front_matter_end(text)], re.MULTILINE | re.IGNORECASE)
-    if not found or found[1].strip()[:1] in ("|", ">"):
-        return ""
-    value = found[1].strip()
-    quoted = re.match(r"""(["'])(.*)\1""", value)
-    return quoted[2] if quoted else re.sub(r"(^|\s)#.*", "", value)
-
-
-def _heading_title(text: str, kind: str) -> str:
-    if kind in ("rst", "asciidoc"):
-        return next((heading.title for heading in headings(text, kind)), "")
-    fence, before = "", ""
-    for line in (
-        line[:1000]
-        for line in text[front_matter_end(text) if kind == "markdown" else 0 :].removeprefix("\ufeff").splitlines()
-    ):
-        mark = _FENCE.match(line)
-        if fence:
-            fence = "" if mark and mark[1].startswith(fence) else fence
-        elif mark:
-            fence = mark[1]
-        elif heading := _HEADING.fullmatch(line):
-            return re.sub(r"[ \t]+#+[ \t]*$", "", _HEADING_MARKS.sub("", heading[1]).rstrip())
-        elif before.strip() and not _NOT_PROSE.match(before) and _UNDERLINE.fullmatch(line):
-            return before
-        before = line
-    return ""
-
-
-def _one_line(title: str) -> str:
-    plain = re.sub(r"!?\[([^\[\]]*)\]\([^()\s]*\)", r"\1", title[:1000])
-    plain = re.sub(r"(\*\*|__|`)", "", plain)
-    return " ".join(_CONTROL.sub("", plain).split())[:MAX_TITLE].strip()
-
-
-def _from_file_name(doc_path: str) -> str:
-    words = re.sub(r"[-_\s]+", " ", PurePosixPath(doc_path).stem).strip()
-    return words[:1].upper() + words[1:] or doc_path

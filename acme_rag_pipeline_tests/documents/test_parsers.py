@@ -13,7 +13,9 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from acme_rag_pipeline.chunking.blocks import markdown_blocks
 from acme_rag_pipeline.documents import parsers
+from acme_rag_pipeline.documents.characters import CONTROL
 from acme_rag_pipeline.documents.parsers import Unreadable, parse, parser_for, supported_suffixes
 from acme_rag_pipeline_tests.conftest import PROJECT
 
@@ -83,7 +85,7 @@ def refusal(doc_path: str, data: bytes) -> str:
 @given(text=st.text(min_size=1))
 def test_markdown_and_text_are_taken_character_for_character(suffix: str, text: str) -> None:
     text = f"Text.\r\n{text}\r{text}\x85\u2028 \t"
-    assume("\0" not in text and len(parsers._CONTROL.findall(text)) <= 0.05 * len(text))
+    assume("\0" not in text and len(CONTROL.findall(text)) <= 0.05 * len(text))
     assert parse(f"a{suffix}", text.encode("utf-8")).text == text
 
 
@@ -236,7 +238,7 @@ def test_docx_keeps_headings_and_tables() -> None:
     assert parsed.text == (
         "# Gift policy\n\nGifts up to 75 euros need no form_name.\n\n| Gift | Limit |\n| --- | --- |\n| Meal | 60 |\n"
     )
-    assert (parsed.title, parsed.format, parsed.parser) == ("Gift policy", "docx", "docx-3")
+    assert (parsed.title, parsed.format, parsed.parser) == ("Gift policy", "docx", "docx-4")
 
 
 def test_a_docx_is_called_what_its_title_says_and_cells_keep_their_columns() -> None:
@@ -283,15 +285,21 @@ def test_a_docx_is_called_what_its_title_says_and_cells_keep_their_columns() -> 
             "# VPN\n\n## Ask\n\nOpen a ticket.\n",
         ),
         (
-            "<h1><a href='#x'>#</a> Start</h1><table><tr><th>#</th><th>--</th></tr><tr><td>1</td><td>--</td></tr></table>"
+            "<h1><a href='/x'>#</a> Start</h1><table><tr><th>#</th><th>--</th></tr><tr><td>1</td><td>--</td></tr></table>"
             "<p>Foo <span>--</span> bar</p><p>Total\n---</p><p>See\n# 5</p>",
-            "# [#](#x) Start\n\n| # | -- |\n| --- | --- |\n| 1 | -- |\n\nFoo -- bar\n\nTotal\n\\---\n\nSee\n\\# 5\n",
+            "# [#](/x) Start\n\n| # | -- |\n| --- | --- |\n| 1 | -- |\n\nFoo -- bar\n\nTotal\n\\---\n\nSee\n\\# 5\n",
         ),
         (
             "<p># yum install foo</p><p>&lt;script&gt; begins it</p><p>```</p><p>Total<br>---</p><p>See #5</p><pre># shell</pre>",
             "\\# yum install foo\n\n<script> begins it\n\n\\```\n\nTotal  \n\\---\n\nSee #5\n\n```\n# shell\n```\n",
         ),
         ('<div><p class="title">Contractors</p><p>x</p></div>', "Contractors\n\nx\n"),
+        (
+            '<h1>Install<a class="headerlink" href="#i" title="Link to this heading">¶</a></h1><h2>On <b>Linux</b> <a href="#l">#</a>'
+            '</h2><h2>Old<a class="headerlink" href="#o">Permalink</a></h2><h2><a class="hash-link" href="#w">All of it</a></h2>'
+            '<h2><a href="#c">++</a></h2><h2><a href="#toc">5</a> Rules</h2><p>open()<a class="headerlink" href="#open">¶</a>',
+            "# Install\n\n## On **Linux**\n\n## Old\n\n## [All of it](#w)\n\n## [++](#c)\n\n## [5](#toc) Rules\n\nopen()\n",
+        ),
     ],
 )
 def test_html_as_old_editors_and_exports_write_it(page: str, text: str) -> None:
@@ -360,6 +368,25 @@ def test_titles(doc_path: str, text: str, title: str) -> None:
     assert parse(doc_path, text.encode("utf-8")).title == title
 
 
+@pytest.mark.parametrize(
+    ("heading", "title"),
+    [
+        ("# The *quick* guide", "The quick guide"),
+        ("# Tom &amp; Jerry", "Tom & Jerry"),
+        ("# C\\# guide", "C# guide"),
+        ("# Use <kbd>Ctrl</kbd>", "Use Ctrl"),
+        ('# [Tool](https://x.example/a_(b) "tip")', "Tool"),
+        ("# Install <a id=x></a>", "Install"),
+        ("# <a id=x></a>\n\n# Install ##", "Install"),
+        ("The *quick* guide\n---", "The quick guide"),
+    ],
+)
+def test_a_title_is_the_heading_as_passages_show_it(heading: str, title: str) -> None:
+    parsed = parse("a.md", f"{heading}\n\ntext".encode())
+    assert parsed.title == title
+    assert [block.title for block in markdown_blocks(parsed.text) if block.level] == [title]
+
+
 def test_hostile_titles_cost_no_time() -> None:
     for line in ("# x" + " " * 500_000 + "y", "# " + "[" * 500_000, "#" + " " * 500_000):
         parse("a.md", line.encode("utf-8"))
@@ -375,7 +402,7 @@ def test_cells_over_many_rows_are_repeated_within_reason() -> None:
 
 def test_every_suffix_has_a_versioned_parser() -> None:
     assert set(supported_suffixes()) >= {".md", ".txt", ".html", ".pdf", ".docx"}
-    assert parser_for("x/A.MD") == "markdown-4"
+    assert parser_for("x/A.MD") == "markdown-5"
     assert all(re.search(r"-\d+$", parser_for(f"a{suffix}") or "") for suffix in supported_suffixes())
     assert parser_for("a.xyz") is None
     assert parser_for("a") is None
