@@ -189,6 +189,8 @@ def _row(file: SourceFile, known: dict[str, Any] | None, max_bytes: int, now: in
         parsed = parse(file.doc_path, data)
     except Unreadable as failure:
         return _unreadable(stat, digest, str(failure), parser, known)
+    if parsed.note and (known is None or known["reason"] != parsed.note):
+        logger.warning("%s: %s", file.doc_path, parsed.note)
     return _readable(stat, digest, parsed)
 
 
@@ -207,7 +209,8 @@ def _readable(stat: dict[str, Any], digest: str, parsed: Parsed) -> dict[str, An
     return stat | {
         "sha256": digest,
         "status": "ok",
-        "reason": None,
+        # Of a document that is there in part.
+        "reason": parsed.note or None,
         "title": parsed.title,
         "format": parsed.format,
         "parser": parsed.parser,
@@ -270,6 +273,7 @@ def _details(rows: list[dict[str, Any]]) -> dict[str, Any]:
         "sources": sources_hash((row["doc_path"], _sha256_read(row)) for row in alive),
         "readable": sum(row["status"] == "ok" for row in alive),
         "unreadable": sum(row["status"] == "unreadable" for row in alive),
+        "incomplete": sum(row["status"] == "ok" and row["reason"] is not None for row in alive),
         "formats": dict(sorted(Counter(row["format"] or "unreadable" for row in alive).items())),
         "problems": [
             {"doc_path": row["doc_path"], "reason": row["reason"]} for row in alive if row["status"] == "unreadable"

@@ -28,7 +28,7 @@ _PARSERS = {
     "rst-1": ("rst", (".rst",)),
     "asciidoc-2": ("asciidoc", (".adoc", ".asciidoc")),
     "html-6": ("html", (".html", ".htm", ".xhtml")),
-    "pdf-1": ("pdf", (".pdf",)),
+    "pdf-2": ("pdf", (".pdf",)),
     "docx-4": ("docx", (".docx",)),
 }
 # Of all parsers together, for what shows which code made the documents.
@@ -67,12 +67,14 @@ class Parsed:
         title: one line for people and for the context of a chunk.
         format: 'markdown', 'text', 'rst', 'asciidoc', 'html', 'pdf' or 'docx'.
         parser: name and version of what made the text.
+        note: what of the document is not in the text, and what to do about it; empty where nothing is known to be missing.
     """
 
     text: str
     title: str
     format: str
     parser: str
+    note: str = ""
 
 
 def supported_suffixes() -> tuple[str, ...]:
@@ -104,11 +106,11 @@ def parse(doc_path: str, data: bytes) -> Parsed:
     if not data.strip():
         raise Unreadable("the file is empty")
     kind, parser = _BY_SUFFIX[suffix]
-    read: Callable[[bytes], tuple[str, str]] = {"html": _html, "pdf": pdf_to_text, "docx": _docx}.get(kind, _plain)
+    read: Callable[[bytes], tuple[str, str, str]] = {"html": _html, "pdf": pdf_to_text, "docx": _docx}.get(kind, _plain)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            text, inner_title = read(data)
+            text, inner_title, note = read(data)
         if not text.replace("\ufeff", "").strip():
             raise Unreadable("the file holds no text, only white space or markup")
         title = title_of(doc_path, text, kind, inner_title)
@@ -119,16 +121,16 @@ def parse(doc_path: str, data: bytes) -> Parsed:
     except Exception as error:
         # Only the kind of the error: library messages can hold memory addresses and would differ between runs.
         raise Unreadable(f"damaged or not a {kind} file ({type(error).__name__}); save it again") from error
-    return Parsed(text, SURROGATE.sub("\ufffd", title), kind, parser)
+    return Parsed(text, SURROGATE.sub("\ufffd", title), kind, parser, note)
 
 
-def _plain(data: bytes) -> tuple[str, str]:
+def _plain(data: bytes) -> tuple[str, str, str]:
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise Unreadable("the file is UTF-16; save it as UTF-8")
     if (at := data.find(b"\0")) != -1:
         raise Unreadable(f"binary data, not text (NUL byte at offset {at}); remove it or give it its right suffix")
     try:
-        return _not_binary(data.decode("utf-8")), ""
+        return _not_binary(data.decode("utf-8")), "", ""
     except UnicodeDecodeError as error:
         raise Unreadable(f"not UTF-8 (byte offset {error.start}); save the file as UTF-8") from error
 
@@ -139,7 +141,7 @@ def _not_binary(text: str) -> str:
     return text
 
 
-def _html(data: bytes) -> tuple[str, str]:
+def _html(data: bytes) -> tuple[str, str, str]:
     """Decode as browsers do; not by guessing from statistics, which depends on what else is installed."""
     from bs4.dammit import EncodingDetector
 
@@ -155,7 +157,7 @@ def _html(data: bytes) -> tuple[str, str]:
     if text is None:
         tried = ", ".join(dict.fromkeys((likely, *others)))
         raise Unreadable(f"the characters fit none of the encodings {tried}; save the file as UTF-8")
-    return html_to_markdown(_not_binary(text))
+    return *html_to_markdown(_not_binary(text)), ""
 
 
 def _decoded(data: bytes, likely: str, others: list[str]) -> str | None:
@@ -174,7 +176,7 @@ def _decoded(data: bytes, likely: str, others: list[str]) -> str | None:
     return None
 
 
-def _docx(data: bytes) -> tuple[str, str]:
+def _docx(data: bytes) -> tuple[str, str, str]:
     if data.startswith(_OLE_HEADER):
         raise Unreadable("encrypted, or an old .doc under a new name; save it as .docx without a password")
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
@@ -191,4 +193,4 @@ def _docx(data: bytes) -> tuple[str, str]:
     # Where the title is not in the style of a heading, the first section would name the document.
     title = "p[style-name='Title'] => h1:fresh"
     html = mammoth.convert_to_html(io.BytesIO(data), convert_image=without_data, style_map=title).value
-    return html_to_markdown(html)
+    return *html_to_markdown(html), ""

@@ -49,8 +49,8 @@ def docx(document: str = DOCUMENT_XML, **more: bytes) -> bytes:
     return buffer.getvalue()
 
 
-def pdf(*pages: list[str]) -> bytes:
-    """A minimal PDF with one text line for each string."""
+def pdf(*pages: list[str] | bytes | None) -> bytes:
+    """A minimal PDF with one text line for each string; bytes stand for a compressed page, None for one with a picture."""
     kids = " ".join(f"{4 + 2 * at} 0 R" for at in range(len(pages)))
     objects = [
         "<< /Type /Catalog /Pages 2 0 R >>",
@@ -58,13 +58,15 @@ def pdf(*pages: list[str]) -> bytes:
         "<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>",
     ]
     for at, lines in enumerate(pages):
-        shown = "".join(f"({line}) Tj 0 -14 Td " for line in lines)
-        content = f"BT /F1 10 Tf 50 800 Td {shown}ET"
+        packed = isinstance(lines, bytes)
+        shown = "" if packed else "".join(f"({line}) Tj 0 -14 Td " for line in lines or [])
+        content = lines.decode("latin-1") if packed else f"BT /F1 10 Tf 50 800 Td {shown}ET"
         objects.append(
             f"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 600 850] /Contents {5 + 2 * at} 0 R "
-            "/Resources << /Font << /F1 3 0 R >> >> >>"
+            f"/Resources << /Font << /F1 3 0 R >> {'' if lines is not None else '/XObject << /I << /Subtype /Image >> >>'} >> >>"
         )
-        objects.append(f"<< /Length {len(content)} >>\nstream\n{content}\nendstream")
+        packing = "/Filter /FlateDecode" if packed else ""
+        objects.append(f"<< /Length {len(content)} {packing} >>\nstream\n{content}\nendstream")
     data, offsets = b"%PDF-1.4\n", []
     for number, body in enumerate(objects, 1):
         offsets.append(len(data))
@@ -222,7 +224,67 @@ def test_pdf_lines_become_paragraphs() -> None:
         "The traveller assistance pays a hospital deposit or books a flight home for the traveller, as far as that is "
         "possible on the day.\n"
     )
-    assert (parsed.title, parsed.format, parsed.parser) == ("Travel Safety", "pdf", "pdf-1")
+    assert (parsed.title, parsed.format, parsed.parser) == ("Travel Safety", "pdf", "pdf-2")
+
+
+HOUSE = "Acme Corp, Employee Handbook"
+
+
+def body(number: int) -> list[str]:
+    return [f"Rule {number}", *(f"{number} {word}: {number * 7 % 5} days." for word in "abcdefg")]
+
+
+def test_headers_and_footers_are_left_out_of_a_pdf_and_said_once() -> None:
+    pages = [
+        [HOUSE, *(["Staff Rules"] if number == 1 else []), *body(number), "Version 3", f"Page {number} of 4"]
+        for number in range(1, 5)
+    ]
+    pages[1][-3] = "A sentence goes on across the end of its page and is not cut in two parts by the"
+    pages[2][1:2] = ["footer that stands between them."]
+    parsed = parse("a.pdf", pdf(*pages))
+    assert parsed.title == "Staff Rules"
+    assert parsed.text.startswith(f"{HOUSE}\nVersion 3\n\nStaff Rules\nRule 1\n")
+    assert (parsed.text.count(HOUSE), parsed.text.count("Version 3"), parsed.text.count("Page ")) == (1, 1, 0)
+    assert "cut in two parts by the footer that stands between them." in parsed.text
+    assert all(f"Rule {number}" in parsed.text for number in (1, 2, 4))
+
+
+def test_a_title_that_the_other_pages_repeat_stays_the_title_of_a_pdf() -> None:
+    others = [[HOUSE, *body(number)] for number in (2, 3)]
+    assert parse("a.pdf", pdf([HOUSE + ") Tj /F1 8 Tf (", *body(1)], *others)).title == HOUSE
+    assert parse("a.pdf", pdf([HOUSE + ") Tj /F1 12 Tf (", *body(1)], *others)).title == "Rule 1"
+    titled = pdf(["House style", "Travel rules", *body(1)]).replace(
+        b"trailer << ", b"trailer << /Info << /Title (travel RULES) >> "
+    )
+    assert parse("a.pdf", titled).title == "travel RULES"
+    assert parse("a.pdf", titled.replace(b"travel RULES", b"Template 7.d")).title == "House style"
+
+
+@pytest.mark.parametrize(
+    ("pages", "note", "left"),
+    [
+        ([body(1), ["broken"], body(3)], "page 2 is damaged: save the PDF again, or restore it", "Rule 3"),
+        ([body(1), b"no zlib at all", body(3)], "page 2 is damaged: save the PDF again, or restore it", "Rule 3"),
+        (
+            [["Contract"], *[None] * 20],
+            "20 of 21 pages have no text layer: run text recognition (OCR) on it",
+            "Contract",
+        ),
+        ([None, body(2), body(3), None], "", "Rule 2"),
+        ([body(1), [], body(3)], "", "Rule 3"),
+    ],
+)
+def test_what_is_missing_of_a_pdf_is_said(pages: list[list[str] | bytes | None], note: str, left: str) -> None:
+    parsed = parse("a.pdf", pdf(*pages).replace(b"(broken)", b"(broken "))
+    assert parsed.note == note
+    assert left in parsed.text
+
+
+def test_a_pdf_of_scans_with_a_stamp_has_no_text_layer() -> None:
+    stamped = pdf(*(["Scanned with a phone", str(number)] for number in range(1, 6)))
+    pictured = stamped.replace(b"/F1 3 0 R >>", b"/F1 3 0 R >> /XObject << /I << /Subtype /Image >> >>")
+    assert "no text layer" in refusal("a.pdf", pictured)
+    assert parse("a.pdf", stamped).text.count("Scanned with a phone") == 5
 
 
 def test_a_hyphen_that_belongs_to_the_word_stays() -> None:
