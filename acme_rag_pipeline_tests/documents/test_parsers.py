@@ -144,6 +144,7 @@ def test_damaged_files_raise_nothing_but_unreadable(kind: str, cut: float, noise
         ("folder.d/README", b"abc", "no suffix"),
         ("a.html", b"<html><script>1</script><nav>x</nav></html>", "no text"),
         ("a.html", b"<div>" * 5_000 + b"x", "deeply nested"),
+        ("a.html", b"<div>" * 250 + b"<p>x", "deeply nested: the limit is 250 tags"),
         ("a.docx", bytes.fromhex("d0cf11e0a1b11ae1") + b"\1" * 600, "encrypted.*without a password"),
         ("a.docx", b"PK\3\4 cut off", "damaged"),
         ("a.docx", docx("<w:document"), "damaged"),
@@ -362,10 +363,31 @@ def test_a_docx_is_called_what_its_title_says_and_cells_keep_their_columns() -> 
             '<h2><a href="#c">++</a></h2><h2><a href="#toc">5</a> Rules</h2><p>open()<a class="headerlink" href="#open">¶</a>',
             "# Install\n\n## On **Linux**\n\n## Old\n\n## [All of it](#w)\n\n## [++](#c)\n\n## [5](#toc) Rules\n\nopen()\n",
         ),
+        (
+            "<header>Acme</header><main><aside>News</aside><button>Accept all</button><button>Reject</button></main><menu><li>a"
+            "<li>b</menu><details><summary>Who?</summary>You.</details><p>Press <button>Save</button>, then <label>Go</label>"
+            "<input><select><option>All</option></select></p><address>Leeds</address><footer>2026</footer>",
+            "Acme\n\nNews\n\nAccept all Reject\n\n- a\n- b\n\nWho?\n\nYou.\n\nPress Save, then Go\n\nLeeds\n\n2026\n",
+        ),
+        (
+            '<p>Seen.<p hidden>no<p style="color:red; DISPLAY : none">no</p></p><div role=tabpanel hidden>tab</div><a href="#more">'
+            "more</a><div id=more hidden>and more</div><h3><button>Who?</button></h3><div style='display:none'>You.</div>"
+            "<p hidden>open<h2>Kept</h2>",
+            "Seen.\n\ntab\n\n[more](#more)\n\nand more\n\n### Who?\n\nYou.\n\nopen\n\n## Kept\n",
+        ),
+        ("<body style='display:none'><div hidden><p>Shown by a script", "Shown by a script\n"),
     ],
 )
 def test_html_as_old_editors_and_exports_write_it(page: str, text: str) -> None:
     assert parse("a.html", page.encode()).text == text
+
+
+@pytest.mark.parametrize("frames", [0, 150])
+def test_how_deep_html_may_be_does_not_depend_on_the_caller(frames: int) -> None:
+    if frames:
+        test_how_deep_html_may_be_does_not_depend_on_the_caller(frames - 1)
+    else:
+        assert parse("a.html", b"<div>" * 249 + b"<p>x").text == "x\n"
 
 
 @pytest.mark.parametrize(
