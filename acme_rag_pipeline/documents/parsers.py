@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import codecs
 import contextlib
-import io
 import warnings
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from acme_rag_pipeline.documents.characters import CONTROL, SURROGATE
+from acme_rag_pipeline.documents.docx_text import docx_to_markdown
 from acme_rag_pipeline.documents.html_markdown import html_to_markdown
 from acme_rag_pipeline.documents.pdf_text import pdf_to_text
 from acme_rag_pipeline.documents.titles import title_of
@@ -34,9 +33,7 @@ _PARSERS = {
 # Of all parsers together, for what shows which code made the documents.
 PARSER_VERSIONS = ", ".join(_PARSERS)
 _BY_SUFFIX = {suffix: (kind, name) for name, (kind, suffixes) in _PARSERS.items() for suffix in suffixes}
-MAX_UNPACKED_BYTES = 200_000_000
 MAXCONTROL_SHARE = 0.05
-_OLE_HEADER = bytes.fromhex("d0cf11e0a1b11ae1")
 # What browsers read instead of a declared encoding (WHATWG Encoding Standard): mostly the superset that its users mean.
 _READ_AS = {
     "ascii": "windows-1252",
@@ -177,20 +174,4 @@ def _decoded(data: bytes, likely: str, others: list[str]) -> str | None:
 
 
 def _docx(data: bytes) -> tuple[str, str, str]:
-    if data.startswith(_OLE_HEADER):
-        raise Unreadable("encrypted, or an old .doc under a new name; save it as .docx without a password")
-    with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        members = archive.infolist()
-    # zipfile never unpacks more than the directory announces, so the announced sizes can be relied on.
-    if (unpacked := sum(member.file_size for member in members)) > MAX_UNPACKED_BYTES:
-        sizes = f"{unpacked / 1e6:.0f} MB, the limit is {MAX_UNPACKED_BYTES / 1e6:.0f} MB"
-        raise Unreadable(f"unpacks to {sizes}; split it or remove its pictures")
-    try:
-        import mammoth
-    except ImportError as error:
-        raise Unreadable(f"reading DOCX files needs mammoth; {MISSING_PACKAGE}[office]") from error
-    without_data = mammoth.images.img_element(lambda image: {"src": ""})
-    # Where the title is not in the style of a heading, the first section would name the document.
-    title = "p[style-name='Title'] => h1:fresh"
-    html = mammoth.convert_to_html(io.BytesIO(data), convert_image=without_data, style_map=title).value
-    return *html_to_markdown(html), ""
+    return *docx_to_markdown(data), ""

@@ -14,7 +14,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from acme_rag_pipeline.chunking.blocks import markdown_blocks
-from acme_rag_pipeline.documents import parsers
+from acme_rag_pipeline.documents import docx_text
 from acme_rag_pipeline.documents.characters import CONTROL
 from acme_rag_pipeline.documents.parsers import Unreadable, parse, parser_for, supported_suffixes
 from acme_rag_pipeline_tests.conftest import PROJECT
@@ -172,9 +172,12 @@ def test_an_encrypted_pdf_is_refused_and_one_with_an_owner_password_is_read() ->
 
 
 def test_a_zip_bomb_is_not_unpacked(monkeypatch: pytest.MonkeyPatch) -> None:
+    long = docx(DOCUMENT_XML + " " * 30_000_000)
+    assert len(long) < 100_000
+    assert refusal("a.docx", long).startswith("its part word/document.xml unpacks to 30 MB, the limit is 30 MB")
     data = docx(**{"word/media/zeros.bin": bytes(30_000_000)})
     assert len(data) < 100_000
-    monkeypatch.setattr(parsers, "MAX_UNPACKED_BYTES", 20_000_000)
+    monkeypatch.setattr(docx_text, "MAX_UNPACKED_BYTES", 20_000_000)
     assert refusal("a.docx", data).startswith("unpacks to 30 MB, the limit is 20 MB")
 
 
@@ -310,8 +313,16 @@ def test_a_docx_is_called_what_its_title_says_and_cells_keep_their_columns() -> 
     document = DOCUMENT_XML.replace("<w:body>", f"<w:body>{title}").replace("Meal", "Meal | drinks")
     parsed = parse("a.docx", docx(document, **{"word/styles.xml": STYLES_XML.replace("</w:styles>", style).encode()}))
     assert parsed.title == "Compliance manual"
-    assert parsed.text.startswith("# Compliance manual\n\n# Gift policy\n\n")
+    assert parsed.text.startswith("# Compliance manual\n\n## Gift policy\n\n")
     assert r"| Meal \| drinks | 60 |" in parsed.text
+
+
+@pytest.mark.parametrize(("value", "shown"), [("", False), ('w:val="true"', False), ('w:val="0"', True)])
+def test_what_word_hides_is_no_text(value: str, shown: bool) -> None:
+    run = f"<w:r><w:rPr><w:vanish {value}/></w:rPr><w:t>TODO ask Jo </w:t></w:r>"
+    document = DOCUMENT_XML.replace("<w:r><w:t>Gifts", f"{run}<w:r><w:t>Gifts")
+    assert ("TODO" in parse("a.docx", docx(document)).text) == shown
+    assert "Gifts up to 75 euros" in parse("a.docx", docx(document)).text
 
 
 @pytest.mark.parametrize(
