@@ -6,7 +6,7 @@ import hashlib
 import logging
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 import duckdb
@@ -20,7 +20,7 @@ from acme_rag_pipeline.documents.source import (
     read_bytes,
     scan,
 )
-from acme_rag_pipeline.documents.state import looks_unchanged, sources_hash
+from acme_rag_pipeline.documents.state import is_out_of_reach, looks_unchanged, sources_hash
 from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store.fingerprints import content_hash, fingerprint, sha256_text
 from acme_rag_pipeline.store.layout import Store
@@ -49,9 +49,9 @@ def ingest_documents(store: Store, settings: Settings) -> StageResult:
     if rows is None:
         return ingest_documents(store, settings)
     seen = {row["doc_path"] for row in rows}
-    rows += [_tombstone(row) for path, row in known.items() if path not in seen]
+    rows += [_not_listed(row, files) for path, row in known.items() if path not in seen]
     data_version = content_hash(_identity(row) for row in rows if row["status"] != "deleted")
-    details = _details(rows)
+    details = _details(rows, seen)
     gone = sorted(path for path in known if path not in seen)
     made_from = fingerprint(STAGE, CODE_VERSION, settings.document, data_version, details["sources"], gone)
     unchanged = recorded(store.warehouse, STAGE, made_from)
@@ -111,7 +111,7 @@ def check_not_emptied(store: Store, settings: Settings) -> None:
 
 
 def _check_not_emptied(settings: Settings, files: Sequence[SourceFile], known: Mapping[str, Mapping[str, Any]]) -> None:
-    live = {path for path, row in known.items() if row["status"] != "deleted"}
+    live = {path for path, row in known.items() if row["status"] != "deleted" and not is_out_of_reach(path, files)}
     texts = {path for path in live if known[path]["has_text"]}
     if (live and not files) or (texts and not any(_may_be_read(file) for file in files)):
         found = "holds nothing but " + ", ".join(file.doc_path for file in files[:3]) if files else "is empty"
@@ -176,8 +176,7 @@ def _row(file: SourceFile, known: dict[str, Any] | None, max_bytes: int, now: in
         data = read_bytes(file, max_bytes)
     except ReadFailure as failure:
         if known and known["has_text"]:
-            reason = f"cannot be read today ({failure}); its last good version stays in use"
-            return known | stat | {"mtime_ns": None, "status": "unreadable", "reason": reason}
+            return known | stat | {"mtime_ns": None, "status": "unreadable", "reason": _kept_because(str(failure))}
         return _unreadable(stat, None, str(failure), parser, known)
     except TooLarge as failure:
         return _unreadable(stat, None, str(failure), parser, known)
@@ -239,6 +238,19 @@ def _unreadable(
     return stat | empty | {"sha256": digest, "status": "unreadable", "reason": reason}
 
 
+def _not_listed(known: dict[str, Any], files: Sequence[SourceFile]) -> dict[str, Any]:
+    if known["status"] == "deleted" or not is_out_of_reach(known["doc_path"], files):
+        return _tombstone(known)
+    if not known["has_text"]:
+        return known
+    today = {"mtime_ns": None, "status": "unreadable", "reason": _kept_because("its folder may not be listed")}
+    return known if known["reason"] == today["reason"] else known | today
+
+
+def _kept_because(failure: str) -> str:
+    return f"cannot be read today ({failure}); its last good version stays in use"
+
+
 def _tombstone(known: dict[str, Any]) -> dict[str, Any]:
     if known["status"] == "deleted":
         return known
@@ -267,10 +279,10 @@ def _sha256_read(row: dict[str, Any]) -> str | None:
     return None if row["status"] == "unreadable" and row["has_text"] else row["sha256"]
 
 
-def _details(rows: list[dict[str, Any]]) -> dict[str, Any]:
+def _details(rows: list[dict[str, Any]], seen: Set[str]) -> dict[str, Any]:
     alive = [row for row in rows if row["status"] != "deleted"]
     return {
-        "sources": sources_hash((row["doc_path"], _sha256_read(row)) for row in alive),
+        "sources": sources_hash((row["doc_path"], _sha256_read(row)) for row in alive if row["doc_path"] in seen),
         "readable": sum(row["status"] == "ok" for row in alive),
         "unreadable": sum(row["status"] == "unreadable" for row in alive),
         "incomplete": sum(row["status"] == "ok" and row["reason"] is not None for row in alive),

@@ -472,6 +472,47 @@ def test_a_sub_folder_that_cannot_be_listed_deletes_nothing(
     assert files_of(store) == before
 
 
+def test_a_sub_folder_that_may_not_be_listed_costs_nothing_but_its_new_files(
+    ingest: Ingest,
+    store: Store,
+    documents: Path,
+    settings_for: Callable[..., Settings],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (documents / "lost+found").mkdir()
+    listed = os.scandir
+    refused = {documents / "lost+found"}
+
+    def refuse(path: Any) -> Any:
+        # Permissions do not stop root.
+        if Path(path) in refused:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return listed(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "scandir", refuse)
+        first = ingest()
+        assert first.counts == Counts(added=4)
+        assert "may not be listed (permission denied)" in rows(store)["lost+found"]["reason"]
+        refused.add(documents / "hr")
+        (documents / "travel.md").unlink()
+        result = ingest()
+        assert result.counts == Counts(added=1, changed=1, removed=1, reused=2)
+        kept = rows(store)["hr/leave.md"]
+        assert (kept["status"], kept["text"]) == ("unreadable", LEAVE)
+        assert (
+            kept["reason"] == "cannot be read today (its folder may not be listed); its last good version stays in use"
+        )
+        assert folder_state(settings_for()) == folder_state(settings_for(), store) == result.details["sources"]
+        assert state.folder_changes(settings_for(), store) == {"new": 0, "changed": 0, "deleted": 0}
+        before = files_of(store)
+        assert ingest().unchanged
+        assert files_of(store) == before
+        refused.remove(documents / "hr")
+        assert ingest().counts == Counts(changed=1, removed=1, reused=2)
+        assert rows(store)["hr/leave.md"]["status"] == "ok"
+
+
 class Killed(BaseException):
     """Stands for the end of the process."""
 
