@@ -11,7 +11,7 @@ from acme_rag_pipeline.documents.html_markdown import html_to_markdown
 from acme_rag_pipeline.documents.unreadable import MISSING_PACKAGE, Unreadable
 
 MAX_UNPACKED_BYTES = 200_000_000
-# A part of the text takes a hundred times its size in memory, and seconds for each megabyte.
+# A part takes fifty times its size in memory, and several seconds for each megabyte.
 MAX_PART_BYTES = 30_000_000
 _OLE_HEADER = bytes.fromhex("d0cf11e0a1b11ae1")
 _WORD = "{http://schemas.openxmlformats.org/wordprocessingml/2006/main}"

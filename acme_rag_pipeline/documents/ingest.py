@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
+import threading
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import Any
 
 import duckdb
 
-from acme_rag_pipeline.documents.parsers import MAY_PASS, Parsed, Unreadable, parse, parser_for
+from acme_rag_pipeline.documents.parsers import (
+    MAY_PASS,
+    Parsed,
+    Unreadable,
+    format_of,
+    parse,
+    parser_for,
+    refused_by_name,
+)
 from acme_rag_pipeline.documents.source import (
     DocumentsFolderError,
     ReadFailure,
@@ -31,6 +41,8 @@ STAGE = "documents"
 CODE_VERSION = "1"
 COMMIT_SECONDS = 30.0
 LARGE_BYTES = 5_000_000
+SLOW_SECONDS = 10.0
+_SLOW_FORMATS = ("html", "pdf", "docx")
 logger = logging.getLogger(__name__)
 
 
@@ -185,12 +197,28 @@ def _row(file: SourceFile, known: dict[str, Any] | None, max_bytes: int, now: in
         # With the time of this look, so that the next one need not read it.
         return known | stat
     try:
-        parsed = parse(file.doc_path, data)
+        with named_when_slow(file.doc_path):
+            parsed = parse(file.doc_path, data)
     except Unreadable as failure:
         return _unreadable(stat, digest, str(failure), parser, known)
     if parsed.note and (known is None or known["reason"] != parsed.note):
         logger.warning("%s: %s", file.doc_path, parsed.note)
     return _readable(stat, digest, parsed)
+
+
+@contextlib.contextmanager
+def named_when_slow(doc_path: str) -> Iterator[None]:
+    """Log the document's name once it has been parsed for long: of a run that hangs or dies there, it is all that is known."""
+    if format_of(doc_path) not in _SLOW_FORMATS:
+        yield
+        return
+    timer = threading.Timer(SLOW_SECONDS, logger.info, ("%s: is still being parsed", doc_path))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _still_unreadable(file: SourceFile, known: dict[str, Any], parser: str | None) -> bool:
@@ -199,6 +227,8 @@ def _still_unreadable(file: SourceFile, known: dict[str, Any], parser: str | Non
     return (
         refused
         and known["parser"] == parser
+        # What is said of a name that no parser reads has no version.
+        and (parser is not None or known["reason"] == refused_by_name(file.doc_path))
         and not any(word in known["reason"] for word in MAY_PASS)
         and looks_unchanged(file, known)
     )

@@ -33,7 +33,23 @@ _PARSERS = {
 # Of all parsers together, for what shows which code made the documents.
 PARSER_VERSIONS = ", ".join(_PARSERS)
 _BY_SUFFIX = {suffix: (kind, name) for name, (kind, suffixes) in _PARSERS.items() for suffix in suffixes}
-MAXCONTROL_SHARE = 0.05
+# Files that people have beside their documents, and what makes them readable.
+_OTHER_KINDS = {
+    "save it as .docx or .pdf": (".doc", ".docm", ".dot", ".odt", ".rtf", ".pages", ".epub", ".wpd"),
+    "save its tables as HTML, or as Markdown with a sentence on what a row says": (
+        *(".xlsx", ".xls", ".xlsm", ".ods", ".csv", ".tsv", ".numbers"),
+    ),
+    "save it as .pdf": (".pptx", ".ppt", ".pptm", ".odp", ".key"),
+    "a picture has no text; describe it in a document": (
+        *(".png", ".jpg", ".jpeg", ".gif", ".svg", ".webp", ".tif", ".tiff", ".bmp", ".heic", ".ico"),
+    ),
+    "write down what is said in it": (*(".mp4", ".mov", ".mkv", ".avi", ".webm", ".mp3", ".wav", ".m4a", ".ogg"),),
+    "unpack it": (".zip", ".gz", ".tgz", ".tar", ".7z", ".rar", ".bz2", ".xz"),
+    "rename it to .md": (".mdown", ".mkd", ".mkdn", ".markdn", ".rmd", ".qmd"),
+    "save its text as .html or .txt": (".eml", ".msg", ".mhtml", ".mht"),
+}
+_ADVICE = {suffix: advice for advice, suffixes in _OTHER_KINDS.items() for suffix in suffixes}
+MAX_CONTROL_SHARE = 0.05
 # What browsers read instead of a declared encoding (WHATWG Encoding Standard): mostly the superset that its users mean.
 _READ_AS = {
     "ascii": "windows-1252",
@@ -89,20 +105,28 @@ def format_of(doc_path: str) -> str | None:
     return _BY_SUFFIX.get(PurePosixPath(doc_path).suffix.lower(), (None, None))[0]
 
 
+def refused_by_name(doc_path: str) -> str:
+    """Why no parser reads this path, and what to do; empty where one does."""
+    suffix = PurePosixPath(doc_path).suffix.lower()
+    if not suffix:
+        return "the file name has no suffix, so its format is unknown; rename it, for example to .md or .txt"
+    if suffix in _BY_SUFFIX:
+        return ""
+    advice = _ADVICE.get(suffix) or f"if it holds text, save it as one of {' '.join(supported_suffixes())}"
+    return f"no parser for {suffix} files; {advice}"
+
+
 def parse(doc_path: str, data: bytes) -> Parsed:
     """Text and title of a document.
 
     Raises:
         Unreadable: there is no usable text; no other exception leaves this function.
     """
-    suffix = PurePosixPath(doc_path).suffix.lower()
-    if not suffix:
-        raise Unreadable("the file name has no suffix, so its format is unknown; rename it, for example to .md or .txt")
-    if suffix not in _BY_SUFFIX:
-        raise Unreadable(f"no parser for {suffix} files; save it as one of {' '.join(supported_suffixes())}")
+    if refused := refused_by_name(doc_path):
+        raise Unreadable(refused)
     if not data.strip():
         raise Unreadable("the file is empty")
-    kind, parser = _BY_SUFFIX[suffix]
+    kind, parser = _BY_SUFFIX[PurePosixPath(doc_path).suffix.lower()]
     read: Callable[[bytes], tuple[str, str, str]] = {"html": _html, "pdf": pdf_to_text, "docx": _docx}.get(kind, _plain)
     try:
         with warnings.catch_warnings():
@@ -133,7 +157,7 @@ def _plain(data: bytes) -> tuple[str, str, str]:
 
 
 def _not_binary(text: str) -> str:
-    if "\0" in text or len(CONTROL.findall(text)) > MAXCONTROL_SHARE * len(text):
+    if "\0" in text or len(CONTROL.findall(text)) > MAX_CONTROL_SHARE * len(text):
         raise Unreadable("binary data, not text (control characters); remove it or give it its right suffix")
     return text
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pypdf import PageObject, PdfReader
 
 MAX_PAGES = 10_000
-MAX_CHARACTERS = 50_000_000
+MAX_CHARACTERS = 20_000_000
 # Of a page with a picture that has no other text: a stamp, a page number.
 MAX_STAMP = 40
 # Where headers and footers stand.
@@ -49,7 +49,13 @@ def pdf_to_text(data: bytes) -> tuple[str, str, str]:
         raise Unreadable(f"reading PDF files needs pypdf; {MISSING_PACKAGE}[pdf]") from error
     # It warns about every oddity of a file that it can read nevertheless; what it cannot read raises.
     logging.getLogger("pypdf").setLevel(logging.CRITICAL + 1)
-    reader = pypdf.PdfReader(io.BytesIO(data))
+    try:
+        return _text_of(pypdf.PdfReader(io.BytesIO(data)))
+    except pypdf.errors.LimitReachedError as error:
+        raise Unreadable("it unpacks to more than a reader of PDF allows; split it or save it again") from error
+
+
+def _text_of(reader: PdfReader) -> tuple[str, str, str]:
     unlocked = not reader.is_encrypted
     # A PDF that only restricts printing opens with the empty password; an unknown or AES scheme may raise.
     with contextlib.suppress(Exception):

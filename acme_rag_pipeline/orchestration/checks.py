@@ -113,6 +113,18 @@ def spans_are_exact(store: Store, settings: Settings) -> dg.AssetCheckResult:
     return dg.AssetCheckResult(passed=rows["wrong"] == 0, severity=ERROR, metadata=rows)
 
 
+@_asset_check(asset="chunks", description="Every readable document has a passage.")
+def every_document_has_a_passage(store: Store, settings: Settings) -> dg.AssetCheckResult:
+    """WARN with the documents of which nothing can be found: front matter, pictures or link definitions alone."""
+    bare = _rows(
+        store,
+        "SELECT doc_path, format FROM documents d WHERE status = 'ok' "
+        "AND NOT EXISTS (SELECT 1 FROM chunks c WHERE c.doc_path = d.doc_path) ORDER BY doc_path",
+    )
+    metadata = {"without_a_passage": len(bare)} | _tables({"documents": bare})
+    return dg.AssetCheckResult(passed=not bare, severity=WARN, metadata=metadata)
+
+
 @_asset_check(asset="curated_pairs", description="Every curated pair still stands in a document.")
 def curated_pairs_resolve(store: Store, settings: Settings) -> dg.AssetCheckResult:
     """WARN with the pairs that do not, and with rejections, quotes and negatives whose passage is not certain."""

@@ -129,6 +129,32 @@ def test_a_file_that_cannot_be_read_is_warned_of_once(
     assert [record.getMessage().split(":")[0] for record in caplog.records] == ["gone.md"]
 
 
+def test_a_file_that_is_parsed_for_long_is_named(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level("INFO")
+    monkeypatch.setattr(ingest_module, "SLOW_SECONDS", 0.01)
+    for doc_path, named in (("hr/a.pdf", 1), ("hr/a.md", 0)):
+        caplog.clear()
+        with ingest_module.named_when_slow(doc_path):
+            until = time.monotonic() + (10 if named else 0.05)
+            while not caplog.records and time.monotonic() < until:
+                time.sleep(0.01)
+        assert [record.getMessage() for record in caplog.records] == [f"{doc_path}: is still being parsed"] * named
+
+
+def test_what_an_earlier_version_said_of_a_name_without_a_parser_is_said_anew(
+    ingest: Ingest, store: Store, documents: Path
+) -> None:
+    (documents / "sheet.xlsx").write_bytes(b"PK")
+    age(documents)
+    first = ingest()
+    with store.warehouse.write() as connection:
+        connection.execute("UPDATE documents SET reason = 'save it as .md' WHERE doc_path = 'sheet.xlsx'")
+    assert ingest().data_version == first.data_version
+    assert "save its tables" in rows(store)["sheet.xlsx"]["reason"]
+
+
 def test_texts_stay_when_only_stamps_or_the_state_change(
     ingest: Ingest, store: Store, documents: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

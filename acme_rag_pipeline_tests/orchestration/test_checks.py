@@ -69,6 +69,17 @@ def test_a_file_of_which_a_part_is_missing_is_warned_of(
     assert known["incomplete"][0]["doc_path"] == "contract.pdf"
 
 
+def test_a_document_without_a_passage_is_warned_of(store: Store, documents: Path, settings_for: Make) -> None:
+    (documents / "stub.md").write_text("---\ntitle: Soon\n---\n", encoding="utf-8")
+    for stage in (ingest_documents, split_documents):
+        stage(store, settings_for())
+    exact, found = checks.results("chunks", store, settings_for())
+    assert exact.passed
+    assert not found.passed
+    assert found.metadata["without_a_passage"].value == 1
+    assert "stub.md" in str(found.metadata["documents"].records[0])
+
+
 def test_more_lost_queries_than_the_table_shows_are_all_counted(
     store: Store, documents: Path, settings_for: Make, tmp_path: Path
 ) -> None:
