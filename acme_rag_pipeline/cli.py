@@ -138,10 +138,11 @@ def status(context: click.Context, as_json: bool) -> None:
     if change := known.get("chunks_changed_since_retrain"):
         click.echo(f"training   {change['changed_share']:.1%} of the chunks changed since the last retrain")
     click.echo("counts     " + ", ".join(f"{n} {name.replace('_', ' ')}" for name, n in known["counts"].items()))
-    for row in known["unreadable"][:_UNREADABLE_SHOWN]:
-        click.echo(f"unreadable {snippet(row['doc_path'], 300)}: {snippet(row['reason'], 200)}")
-    if (more := len(known["unreadable"]) - _UNREADABLE_SHOWN) > 0:
-        click.echo(f"unreadable and {more} more: `acme-rag status --json` names all")
+    for kind in ("unreadable", "incomplete"):
+        for row in known[kind][:_UNREADABLE_SHOWN]:
+            click.echo(f"{kind} {snippet(row['doc_path'], 300)}: {snippet(row['reason'], 200)}")
+        if (more := len(known[kind]) - _UNREADABLE_SHOWN) > 0:
+            click.echo(f"{kind} and {more} more: `acme-rag status --json` names all")
     for name, value in known.get("ndcg@10", {}).items():
         query_set, _, arm = name.partition("/")
         if query_set == "held_out" and known["held_out_chose_the_weights"]:

@@ -43,10 +43,11 @@ def store_status(store: Store, settings: Settings) -> dict[str, Any]:
                     ("golden_queries", " WHERE status = 'resolved'"),
                 )
             }
-            unreadable = records(
-                connection, "SELECT doc_path, reason FROM documents WHERE status = 'unreadable' ORDER BY doc_path"
-            )
+            reasons = "SELECT doc_path, reason FROM documents WHERE status = ? AND reason IS NOT NULL ORDER BY doc_path"
+            unreadable = records(connection, reasons, ["unreadable"])
+            incomplete = records(connection, reasons, ["ok"])
             counts["unreadable_documents"] = len(unreadable)
+            counts["incomplete_documents"] = len(incomplete)
             counts["unresolved_curated_pairs"] = unresolved_count(connection)
             stages = records(connection, "SELECT stage, finished_at, summary FROM stages ORDER BY finished_at")
             decisions = records(
@@ -73,6 +74,7 @@ def store_status(store: Store, settings: Settings) -> dict[str, Any]:
     return known | {
         "counts": counts,
         "unreadable": unreadable,
+        "incomplete": incomplete,
         "chunks_changed_since_retrain": vars(change) if details.get("fine_tuned_model") else None,
         "ndcg@10": report.get("ndcg@10", {}),
         # Where golden queries decide, `held_out` is the validation share.

@@ -16,15 +16,12 @@ from typing import TYPE_CHECKING
 
 from acme_rag_pipeline.documents.headings import headings
 from acme_rag_pipeline.documents.lines import front_matter_end, line_starts
+from acme_rag_pipeline.documents.titles import plain_title as _plain_title
 
 if TYPE_CHECKING:
     from markdown_it import MarkdownIt
     from markdown_it.token import Token
 
-_INLINE_MARKUP = re.compile(r"[*_`\[\]<>&\\!]")
-# `{#id .class}` of Pandoc and Hugo, `{ #id }` and `{: #id }` of attribute lists, `{/* #id */}` of MDX.
-_HEADING_ANCHOR = re.compile(r"[ \t]?\{[ \t]*(?:[#.:]|/\*)[^{}]*\}[ \t]*$")
-_FOOTNOTE_MARK = re.compile(r"\[\^[^\[\]\s]+\]")
 
 # Of code, examples, side notes, quotes and tables in AsciiDoc.
 _DELIMITER = re.compile(r"(?:([-.+/=*_])\1{3,}|[|,:!]={3,}|--)")
@@ -154,33 +151,6 @@ def _block_parser(raw_html: bool) -> MarkdownIt:
         parser.disable("html_block")
     parser.core.ruler.enableOnly(["normalize", "block"])
     return parser
-
-
-@lru_cache(maxsize=1)
-def _inline_parser() -> MarkdownIt:
-    from markdown_it import MarkdownIt
-
-    return MarkdownIt("commonmark")
-
-
-def _plain_title(source: str) -> str:
-    """Return the text of a heading without inline markup, footnote marks and a trailing `{#anchor}`."""
-    # A run of spaces would take the pattern long.
-    source = _FOOTNOTE_MARK.sub("", _HEADING_ANCHOR.sub("", " ".join(source.split())))
-    if not _INLINE_MARKUP.search(source):
-        return " ".join(source.split())
-    tokens = _inline_parser().parseInline(source)[0].children or []
-    return " ".join("".join(_inline_text(tokens)).split())
-
-
-def _inline_text(tokens: Sequence[Token]) -> Iterator[str]:
-    for token in tokens:
-        if token.type in ("softbreak", "hardbreak"):
-            yield " "
-        elif token.type == "image":
-            yield from _inline_text(token.children or [])
-        elif token.type != "html_inline":
-            yield token.content
 
 
 def _read_nodes(tokens: Sequence[Token], index: int, lines: list[int]) -> tuple[list[Block], int]:

@@ -10,7 +10,6 @@ sections are neighbours in the outline.
 from __future__ import annotations
 
 import hashlib
-import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -20,10 +19,11 @@ from operator import itemgetter
 from acme_rag_pipeline.chunking.blocks import markdown_blocks, plain_blocks
 from acme_rag_pipeline.chunking.fragments import torn
 from acme_rag_pipeline.chunking.packing import pack
+from acme_rag_pipeline.chunking.pictures import blanked, pictures
 from acme_rag_pipeline.chunking.pieces import HEAD_TOKENS, Piece, Section, cut_pieces
 from acme_rag_pipeline.chunking.tokens import TokenCounter
 
-SPLITTER_VERSION = "splitter-6"  # bump with every change that moves a span
+SPLITTER_VERSION = "splitter-7"  # bump with every change that moves a span
 
 # Their text is Markdown; in the others a `#` or an indentation means nothing.
 MARKDOWN_FORMATS = {"markdown", "html", "docx"}
@@ -31,15 +31,6 @@ MARKDOWN_FORMATS = {"markdown", "html", "docx"}
 _SMALL_SECTION_TOKENS = 100
 _TINY_TOKENS = 40
 LEAST_TOKENS = 16
-
-# A picture whose bytes stand in the text, as exports of word processors write it, with the markup around the bytes. A small
-# icon is shorter and may stay.
-_PICTURE = re.compile(
-    r"""(?:<img\b[^<>]{0,300}?["']|\[[^\[\]\r\n]{1,200}\]:[ \t]{0,8}<?|\(<?)?"""
-    r"""(?P<bytes>data:image/[^\s,<>"'()]{1,100},[^\s<>"'()]{64,})"""
-    r"""(?:["'][^<>]{0,300}>|>?(?:[ \t]{1,8}"[^"\r\n]{0,300}")?\)?)""",
-    re.IGNORECASE,
-)
 
 _Order = tuple[float, bytes, bytes]
 
@@ -66,7 +57,7 @@ def split(text: str, counter: TokenCounter, *, max_tokens: int = 224, format: st
     """Split a document into chunks.
 
     The spans are ordered, disjoint and not blank, and hold every visible character of the text but front matter and, in
-    Markdown, pictures that are written out as base64.
+    Markdown, pictures that are written out as base64 or SVG.
 
     Args:
         text: The parsed text of the document.
@@ -80,10 +71,8 @@ def split(text: str, counter: TokenCounter, *, max_tokens: int = 224, format: st
     if max_tokens < LEAST_TOKENS:
         raise ValueError(f"max_tokens must be at least {LEAST_TOKENS}, got {max_tokens}")
     markdown = format in MARKDOWN_FORMATS
-    pictures = list(_PICTURE.finditer(text)) if markdown else []
-    around = [picture.span() for picture in pictures]
-    # Spaces in their place weigh nothing and leave every position as it is.
-    seen = _blanked(text, [picture.span("bytes") for picture in pictures])
+    inside, around = pictures(text, raw_html=format == "markdown") if markdown else ([], [])
+    seen = blanked(text, inside)
     blocks = markdown_blocks(seen, raw_html=format == "markdown") if markdown else plain_blocks(seen, format)
     pieces, sections = cut_pieces(seen, blocks, counter, max_tokens)
     spans: list[tuple[int, int, tuple[str, ...]]] = []
@@ -95,18 +84,9 @@ def split(text: str, counter: TokenCounter, *, max_tokens: int = 224, format: st
     return list(_within(text, counter, spans, max_tokens))
 
 
-def _blanked(text: str, ranges: Sequence[tuple[int, int]]) -> str:
-    parts: list[str] = []
-    done = 0
-    for start, end in ranges:
-        parts += [text[done:start], " " * (end - start)]
-        done = end
-    return "".join([*parts, text[done:]])
-
-
-def _around(text: str, start: int, end: int, pictures: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+def _around(text: str, start: int, end: int, around: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int]]:
     """Yield what of `start..end` stands between the pictures, if it says anything."""
-    inside = pictures[bisect_right(pictures, start, key=itemgetter(1)) : bisect_left(pictures, end, key=itemgetter(0))]
+    inside = around[bisect_right(around, start, key=itemgetter(1)) : bisect_left(around, end, key=itemgetter(0))]
     if not inside:
         yield start, end
         return

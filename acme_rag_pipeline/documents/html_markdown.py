@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 import functools
 import re
+from collections.abc import Set
 from typing import Any
 from urllib.parse import unquote
 
-# Half of a character, which an entity can spell.
-SURROGATE = re.compile("[\ud800-\udfff]")
+from acme_rag_pipeline.documents.characters import SURROGATE
+from acme_rag_pipeline.documents.unreadable import Unreadable
+
 # What may be left open in HTML: the tag closes these if one of them is its parent.
 _CLOSES = {
     "p": ("p",),
@@ -22,6 +24,8 @@ _CLOSES = {
 }
 MAX_OPEN_TAGS = 2_000
 MAX_NESTED_TABLES = 20
+# Each is three calls within each other, of the thousand that Python allows to all callers together.
+MAX_DEPTH = 250
 # Of one table: a page of a few kilobytes must not become one of megabytes.
 MOST_REPEATS, LEAST_REPEATED_CELLS = 10, 5_000
 MAX_ROWSPAN = 200
@@ -33,15 +37,31 @@ _TITLE_CLASSES = ("MsoTitle", "title")
 _GOOGLE_REDIRECT = re.compile(r"^https?://www\.google\.com/url\?q=([^&\s]+)\S*")
 # Navigation without the tag: by its role, and as Confluence exports path, author, table of contents and footer of each page.
 _DROPPED_PARTS = '[role="navigation"], [role="contentinfo"], #breadcrumb-section, #main-content .toc-macro, #content > .page-metadata'
+# The sign beside a heading that links to the heading itself, as Sphinx, MkDocs, Docusaurus and AnchorJS write it.
+_PERMALINK_CLASSES = {"headerlink", "hash-link", "anchorjs-link", "header-anchor"}
 # Text that would be a heading, a fence, a rule or the underline of a heading in Markdown.
 _MARKUP = re.compile(r"^([ \t]*)(#{1,6}(?:\s|$)|`{3}|~{3}|(?:-{2,}|={2,})[ \t]*$)", re.MULTILINE)
 _NO_MARKUP_IN = ("pre", "code", "table", *_HEADING_TAGS)
 _BLOCK_TAGS = ("p", "div", "li", "dd", "dt", "blockquote", "section", "article", "main", "body", "[document]")
-_DROPPED_TAGS = ("script", "style", "nav", "noscript", "template", "title")
+_DROPPED_TAGS = ("script", "style", "nav", "noscript", "template", "title", "select", "datalist")
+# Blocks to a browser, of which the converter knows nothing.
+_OTHER_BLOCK_TAGS = (
+    *("aside", "footer", "header", "main", "center", "figure", "address", "fieldset", "form", "legend", "summary"),
+    *("details", "hgroup", "search", "dialog"),
+)
+_OTHER_LIST_TAGS = ("menu", "dir")
+_BOXED_TAGS = ("button", "label", "output")
+_NOT_SHOWN = re.compile(r"(?:^|;)\s*display\s*:\s*none\b", re.IGNORECASE)
+# What shows a hidden part: a tab, an accordion, a "read more".
+_SHOWING_ATTRIBUTES = ("aria-controls", "href", "data-target", "data-bs-target")
 
 
 def html_to_markdown(html: str) -> tuple[str, str]:
-    """Text in Markdown, and the title of the page (empty where it has none)."""
+    """Text in Markdown, and the title of the page (empty where it has none).
+
+    Raises:
+        Unreadable: tags are nested too deeply.
+    """
     from bs4 import BeautifulSoup
     from bs4.element import CData, PreformattedString
     from markdownify import MarkdownConverter
@@ -53,9 +73,13 @@ def html_to_markdown(html: str) -> tuple[str, str]:
     for node in soup.find_all(string=True):
         if isinstance(node, PreformattedString) and not isinstance(node, CData):  # comments, doctype, <?xml ?>
             node.extract()
+    _set_apart(soup)
     for image in soup.find_all("img"):
         if not image.get("src") or str(image["src"]).lstrip().lower().startswith("data:"):
             image.replace_with(str(image.get("alt") or ""))
+    for link in soup.find_all("a", href=True):
+        if _is_permalink(link):
+            link.extract()
     for link in soup.find_all("a", href=_GOOGLE_REDIRECT):
         # Google Docs sends each link through its own address, with a time stamp: another text with each export.
         link["href"] = _GOOGLE_REDIRECT.sub(lambda found: unquote(found[1]), link["href"])
@@ -66,6 +90,11 @@ def html_to_markdown(html: str) -> tuple[str, str]:
     # Nested so deeply, every step costs as many others; the page counts as unreadable soon.
     if len(inside) <= MAX_OPEN_TAGS:
         _close_tags(inside)
+    if _is_deeper(soup, MAX_DEPTH):
+        raise Unreadable(f"too deeply nested: the limit is {MAX_DEPTH} tags in each other; simplify it")
+    if len(inside) <= MAX_OPEN_TAGS:
+        # Before, what follows a hidden paragraph would stand in it.
+        _drop_hidden(soup)
         for table in reversed(soup.find_all("table")):
             _plain_table(table)
     for node in soup.find_all(string=re.compile(r"\|")):
@@ -80,6 +109,64 @@ def html_to_markdown(html: str) -> tuple[str, str]:
     converter = MarkdownConverter(**options)
     text = SURROGATE.sub("\ufffd", converter.convert_soup(soup))
     return re.sub(r"\n(?:[ \t]*\n){2,}", "\n\n", text).strip() + "\n", title
+
+
+def _drop_hidden(soup: Any) -> None:
+    """Drop what a browser does not show and nothing on the page can show, unless the page would be empty then."""
+    shown = {
+        str(tag[name]).lstrip("#.")
+        for name in _SHOWING_ATTRIBUTES
+        for tag in soup.find_all(attrs={name: True})
+        if name != "href" or str(tag[name]).startswith("#")
+    }
+    found = {id(tag): tag for tag in (*soup.find_all(hidden=True), *soup.find_all(style=_NOT_SHOWN))}
+    hidden = {at: tag for at, tag in found.items() if not _may_be_shown(tag, shown)}
+    outermost = [tag for tag in hidden.values() if not any(id(parent) in hidden for parent in tag.parents)]
+    if hidden and sum(len(tag.get_text(strip=True)) for tag in outermost) < len(soup.get_text(strip=True)):
+        for tag in outermost:
+            tag.extract()
+
+
+def _may_be_shown(tag: Any, shown: Set[str]) -> bool:
+    if tag.name in ("html", "body") or tag.get("role") == "tabpanel" or tag.get("hidden") == "until-found":
+        return True
+    if tag.name in _CLOSES and tag.find((*_HEADING_TAGS, "div", "table", "ul", "ol")):
+        # Its end tag is missing: to a browser it ends before them.
+        return True
+    before = tag.find_previous_sibling()
+    is_answer = before is not None and (
+        before.name == "button" or before.has_attr("aria-expanded") or before.find("button") is not None
+    )
+    return is_answer or not shown.isdisjoint((tag.get("id"), *(tag.get("class") or ())))
+
+
+def _set_apart(soup: Any) -> None:
+    for tag in soup.find_all((*_OTHER_BLOCK_TAGS, *_OTHER_LIST_TAGS)):
+        tag.name = "ul" if tag.name in _OTHER_LIST_TAGS else "div"
+    for tag in soup.find_all(_BOXED_TAGS):
+        # A browser draws a box with room around it.
+        if tag.previous_sibling is not None and not re.search(r"\W$", tag.previous_sibling.get_text()):
+            tag.insert_before(" ")
+        if tag.next_sibling is not None and not re.match(r"\W", tag.next_sibling.get_text()):
+            tag.insert_after(" ")
+
+
+def _is_deeper(soup: Any, limit: int) -> bool:
+    level = [soup]
+    for _ in range(limit + 1):
+        level = [child for tag in level for child in tag.children if child.name]
+    return bool(level)
+
+
+def _is_permalink(link: Any) -> bool:
+    text, marked = link.get_text(strip=True), bool(_PERMALINK_CLASSES.intersection(link.get("class") or ()))
+    says_nothing = not any(map(str.isalnum, text))
+    heading = link.find_parent(_HEADING_TAGS)
+    if heading is None:
+        # Sphinx marks terms and captions with them too.
+        return marked and bool(text) and says_nothing
+    beside = heading.get_text(strip=True) != text
+    return beside and (marked or (says_nothing and str(link["href"]).startswith("#")))
 
 
 def _spoken_of(found: re.Match[str], *, begins: bool) -> str:

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
+import threading
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import Any
 
 import duckdb
 
-from acme_rag_pipeline.documents.parsers import MAY_PASS, Parsed, Unreadable, parse, parser_for
+from acme_rag_pipeline.documents.parsers import (
+    MAY_PASS,
+    Parsed,
+    Unreadable,
+    format_of,
+    parse,
+    parser_for,
+    refused_by_name,
+)
 from acme_rag_pipeline.documents.source import (
     DocumentsFolderError,
     ReadFailure,
@@ -20,7 +30,7 @@ from acme_rag_pipeline.documents.source import (
     read_bytes,
     scan,
 )
-from acme_rag_pipeline.documents.state import looks_unchanged, sources_hash
+from acme_rag_pipeline.documents.state import is_out_of_reach, looks_unchanged, sources_hash
 from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store.fingerprints import content_hash, fingerprint, sha256_text
 from acme_rag_pipeline.store.layout import Store
@@ -31,6 +41,8 @@ STAGE = "documents"
 CODE_VERSION = "1"
 COMMIT_SECONDS = 30.0
 LARGE_BYTES = 5_000_000
+SLOW_SECONDS = 10.0
+_SLOW_FORMATS = ("html", "pdf", "docx")
 logger = logging.getLogger(__name__)
 
 
@@ -49,9 +61,9 @@ def ingest_documents(store: Store, settings: Settings) -> StageResult:
     if rows is None:
         return ingest_documents(store, settings)
     seen = {row["doc_path"] for row in rows}
-    rows += [_tombstone(row) for path, row in known.items() if path not in seen]
+    rows += [_not_listed(row, files) for path, row in known.items() if path not in seen]
     data_version = content_hash(_identity(row) for row in rows if row["status"] != "deleted")
-    details = _details(rows)
+    details = _details(rows, seen)
     gone = sorted(path for path in known if path not in seen)
     made_from = fingerprint(STAGE, CODE_VERSION, settings.document, data_version, details["sources"], gone)
     unchanged = recorded(store.warehouse, STAGE, made_from)
@@ -111,7 +123,7 @@ def check_not_emptied(store: Store, settings: Settings) -> None:
 
 
 def _check_not_emptied(settings: Settings, files: Sequence[SourceFile], known: Mapping[str, Mapping[str, Any]]) -> None:
-    live = {path for path, row in known.items() if row["status"] != "deleted"}
+    live = {path for path, row in known.items() if row["status"] != "deleted" and not is_out_of_reach(path, files)}
     texts = {path for path in live if known[path]["has_text"]}
     if (live and not files) or (texts and not any(_may_be_read(file) for file in files)):
         found = "holds nothing but " + ", ".join(file.doc_path for file in files[:3]) if files else "is empty"
@@ -176,8 +188,7 @@ def _row(file: SourceFile, known: dict[str, Any] | None, max_bytes: int, now: in
         data = read_bytes(file, max_bytes)
     except ReadFailure as failure:
         if known and known["has_text"]:
-            reason = f"cannot be read today ({failure}); its last good version stays in use"
-            return known | stat | {"mtime_ns": None, "status": "unreadable", "reason": reason}
+            return known | stat | {"mtime_ns": None, "status": "unreadable", "reason": _kept_because(str(failure))}
         return _unreadable(stat, None, str(failure), parser, known)
     except TooLarge as failure:
         return _unreadable(stat, None, str(failure), parser, known)
@@ -186,10 +197,28 @@ def _row(file: SourceFile, known: dict[str, Any] | None, max_bytes: int, now: in
         # With the time of this look, so that the next one need not read it.
         return known | stat
     try:
-        parsed = parse(file.doc_path, data)
+        with named_when_slow(file.doc_path):
+            parsed = parse(file.doc_path, data)
     except Unreadable as failure:
         return _unreadable(stat, digest, str(failure), parser, known)
+    if parsed.note and (known is None or known["reason"] != parsed.note):
+        logger.warning("%s: %s", file.doc_path, parsed.note)
     return _readable(stat, digest, parsed)
+
+
+@contextlib.contextmanager
+def named_when_slow(doc_path: str) -> Iterator[None]:
+    """Log the document's name once it has been parsed for long: of a run that hangs or dies there, it is all that is known."""
+    if format_of(doc_path) not in _SLOW_FORMATS:
+        yield
+        return
+    timer = threading.Timer(SLOW_SECONDS, logger.info, ("%s: is still being parsed", doc_path))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _still_unreadable(file: SourceFile, known: dict[str, Any], parser: str | None) -> bool:
@@ -198,6 +227,8 @@ def _still_unreadable(file: SourceFile, known: dict[str, Any], parser: str | Non
     return (
         refused
         and known["parser"] == parser
+        # What is said of a name that no parser reads has no version.
+        and (parser is not None or known["reason"] == refused_by_name(file.doc_path))
         and not any(word in known["reason"] for word in MAY_PASS)
         and looks_unchanged(file, known)
     )
@@ -207,7 +238,8 @@ def _readable(stat: dict[str, Any], digest: str, parsed: Parsed) -> dict[str, An
     return stat | {
         "sha256": digest,
         "status": "ok",
-        "reason": None,
+        # Of a document that is there in part.
+        "reason": parsed.note or None,
         "title": parsed.title,
         "format": parsed.format,
         "parser": parsed.parser,
@@ -234,6 +266,19 @@ def _unreadable(
         "text_sha256": None,
     }
     return stat | empty | {"sha256": digest, "status": "unreadable", "reason": reason}
+
+
+def _not_listed(known: dict[str, Any], files: Sequence[SourceFile]) -> dict[str, Any]:
+    if known["status"] == "deleted" or not is_out_of_reach(known["doc_path"], files):
+        return _tombstone(known)
+    if not known["has_text"]:
+        return known
+    today = {"mtime_ns": None, "status": "unreadable", "reason": _kept_because("its folder may not be listed")}
+    return known if known["reason"] == today["reason"] else known | today
+
+
+def _kept_because(failure: str) -> str:
+    return f"cannot be read today ({failure}); its last good version stays in use"
 
 
 def _tombstone(known: dict[str, Any]) -> dict[str, Any]:
@@ -264,12 +309,13 @@ def _sha256_read(row: dict[str, Any]) -> str | None:
     return None if row["status"] == "unreadable" and row["has_text"] else row["sha256"]
 
 
-def _details(rows: list[dict[str, Any]]) -> dict[str, Any]:
+def _details(rows: list[dict[str, Any]], seen: Set[str]) -> dict[str, Any]:
     alive = [row for row in rows if row["status"] != "deleted"]
     return {
-        "sources": sources_hash((row["doc_path"], _sha256_read(row)) for row in alive),
+        "sources": sources_hash((row["doc_path"], _sha256_read(row)) for row in alive if row["doc_path"] in seen),
         "readable": sum(row["status"] == "ok" for row in alive),
         "unreadable": sum(row["status"] == "unreadable" for row in alive),
+        "incomplete": sum(row["status"] == "ok" and row["reason"] is not None for row in alive),
         "formats": dict(sorted(Counter(row["format"] or "unreadable" for row in alive).items())),
         "problems": [
             {"doc_path": row["doc_path"], "reason": row["reason"]} for row in alive if row["status"] == "unreadable"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -42,6 +41,7 @@ class SourceFile:
         problem: why it must not be opened, or None.
         failure: why it cannot be opened now, which says nothing about its content; or None.
         ctime_ns: when the file system last noted a change of it (of a link: or of the link itself).
+        is_refused_folder: it stands for a sub-folder that may not be listed, so for files that nobody can name today.
     """
 
     doc_path: str
@@ -51,23 +51,33 @@ class SourceFile:
     problem: str | None
     failure: str | None = None
     ctime_ns: int = 0
+    is_refused_folder: bool = False
 
 
 def scan(root: Path) -> list[SourceFile]:
     """Everything in the folder, sorted by `doc_path`.
 
-    Hidden files and folders and office lock files are left out, and so is a file that vanishes during the listing.
+    Hidden files and folders and office lock files are left out, and so is a file that vanishes during the listing. A
+    sub-folder that may not be listed (`lost+found`) is one entry.
 
     Raises:
         DocumentsFolderError: `root` is missing, is not a folder, or cannot be listed.
-        IncompleteListing: a sub-folder cannot be listed.
+        IncompleteListing: a sub-folder cannot be listed, but for its permissions.
     """
     real_root = _real_root(root)
     files: dict[str, SourceFile] = {}
     folders = [root]
     while folders:
         folder = folders.pop()
-        for entry in _listing(folder, root):
+        try:
+            entries = _listing(folder)
+        except OSError as error:
+            if folder == root or not isinstance(error, PermissionError):
+                raise _cannot_list(folder, root, error) from error
+            refused = _refused_folder(folder, root, error)
+            files[refused.doc_path] = refused
+            continue
+        for entry in entries:
             try:
                 if entry.is_dir(follow_symlinks=False):
                     folders.append(Path(entry.path))
@@ -75,6 +85,8 @@ def scan(root: Path) -> list[SourceFile]:
                 file = _source_file(entry, root, real_root)
             except FileNotFoundError:
                 continue
+            except PermissionError as error:
+                file = SourceFile(_name(entry.path, root), Path(entry.path), 0, 0, None, _reason(error))
             except OSError as error:
                 raise _cannot_list(folder, root, error) from error
             # The escaped form of a broken name can be the real name of another file.
@@ -140,13 +152,19 @@ def _real_root(root: Path) -> str:
     return real
 
 
-def _listing(folder: Path, root: Path) -> Iterator[os.DirEntry[str]]:
-    try:
-        with os.scandir(folder) as entries:
-            found = [entry for entry in entries if not entry.name.startswith(IGNORED_PREFIXES)]
-    except OSError as error:
-        raise _cannot_list(folder, root, error) from error
-    yield from sorted(found, key=lambda entry: entry.name)
+def _listing(folder: Path) -> list[os.DirEntry[str]]:
+    with os.scandir(folder) as entries:
+        found = [entry for entry in entries if not entry.name.startswith(IGNORED_PREFIXES)]
+    return sorted(found, key=lambda entry: entry.name)
+
+
+def _refused_folder(folder: Path, root: Path, error: OSError) -> SourceFile:
+    problem = f"the folder may not be listed ({_reason(error)}); check its permissions, or move it out of the documents"
+    return SourceFile(_name(folder, root), folder, 0, 0, problem, is_refused_folder=True)
+
+
+def _name(path: str | Path, root: Path) -> str:
+    return _printable(Path(path).relative_to(root).as_posix())
 
 
 def _cannot_list(folder: Path, root: Path, error: OSError) -> DocumentsFolderError:

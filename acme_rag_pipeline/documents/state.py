@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +45,16 @@ def folder_changes(settings: Settings, store: Store) -> dict[str, int]:
     """
     max_bytes = int(settings.document.max_megabytes * 1_000_000)
     known = _known(store)
-    now = {file.doc_path: _content(file, max_bytes, known) for file in scan(settings.documents)}
+    files = scan(settings.documents)
+    now = {file.doc_path: _content(file, max_bytes, known) for file in files}
+    gone = [path for path in known if path not in now and not is_out_of_reach(path, files)]
     changed = sum(now[path] != row["sha256"] for path, row in known.items() if path in now)
-    return {"new": len(now.keys() - known.keys()), "changed": changed, "deleted": len(known.keys() - now.keys())}
+    return {"new": len(now.keys() - known.keys()), "changed": changed, "deleted": len(gone)}
+
+
+def is_out_of_reach(doc_path: str, files: Sequence[SourceFile]) -> bool:
+    """Whether a document stands in a folder that may not be listed today, so that nobody can tell if it is gone."""
+    return doc_path.startswith(tuple(f"{file.doc_path}/" for file in files if file.is_refused_folder))
 
 
 def sources_hash(files: Iterable[tuple[str, str | None]]) -> str:

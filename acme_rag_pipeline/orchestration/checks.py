@@ -93,12 +93,13 @@ def _tables(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
     return {name: table(found[:SHOWN]) for name, found in rows.items() if found}
 
 
-@_asset_check(asset="documents", description="Every file could be read and parsed.")
+@_asset_check(asset="documents", description="Every file could be read and parsed, and every page of it.")
 def every_document_is_readable(store: Store, settings: Settings) -> dg.AssetCheckResult:
-    """WARN with the reasons for the files that could not."""
-    bad = _rows(store, "SELECT doc_path, reason FROM documents WHERE status = 'unreadable' ORDER BY doc_path")
-    metadata = {"unreadable": len(bad)} | _tables({"reasons": bad})
-    return dg.AssetCheckResult(passed=not bad, severity=WARN, metadata=metadata)
+    """WARN with the reasons for the files that could not, and with what is missing in the text of others."""
+    reasons = "SELECT doc_path, reason FROM documents WHERE status = '{}' AND reason IS NOT NULL ORDER BY doc_path"
+    bad, in_part = _rows(store, reasons.format("unreadable")), _rows(store, reasons.format("ok"))
+    metadata = {"unreadable": len(bad), "incomplete": len(in_part)} | _tables({"reasons": bad, "missing": in_part})
+    return dg.AssetCheckResult(passed=not bad and not in_part, severity=WARN, metadata=metadata)
 
 
 @_asset_check(asset="chunks", description="Every chunk is exactly the piece of its document that its span names.")
@@ -110,6 +111,18 @@ def spans_are_exact(store: Store, settings: Settings) -> dg.AssetCheckResult:
         "array_slice(d.text, c.start_char + 1, c.end_char)) AS wrong FROM chunks c LEFT JOIN documents d USING (doc_path)",
     )[0]
     return dg.AssetCheckResult(passed=rows["wrong"] == 0, severity=ERROR, metadata=rows)
+
+
+@_asset_check(asset="chunks", description="Every readable document has a passage.")
+def every_document_has_a_passage(store: Store, settings: Settings) -> dg.AssetCheckResult:
+    """WARN with the documents of which nothing can be found: front matter, pictures or link definitions alone."""
+    bare = _rows(
+        store,
+        "SELECT doc_path, format FROM documents d WHERE status = 'ok' "
+        "AND NOT EXISTS (SELECT 1 FROM chunks c WHERE c.doc_path = d.doc_path) ORDER BY doc_path",
+    )
+    metadata = {"without_a_passage": len(bare)} | _tables({"documents": bare})
+    return dg.AssetCheckResult(passed=not bare, severity=WARN, metadata=metadata)
 
 
 @_asset_check(asset="curated_pairs", description="Every curated pair still stands in a document.")

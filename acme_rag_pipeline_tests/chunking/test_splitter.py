@@ -212,6 +212,23 @@ def test_a_heading_has_no_anchor_and_no_footnote_mark_in_its_title_and_an_empty_
     assert titles(text) == [("Travel",), ("Travel", "Receipts"), ("Travel", "Lost devices")]
 
 
+def test_the_paths_of_a_drawing_are_left_out_and_its_labels_stay() -> None:
+    path = f"<path d='{'M0.5 0.25 C1.5 3.25 ' * 2000}'/>"
+    icon = "An <svg viewBox='0 0 1 1'><path d='M0 1'/></svg> icon."
+    code = f"```html\n<svg>{'<path d=M1 />' * 20}</svg>\n```"
+    text = (
+        f"# Approval\n\nWho approves a trip.\n\n<svg viewBox='0 0 9 9'>\n\n<title>How a trip is approved</title>\n{path}\n\n"
+        f"<text x='1'>Desk</text><text>The manager signs</text>\n</svg>\n\nAfter it, book.\n\n{icon}\n\n{code}\n"
+    )
+    found = [text[span.start : span.end] for span in split(text, COUNTER)]
+    joined = "\n".join(found)
+    assert len(found) < 8
+    assert "C1.5" not in joined
+    for kept in ("Who approves a trip.", "How a trip is approved", "The manager signs", "After it, book.", icon, code):
+        assert kept in joined
+    assert texts_of("<svg>" * 100)
+
+
 def test_pictures_written_out_as_base64_are_left_out_and_the_text_around_them_stays() -> None:
     data = f"data:image/png;base64,{'iVBORw0KGgoAAAANSUhEUgAA' * 500}=="
     text = (

@@ -129,6 +129,32 @@ def test_a_file_that_cannot_be_read_is_warned_of_once(
     assert [record.getMessage().split(":")[0] for record in caplog.records] == ["gone.md"]
 
 
+def test_a_file_that_is_parsed_for_long_is_named(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level("INFO")
+    monkeypatch.setattr(ingest_module, "SLOW_SECONDS", 0.01)
+    for doc_path, named in (("hr/a.pdf", 1), ("hr/a.md", 0)):
+        caplog.clear()
+        with ingest_module.named_when_slow(doc_path):
+            until = time.monotonic() + (10 if named else 0.05)
+            while not caplog.records and time.monotonic() < until:
+                time.sleep(0.01)
+        assert [record.getMessage() for record in caplog.records] == [f"{doc_path}: is still being parsed"] * named
+
+
+def test_what_an_earlier_version_said_of_a_name_without_a_parser_is_said_anew(
+    ingest: Ingest, store: Store, documents: Path
+) -> None:
+    (documents / "sheet.xlsx").write_bytes(b"PK")
+    age(documents)
+    first = ingest()
+    with store.warehouse.write() as connection:
+        connection.execute("UPDATE documents SET reason = 'save it as .md' WHERE doc_path = 'sheet.xlsx'")
+    assert ingest().data_version == first.data_version
+    assert "save its tables" in rows(store)["sheet.xlsx"]["reason"]
+
+
 def test_texts_stay_when_only_stamps_or_the_state_change(
     ingest: Ingest, store: Store, documents: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -470,6 +496,47 @@ def test_a_sub_folder_that_cannot_be_listed_deletes_nothing(
         with pytest.raises(DocumentsFolderError, match="hr cannot be listed"):
             ingest()
     assert files_of(store) == before
+
+
+def test_a_sub_folder_that_may_not_be_listed_costs_nothing_but_its_new_files(
+    ingest: Ingest,
+    store: Store,
+    documents: Path,
+    settings_for: Callable[..., Settings],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (documents / "lost+found").mkdir()
+    listed = os.scandir
+    refused = {documents / "lost+found"}
+
+    def refuse(path: Any) -> Any:
+        # Permissions do not stop root.
+        if Path(path) in refused:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return listed(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "scandir", refuse)
+        first = ingest()
+        assert first.counts == Counts(added=4)
+        assert "may not be listed (permission denied)" in rows(store)["lost+found"]["reason"]
+        refused.add(documents / "hr")
+        (documents / "travel.md").unlink()
+        result = ingest()
+        assert result.counts == Counts(added=1, changed=1, removed=1, reused=2)
+        kept = rows(store)["hr/leave.md"]
+        assert (kept["status"], kept["text"]) == ("unreadable", LEAVE)
+        assert (
+            kept["reason"] == "cannot be read today (its folder may not be listed); its last good version stays in use"
+        )
+        assert folder_state(settings_for()) == folder_state(settings_for(), store) == result.details["sources"]
+        assert state.folder_changes(settings_for(), store) == {"new": 0, "changed": 0, "deleted": 0}
+        before = files_of(store)
+        assert ingest().unchanged
+        assert files_of(store) == before
+        refused.remove(documents / "hr")
+        assert ingest().counts == Counts(changed=1, removed=1, reused=2)
+        assert rows(store)["hr/leave.md"]["status"] == "ok"
 
 
 class Killed(BaseException):

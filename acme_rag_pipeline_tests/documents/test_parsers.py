@@ -13,7 +13,9 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from acme_rag_pipeline.documents import parsers
+from acme_rag_pipeline.chunking.blocks import markdown_blocks
+from acme_rag_pipeline.documents import docx_text
+from acme_rag_pipeline.documents.characters import CONTROL
 from acme_rag_pipeline.documents.parsers import Unreadable, parse, parser_for, supported_suffixes
 from acme_rag_pipeline_tests.conftest import PROJECT
 
@@ -47,8 +49,8 @@ def docx(document: str = DOCUMENT_XML, **more: bytes) -> bytes:
     return buffer.getvalue()
 
 
-def pdf(*pages: list[str]) -> bytes:
-    """A minimal PDF with one text line for each string."""
+def pdf(*pages: list[str] | bytes | None) -> bytes:
+    """A minimal PDF with one text line for each string; bytes stand for a compressed page, None for one with a picture."""
     kids = " ".join(f"{4 + 2 * at} 0 R" for at in range(len(pages)))
     objects = [
         "<< /Type /Catalog /Pages 2 0 R >>",
@@ -56,13 +58,15 @@ def pdf(*pages: list[str]) -> bytes:
         "<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>",
     ]
     for at, lines in enumerate(pages):
-        shown = "".join(f"({line}) Tj 0 -14 Td " for line in lines)
-        content = f"BT /F1 10 Tf 50 800 Td {shown}ET"
+        packed = isinstance(lines, bytes)
+        shown = "" if packed else "".join(f"({line}) Tj 0 -14 Td " for line in lines or [])
+        content = lines.decode("latin-1") if packed else f"BT /F1 10 Tf 50 800 Td {shown}ET"
         objects.append(
             f"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 600 850] /Contents {5 + 2 * at} 0 R "
-            "/Resources << /Font << /F1 3 0 R >> >> >>"
+            f"/Resources << /Font << /F1 3 0 R >> {'' if lines is not None else '/XObject << /I << /Subtype /Image >> >>'} >> >>"
         )
-        objects.append(f"<< /Length {len(content)} >>\nstream\n{content}\nendstream")
+        packing = "/Filter /FlateDecode" if packed else ""
+        objects.append(f"<< /Length {len(content)} {packing} >>\nstream\n{content}\nendstream")
     data, offsets = b"%PDF-1.4\n", []
     for number, body in enumerate(objects, 1):
         offsets.append(len(data))
@@ -83,7 +87,7 @@ def refusal(doc_path: str, data: bytes) -> str:
 @given(text=st.text(min_size=1))
 def test_markdown_and_text_are_taken_character_for_character(suffix: str, text: str) -> None:
     text = f"Text.\r\n{text}\r{text}\x85\u2028 \t"
-    assume("\0" not in text and len(parsers._CONTROL.findall(text)) <= 0.05 * len(text))
+    assume("\0" not in text and len(CONTROL.findall(text)) <= 0.05 * len(text))
     assert parse(f"a{suffix}", text.encode("utf-8")).text == text
 
 
@@ -136,10 +140,14 @@ def test_damaged_files_raise_nothing_but_unreadable(kind: str, cut: float, noise
         ("a.txt", b"\x01\x02\x03abc", "control characters"),
         ("a.txt", b"caf\xe9 au lait", r"not UTF-8 \(byte offset 3\); save the file as UTF-8"),
         ("a.md", "text".encode("utf-16"), "UTF-16; save it as UTF-8"),
-        ("a.xyz", b"abc", "no parser for .xyz files"),
+        ("a.xyz", b"abc", r"no parser for \.xyz files; if it holds text, save it as one of \.md"),
+        ("a.xlsx", b"PK", r"no parser for \.xlsx files; save its tables as HTML, or as Markdown"),
+        ("a.PPTX", b"PK", r"no parser for \.pptx files; save it as \.pdf$"),
+        ("a.qmd", b"# A", r"no parser for \.qmd files; rename it to \.md$"),
         ("folder.d/README", b"abc", "no suffix"),
         ("a.html", b"<html><script>1</script><nav>x</nav></html>", "no text"),
         ("a.html", b"<div>" * 5_000 + b"x", "deeply nested"),
+        ("a.html", b"<div>" * 250 + b"<p>x", "deeply nested: the limit is 250 tags"),
         ("a.docx", bytes.fromhex("d0cf11e0a1b11ae1") + b"\1" * 600, "encrypted.*without a password"),
         ("a.docx", b"PK\3\4 cut off", "damaged"),
         ("a.docx", docx("<w:document"), "damaged"),
@@ -167,9 +175,12 @@ def test_an_encrypted_pdf_is_refused_and_one_with_an_owner_password_is_read() ->
 
 
 def test_a_zip_bomb_is_not_unpacked(monkeypatch: pytest.MonkeyPatch) -> None:
+    long = docx(DOCUMENT_XML + " " * 30_000_000)
+    assert len(long) < 100_000
+    assert refusal("a.docx", long).startswith("its part word/document.xml unpacks to 30 MB, the limit is 30 MB")
     data = docx(**{"word/media/zeros.bin": bytes(30_000_000)})
     assert len(data) < 100_000
-    monkeypatch.setattr(parsers, "MAX_UNPACKED_BYTES", 20_000_000)
+    monkeypatch.setattr(docx_text, "MAX_UNPACKED_BYTES", 20_000_000)
     assert refusal("a.docx", data).startswith("unpacks to 30 MB, the limit is 20 MB")
 
 
@@ -220,7 +231,67 @@ def test_pdf_lines_become_paragraphs() -> None:
         "The traveller assistance pays a hospital deposit or books a flight home for the traveller, as far as that is "
         "possible on the day.\n"
     )
-    assert (parsed.title, parsed.format, parsed.parser) == ("Travel Safety", "pdf", "pdf-1")
+    assert (parsed.title, parsed.format, parsed.parser) == ("Travel Safety", "pdf", "pdf-2")
+
+
+HOUSE = "Acme Corp, Employee Handbook"
+
+
+def body(number: int) -> list[str]:
+    return [f"Rule {number}", *(f"{number} {word}: {number * 7 % 5} days." for word in "abcdefg")]
+
+
+def test_headers_and_footers_are_left_out_of_a_pdf_and_said_once() -> None:
+    pages = [
+        [HOUSE, *(["Staff Rules"] if number == 1 else []), *body(number), "Version 3", f"Page {number} of 4"]
+        for number in range(1, 5)
+    ]
+    pages[1][-3] = "A sentence goes on across the end of its page and is not cut in two parts by the"
+    pages[2][1:2] = ["footer that stands between them."]
+    parsed = parse("a.pdf", pdf(*pages))
+    assert parsed.title == "Staff Rules"
+    assert parsed.text.startswith(f"{HOUSE}\nVersion 3\n\nStaff Rules\nRule 1\n")
+    assert (parsed.text.count(HOUSE), parsed.text.count("Version 3"), parsed.text.count("Page ")) == (1, 1, 0)
+    assert "cut in two parts by the footer that stands between them." in parsed.text
+    assert all(f"Rule {number}" in parsed.text for number in (1, 2, 4))
+
+
+def test_a_title_that_the_other_pages_repeat_stays_the_title_of_a_pdf() -> None:
+    others = [[HOUSE, *body(number)] for number in (2, 3)]
+    assert parse("a.pdf", pdf([HOUSE + ") Tj /F1 8 Tf (", *body(1)], *others)).title == HOUSE
+    assert parse("a.pdf", pdf([HOUSE + ") Tj /F1 12 Tf (", *body(1)], *others)).title == "Rule 1"
+    titled = pdf(["House style", "Travel rules", *body(1)]).replace(
+        b"trailer << ", b"trailer << /Info << /Title (travel RULES) >> "
+    )
+    assert parse("a.pdf", titled).title == "travel RULES"
+    assert parse("a.pdf", titled.replace(b"travel RULES", b"Template 7.d")).title == "House style"
+
+
+@pytest.mark.parametrize(
+    ("pages", "note", "left"),
+    [
+        ([body(1), ["broken"], body(3)], "page 2 is damaged: save the PDF again, or restore it", "Rule 3"),
+        ([body(1), b"no zlib at all", body(3)], "page 2 is damaged: save the PDF again, or restore it", "Rule 3"),
+        (
+            [["Contract"], *[None] * 20],
+            "20 of 21 pages have no text layer: run text recognition (OCR) on it",
+            "Contract",
+        ),
+        ([None, body(2), body(3), None], "", "Rule 2"),
+        ([body(1), [], body(3)], "", "Rule 3"),
+    ],
+)
+def test_what_is_missing_of_a_pdf_is_said(pages: list[list[str] | bytes | None], note: str, left: str) -> None:
+    parsed = parse("a.pdf", pdf(*pages).replace(b"(broken)", b"(broken "))
+    assert parsed.note == note
+    assert left in parsed.text
+
+
+def test_a_pdf_of_scans_with_a_stamp_has_no_text_layer() -> None:
+    stamped = pdf(*(["Scanned with a phone", str(number)] for number in range(1, 6)))
+    pictured = stamped.replace(b"/F1 3 0 R >>", b"/F1 3 0 R >> /XObject << /I << /Subtype /Image >> >>")
+    assert "no text layer" in refusal("a.pdf", pictured)
+    assert parse("a.pdf", stamped).text.count("Scanned with a phone") == 5
 
 
 def test_a_hyphen_that_belongs_to_the_word_stays() -> None:
@@ -236,7 +307,7 @@ def test_docx_keeps_headings_and_tables() -> None:
     assert parsed.text == (
         "# Gift policy\n\nGifts up to 75 euros need no form_name.\n\n| Gift | Limit |\n| --- | --- |\n| Meal | 60 |\n"
     )
-    assert (parsed.title, parsed.format, parsed.parser) == ("Gift policy", "docx", "docx-3")
+    assert (parsed.title, parsed.format, parsed.parser) == ("Gift policy", "docx", "docx-4")
 
 
 def test_a_docx_is_called_what_its_title_says_and_cells_keep_their_columns() -> None:
@@ -245,8 +316,16 @@ def test_a_docx_is_called_what_its_title_says_and_cells_keep_their_columns() -> 
     document = DOCUMENT_XML.replace("<w:body>", f"<w:body>{title}").replace("Meal", "Meal | drinks")
     parsed = parse("a.docx", docx(document, **{"word/styles.xml": STYLES_XML.replace("</w:styles>", style).encode()}))
     assert parsed.title == "Compliance manual"
-    assert parsed.text.startswith("# Compliance manual\n\n# Gift policy\n\n")
+    assert parsed.text.startswith("# Compliance manual\n\n## Gift policy\n\n")
     assert r"| Meal \| drinks | 60 |" in parsed.text
+
+
+@pytest.mark.parametrize(("value", "shown"), [("", False), ('w:val="true"', False), ('w:val="0"', True)])
+def test_what_word_hides_is_no_text(value: str, shown: bool) -> None:
+    run = f"<w:r><w:rPr><w:vanish {value}/></w:rPr><w:t>TODO ask Jo </w:t></w:r>"
+    document = DOCUMENT_XML.replace("<w:r><w:t>Gifts", f"{run}<w:r><w:t>Gifts")
+    assert ("TODO" in parse("a.docx", docx(document)).text) == shown
+    assert "Gifts up to 75 euros" in parse("a.docx", docx(document)).text
 
 
 @pytest.mark.parametrize(
@@ -283,19 +362,46 @@ def test_a_docx_is_called_what_its_title_says_and_cells_keep_their_columns() -> 
             "# VPN\n\n## Ask\n\nOpen a ticket.\n",
         ),
         (
-            "<h1><a href='#x'>#</a> Start</h1><table><tr><th>#</th><th>--</th></tr><tr><td>1</td><td>--</td></tr></table>"
+            "<h1><a href='/x'>#</a> Start</h1><table><tr><th>#</th><th>--</th></tr><tr><td>1</td><td>--</td></tr></table>"
             "<p>Foo <span>--</span> bar</p><p>Total\n---</p><p>See\n# 5</p>",
-            "# [#](#x) Start\n\n| # | -- |\n| --- | --- |\n| 1 | -- |\n\nFoo -- bar\n\nTotal\n\\---\n\nSee\n\\# 5\n",
+            "# [#](/x) Start\n\n| # | -- |\n| --- | --- |\n| 1 | -- |\n\nFoo -- bar\n\nTotal\n\\---\n\nSee\n\\# 5\n",
         ),
         (
             "<p># yum install foo</p><p>&lt;script&gt; begins it</p><p>```</p><p>Total<br>---</p><p>See #5</p><pre># shell</pre>",
             "\\# yum install foo\n\n<script> begins it\n\n\\```\n\nTotal  \n\\---\n\nSee #5\n\n```\n# shell\n```\n",
         ),
         ('<div><p class="title">Contractors</p><p>x</p></div>', "Contractors\n\nx\n"),
+        (
+            '<h1>Install<a class="headerlink" href="#i" title="Link to this heading">¶</a></h1><h2>On <b>Linux</b> <a href="#l">#</a>'
+            '</h2><h2>Old<a class="headerlink" href="#o">Permalink</a></h2><h2><a class="hash-link" href="#w">All of it</a></h2>'
+            '<h2><a href="#c">++</a></h2><h2><a href="#toc">5</a> Rules</h2><p>open()<a class="headerlink" href="#open">¶</a>',
+            "# Install\n\n## On **Linux**\n\n## Old\n\n## [All of it](#w)\n\n## [++](#c)\n\n## [5](#toc) Rules\n\nopen()\n",
+        ),
+        (
+            "<header>Acme</header><main><aside>News</aside><button>Accept all</button><button>Reject</button></main><menu><li>a"
+            "<li>b</menu><details><summary>Who?</summary>You.</details><p>Press <button>Save</button>, then <label>Go</label>"
+            "<input><select><option>All</option></select></p><address>Leeds</address><footer>2026</footer>",
+            "Acme\n\nNews\n\nAccept all Reject\n\n- a\n- b\n\nWho?\n\nYou.\n\nPress Save, then Go\n\nLeeds\n\n2026\n",
+        ),
+        (
+            '<p>Seen.<p hidden>no<p style="color:red; DISPLAY : none">no</p></p><div role=tabpanel hidden>tab</div><a href="#more">'
+            "more</a><div id=more hidden>and more</div><h3><button>Who?</button></h3><div style='display:none'>You.</div>"
+            "<p hidden>open<h2>Kept</h2>",
+            "Seen.\n\ntab\n\n[more](#more)\n\nand more\n\n### Who?\n\nYou.\n\nopen\n\n## Kept\n",
+        ),
+        ("<body style='display:none'><div hidden><p>Shown by a script", "Shown by a script\n"),
     ],
 )
 def test_html_as_old_editors_and_exports_write_it(page: str, text: str) -> None:
     assert parse("a.html", page.encode()).text == text
+
+
+@pytest.mark.parametrize("frames", [0, 150])
+def test_how_deep_html_may_be_does_not_depend_on_the_caller(frames: int) -> None:
+    if frames:
+        test_how_deep_html_may_be_does_not_depend_on_the_caller(frames - 1)
+    else:
+        assert parse("a.html", b"<div>" * 249 + b"<p>x").text == "x\n"
 
 
 @pytest.mark.parametrize(
@@ -360,6 +466,25 @@ def test_titles(doc_path: str, text: str, title: str) -> None:
     assert parse(doc_path, text.encode("utf-8")).title == title
 
 
+@pytest.mark.parametrize(
+    ("heading", "title"),
+    [
+        ("# The *quick* guide", "The quick guide"),
+        ("# Tom &amp; Jerry", "Tom & Jerry"),
+        ("# C\\# guide", "C# guide"),
+        ("# Use <kbd>Ctrl</kbd>", "Use Ctrl"),
+        ('# [Tool](https://x.example/a_(b) "tip")', "Tool"),
+        ("# Install <a id=x></a>", "Install"),
+        ("# <a id=x></a>\n\n# Install ##", "Install"),
+        ("The *quick* guide\n---", "The quick guide"),
+    ],
+)
+def test_a_title_is_the_heading_as_passages_show_it(heading: str, title: str) -> None:
+    parsed = parse("a.md", f"{heading}\n\ntext".encode())
+    assert parsed.title == title
+    assert [block.title for block in markdown_blocks(parsed.text) if block.level] == [title]
+
+
 def test_hostile_titles_cost_no_time() -> None:
     for line in ("# x" + " " * 500_000 + "y", "# " + "[" * 500_000, "#" + " " * 500_000):
         parse("a.md", line.encode("utf-8"))
@@ -375,7 +500,7 @@ def test_cells_over_many_rows_are_repeated_within_reason() -> None:
 
 def test_every_suffix_has_a_versioned_parser() -> None:
     assert set(supported_suffixes()) >= {".md", ".txt", ".html", ".pdf", ".docx"}
-    assert parser_for("x/A.MD") == "markdown-4"
+    assert parser_for("x/A.MD") == "markdown-5"
     assert all(re.search(r"-\d+$", parser_for(f"a{suffix}") or "") for suffix in supported_suffixes())
     assert parser_for("a.xyz") is None
     assert parser_for("a") is None

@@ -134,9 +134,15 @@ def test_a_missing_folder_and_a_file_instead_of_one_are_named(tmp_path: Path) ->
         scan(tmp_path / "loop")
 
 
-@pytest.mark.parametrize(("folder", "kind"), [("", DocumentsFolderError), ("sub", IncompleteListing)])
+@pytest.mark.parametrize(
+    ("folder", "kind", "error"),
+    [
+        ("", DocumentsFolderError, PermissionError(errno.EACCES, "Permission denied")),
+        ("sub", IncompleteListing, OSError(errno.EIO, "Input/output error")),
+    ],
+)
 def test_a_folder_that_cannot_be_listed_stops_the_scan(
-    root: Path, folder: str, kind: type[Exception], monkeypatch: pytest.MonkeyPatch
+    root: Path, folder: str, kind: type[Exception], error: OSError, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (root / "sub").mkdir()
     (root / "a.md").write_text("x", encoding="utf-8")
@@ -145,10 +151,12 @@ def test_a_folder_that_cannot_be_listed_stops_the_scan(
     # Permissions do not stop root, which runs the tests in containers.
     def refuse(path: Path) -> object:
         if Path(path) == root / folder:
-            raise PermissionError(errno.EACCES, "Permission denied")
+            raise error
         return listed(path)
 
-    expected = pytest.raises(kind, match=rf"^ACME_RAG_DOCUMENTS: .*{folder} cannot be listed \(permission denied\)")
+    expected = pytest.raises(
+        kind, match=rf"^ACME_RAG_DOCUMENTS: .*{folder} cannot be listed \({str(error.strerror).lower()}\)"
+    )
     # For the scan alone: whoever deletes the folder of the test lists it too.
     with monkeypatch.context() as patched, expected as caught:
         patched.setattr(os, "scandir", refuse)

@@ -19,8 +19,10 @@ from acme_rag_pipeline.orchestration.resources import Pipeline
 from acme_rag_pipeline.pairs.curated import resolve_curated_pairs
 from acme_rag_pipeline.pairs.synthetic import write_pairs
 from acme_rag_pipeline.settings import Settings
+from acme_rag_pipeline.status import store_status
 from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.stages import StageResult, record, stage_seconds
+from acme_rag_pipeline_tests.documents.test_parsers import pdf
 from acme_rag_pipeline_tests.llm_server import Act, ScriptedLLM, completion, ok
 
 Make = Callable[..., Settings]
@@ -48,6 +50,34 @@ def test_more_unreadable_files_than_the_table_shows_are_all_counted(
     assert not found.passed
     assert found.metadata["unreadable"].value == checks.SHOWN + 5
     assert len(found.metadata["reasons"].records) == checks.SHOWN
+
+
+def test_a_file_of_which_a_part_is_missing_is_warned_of(
+    store: Store, documents: Path, settings_for: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    (documents / "contract.pdf").write_bytes(pdf(["Contract"], None, None))
+    for warned in (1, 0):
+        caplog.clear()
+        assert ingest_documents(store, settings_for()).details["incomplete"] == 1
+        assert len(caplog.records) == warned
+    found = only("documents", store, settings_for())
+    assert not found.passed
+    assert (found.metadata["unreadable"].value, found.metadata["incomplete"].value) == (0, 1)
+    assert "2 of 3 pages have no text layer" in str(found.metadata["missing"].records[0])
+    known = store_status(store, settings_for())
+    assert known["counts"]["incomplete_documents"] == 1
+    assert known["incomplete"][0]["doc_path"] == "contract.pdf"
+
+
+def test_a_document_without_a_passage_is_warned_of(store: Store, documents: Path, settings_for: Make) -> None:
+    (documents / "stub.md").write_text("---\ntitle: Soon\n---\n", encoding="utf-8")
+    for stage in (ingest_documents, split_documents):
+        stage(store, settings_for())
+    exact, found = checks.results("chunks", store, settings_for())
+    assert exact.passed
+    assert not found.passed
+    assert found.metadata["without_a_passage"].value == 1
+    assert "stub.md" in str(found.metadata["documents"].records[0])
 
 
 def test_more_lost_queries_than_the_table_shows_are_all_counted(
