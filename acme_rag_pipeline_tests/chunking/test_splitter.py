@@ -300,6 +300,41 @@ def test_a_long_word_is_cut_without_tearing_marks_off_their_letters() -> None:
         assert all(chunk[0] == "e" for chunk in chunks)
 
 
+@pytest.mark.parametrize(
+    "line",
+    ["**May I bring {}?**", "**Topic {}**", "__Topic {}__:", "May I bring {}?", "{} の場合は?"],
+)
+def test_a_line_that_stands_above_a_text_as_a_heading_does_stays_with_it(line: str) -> None:
+    rng = random.Random(16)
+    lines = [line.format(number) for number in range(60)]
+    text = "".join(f"{above}\n\n{sentence(rng, 20, 60).capitalize()}.\n\n" for above in lines)
+    chunks = texts_of(text)
+    assert len(chunks) > 10
+    assert not [chunk for chunk in chunks if chunk.splitlines()[-1] in lines]
+
+
+@pytest.mark.parametrize(
+    ("before", "line", "after"),
+    [("", "- {}\n", ""), ("", "> {}\n>\n", ""), ("```\n", "{}\n", "```\n"), ("| a |\n|---|\n", "| {} |\n", "")],
+)
+def test_what_announces_a_block_stays_with_its_beginning(before: str, line: str, after: str) -> None:
+    rng = random.Random(17)
+    parts = [
+        f"{sentence(rng, 8, 40)}, as follows:\n\n{before}{''.join(line.format(sentence(rng)) for _ in range(25))}{after}"
+        for _ in range(20)
+    ]
+    chunks = texts_of("\n".join(parts))
+    assert len(chunks) > 20
+    assert not [chunk for chunk in chunks if chunk.endswith(":")]
+
+
+def test_a_line_that_only_begins_and_ends_in_bold_is_text_as_any_other() -> None:
+    rng = random.Random(18)
+    lines = [f"**{sentence(rng, 1, 2)}** before you ask for **{sentence(rng, 1, 2)}**" for _ in range(80)]
+    chunks = texts_of("".join(f"{above}\n\n{sentence(rng, 20, 60).capitalize()}.\n\n" for above in lines))
+    assert [chunk for chunk in chunks if chunk.splitlines()[-1] in lines]
+
+
 def test_code_is_cut_where_it_is_least_indented() -> None:
     rng = random.Random(15)
     body = "".join(
