@@ -13,7 +13,10 @@ PassagePrefix = Literal["none", "heading_path"]
 
 @dataclass(frozen=True, slots=True)
 class LivePassage:
-    """One chunk of today, with its place in the document and its place in the experiment."""
+    """One chunk of today, with its place in the document and its place in the experiment.
+
+    `lead` is the header row of the table that the text begins inside of: encoders and BM25 read it before the text.
+    """
 
     chunk_id: str
     doc_path: str
@@ -25,10 +28,12 @@ class LivePassage:
     near_duplicate_group: str
     unit: str
     side: str
+    lead: str = ""
 
     def rendered(self, prefix: PassagePrefix) -> str:
         """The input of the passage encoder; its hash is the key of its vector."""
-        return f"{self.headings()}\n{self.text}" if prefix == "heading_path" else self.text
+        text = f"{self.lead}\n{self.text}" if self.lead else self.text
+        return f"{self.headings()}\n{text}" if prefix == "heading_path" else text
 
     def headings(self) -> str:
         """`Title > Heading > Sub-heading`."""
@@ -48,7 +53,8 @@ def live_passages(warehouse: Warehouse) -> list[LivePassage]:
     with warehouse.read() as connection:
         rows = records(
             connection,
-            "SELECT chunk_id, doc_path, start_char, end_char, title, heading_path, text, near_duplicate_group, unit, side "
+            "SELECT chunk_id, doc_path, start_char, end_char, title, heading_path, text, near_duplicate_group, unit, side, "
+            "coalesce(lead, '') AS lead "
             "FROM chunks ORDER BY doc_path, start_char, chunk_id",
         )
     return [LivePassage(**(row | {"heading_path": tuple(row["heading_path"])})) for row in rows]

@@ -13,10 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from acme_rag_pipeline.chunking.fragments import fragments
+from acme_rag_pipeline.chunking.leads import LEAD_TOKENS
 from acme_rag_pipeline.chunking.packing import pack
 from acme_rag_pipeline.chunking.splitter import split
 from acme_rag_pipeline.chunking.tokens import TokenCounter
 from acme_rag_pipeline.documents.lines import front_matter_end
+from acme_rag_pipeline.documents.parsers import parse
 
 VOCABULARY = (
     "agency travel card policy team holiday leave request manager approve form submit time sheet record contract vendor "
@@ -88,6 +90,8 @@ def test_spans_are_exact_ordered_within_the_limit_and_leave_nothing_out(
         assert not text[position : span.start].strip()
         assert content == content.strip()
         assert span.tokens == COUNTER.count(content) <= max_tokens
+        assert COUNTER.count(span.lead) <= LEAD_TOKENS
+        assert span.lead in " ".join(text[:position].split())
         position = span.end
     assert not text[position:].strip()
     assert spans == split(text, COUNTER, max_tokens=max_tokens, format=format)
@@ -275,6 +279,45 @@ def test_a_table_that_fits_stays_whole_and_a_larger_one_is_cut_between_rows() ->
     assert len(large) > 5
     assert all(line.startswith("|") and line.endswith("|") for chunk in large for line in chunk.splitlines())
     assert large[0].startswith("| Name | Rule |\n|---|---|\n| ")
+
+
+@pytest.mark.parametrize("mark", ["", "> ", "    "])
+def test_what_begins_inside_a_table_is_led_by_its_header_row(mark: str) -> None:
+    rng = random.Random(19)
+
+    def table(header: str) -> str:
+        rows = [f"| {sentence(rng, 1, 2)} | {sentence(rng, 3, 5)} |" for _ in range(90)]
+        return "".join(f"{mark}{row}\n" for row in (header, "|:---|---|", *rows))
+
+    item = "- Limits\n\n" if mark.isspace() else ""
+    named = f"# T\n\n{item}{table('| Name   | Rule of  stay |')}\n"
+    text = f"{named}{item}{table('|  |  |')}\n{sentence(rng, 300, 300)}\n"
+    spans = split(text, COUNTER)
+    for span in spans:
+        starts_inside = text.index("Rule of") < span.start < len(named)
+        assert span.lead == ("| Name | Rule of stay |" if starts_inside else ""), span
+    assert sum(bool(span.lead) for span in spans) >= 3
+    assert sum(span.start > len(named) for span in spans) >= 4
+
+
+@pytest.mark.parametrize(("words", "columns"), [(40, 1), (4, 12), (1, 25)])
+def test_a_long_header_row_leads_cut_behind_a_word(words: int, columns: int) -> None:
+    rng = random.Random(20)
+    header = f"| {' | '.join(sentence(rng, words, words) for _ in range(columns))} |"
+    rows = "".join(f"|{' x |' * columns}\n" for _ in range(400 // columns))
+    found = {span.lead for span in split(f"{header}\n|{'---|' * columns}\n{rows}", COUNTER)}
+    [lead] = found - {""}
+    assert header.startswith(f"{lead} ")
+    assert 20 <= COUNTER.count(lead) <= LEAD_TOKENS
+
+
+def test_a_long_table_of_a_page_has_its_header_row_in_every_chunk() -> None:
+    rows = "".join(f"<tr><td>City {number}</td><td>{number * 7} EUR</td></tr>" for number in range(90))
+    page = f"<h1>Limits</h1><table><tr><th>Town</th><th>Hotel limit</th></tr>{rows}</table>"
+    text = parse("a.html", page.encode()).text
+    spans = split(text, COUNTER, format="html")
+    assert len(spans) > 3
+    assert [span.lead for span in spans] == ["", *["| Town | Hotel limit |"] * (len(spans) - 1)]
 
 
 def test_a_fence_that_fits_stays_whole() -> None:
