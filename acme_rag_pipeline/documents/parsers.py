@@ -28,9 +28,9 @@ _PARSERS = {
     "text-2": ("text", (".txt", ".log", ".text")),
     "rst-1": ("rst", (".rst",)),
     "asciidoc-2": ("asciidoc", (".adoc", ".asciidoc")),
-    "html-5": ("html", (".html", ".htm", ".xhtml")),
+    "html-6": ("html", (".html", ".htm", ".xhtml")),
     "pdf-1": ("pdf", (".pdf",)),
-    "docx-3": ("docx", (".docx",)),
+    "docx-4": ("docx", (".docx",)),
 }
 # Of all parsers together, for what shows which code made the documents.
 PARSER_VERSIONS = ", ".join(_PARSERS)

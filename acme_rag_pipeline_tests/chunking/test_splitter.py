@@ -320,6 +320,19 @@ def test_a_long_table_of_a_page_has_its_header_row_in_every_chunk() -> None:
     assert [span.lead for span in spans] == ["", *["| Town | Hotel limit |"] * (len(spans) - 1)]
 
 
+def test_a_long_cell_is_cut_between_sentences() -> None:
+    rng = random.Random(21)
+    cells = [" ".join(f"{sentence(rng).capitalize()}." for _ in range(40)) for _ in range(4)]
+    rows = "".join(f"| Case {number} | {cell} |\n" for number, cell in enumerate(cells))
+    chunks = texts_of(f"| Case | What to do |\n|---|---|\n{rows}")
+    assert len(chunks) > 8
+    assert all(chunk.rstrip(" |").endswith(".") for chunk in chunks)
+    # A number of rows that fit stays uncut where one beside them does not.
+    short = "".join(f"| Short {number} | {sentence(rng, 5, 9)}. |\n" for number in range(20))
+    chunks = texts_of(f"| Case | What to do |\n|---|---|\n{short}{rows}{short}")
+    assert sum(chunk.count(f"{line}\n") + chunk.endswith(line) for chunk in chunks for line in short.splitlines()) >= 38
+
+
 def test_a_fence_that_fits_stays_whole() -> None:
     rng = random.Random(3)
     fence = "```python\n" + "\n\n".join(f"{sentence(rng, 4, 6)} = 1" for _ in range(12)) + "\n```"

@@ -236,7 +236,7 @@ def test_docx_keeps_headings_and_tables() -> None:
     assert parsed.text == (
         "# Gift policy\n\nGifts up to 75 euros need no form_name.\n\n| Gift | Limit |\n| --- | --- |\n| Meal | 60 |\n"
     )
-    assert (parsed.title, parsed.format, parsed.parser) == ("Gift policy", "docx", "docx-3")
+    assert (parsed.title, parsed.format, parsed.parser) == ("Gift policy", "docx", "docx-4")
 
 
 def test_a_docx_is_called_what_its_title_says_and_cells_keep_their_columns() -> None:
@@ -291,6 +291,9 @@ def test_a_docx_is_called_what_its_title_says_and_cells_keep_their_columns() -> 
             "<p># yum install foo</p><p>&lt;script&gt; begins it</p><p>```</p><p>Total<br>---</p><p>See #5</p><pre># shell</pre>",
             "\\# yum install foo\n\n<script> begins it\n\n\\```\n\nTotal  \n\\---\n\nSee #5\n\n```\n# shell\n```\n",
         ),
+        ("<table><tr><td><p>All keys.<p>Two rules.</td></tr></table><p>x", "All keys.\n\nTwo rules.\n\nx\n"),
+        ("<table><tr><td><ul><li>Menu</ul></td><td><p>Keep.<p>Right.</table>", "- Menu\n\nKeep.\n\nRight.\n"),
+        ("<table><tr><td>Key</td><td><p>Desk 4</p></td></tr></table>", "| Key | Desk 4 |\n| --- | --- |\n"),
         ('<div><p class="title">Contractors</p><p>x</p></div>', "Contractors\n\nx\n"),
     ],
 )
