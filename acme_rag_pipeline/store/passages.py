@@ -10,6 +10,10 @@ from acme_rag_pipeline.store.warehouse import Warehouse, records
 
 PassagePrefix = Literal["none", "heading_path"]
 
+# Characters: some forty tokens, which stand before the text where a model reads both.
+MAX_HEADING_LINE = 200
+_SEPARATOR = " > "
+
 
 @dataclass(frozen=True, slots=True)
 class LivePassage:
@@ -41,11 +45,17 @@ class LivePassage:
 
 
 def heading_line(title: str, heading_path: Sequence[str]) -> str:
-    """The headings joined by ` > `, led by the title where they do not begin with it."""
+    """The headings joined by ` > `, led by the title where they do not begin with it.
+
+    Where they are longer than `MAX_HEADING_LINE`, the outer ones behind the first are left out, and then the end of the line.
+    """
     parts = list(heading_path)
     if title and (not parts or parts[0] != title):
         parts.insert(0, title)
-    return " > ".join(parts)
+    while len(parts) > 1 and len(_SEPARATOR.join(parts)) > MAX_HEADING_LINE:
+        # The innermost says most.
+        del parts[1 if len(parts) > 2 else 0]
+    return _SEPARATOR.join(parts)[:MAX_HEADING_LINE].strip()
 
 
 def live_passages(warehouse: Warehouse) -> list[LivePassage]:

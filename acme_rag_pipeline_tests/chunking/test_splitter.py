@@ -256,6 +256,17 @@ def test_many_spaces_in_a_heading_cost_no_time() -> None:
     assert titles("# a" + " " * 200_000 + "b {#c}\n\nText") == [("a b",)]
 
 
+@pytest.mark.parametrize(("format", "mark"), [("markdown", "# "), ("asciidoc", "== ")])
+def test_a_paragraph_in_the_style_of_a_heading_opens_no_section(format: str, mark: str) -> None:
+    rng = random.Random(22)
+    body = sentence(rng, 110, 120)
+    styled = sentence(rng, 55, 60)
+    text = f"{mark}Keys\n\n{body}\n\n{mark}{styled}\n\n{body}\n\n{mark}Doors\n\n{body}\n"
+    spans = split(text, COUNTER, format=format)
+    assert len(spans) == 3
+    assert {span.heading_path for span in spans} == {("Keys",), ("Doors",)}
+
+
 def test_a_byte_order_mark_does_not_hide_the_first_heading() -> None:
     assert titles("\ufeff# Title\n\nText") == [("Title",)]
 

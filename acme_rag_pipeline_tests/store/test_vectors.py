@@ -16,7 +16,7 @@ from lancedb.query import MatchQuery
 
 from acme_rag_pipeline.store import folding, vectors
 from acme_rag_pipeline.store.fingerprints import sha256_text
-from acme_rag_pipeline.store.passages import LivePassage
+from acme_rag_pipeline.store.passages import MAX_HEADING_LINE, LivePassage, heading_line
 from acme_rag_pipeline.store.table_clean_up import delete_gone, drop_old_versions
 from acme_rag_pipeline.store.vectors import Reconciled
 
@@ -103,6 +103,15 @@ def test_any_history_of_passages_and_their_queries_ends_in_the_same_rows(
         assert (shift is not None) == (asked is not None)
         assert all(query in str(expanded) for query in asked or ())
         assert not asked or not any(query in str(search) for query in asked)
+
+
+def test_a_long_line_of_headings_keeps_the_first_and_the_innermost() -> None:
+    assert heading_line("Travel", ["Travel", "Hotels"]) == "Travel > Hotels"
+    path = ["Travel", "a" * 90, "b" * 90, "c" * 90]
+    assert heading_line("Travel", path) == f"Travel > {'b' * 90} > {'c' * 90}"
+    assert heading_line("t" * 150, ["h" * 199]) == "h" * 199
+    assert heading_line("t" * 150, ["h" * 300]) == "h" * MAX_HEADING_LINE
+    assert heading_line("", []) == ""
 
 
 def test_a_row_whose_lead_changed_is_written_anew_and_leaves_a_table_that_waits(tmp_path: Path) -> None:
