@@ -107,7 +107,7 @@ def retracting(count: int) -> Callable[[], object]:
     warehouse = Warehouse(Path(folder.name) / "warehouse.duckdb")
     with warehouse.write() as connection:
         connection.execute(
-            "INSERT INTO chunks SELECT 'c' || i, 'a.md', i, 0, 1, [], '', 't', 'c' || i, 1, 'g', 'u', 'train' FROM range(?) t(i)",
+            "INSERT INTO chunks SELECT 'c' || i, 'a.md', i, 0, 1, [], '', 't', 'c' || i, 1, 'g', 'u', 'train', '' FROM range(?) t(i)",
             [count],
         )
         connection.execute(

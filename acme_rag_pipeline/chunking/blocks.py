@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 # Of code, examples, side notes, quotes and tables in AsciiDoc.
 _DELIMITER = re.compile(r"(?:([-.+/=*_])\1{3,}|[|,:!]={3,}|--)")
 
+# Characters. A paragraph in the style of a heading says more, and would be the context of all that follows it.
+_LONGEST_TITLE = 200
+
 _KINDS = {
     "heading_open": "heading",
     "paragraph_open": "paragraph",
@@ -50,7 +53,8 @@ class Block:
         start: First character (index into the text).
         end: One past the last character; may include trailing blank lines.
         kind: heading, paragraph, list, item, quote, table, fence, code, html, rule or other.
-        level: 1 to 6 for a heading that opens a section (one with a title, at the top level of the document), else 0.
+        level: 1 to 6 for a heading that opens a section (one with a title of at most 200 characters, at the top level of the
+            document), else 0.
         title: The plain text of such a heading.
         children: The blocks of a list, list item or quote, which together cover it, or the paragraphs that belong together.
     """
@@ -93,7 +97,8 @@ def plain_blocks(text: str, format: str = "text") -> list[Block]:
     cursor = 0
     for heading in headings(text, format):
         found += _paragraphs(text, cursor, heading.start, format)
-        found.append(Block(heading.start, heading.end, "heading", heading.level, heading.title))
+        level = heading.level if len(heading.title) <= _LONGEST_TITLE else 0
+        found.append(Block(heading.start, heading.end, "heading", level, heading.title))
         cursor = heading.end
     return [*found, *_paragraphs(text, cursor, len(text), format)]
 
@@ -173,7 +178,7 @@ def _read_nodes(tokens: Sequence[Token], index: int, lines: list[int]) -> tuple[
             if kind == "heading" and token.level == 0:
                 title = _plain_title(tokens[index].content)
                 # An empty line in the style of a heading opens no section, or it would end the one that it stands in.
-                level = int(token.tag[1]) if title else 0
+                level = int(token.tag[1]) if 0 < len(title) <= _LONGEST_TITLE else 0
             while not (tokens[index].nesting == -1 and tokens[index].level == token.level):
                 index += 1
             index += 1

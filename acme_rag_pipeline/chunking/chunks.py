@@ -39,6 +39,7 @@ _SPAN_COLUMNS = (
     "text",
     "text_hash",
     "tokens",
+    "lead",
 )
 
 
@@ -80,7 +81,7 @@ def split_documents(store: Store, settings: Settings) -> StageResult:
         _place(rows, group_of, settings)
         data_version = content_hash(
             (r["chunk_id"], r["doc_path"], r["start_char"], r["end_char"], *r["heading_path"], r["title"],
-             r["text"], r["near_duplicate_group"], r["unit"], r["side"])
+             r["text"], r["lead"], r["near_duplicate_group"], r["unit"], r["side"])
             for r in rows
         )  # fmt: skip
         with store.warehouse.write() as connection:
@@ -149,6 +150,7 @@ def _chunks_of(document: dict[str, Any], counter: TokenCounter, max_tokens: int)
                 "text": text,
                 "text_hash": text_hash,
                 "tokens": span.tokens,
+                "lead": span.lead,
             }
         )
     return rows

@@ -1,4 +1,4 @@
-"""Cutting a block that is too large for one chunk: into stanzas, sentences, lines, words, characters, in that order."""
+"""Cutting a block that is too large for one chunk: into stanzas or rows, sentences, lines, words, characters, in that order."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ _FINER = {
     "heading": "sentence",
     "item": "sentence",
     "sentence": "line",
-    "table": "line",
+    "table": "row",
+    "row": "sentence",
     "fence": "stanza",
     "code": "stanza",
     "html": "stanza",
@@ -76,7 +77,7 @@ def _cuts(text: str, start: int, end: int, kind: str) -> Iterator[int]:
         found = (match.end() for match in _SENTENCE_END.finditer(text, start, end))
     elif kind == "stanza":
         found = (first for first, _ in stanzas(text, start, end))
-    elif kind == "line":
+    elif kind in ("line", "row"):
         found = line_starts(text, start, end)
     else:
         found = (match.start() for match in _WORD.finditer(text, start, end))

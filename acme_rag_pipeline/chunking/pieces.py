@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,9 +18,12 @@ _MAX_INDENTATION = 40  # of a line of code; deeper is as deep
 
 _CODE = {"fence", "code", "html", "stanza"}
 
+_MAX_HEADLINE = 200  # characters of a paragraph that stands above a text as a heading does
+_BOLD = re.compile(r"(\*\*|__)(?!\s)(?:(?!\1).)+\1[:：.]?")
+
 # The strength of the boundary before a piece; weaker boundaries are joined first. Inside a block: minus its depth.
 _IN_TABLE_HEAD = -1000.0
-_AFTER_LEAD_IN = -0.5  # "The steps are:" and its list
+_AFTER_LEAD_IN = -500.0  # "The steps are:" and its list, "**May I ...?**" and its answer
 _BETWEEN_BLOCKS = 0.0
 _BEFORE_HEADING = 10.0  # minus the level: deeper sections are joined first
 
@@ -178,8 +182,15 @@ def _open_section(sections: Sequence[Section], heading: Block) -> Section:
 
 
 def _leads_in(text: str, block: Block, following: Block) -> bool:
-    content = text[block.start : block.end].rstrip()
-    return block.kind == "paragraph" and following.kind != "paragraph" and content.endswith((":", "："))
+    """Whether a paragraph says nothing without what follows: an announcement, a question or a line in bold above its text."""
+    if block.kind != "paragraph" or following.kind == "rule":
+        return False
+    content = text[block.start : block.end].strip()
+    if content.endswith((":", "：")) and following.kind != "paragraph":
+        return True
+    if len(content) > _MAX_HEADLINE or len(content.splitlines()) > 1:
+        return False
+    return bool(_BOLD.fullmatch(content)) or content.rstrip("*_").endswith(("?", "？"))
 
 
 def _line_depth(line: str) -> float:

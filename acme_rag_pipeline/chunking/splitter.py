@@ -12,18 +12,19 @@ from __future__ import annotations
 import hashlib
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from operator import itemgetter
 
 from acme_rag_pipeline.chunking.blocks import markdown_blocks, plain_blocks
 from acme_rag_pipeline.chunking.fragments import torn
+from acme_rag_pipeline.chunking.leads import leads
 from acme_rag_pipeline.chunking.packing import pack
 from acme_rag_pipeline.chunking.pictures import blanked, pictures
 from acme_rag_pipeline.chunking.pieces import HEAD_TOKENS, Piece, Section, cut_pieces
 from acme_rag_pipeline.chunking.tokens import TokenCounter
 
-SPLITTER_VERSION = "splitter-7"  # bump with every change that moves a span
+SPLITTER_VERSION = "splitter-7"  # bump with every change of a span
 
 # Their text is Markdown; in the others a `#` or an indentation means nothing.
 MARKDOWN_FORMATS = {"markdown", "html", "docx"}
@@ -45,12 +46,14 @@ class Span:
         heading_path: Titles from the outermost heading down to the section of the chunk's first block that is not a
             heading; plain text without markup; empty above the first heading.
         tokens: Length of `text[start:end]`, special tokens left out.
+        lead: The header row of the table that the chunk begins inside of; else empty.
     """
 
     start: int
     end: int
     heading_path: tuple[str, ...]
     tokens: int
+    lead: str = ""
 
 
 def split(text: str, counter: TokenCounter, *, max_tokens: int = 224, format: str = "markdown") -> list[Span]:
@@ -81,7 +84,9 @@ def split(text: str, counter: TokenCounter, *, max_tokens: int = 224, format: st
         section = next((piece.section for piece in members if not piece.is_heading), members[-1].section)
         start, end = _trimmed(seen, members[0].start, members[-1].end)
         spans += [(*part, sections[section].path) for part in _around(text, start, end, around)]
-    return list(_within(text, counter, spans, max_tokens))
+    found = list(_within(text, counter, spans, max_tokens))
+    of_chunks = leads(seen, blocks, counter, [span.start for span in found])
+    return [replace(span, lead=lead) for span, lead in zip(found, of_chunks, strict=True)]
 
 
 def _around(text: str, start: int, end: int, around: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int]]:

@@ -184,14 +184,19 @@ def _close_tags(inside: list[Any]) -> None:
 def _plain_table(table: Any) -> None:
     """Make a table one that Markdown can show: a cell over several rows in each of them, no table in a cell.
 
-    A table that only arranges a page (around headings, or around another table in a single row or column) is none.
+    A table that only arranges a page (around headings, around another table in a single row or column, as a box around its
+    only cell, or as columns of several paragraphs side by side) is none.
     """
     if len(table.find_parents("table", limit=MAX_NESTED_TABLES)) == MAX_NESTED_TABLES:
         return
     parts = [part for part in table.find_all(_TABLE_PARTS) if part.find_parent("table") is table]
     rows = [part.find_all(["td", "th"], recursive=False) for part in parts if part.name == "tr"]
     is_grid = len(rows) > 1 and any(len(row) > 1 for row in rows)
-    if (table.find("table") and not is_grid) or any(_has_section(cell) for row in rows for cell in row):
+    if (
+        (table.find("table") and not is_grid)
+        or _is_box(rows)
+        or any(_has_section(cell) for row in rows for cell in row)
+    ):
         for part in (table, *parts):
             part.name = "div"
         return
@@ -201,6 +206,12 @@ def _plain_table(table: Any) -> None:
             [cell.get_text(" ", strip=True) for cell in row.find_all(["td", "th"])] for row in inner.find_all("tr")
         ]
         inner.replace_with("; ".join(", ".join(filter(None, row)) for row in found))
+
+
+def _is_box(rows: list[list[Any]]) -> bool:
+    cells = [cell for row in rows for cell in row]
+    in_one_row = sum(map(bool, rows)) == 1
+    return len(cells) == 1 or (in_one_row and any(len(cell.find_all(["p", "li"], limit=2)) > 1 for cell in cells))
 
 
 def _has_section(cell: Any) -> bool:

@@ -161,8 +161,9 @@ class CorpusStatistics:
 
 
 def readable_text(passage: Passage) -> str:
-    """What is read of a passage's text."""
-    return without_site_markup(as_markdown(passage.text[:MAX_CHARACTERS], format_of(passage.doc_path)))
+    """What is read of a passage's text, as a whole table where it begins inside of one."""
+    head = f"{passage.lead}\n|---|\n" if passage.lead else ""
+    return without_site_markup(as_markdown(f"{head}{passage.text[:MAX_CHARACTERS]}", format_of(passage.doc_path)))
 
 
 def passage_terms(passage: Passage, analyzer: Analyzer = ENGLISH_ANALYZER) -> list[str]:

@@ -90,7 +90,7 @@ def dry_run(store: Store, settings: Settings) -> DryRun:
     data_versions(store.warehouse, "chunks")
     examples, warnings = example_queries(settings)
     passages = [
-        Passage(p.chunk_id, p.doc_path, p.title, p.heading_path, p.text) for p in live_passages(store.warehouse)
+        Passage(p.chunk_id, p.doc_path, p.title, p.heading_path, p.text, p.lead) for p in live_passages(store.warehouse)
     ]
     asked = generator(settings, "openai", passages, examples)
     known = answered(store, asked)

@@ -30,7 +30,7 @@ def heading_queries(passages: Sequence[LivePassage], queries_per_chunk: int) -> 
         passages: all live ones; what is a telling heading depends on the whole collection. Those under no heading get none.
         queries_per_chunk: how many queries the generator writes for a passage, those of other kinds included.
     """
-    known = {p.chunk_id: Passage(p.chunk_id, p.doc_path, p.title, p.heading_path, p.text) for p in passages}
+    known = {p.chunk_id: Passage(p.chunk_id, p.doc_path, p.title, p.heading_path, p.text, p.lead) for p in passages}
     statistics = CorpusStatistics.from_passages(list(known.values()))
     parameters = offline.OfflineParameters(queries_per_chunk=queries_per_chunk)
     rows: list[dict[str, str]] = []

@@ -10,13 +10,14 @@ Style = Literal["question", "keywords", "situation"]
 
 @dataclass(frozen=True, slots=True)
 class Passage:
-    """A chunk as a question generator sees it."""
+    """A chunk as a question generator sees it; `lead` is the header row of the table that the text begins inside of."""
 
     chunk_id: str
     doc_path: str
     title: str
     heading_path: tuple[str, ...]
     text: str
+    lead: str = ""
 
 
 @dataclass(frozen=True, slots=True)

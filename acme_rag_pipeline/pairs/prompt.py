@@ -114,7 +114,11 @@ def render(passage: Passage, parameters: PromptParameters) -> list[dict[str, str
     """The chat messages for a passage: instructions as system message, the fenced passage as user message."""
     header = "\n".join(
         f"{name}: {' '.join(value.split())}"
-        for name, value in (("title", passage.title), ("headings", " > ".join(passage.heading_path)))
+        for name, value in (
+            ("title", passage.title),
+            ("headings", " > ".join(passage.heading_path)),
+            ("header row of the table that the passage goes on with", passage.lead),
+        )
         if value.strip()
     )
     return [

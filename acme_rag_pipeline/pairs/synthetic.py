@@ -103,7 +103,8 @@ def write_pairs(store: Store, settings: Settings) -> StageResult:
         if overtaken(store.warehouse, upstream):
             return write_pairs(store, settings)
         passages = [
-            Passage(p.chunk_id, p.doc_path, p.title, p.heading_path, p.text) for p in live_passages(store.warehouse)
+            Passage(p.chunk_id, p.doc_path, p.title, p.heading_path, p.text, p.lead)
+            for p in live_passages(store.warehouse)
         ]
         rows: list[dict[str, Any]] = []
         details: dict[str, Any] = {"generator": settings.generator_in_use, "outcome": "done"}

@@ -117,7 +117,11 @@ def _expanded(
     asking = encoder_for(store, which.model_digest, settings)
     cache = embedding_cache(store)
     return vectors.Expanded(
-        texts={p.chunk_id: expanded_text(p.text, queries[p.chunk_id]) for p in passages if p.chunk_id in queries},
+        texts={
+            p.chunk_id: expanded_text(p.rendered("none"), queries[p.chunk_id])
+            for p in passages
+            if p.chunk_id in queries
+        },
         keys={chunk_id: expansion_key(asked) for chunk_id, asked in queries.items()},
         shifts_of=lambda ids: packed_shifts(
             [queries.get(i, ()) for i in ids],

@@ -36,5 +36,7 @@ class PassageWords:
     @functools.cached_property
     def _table(self) -> Table:
         self._folder = tempfile.TemporaryDirectory()
-        texts = {p.chunk_id: expanded_text(p.text, self._queries.get(p.chunk_id, ())) for p in self._passages}
+        texts = {
+            p.chunk_id: expanded_text(p.rendered("none"), self._queries.get(p.chunk_id, ())) for p in self._passages
+        }
         return vectors.table_of_words(vectors.connect(Path(self._folder.name)), self._passages, texts)

@@ -17,6 +17,8 @@ TABLES = (
         start_char INTEGER NOT NULL, end_char INTEGER NOT NULL, heading_path VARCHAR[] NOT NULL, title VARCHAR NOT NULL,
         text VARCHAR NOT NULL, text_hash VARCHAR NOT NULL, tokens INTEGER NOT NULL,
         near_duplicate_group VARCHAR NOT NULL, unit VARCHAR NOT NULL, side VARCHAR NOT NULL)""",
+    # The header row of the table that the chunk begins inside of, shortened; what is read of it before the text.
+    "ALTER TABLE chunks ADD COLUMN IF NOT EXISTS lead VARCHAR DEFAULT ''",
     "CREATE TABLE IF NOT EXISTS chunked_documents(doc_path VARCHAR PRIMARY KEY, fingerprint VARCHAR NOT NULL)",
     "CREATE TABLE IF NOT EXISTS minhashes(text_hash VARCHAR PRIMARY KEY, signature BLOB NOT NULL)",
     # By which permutations and words; NULL in rows of an earlier version, which are computed anew.

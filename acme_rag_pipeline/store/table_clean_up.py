@@ -8,22 +8,26 @@ from typing import TYPE_CHECKING
 
 from acme_rag_pipeline.store.folding import waits_for_folding
 from acme_rag_pipeline.store.passages import LivePassage
-from acme_rag_pipeline.store.vectors import delete_rows
+from acme_rag_pipeline.store.vectors import SEARCH_COLUMN, delete_rows
 
 if TYPE_CHECKING:
     from lancedb.table import Table
 
 
 def delete_gone(table: Table, passages: Sequence[LivePassage]) -> int:
-    """Delete the rows whose headings and text are no passage of today. Encodes nothing, adds nothing.
+    """Delete the rows whose headings, lead and text are no passage of today. Encodes nothing, adds nothing.
 
     Returns:
         The number of rows deleted.
     """
-    wanted = {passage.chunk_id: (passage.text, passage.headings()) for passage in passages}
-    columns = ["id", "text", "metadata"]
+    wanted = {p.chunk_id: (p.text, p.headings(), p.rendered("heading_path")) for p in passages}
+    columns = ["id", "text", "metadata", SEARCH_COLUMN]
     rows = table.search().select(columns).limit(max(1, table.count_rows())).to_arrow().select(columns).to_pylist()
-    gone = [row["id"] for row in rows if wanted.get(row["id"]) != (row["text"], row["metadata"]["heading_path"])]
+    gone = [
+        row["id"]
+        for row in rows
+        if wanted.get(row["id"]) != (row["text"], row["metadata"]["heading_path"], row[SEARCH_COLUMN])
+    ]
     delete_rows(table, gone)
     return len(gone)
 

@@ -76,7 +76,7 @@ class Expanded:
     """What makes of a table of passages one of passages with the queries that were written for them.
 
     Attributes:
-        texts: by chunk id what BM25 reads behind the headings; a passage that is not named has none but its own text.
+        texts: by chunk id what BM25 reads behind the headings; a passage that is not named has none but its lead and text.
         keys: by chunk id, to be appended to the row's input hash.
         shifts_of: chunk ids to where their queries move them, packed, and how many queries had to be encoded.
     """
@@ -252,8 +252,8 @@ def _row(
 
 
 def _text(passage: LivePassage, expanded: Expanded | None) -> str:
-    text = passage.text if expanded is None else expanded.texts.get(passage.chunk_id, passage.text)
-    return f"{passage.headings()}\n{text}"
+    read = passage.rendered("none")
+    return f"{passage.headings()}\n{read if expanded is None else expanded.texts.get(passage.chunk_id, read)}"
 
 
 def _held_rows(table: Table) -> dict[str, dict[str, Any]]:

@@ -71,7 +71,7 @@ def train_candidate(store: Store, settings: Settings) -> StageResult:
     unasked = unasked_passages(passages, trainable, REFIT_SIDES) if reads_all else []
     headings = heading_pairs(store.warehouse, passages)
     validation = Validation(of_sides(pairs, ("validation",)), passages, headings)
-    chosen_by = [(p.query, p.passage.headings(), p.passage.text) for p in headings]
+    chosen_by = [(p.query, p.passage.headings(), p.passage.rendered("none")) for p in headings]
     training_key = fingerprint(
         config_key, draws, rows_fingerprint(pairs, negatives, unasked), sorted(chosen_by), validation.searched()
     )

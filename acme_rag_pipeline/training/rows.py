@@ -73,7 +73,7 @@ class TrainingRows:
 
 def content_order(passage: LivePassage) -> tuple[str, ...]:
     """Sort key of a passage in which its path has no part: a rename must change no batch and no sample."""
-    return sha256_text(passage.text), passage.headings(), passage.near_duplicate_group, passage.side
+    return sha256_text(passage.rendered("none")), passage.headings(), passage.near_duplicate_group, passage.side
 
 
 def _pair_order(pair: KeptPair) -> tuple[Any, ...]:
@@ -215,7 +215,13 @@ def rows_fingerprint(pairs: Sequence[KeptPair], negatives: int, unasked: Sequenc
     number: dict[str, int] = {}
 
     def read(p: LivePassage) -> tuple[Any, ...]:
-        return number.setdefault(p.chunk_id, len(number)), p.side, p.headings(), p.text, p.near_duplicate_group
+        return (
+            number.setdefault(p.chunk_id, len(number)),
+            p.side,
+            p.headings(),
+            p.rendered("none"),
+            p.near_duplicate_group,
+        )
 
     lines = [
         (
@@ -228,7 +234,7 @@ def rows_fingerprint(pairs: Sequence[KeptPair], negatives: int, unasked: Sequenc
         )
         for p, used in zip(pairs, negatives_used(pairs, negatives), strict=True)
     ]
-    further = [(p.side, p.headings(), p.text, p.near_duplicate_group) for p in unasked]
+    further = [(p.side, p.headings(), p.rendered("none"), p.near_duplicate_group) for p in unasked]
     return fingerprint(lines, sorted(further))
 
 
@@ -267,7 +273,7 @@ def training_rows(
         groups=[passage.near_duplicate_group for passage in passages],
         negatives=[[number[n.chunk_id] for n in of_pair] for of_pair in used],
         templates=[pair.is_template for pair in pairs],
-        guide_texts=None if prefix == "none" else [passage.text for passage in passages],
+        guide_texts=None if prefix == "none" else [passage.rendered("none") for passage in passages],
         frozen_passages=None if corpus is None else cache.passages(base, rendered)[0],
         unasked=[passage.rendered(prefix) for passage in unasked[: max(0, WHITENED_PASSAGES - len(passages))]],
         answers=answers_of(pairs, [number[pair.passage.chunk_id] for pair in pairs]),

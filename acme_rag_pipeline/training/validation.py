@@ -67,7 +67,7 @@ class Validation:
         """What the passages say, in a canonical order: they decide what is chosen; empty where nothing is."""
         if not self.usable:
             return []
-        return sorted((p.headings(), p.text, p.near_duplicate_group) for p in self.passages)
+        return sorted((p.headings(), p.rendered("none"), p.near_duplicate_group) for p in self.passages)
 
     @property
     def usable(self) -> bool:

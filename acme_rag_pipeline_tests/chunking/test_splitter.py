@@ -13,10 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from acme_rag_pipeline.chunking.fragments import fragments
+from acme_rag_pipeline.chunking.leads import LEAD_TOKENS
 from acme_rag_pipeline.chunking.packing import pack
 from acme_rag_pipeline.chunking.splitter import split
 from acme_rag_pipeline.chunking.tokens import TokenCounter
 from acme_rag_pipeline.documents.lines import front_matter_end
+from acme_rag_pipeline.documents.parsers import parse
 
 VOCABULARY = (
     "agency travel card policy team holiday leave request manager approve form submit time sheet record contract vendor "
@@ -88,6 +90,8 @@ def test_spans_are_exact_ordered_within_the_limit_and_leave_nothing_out(
         assert not text[position : span.start].strip()
         assert content == content.strip()
         assert span.tokens == COUNTER.count(content) <= max_tokens
+        assert COUNTER.count(span.lead) <= LEAD_TOKENS
+        assert span.lead in " ".join(text[:position].split())
         position = span.end
     assert not text[position:].strip()
     assert spans == split(text, COUNTER, max_tokens=max_tokens, format=format)
@@ -269,6 +273,17 @@ def test_many_spaces_in_a_heading_cost_no_time() -> None:
     assert titles("# a" + " " * 200_000 + "b {#c}\n\nText") == [("a b",)]
 
 
+@pytest.mark.parametrize(("format", "mark"), [("markdown", "# "), ("asciidoc", "== ")])
+def test_a_paragraph_in_the_style_of_a_heading_opens_no_section(format: str, mark: str) -> None:
+    rng = random.Random(22)
+    body = sentence(rng, 110, 120)
+    styled = sentence(rng, 55, 60)
+    text = f"{mark}Keys\n\n{body}\n\n{mark}{styled}\n\n{body}\n\n{mark}Doors\n\n{body}\n"
+    spans = split(text, COUNTER, format=format)
+    assert len(spans) == 3
+    assert {span.heading_path for span in spans} == {("Keys",), ("Doors",)}
+
+
 def test_a_byte_order_mark_does_not_hide_the_first_heading() -> None:
     assert titles("\ufeff# Title\n\nText") == [("Title",)]
 
@@ -294,6 +309,58 @@ def test_a_table_that_fits_stays_whole_and_a_larger_one_is_cut_between_rows() ->
     assert large[0].startswith("| Name | Rule |\n|---|---|\n| ")
 
 
+@pytest.mark.parametrize("mark", ["", "> ", "    "])
+def test_what_begins_inside_a_table_is_led_by_its_header_row(mark: str) -> None:
+    rng = random.Random(19)
+
+    def table(header: str) -> str:
+        rows = [f"| {sentence(rng, 1, 2)} | {sentence(rng, 3, 5)} |" for _ in range(90)]
+        return "".join(f"{mark}{row}\n" for row in (header, "|:---|---|", *rows))
+
+    item = "- Limits\n\n" if mark.isspace() else ""
+    named = f"# T\n\n{item}{table('| Name   | Rule of  stay |')}\n"
+    text = f"{named}{item}{table('|  |  |')}\n{sentence(rng, 300, 300)}\n"
+    spans = split(text, COUNTER)
+    for span in spans:
+        starts_inside = text.index("Rule of") < span.start < len(named)
+        assert span.lead == ("| Name | Rule of stay |" if starts_inside else ""), span
+    assert sum(bool(span.lead) for span in spans) >= 3
+    assert sum(span.start > len(named) for span in spans) >= 4
+
+
+@pytest.mark.parametrize(("words", "columns"), [(40, 1), (4, 12), (1, 25)])
+def test_a_long_header_row_leads_cut_behind_a_word(words: int, columns: int) -> None:
+    rng = random.Random(20)
+    header = f"| {' | '.join(sentence(rng, words, words) for _ in range(columns))} |"
+    rows = "".join(f"|{' x |' * columns}\n" for _ in range(400 // columns))
+    found = {span.lead for span in split(f"{header}\n|{'---|' * columns}\n{rows}", COUNTER)}
+    [lead] = found - {""}
+    assert header.startswith(f"{lead} ")
+    assert 20 <= COUNTER.count(lead) <= LEAD_TOKENS
+
+
+def test_a_long_table_of_a_page_has_its_header_row_in_every_chunk() -> None:
+    rows = "".join(f"<tr><td>City {number}</td><td>{number * 7} EUR</td></tr>" for number in range(90))
+    page = f"<h1>Limits</h1><table><tr><th>Town</th><th>Hotel limit</th></tr>{rows}</table>"
+    text = parse("a.html", page.encode()).text
+    spans = split(text, COUNTER, format="html")
+    assert len(spans) > 3
+    assert [span.lead for span in spans] == ["", *["| Town | Hotel limit |"] * (len(spans) - 1)]
+
+
+def test_a_long_cell_is_cut_between_sentences() -> None:
+    rng = random.Random(21)
+    cells = [" ".join(f"{sentence(rng).capitalize()}." for _ in range(40)) for _ in range(4)]
+    rows = "".join(f"| Case {number} | {cell} |\n" for number, cell in enumerate(cells))
+    chunks = texts_of(f"| Case | What to do |\n|---|---|\n{rows}")
+    assert len(chunks) > 8
+    assert all(chunk.rstrip(" |").endswith(".") for chunk in chunks)
+    # A number of rows that fit stays uncut where one beside them does not.
+    short = "".join(f"| Short {number} | {sentence(rng, 5, 9)}. |\n" for number in range(20))
+    chunks = texts_of(f"| Case | What to do |\n|---|---|\n{short}{rows}{short}")
+    assert sum(chunk.count(f"{line}\n") + chunk.endswith(line) for chunk in chunks for line in short.splitlines()) >= 38
+
+
 def test_a_fence_that_fits_stays_whole() -> None:
     rng = random.Random(3)
     fence = "```python\n" + "\n\n".join(f"{sentence(rng, 4, 6)} = 1" for _ in range(12)) + "\n```"
@@ -315,6 +382,41 @@ def test_a_long_word_is_cut_without_tearing_marks_off_their_letters() -> None:
         chunks = texts_of(text)
         assert len(chunks) > 1
         assert all(chunk[0] == "e" for chunk in chunks)
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["**May I bring {}?**", "**Topic {}**", "__Topic {}__:", "May I bring {}?", "{} の場合は?"],
+)
+def test_a_line_that_stands_above_a_text_as_a_heading_does_stays_with_it(line: str) -> None:
+    rng = random.Random(16)
+    lines = [line.format(number) for number in range(60)]
+    text = "".join(f"{above}\n\n{sentence(rng, 20, 60).capitalize()}.\n\n" for above in lines)
+    chunks = texts_of(text)
+    assert len(chunks) > 10
+    assert not [chunk for chunk in chunks if chunk.splitlines()[-1] in lines]
+
+
+@pytest.mark.parametrize(
+    ("before", "line", "after"),
+    [("", "- {}\n", ""), ("", "> {}\n>\n", ""), ("```\n", "{}\n", "```\n"), ("| a |\n|---|\n", "| {} |\n", "")],
+)
+def test_what_announces_a_block_stays_with_its_beginning(before: str, line: str, after: str) -> None:
+    rng = random.Random(17)
+    parts = [
+        f"{sentence(rng, 8, 40)}, as follows:\n\n{before}{''.join(line.format(sentence(rng)) for _ in range(25))}{after}"
+        for _ in range(20)
+    ]
+    chunks = texts_of("\n".join(parts))
+    assert len(chunks) > 20
+    assert not [chunk for chunk in chunks if chunk.endswith(":")]
+
+
+def test_a_line_that_only_begins_and_ends_in_bold_is_text_as_any_other() -> None:
+    rng = random.Random(18)
+    lines = [f"**{sentence(rng, 1, 2)}** before you ask for **{sentence(rng, 1, 2)}**" for _ in range(80)]
+    chunks = texts_of("".join(f"{above}\n\n{sentence(rng, 20, 60).capitalize()}.\n\n" for above in lines))
+    assert [chunk for chunk in chunks if chunk.splitlines()[-1] in lines]
 
 
 def test_code_is_cut_where_it_is_least_indented() -> None:

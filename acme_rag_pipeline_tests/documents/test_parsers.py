@@ -370,6 +370,9 @@ def test_what_word_hides_is_no_text(value: str, shown: bool) -> None:
             "<p># yum install foo</p><p>&lt;script&gt; begins it</p><p>```</p><p>Total<br>---</p><p>See #5</p><pre># shell</pre>",
             "\\# yum install foo\n\n<script> begins it\n\n\\```\n\nTotal  \n\\---\n\nSee #5\n\n```\n# shell\n```\n",
         ),
+        ("<table><tr><td><p>All keys.<p>Two rules.</td></tr></table><p>x", "All keys.\n\nTwo rules.\n\nx\n"),
+        ("<table><tr><td><ul><li>Menu</ul></td><td><p>Keep.<p>Right.</table>", "- Menu\n\nKeep.\n\nRight.\n"),
+        ("<table><tr><td>Key</td><td><p>Desk 4</p></td></tr></table>", "| Key | Desk 4 |\n| --- | --- |\n"),
         ('<div><p class="title">Contractors</p><p>x</p></div>', "Contractors\n\nx\n"),
         (
             '<h1>Install<a class="headerlink" href="#i" title="Link to this heading">¶</a></h1><h2>On <b>Linux</b> <a href="#l">#</a>'

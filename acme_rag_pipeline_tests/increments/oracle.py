@@ -236,7 +236,7 @@ def assert_tables_hold_the_chunks(store: Store, plain: PlainModel) -> None:
 
 
 def _assert_queries(row: dict[str, Any], passage: LivePassage, asked: Sequence[str], plain: PlainModel) -> None:
-    assert row["expanded_text"] == "\n".join([passage.headings(), passage.text, *asked])
+    assert row["expanded_text"] == "\n".join([passage.rendered("heading_path"), *asked])
     if not asked:
         assert row["query_shift"] is None
         return

@@ -90,6 +90,15 @@ def test_title_and_headings_are_shown_and_empty_ones_are_not() -> None:
     assert _parts(render(bare, PromptParameters())[1]["content"]) == ["", "text"]
 
 
+def test_the_header_row_of_a_table_stands_beside_the_passage_and_changes_no_other_prompt() -> None:
+    rows = Passage("c", "d.md", "Limits", ("Hotels",), "| Berlin | 120 |", "| City | Hotel limit |")
+    header, body = _parts(render(rows, PromptParameters())[1]["content"])
+    assert body == rows.text
+    assert header.endswith("\nheader row of the table that the passage goes on with: | City | Hotel limit |")
+    assert render(rows, PromptParameters())[0] == render(PLAIN, PromptParameters())[0]
+    assert _parts(render(PLAIN, PromptParameters())[1]["content"])[0] == "title: Leave\nheadings: Leave > Sick days"
+
+
 def test_parameters_stand_in_the_system_message() -> None:
     parameters = PromptParameters(7, "nurses\non night shift", "German", ("wie krank melden", "{urlaub}\n\x1b[0m"))
     system, user = render(PLAIN, parameters)

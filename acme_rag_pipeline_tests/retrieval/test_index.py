@@ -127,6 +127,32 @@ def test_equal_passages_of_several_documents_come_in_one_order_whatever_the_hist
     assert [hit.doc_path for hit in found] == [*names, "hr/leave.md"]
 
 
+def test_a_header_row_leads_every_passage_of_its_table_and_an_edit_of_it_rewrites_them(
+    store: Store, documents: Path, settings_for: Callable[..., Settings]
+) -> None:
+    settings, file = settings_for(), documents / "rates.md"
+
+    def write(column: str) -> list[str]:
+        rows = "".join(f"| Town{number} | {number * 7} |\n" for number in range(60))
+        file.write_text(f"# Rates\n\n| Town | {column} |\n|---|---|\n{rows}", encoding="utf-8")
+        oracle.run(store, settings, oracle.REFRESH)
+        return [p.chunk_id for p in live_passages(store.warehouse) if p.doc_path == file.name]
+
+    before = write("Kayak fee")
+    hits = Retriever.open(store.root).search("kayak fee in Town57", 3, "bm25")
+    assert "Town57" in hits[0].text
+    assert "Kayak" not in hits[0].text, "the text stays that of the document"
+    with oracle.watched() as work:
+        after = write("Parking quota")
+    assert len(before) > 2
+    assert before[1:] == after[1:]
+    assert len([text for text in work.passages if text.startswith("| Town | Parking quota |\n")]) == len(after) - 1
+    wanted = {p.chunk_id: p.rendered("heading_path") for p in live_passages(store.warehouse)}
+    for live in oracle.live_tables(store).values():
+        assert {row["id"]: row["search_text"] for row in live.rows(store).values()} == wanted
+    assert not any("Kayak" in text for text in wanted.values())
+
+
 @pytest.mark.parametrize(
     "content", ['["base"]', '{"base": 7}', '{"base": {"table": "t"}}', '{"base": {"table": ["t"]}}']
 )

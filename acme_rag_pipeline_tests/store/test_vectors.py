@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from datetime import datetime, timedelta, tzinfo
 from pathlib import Path
 
@@ -15,8 +16,8 @@ from lancedb.query import MatchQuery
 
 from acme_rag_pipeline.store import folding, table_clean_up, vectors
 from acme_rag_pipeline.store.fingerprints import sha256_text
-from acme_rag_pipeline.store.passages import LivePassage
-from acme_rag_pipeline.store.table_clean_up import drop_old_versions
+from acme_rag_pipeline.store.passages import MAX_HEADING_LINE, LivePassage, heading_line
+from acme_rag_pipeline.store.table_clean_up import delete_gone, drop_old_versions
 from acme_rag_pipeline.store.vectors import Reconciled
 
 TEXTS = st.sampled_from(["FLEX days", "it's 'quoted'; DROP TABLE", "näïve 東京", "x" * 50, '{"a": 1}'])
@@ -102,6 +103,32 @@ def test_any_history_of_passages_and_their_queries_ends_in_the_same_rows(
         assert (shift is not None) == (asked is not None)
         assert all(query in str(expanded) for query in asked or ())
         assert not asked or not any(query in str(search) for query in asked)
+
+
+def test_a_long_line_of_headings_keeps_the_first_and_the_innermost() -> None:
+    assert heading_line("Travel", ["Travel", "Hotels"]) == "Travel > Hotels"
+    path = ["Travel", "a" * 90, "b" * 90, "c" * 90]
+    assert heading_line("Travel", path) == f"Travel > {'b' * 90} > {'c' * 90}"
+    assert heading_line("t" * 150, ["h" * 199]) == "h" * 199
+    assert heading_line("t" * 150, ["h" * 300]) == "h" * MAX_HEADING_LINE
+    assert heading_line("", []) == ""
+
+
+def test_a_row_whose_lead_changed_is_written_anew_and_leaves_a_table_that_waits(tmp_path: Path) -> None:
+    rows = replace(passage(1, "| Berlin | 120 |"), lead="| City | Limit |")
+    others = [passage(2, "FLEX days")]
+    reconcile(tmp_path, [rows, *others])
+    renamed = replace(rows, lead="| Town | Limit |")
+    table = vectors.open_table(vectors.connect(tmp_path), "t")
+    assert table is not None
+    done = reconcile(tmp_path, [renamed, *others])
+    assert (done.counts.changed, done.counts.reused, done.embedded) == (1, 1, 1)
+    table.checkout_latest()
+    [row] = table.search().where("text LIKE '%Berlin%'").limit(9).to_list()
+    assert (row["text"], row["search_text"]) == (rows.text, "T > A\n| Town | Limit |\n| Berlin | 120 |")
+    assert np.allclose(row["vector"], unit_vectors(["| Town | Limit |\n| Berlin | 120 |"])[0][0], atol=1e-6)
+    assert delete_gone(table, [renamed, *others]) == 0
+    assert delete_gone(table, [rows, *others]) == 1
 
 
 def test_a_moved_passage_costs_no_encoding_twice(tmp_path: Path) -> None:
