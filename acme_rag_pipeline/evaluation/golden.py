@@ -27,7 +27,7 @@ from acme_rag_pipeline.store.stages import StageResult, data_versions, overtaken
 from acme_rag_pipeline.store.warehouse import insert, reconcile, records
 
 STAGE = "golden_queries"
-CODE_VERSION = "9"
+CODE_VERSION = "10"
 _LONGEST_QUOTED = 200
 
 

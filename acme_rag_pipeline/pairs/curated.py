@@ -20,7 +20,7 @@ from acme_rag_pipeline.store.stages import StageResult, data_versions, overtaken
 from acme_rag_pipeline.store.warehouse import insert, reconcile
 
 STAGE = "curated_pairs"
-CODE_VERSION = "8"
+CODE_VERSION = "9"
 REJECTED = "rejected in review"
 REPLACED = "replaced in review"
 _SHOWN = 200

@@ -147,13 +147,15 @@ class Places:
         return there[0] if there else None
 
     def _word_for_word(self, quote: str, doc_path: str | None) -> list[tuple[str, int, int]]:
-        wanted = QuotableText.of(quote).folded.strip()
         # One place more than are looked at says that there are too many.
         most = _MOST_PLACES + 1
+        paths = sorted(self._texts) if doc_path is None else [doc_path]
         found: list[tuple[str, int, int]] = []
-        for path in sorted(self._texts) if doc_path is None else [doc_path]:
-            if wanted and len(found) < most and wanted in self._text(path).folded:
-                found += [(path, *span) for span in self._text(path).find_all(quote, most)]
+        # What a reader sees first: only a piece that was cut within markup is looked for as it is written.
+        for find in (QuotableText.find_shown, QuotableText.find_written):
+            for path in paths if not found else ():
+                if len(found) < most:
+                    found += [(path, *span) for span in find(self._text(path), quote, most)]
         return found
 
     def _alike_from(self, text: str, doc_path: str) -> Iterator[Quoted]:
