@@ -22,7 +22,7 @@ import numpy as np
 
 from acme_rag_pipeline.chunking.chunks import retract
 from acme_rag_pipeline.chunking.fragments import fragments
-from acme_rag_pipeline.chunking.near_duplicates import PERMUTATIONS, groups, signature
+from acme_rag_pipeline.chunking.near_duplicates import groups, signature
 from acme_rag_pipeline.pairs.corpus_statistics import CorpusStatistics
 from acme_rag_pipeline.pairs.offline import OfflineParameters, render, write
 from acme_rag_pipeline.pairs.passage import Passage
@@ -44,6 +44,7 @@ def main() -> None:
     for piece in PIECES:
         show(f"{given.pieces} times {piece!r}", *(reader(piece, n) for n in (given.pieces // 2, given.pieces)))
     show(f"{given.forms} variants of one form", *(grouping(n) for n in (given.forms // 2, given.forms)))
+    show(f"{given.forms} unlike variants of it", *(grouping(n, 35) for n in (given.forms // 2, given.forms)))
     show(f"{given.forms} queries of one form", *(repeats(n) for n in (given.forms // 2, given.forms)))
     show(f"{given.pieces} dots in a sentence", *(cutting(n) for n in (given.pieces // 2, given.pieces)))
     show(f"a refresh of {given.forms} chunks", *(retracting(n) for n in (given.forms // 2, given.forms)))
@@ -70,15 +71,12 @@ def reader(piece: str, count: int) -> Callable[[], object]:
     return lambda: write(render(passage, CorpusStatistics.from_passages([passage]), OfflineParameters()))
 
 
-def grouping(count: int) -> Callable[[], object]:
-    """Near-duplicate groups of signatures that differ in five places at most."""
-    generator = np.random.default_rng(1)
-    form = signature(" ".join(f"word{number}" for number in range(120)))
-    values = np.tile(np.frombuffer(form, dtype="<u8"), (count, 1))
-    changed = generator.integers(0, PERMUTATIONS, (count, 5))
-    np.put_along_axis(values, changed, generator.integers(0, 2**32, changed.shape, dtype=np.uint64), axis=1)
-    signatures = {f"p{number:05}": row.tobytes() for number, row in enumerate(values)}
-    return lambda: groups(signatures, 0.7)
+def grouping(count: int, own: int = 5) -> Callable[[], object]:
+    """Near-duplicate groups of passages that share 120 words and have so many of their own."""
+    form = " ".join(f"word{number}" for number in range(120))
+    texts = {f"p{n:05}": " ".join([form, *(f"own{n}x{i}" for i in range(own))]) for n in range(count)}
+    signatures = {key: signature(text) for key, text in texts.items()}
+    return lambda: groups(texts, signatures, 0.7)
 
 
 def repeats(count: int) -> Callable[[], object]:

@@ -27,7 +27,7 @@ SPECIAL_TOKENS = 2
 logger = logging.getLogger(__name__)
 # How many golden queries decide is no business of the chunks.
 _SIDE_SETTINGS = {"validation_share", "test_share", "section_units_below"}
-CODE_VERSION = "2"
+CODE_VERSION = "3"
 _SPAN_COLUMNS = (
     "chunk_id",
     "doc_path",
@@ -76,8 +76,8 @@ def split_documents(store: Store, settings: Settings) -> StageResult:
                 base.name, base.most_tokens(), max_tokens, settings.chunking.max_tokens,
             )  # fmt: skip
         rows, split_again = _split_rows(store, how, tokenizer, max_tokens)
-        signatures = _signatures(store, {row["text_hash"]: row["text"] for row in rows})
-        group_of = groups(signatures, settings.chunking.near_duplicate_similarity)
+        texts = {row["text_hash"]: row["text"] for row in rows}
+        group_of = groups(texts, _signatures(store, texts), settings.chunking.near_duplicate_similarity)
         _place(rows, group_of, settings)
         data_version = content_hash(
             (r["chunk_id"], r["doc_path"], r["start_char"], r["end_char"], *r["heading_path"], r["title"],
@@ -160,8 +160,7 @@ def _signatures(store: Store, texts: dict[str, str]) -> dict[str, bytes]:
     with store.warehouse.read() as connection:
         of_scheme = "SELECT text_hash, signature FROM minhashes WHERE scheme = ?"
         known = dict(connection.execute(of_scheme, [STORED_AS]).fetchall())
-    # As the hash is made: which spelling of a text came first must not matter.
-    new = {text_hash: signature(normalised(text)) for text_hash, text in texts.items() if text_hash not in known}
+    new = {text_hash: signature(text) for text_hash, text in texts.items() if text_hash not in known}
     if new:
         with store.warehouse.write() as connection:
             connection.execute("DELETE FROM minhashes WHERE scheme IS DISTINCT FROM ?", [STORED_AS])

@@ -15,6 +15,7 @@ from acme_rag_pipeline.evaluation.metrics import Evidence
 from acme_rag_pipeline.evaluation.words import counted
 from acme_rag_pipeline.llm.text import one_line
 from acme_rag_pipeline.pairs.curated_places import span_key
+from acme_rag_pipeline.pairs.plain_text import words
 from acme_rag_pipeline.pairs.wording import query_key
 from acme_rag_pipeline.setting_groups import EvaluationSettings
 from acme_rag_pipeline.settings import Settings
@@ -27,8 +28,10 @@ from acme_rag_pipeline.store.stages import StageResult, data_versions, overtaken
 from acme_rag_pipeline.store.warehouse import insert, reconcile, records
 
 STAGE = "golden_queries"
-CODE_VERSION = "9"
+CODE_VERSION = "10"
 _LONGEST_QUOTED = 200
+# Fewer may stand anywhere.
+_WORDS_OF_A_QUOTE = 3
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,11 @@ def resolve_golden_queries(store: Store, settings: Settings) -> StageResult:
         "unresolved": [{"query": r["query"], "reason": r["reason"]} for r in query_rows if r["status"] != "resolved"][
             :200
         ],
+        "moved": [
+            {"query": queries[r["query_id"]]["query"], "reason": r["reason"]}
+            for r in judgement_rows
+            if r["status"] == "resolved" and r["reason"] and r["query_id"] in queries
+        ][:200],
         "unused_evidence": _unused_evidence(query_rows, judgement_rows, "unresolved", "repeated")[:200],
         "unusable_lines": problems[:200],
         "counted": {"unusable_lines": len(problems)},
@@ -217,8 +225,9 @@ def _resolved(
             row["doc_path"]: row
             for row in records(connection, "SELECT doc_path, sha256, text FROM documents WHERE text IS NOT NULL")
         }
+        unreadable = records(connection, "SELECT doc_path FROM documents WHERE status = 'unreadable' AND text IS NULL")
         seen = dict(connection.execute("SELECT judgement_id, sha256 FROM golden_seen").fetchall())
-    prepared: dict[str, QuotableText] = {}
+    texts = _Texts({path: row["text"] for path, row in documents.items()}, {row["doc_path"] for row in unreadable})
     chunks: dict[str, list[LivePassage]] = {}
     for passage in live_passages(store.warehouse):
         chunks.setdefault(passage.doc_path, []).append(passage)
@@ -228,22 +237,23 @@ def _resolved(
     places: dict[tuple[Any, ...], dict[str, Any]] = {}
     ordinals: Counter[str] = Counter()
     for qrel in qrels:
-        path = known_doc_path(qrel["doc_path"], documents) or qrel["doc_path"]
+        path = known_doc_path(qrel["doc_path"], documents) or texts.followed(qrel) or qrel["doc_path"]
+        moved = path in documents and known_doc_path(qrel["doc_path"], documents) is None
         document = documents.get(path)
         judgement_id = fingerprint(qrel)
         status, span = "unresolved", None
         reason: str | None = f"{path} is not among the readable documents"
         if document is not None:
-            if path not in prepared:
-                prepared[path] = QuotableText.of(document["text"])
             # A span without a quote is known by its place, whatever else its line says or stands beside it.
             by_place = qrel["start"] is not None and not qrel["quote"]
             key = span_key(path, qrel["start"], qrel["end"]) if by_place else judgement_id
             # Earlier versions kept all of them by what the line says, and by its place among those of its query.
             earlier = fingerprint(qrel, ordinals[qrel["query_id"]])
             first = seen.get(key) or seen.get(earlier) or document["sha256"]
-            span, reason = _span(qrel, prepared[path], document["sha256"], qrel["sha256"] or first)
+            span, reason = _span(qrel, texts.of(path), document["sha256"], qrel["sha256"] or first)
             status = "resolved" if reason is None else "unresolved"
+            if moved and reason is None:
+                reason = f"moved: {qrel['doc_path']} is gone, and {path} has the quote"
             if key not in seen:
                 seen[key] = first
                 first_seen.append({"judgement_id": key, "sha256": first})
@@ -286,6 +296,29 @@ def _resolved(
         for query_id, row in queries.items()
     ]
     return rows, judgements, first_seen
+
+
+class _Texts:
+    """The documents of today, prepared for finding quotes when they are first looked into."""
+
+    def __init__(self, texts: dict[str, str], unreadable: set[str]) -> None:
+        self._texts = texts
+        self._unreadable = unreadable
+        self._prepared: dict[str, QuotableText] = {}
+
+    def of(self, path: str) -> QuotableText:
+        """A readable document."""
+        if path not in self._prepared:
+            self._prepared[path] = QuotableText.of(self._texts[path])
+        return self._prepared[path]
+
+    def followed(self, qrel: dict[str, Any]) -> str | None:
+        """The only document that has the quote of one that is gone word for word."""
+        quote = qrel["quote"] or ""
+        if len(words(quote)) < _WORDS_OF_A_QUOTE or known_doc_path(qrel["doc_path"], self._unreadable):
+            return None
+        found = [path for path in sorted(self._texts) if self.of(path).find_all(quote, 1)]
+        return found[0] if len(found) == 1 else None
 
 
 def _span(

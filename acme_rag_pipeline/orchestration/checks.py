@@ -138,6 +138,7 @@ def curated_pairs_resolve(store: Store, settings: Settings) -> dg.AssetCheckResu
     }
     shown = {
         "pairs": [_to_mend(row) for row in lost],
+        "moved": details.get("moved", []),
         "ambiguous": details.get("ambiguous", []),
         "negatives_not_found": details.get("negatives_not_found", []),
     }
@@ -211,13 +212,10 @@ def golden_queries_resolve(store: Store, settings: Settings) -> dg.AssetCheckRes
         "SELECT q.query, 'in part: ' || j.reason FROM golden_queries q JOIN golden_judgements j USING (query_id) "
         "WHERE q.status = 'resolved' AND j.status = 'unresolved' AND j.relevance > 0 ORDER BY query, reason",
     )
-    counts = {
-        "unresolved": len(lost),
-        "unusable_lines": _counted(_details(store, "golden_queries"), "unusable_lines"),
-    }
-    return dg.AssetCheckResult(
-        passed=not any(counts.values()), severity=WARN, metadata=counts | _tables({"queries": lost})
-    )
+    details = _details(store, "golden_queries")
+    counts = {"unresolved": len(lost), "unusable_lines": _counted(details, "unusable_lines")}
+    shown = {"queries": lost, "moved": details.get("moved", [])}
+    return dg.AssetCheckResult(passed=not any(counts.values()), severity=WARN, metadata=counts | _tables(shown))
 
 
 @_asset_check(asset="fine_tuned_model", description="A candidate was trained, or known from before.")

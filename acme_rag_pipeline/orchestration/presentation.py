@@ -22,7 +22,7 @@ _PREVIEWS = {
     "ORDER BY status DESC, doc_path",
     "chunks": "SELECT doc_path, heading_path, tokens, side, text FROM chunks ORDER BY hash(chunk_id)",
     "curated_pairs": "SELECT p.query, p.doc_path, p.quote, p.status, p.reason, n.doc_path AS nearest_document, "
-    "n.start_char || '-' || n.end_char AS nearest_span, n.text AS nearest_passage FROM curated_pairs p LEFT JOIN chunks n ON n.chunk_id = p.nearest_chunk_id ORDER BY p.status DESC, hash(p.curated_id)",
+    "n.start_char || '-' || n.end_char AS nearest_span, n.text AS nearest_passage FROM curated_pairs p LEFT JOIN chunks n ON n.chunk_id = p.nearest_chunk_id ORDER BY p.status DESC, p.reason IS NULL, hash(p.curated_id)",
     # A few of each origin and style.
     "synthetic_pairs": "SELECT p.query, p.origin, p.style, p.method, c.doc_path, c.text AS passage FROM pairs p "
     "JOIN chunks c USING (chunk_id) WHERE p.origin <> 'curated' "

@@ -20,7 +20,7 @@ from acme_rag_pipeline.store.stages import StageResult, data_versions, overtaken
 from acme_rag_pipeline.store.warehouse import insert, reconcile
 
 STAGE = "curated_pairs"
-CODE_VERSION = "8"
+CODE_VERSION = "9"
 REJECTED = "rejected in review"
 REPLACED = "replaced in review"
 _SHOWN = 200
@@ -42,9 +42,10 @@ def resolve_curated_pairs(store: Store, settings: Settings) -> StageResult:
     if (unchanged := recorded(store.warehouse, STAGE, made_from)) is not None:
         return unchanged
     places = Places(store.warehouse, live_passages(store.warehouse))
-    rejected, lost_rejections = _rejected(pairs, places)
+    rejected, lost_rejections, moved_rejections = _rejected(pairs, places)
     rows, ambiguous = _pair_rows(pairs, places, rejected)
     resolved = [row for row in rows if row["status"] == "resolved"]
+    moved = [*_said(row for row in resolved if row["reason"]), *moved_rejections]
     # Two lines about one query and one chunk are one training pair.
     training = {row["pair_id"]: row for row in map(_training_pair, resolved)}
     negatives, lost_negatives = _negatives(resolved, places)
@@ -55,11 +56,13 @@ def resolve_curated_pairs(store: Store, settings: Settings) -> StageResult:
         "pairs": len(rows),
         "resolved": len(resolved),
         "unresolved": [*_said(row for row in rows if row["status"] == "unresolved"), *lost_rejections][:_SHOWN],
+        "moved": moved[:_SHOWN],
         "ambiguous": ambiguous[:_SHOWN],
         "unusable_lines": problems[:_SHOWN],
         "counted": {
             "unusable_lines": len(problems),
             "ambiguous": len(ambiguous),
+            "moved": len(moved),
             "negatives_not_found": len(lost_negatives),
         },
         "statuses": dict(sorted(Counter(row["status"] for row in rows).items())),
@@ -95,13 +98,14 @@ def _source(pairs: Iterable[CuratedPair]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Passage:
-    """What a pair's passage was resolved to; without a place the reason says why."""
+    """What a pair's passage was resolved to; without a place the reason says why, and where it moved, from where."""
 
     doc_path: str | None
     span: tuple[int, int] | None
     place: Place | None
     reason: str = ""
     ambiguous: bool = False
+    moved: bool = False
 
 
 def _pair_rows(
@@ -161,6 +165,7 @@ def _resolved(pair: CuratedPair, passage: _Passage, places: Places) -> dict[str,
         return row | {"reason": reason, "nearest_chunk_id": nearest}
     start, end = passage.span
     found = {"doc_path": passage.doc_path, "start_char": start, "end_char": end}
+    found["reason"] = passage.reason if passage.moved else None
     return row | found | {"chunk_id": passage.place.chunk.chunk_id, "status": "resolved"}
 
 
@@ -192,13 +197,33 @@ def _passage(pair: CuratedPair, query: str, places: Places) -> _Passage:
         return _quoted(found, pair.quote, query, places, "the quote is in none of the documents")
     doc_path = places.document(pair.doc_path)
     if doc_path is None:
-        return _Passage(None, None, None, f"{pair.doc_path} is not among the readable documents")
+        return _followed(pair, pair.quote, query, places)
     found = places.verbatim(pair.quote, query, doc_path, pair.start)
     # A passage that is like the quote is another one where the quote itself stands somewhere else.
     if found is None and _moved(pair.quote, query, places) is None:
         found = places.similar(pair.quote, doc_path, pair.start)
     passage = _quoted(found, pair.quote, query, places, "the quote is not in the document any more")
     return replace(passage, doc_path=doc_path)
+
+
+def _followed(pair: CuratedPair, quote: str, query: str, places: Places) -> _Passage:
+    """The passage of a document that is gone, where another one has it now: the file was renamed, or parts of it moved."""
+    missing = _Passage(None, None, None, f"{pair.doc_path} is not among the readable documents")
+    if not places.gone(pair.doc_path or "") or len(words(quote)) < _WORDS_OF_A_QUOTE:
+        return missing
+    found = places.followed(quote, query)
+    if found is None:
+        return missing
+    if found.ambiguous:
+        return replace(missing, reason=f"{missing.reason}, and the quote stands in several passages")
+    passage = _at(found.doc_path, (found.start, found.end), query, places)
+    return _as_moved(pair, passage) if passage.place else missing
+
+
+def _as_moved(pair: CuratedPair, passage: _Passage) -> _Passage:
+    return replace(
+        passage, moved=True, reason=f"moved: {pair.doc_path} is gone, and {passage.doc_path} has its passage"
+    )
 
 
 def _moved(quote: str, query: str, places: Places) -> _Passage | None:
@@ -222,6 +247,9 @@ def _passage_of_span(pair: CuratedPair, query: str, places: Places) -> _Passage:
     doc_path = places.document(pair.doc_path or "")
     start, end = int(pair.start or 0), int(pair.end or 0)
     if doc_path is None:
+        renamed = places.of_file(pair.sha256) if pair.sha256 and places.gone(pair.doc_path or "") else None
+        if renamed is not None and (passage := _at(renamed, (start, end), query, places)).place:
+            return _as_moved(pair, passage)
         return _Passage(None, None, None, f"{pair.doc_path} is not among the readable documents")
     if pair.sha256 is not None and not places.is_file(doc_path, pair.sha256):
         reason = "the document is not the file of its sha256, and without a quote its span cannot be found again"
@@ -278,13 +306,16 @@ def _negatives(resolved: list[dict[str, Any]], places: Places) -> tuple[list[dic
     return list(found.values()), lost
 
 
-def _rejected(pairs: list[CuratedPair], places: Places) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """What a review took out of a generator's pairs, and which rejected pairs stand nowhere any more, and why.
+def _rejected(
+    pairs: list[CuratedPair], places: Places
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[dict[str, Any]]]:
+    """What a review took out of a generator's pairs, which rejected pairs stand nowhere any more, and which moved, and why.
 
     Those are rejected pairs, and wordings that a reviewer replaced; without a chunk they count in their whole document.
     """
     rows: dict[str, dict[str, Any]] = {}
     lost: list[dict[str, Any]] = []
+    moved: list[dict[str, Any]] = []
     for pair in pairs:
         out = [(pair.query, REJECTED)] if pair.verdict == "rejected" else []
         out += [(pair.replaces, REPLACED)] if pair.replaces else []
@@ -301,7 +332,9 @@ def _rejected(pairs: list[CuratedPair], places: Places) -> tuple[list[dict[str, 
                 # An edited pair whose passage is gone is named itself.
                 if passage.place is None and reason == REJECTED:
                     lost += _said([rows[rejection_id] | {"reason": f"{reason}; {passage.reason}"}])
-    return list(rows.values()), lost
+                if passage.moved and reason == REJECTED:
+                    moved += _said([rows[rejection_id] | {"reason": f"{reason}; {passage.reason}"}])
+    return list(rows.values()), lost, moved
 
 
 def _passages_of_a_rejection(pair: CuratedPair, query: str, places: Places) -> list[_Passage]:

@@ -105,8 +105,11 @@ class CuratedFile:
         rejected = judged["verdict"] == "rejected"
         replaced = row.get("replaces") or judged.get("replaces")
         same = one_line(row["query"]) == judged["query"] and (row.get("verdict") == "rejected") == rejected
-        # With the text of its span a line is found again after the document is edited.
-        quoted = {"quote": judged["quote"]} if judged["quote"] is not None and not row.get("quote") else {}
+        # With the text of its span a line is found again after the document is edited, with the file's hash it is no other.
+        found_by = "quote" if judged["quote"] is not None else "sha256"
+        quoted = (
+            {found_by: judged[found_by]} if judged.get(found_by) and not (row.get("quote") or row.get(found_by)) else {}
+        )
         # Without a verdict of its own an accepted line would go with another wording that is rejected (`curated_pairs`).
         if same and replaced == row.get("replaces") and not quoted and row.get("verdict"):
             return
@@ -144,6 +147,9 @@ def _same_passage(row: Line, judged: Line) -> bool:
     quote = row.get("quote")
     if quote and judged["quote"] is not None:
         return isinstance(quote, str) and normalised(quote) == normalised(judged["quote"])
+    hashes = [str(of_one["sha256"]).strip().lower() for of_one in (row, judged) if of_one.get("sha256")]
+    if len({*hashes}) > 1:
+        return False
     # A line without a quote, or one that got the text of its span since it was exported.
     try:
         return all(position(row.get(name)) == judged[name] for name in ("start", "end"))

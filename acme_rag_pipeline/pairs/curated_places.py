@@ -7,7 +7,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from acme_rag_pipeline.documents.doc_paths import known_doc_path
@@ -61,6 +61,8 @@ class Places:
             self._by_document.setdefault(passage.doc_path, []).append(passage)
         with warehouse.read() as connection:
             found = connection.execute("SELECT doc_path, text, sha256 FROM documents WHERE text IS NOT NULL").fetchall()
+            unreadable = "SELECT doc_path FROM documents WHERE status = 'unreadable' AND text IS NULL"
+            self._unreadable = {row[0] for row in connection.execute(unreadable).fetchall()}
             # A span holds for the document that it was first resolved in.
             self._seen = dict(connection.execute("SELECT curated_id, sha256 FROM curated_seen").fetchall())
         self._texts: dict[str, str] = {doc_path: text for doc_path, text, _ in found}
@@ -73,6 +75,15 @@ class Places:
     def document(self, written: str) -> str | None:
         """The readable document that a path in a file means; None: there is none."""
         return known_doc_path(written, self._texts)
+
+    def gone(self, written: str) -> bool:
+        """Whether no file of today has the path: it was renamed, or deleted."""
+        return self.document(written) is None and known_doc_path(written, self._unreadable) is None
+
+    def of_file(self, sha256: str) -> str | None:
+        """The readable document with these bytes; None: there is none, or several."""
+        found = [doc_path for doc_path, known in self._sha256.items() if known == sha256]
+        return found[0] if len(found) == 1 else None
 
     def length(self, doc_path: str) -> int:
         """Characters of a readable document."""
@@ -122,6 +133,13 @@ class Places:
         # Word for word in any document; only without that in those that share most words with it.
         return self.verbatim(quote, query) or next(iter(self._alike(quote)), None)
 
+    def followed(self, quote: str, query: str) -> Quoted | None:
+        """Where the quote of a document that is gone stands now; ambiguous, too, where several documents have what is like it."""
+        if (found := self.verbatim(quote, query)) is not None:
+            return found
+        alike = self._alike(quote)
+        return replace(alike[0], ambiguous=len(alike) > 1) if alike else None
+
     def negative(self, text: str, query: str, doc_path: str, chunk_id: str) -> Place | None:
         """Where a passage stands that does not answer the query; in the right chunk only if it stands nowhere else.
 
@@ -147,13 +165,15 @@ class Places:
         return there[0] if there else None
 
     def _word_for_word(self, quote: str, doc_path: str | None) -> list[tuple[str, int, int]]:
-        wanted = QuotableText.of(quote).folded.strip()
         # One place more than are looked at says that there are too many.
         most = _MOST_PLACES + 1
+        paths = sorted(self._texts) if doc_path is None else [doc_path]
         found: list[tuple[str, int, int]] = []
-        for path in sorted(self._texts) if doc_path is None else [doc_path]:
-            if wanted and len(found) < most and wanted in self._text(path).folded:
-                found += [(path, *span) for span in self._text(path).find_all(quote, most)]
+        # What a reader sees first: only a piece that was cut within markup is looked for as it is written.
+        for find in (QuotableText.find_shown, QuotableText.find_written):
+            for path in paths if not found else ():
+                if len(found) < most:
+                    found += [(path, *span) for span in find(self._text(path), quote, most)]
         return found
 
     def _alike_from(self, text: str, doc_path: str) -> Iterator[Quoted]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from acme_rag_pipeline.chunking.near_duplicates import shingles
 from acme_rag_pipeline.pairs.wording import query_key
 from acme_rag_pipeline.retrieval.passage_encoder import embedding_cache
 from acme_rag_pipeline.settings import Settings
@@ -16,6 +19,7 @@ from acme_rag_pipeline.store.warehouse import records
 
 # Both compute in single precision: what the filter let pass at the very edge is no leak.
 _ROUNDING = 1e-4
+_MOST_COMPARED = 200
 
 
 @dataclass(frozen=True)
@@ -81,38 +85,53 @@ def leaks_of_today(store: Store, settings: Settings) -> Leaks:
         store,
         golden_decides=golden_decides,
         golden_similarity=settings.pairs.golden_similarity,
+        near_duplicate_similarity=settings.chunking.near_duplicate_similarity,
         of_these_chunks=made_of is None or made_of == data_versions(store.warehouse, "chunks")["chunks"],
     )
 
 
-def find_leaks(store: Store, *, golden_decides: bool, golden_similarity: float, of_these_chunks: bool = True) -> Leaks:
+def find_leaks(
+    store: Store,
+    *,
+    golden_decides: bool,
+    golden_similarity: float,
+    near_duplicate_similarity: float,
+    of_these_chunks: bool = True,
+) -> Leaks:
     """Count them. Vectors are looked up, never computed: the check also runs where nothing is to be done.
 
     Args:
         store: with `training_pairs`, `chunks` and `golden_queries` of today.
         golden_decides: golden queries judge the candidate, so that the test side is trained on.
         golden_similarity: cosine from which on a training query is too near to a golden or a held-out one.
+        near_duplicate_similarity: Jaccard similarity of 3-grams from which on a passage nearly repeats another one.
         of_these_chunks: the training set was made of the chunks of today. Otherwise a new copy of a passage that is trained on
             may lie on a held-out side, and judges nothing: only passages that judge are held out.
     """
     held_out = {"validation"} if golden_decides else {"validation", "test"}
     with store.warehouse.read() as connection:
-        chunks = records(connection, "SELECT chunk_id, near_duplicate_group, side FROM chunks")
+        chunks = records(connection, "SELECT chunk_id, near_duplicate_group, side, text FROM chunks")
         kept = records(
             connection, "SELECT query, chunk_id, side, negatives FROM training_pairs WHERE dropped_because IS NULL"
         )
         golden = [row["query"] for row in records(connection, "SELECT query FROM golden_queries")]
     group = {row["chunk_id"]: row["near_duplicate_group"] for row in chunks}
     judging_chunks = {row["chunk_id"] for row in kept if row["side"] in held_out}
-    groups = {
-        row["near_duplicate_group"]
+    text = {row["chunk_id"]: row["text"] for row in chunks}
+    held = {
+        row["chunk_id"]
         for row in chunks
         if (row["side"] in held_out if of_these_chunks else row["chunk_id"] in judging_chunks)
     }
-    secret = {row["chunk_id"] for row in chunks if group[row["chunk_id"]] in groups}
+    groups = {group[chunk_id] for chunk_id in held}
+    secret = {chunk_id for chunk_id in group if group[chunk_id] in groups}
     asked = [row["query"] for row in kept if row["side"] in held_out]
     judging = {query_key(query) for query in asked}
     trained = [row for row in kept if row["side"] not in held_out]
+    # What is in no held-out group is compared with the held-out passages themselves.
+    read = {chunk_id for row in trained for chunk_id in (row["chunk_id"], *row["negatives"])} - secret
+    repeats = _near_repeats({text[c] for c in read}, {text[c] for c in held}, near_duplicate_similarity)
+    secret |= {chunk_id for chunk_id in read if text[chunk_id] in repeats}
     wordings = [query_key(row["query"]) for row in trained]
     golden_wordings = {query_key(query) for query in golden}
     to_held_out, to_golden = _nearness(store, [row["query"] for row in trained], asked, golden)
@@ -129,6 +148,46 @@ def find_leaks(store: Store, *, golden_decides: bool, golden_similarity: float, 
         held_out_judges=len(asked),
         golden_judges=len(golden),
     )
+
+
+def _near_repeats(texts: set[str], held_out: set[str], similarity: float) -> set[str]:
+    """The texts of which a held-out one has this Jaccard similarity of 3-grams.
+
+    Similar sets share one of their rarest elements, the first of which are enough (prefix filter: Chaudhuri et al. 2006).
+    A text is compared with the few held-out ones that share its rarest 3-grams; phrases that stand in hundreds are left to
+    the groups.
+    """
+    grams_of = {text: shingles(text) for text in texts | held_out}
+    frequency = Counter(gram for grams in grams_of.values() for gram in grams)
+
+    def rarest(grams: set[str]) -> list[str]:
+        enough = len(grams) - math.ceil(similarity * len(grams) - _ROUNDING) + 1
+        elsewhere = [gram for gram in grams if frequency[gram] > 1]
+        enough -= len(grams) - len(elsewhere)
+        return sorted(elsewhere, key=lambda gram: (frequency[gram], gram))[:enough] if enough > 0 else []
+
+    holders: dict[str, list[str]] = {}
+    for text in held_out:
+        for gram in rarest(grams_of[text]):
+            holders.setdefault(gram, []).append(text)
+    found = set()
+    for text in texts:
+        grams = grams_of[text]
+        compared: set[str] = set()
+        for gram in rarest(grams):
+            sharing = holders.get(gram, [])
+            if len(sharing) > _MOST_COMPARED:
+                break
+            fresh = [other for other in sharing if other not in compared]
+            compared.update(fresh)
+            both = (len(grams & grams_of[other]) for other in fresh)
+            unions = (len(grams) + len(grams_of[other]) for other in fresh)
+            if any(shared >= similarity * (total - shared) for shared, total in zip(both, unions, strict=True)):
+                found.add(text)
+                break
+            if len(compared) > _MOST_COMPARED:
+                break
+    return found
 
 
 def _nearness(store: Store, queries: Sequence[str], *judges: Sequence[str]) -> list[np.ndarray]:

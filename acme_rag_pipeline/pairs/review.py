@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from acme_rag_pipeline.store.layout import Store, write_atomically
 from acme_rag_pipeline.store.passages import heading_line
 from acme_rag_pipeline.store.stages import UpstreamMissing, data_versions
 from acme_rag_pipeline.store.warehouse import records
+
+_SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 
 
 def review_rows(
@@ -43,19 +46,21 @@ def review_rows(
             connection,
             "SELECT p.pair_id, p.query, c.text AS passage, c.doc_path, q.quote, "
             'coalesce(q.start_char, c.start_char) AS start, coalesce(q.end_char, c.end_char) AS "end", '
-            "c.heading_path, c.title, p.origin, p.style, p.method, t.side, t.dropped_because, d.sha256, q.sha256 AS of_file, "
+            "c.heading_path, c.title, p.origin, p.style, p.method, t.side, t.dropped_because, q.sha256 AS of_file, "
+            # The file that the numbers hold for; a refresh may have read another one since it cut the chunks.
+            "CASE WHEN array_slice(d.text, c.start_char + 1, c.end_char) = c.text THEN d.sha256 END AS sha256, "
             "CASE WHEN q.quote IS NULL THEN array_slice(d.text, q.start_char + 1, q.end_char) END AS of_span "
             "FROM pairs p JOIN chunks c USING (chunk_id) LEFT JOIN training_pairs t USING (pair_id) "
             "LEFT JOIN (SELECT * FROM curated_pairs WHERE status = 'resolved' QUALIFY row_number() OVER "
             "(PARTITION BY query, chunk_id ORDER BY curated_id) = 1) q "
             "ON p.origin = 'curated' AND q.query = p.query AND q.chunk_id = p.chunk_id "
-            "LEFT JOIN documents d ON d.doc_path = q.doc_path "
+            "LEFT JOIN documents d ON d.doc_path = c.doc_path "
             "ORDER BY c.doc_path, c.start_char, p.origin, p.query, p.pair_id",
         )
         seen = dict(connection.execute("SELECT curated_id, sha256 FROM curated_seen").fetchall())
     chosen = []
     for row in rows:
-        of_span, sha256, of_file = row.pop("of_span"), row.pop("sha256"), row.pop("of_file")
+        of_span, of_file, sha256 = row.pop("of_span"), row.pop("of_file"), row["sha256"]
         # With its text a reviewed line no longer depends on numbers; an edited document has another text there.
         held_for = of_file or seen.get(span_key(row["doc_path"], row["start"], row["end"]))
         if of_span and of_span.strip() and held_for == sha256:
@@ -63,7 +68,7 @@ def review_rows(
         if (origins and row["origin"] not in origins) or (row["dropped_because"] and not dropped_too):
             continue
         heading = heading_line(row.pop("title"), row.pop("heading_path"))
-        names = ("pair_id", "query", "passage", "doc_path", "quote", "start", "end")
+        names = ("pair_id", "query", "passage", "doc_path", "quote", "start", "end", "sha256")
         shown = {name: row.pop(name) for name in names} | {"heading": heading} | row
         chosen.append(shown | {"verdict": "", EXPORTED: ""})
     return chosen if sample is None else _sampled(chosen, sample)
@@ -196,17 +201,28 @@ def _judged_line(where: str, row: Line) -> Line | None:
     try:
         span = [position(row.get(name)) for name in ("start", "end")]
     except (TypeError, ValueError, OverflowError):
-        span = [None]
+        span = [None, 0]
+    sha256 = row.get("sha256") or None
     if quote is not None and not isinstance(quote, str):
         wrong.append("quote")
-    if None in span:
+    # Beside a quote the numbers are a hint.
+    if None in span and (quote is None or span != [None, None]):
         wrong.append("start and end")
+    if sha256 is not None and not (isinstance(sha256, str) and _SHA256.fullmatch(sha256.strip())):
+        wrong.append("sha256")
     if wrong:
         raise ReviewUnusable(
             f"{where}: {', '.join(wrong)} missing or of the wrong type; leave what was exported as it is"
         )
+    if not (quote or row.get("passage") or sha256):
+        raise ReviewUnusable(
+            f"{where}: after an edit of its document the span would be another passage; keep one of the columns passage, "
+            "quote and sha256 as it was exported, or export again and judge there"
+        )
     line = {"query": one_line(row["query"]), "doc_path": row["doc_path"], "quote": quote}
     line |= {"start": span[0], "end": span[1]}
+    if quote is None and sha256:
+        line["sha256"] = sha256.strip().lower()
     if verdict != "edited":
         return line | {"verdict": verdict}
     edited = clean_line(row["edited_query"]) if isinstance(row.get("edited_query"), str) else ""

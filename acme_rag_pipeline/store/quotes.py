@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import html
 import re
 import unicodedata
 from array import array
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 # Below this share of matching characters a quote counts as gone; one changed number in a sentence stays above it.
 FUZZY_SCORE = 88.0
@@ -28,6 +29,21 @@ _TYPOGRAPHY = str.maketrans(
 )  # fmt: skip
 
 
+_ENTITY = re.compile(r"&(?:\#\d{1,7}|\#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});")
+# What a reader does not see: the target of a link, brackets, marks of footnotes, bars and rules of tables, and the marks of
+# lists, quotations and headings at the beginning of a line (not of a text, which may begin anywhere). Every repetition is
+# bounded or possessive: documents are data from anywhere.
+_MARKUP = re.compile(
+    r"\[\^[^\[\]\s]{1,40}\]"
+    r"|!?\["
+    r"|\](?:\[[^\[\]\n]{0,200}\]"
+    r"|\((?:\{[{%][^{}\n]{0,300}[%}]\}|[^()\s{]|\{(?![{%])|\([^()\s]{0,200}\)){0,600}+"
+    r"(?:[ \t\n]{1,4}(?:\"[^\"\n]{0,300}\"|'[^'\n]{0,300}'))?\))?"
+    r"|\|"
+    rf"|{_ENTITY.pattern}"
+    r"|\n(?:[ \t:]{0,40}[|-][ \t|:-]{0,1000}+(?=\n)"
+    r"|(?:[ \t]{0,40}(?:>|[-*+•](?=[ \t])|\#{1,6}(?=[ \t])|\d{1,3}[.)](?=[ \t]))){1,8}+[ \t]{0,40})"
+)
 # Of scripts with spaces: in others a word begins anywhere.
 _WORD_CHARACTER = re.compile(
     r"(?![\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff])[^\W_]"
@@ -48,22 +64,35 @@ _FOLDED_CHARACTERS = _Folded()
 
 @dataclass(frozen=True)
 class QuotableText:
-    """A document's text prepared for finding quotes: folded, with the way back to the original offsets."""
+    """A document's text prepared for finding quotes: folded, with the way back to the original offsets.
+
+    Attributes:
+        text: as it was parsed.
+        folded: without case, typography, Markdown emphasis, and, where it is `as_shown`, other markup.
+        as_shown: as a reader of the page sees it: links by their titles, entities as what they stand for.
+    """
 
     text: str
     folded: str
+    as_shown: bool = True
 
     @classmethod
-    def of(cls, text: str) -> QuotableText:
-        """Fold case, typography, Markdown emphasis and whitespace."""
-        return cls(text, _SPACES.sub(" ", text.translate(_FOLDED_CHARACTERS)).removeprefix(" "))
+    def of(cls, text: str, *, as_shown: bool = True) -> QuotableText:
+        """Fold case, typography, markup and whitespace."""
+        shown = _MARKUP.sub(_shown, text) if as_shown else text
+        return cls(text, _SPACES.sub(" ", shown.translate(_FOLDED_CHARACTERS)).removeprefix(" "), as_shown)
+
+    @cached_property
+    def _as_written(self) -> QuotableText:
+        """The same text with its markup; itself where it has none."""
+        return QuotableText.of(self.text, as_shown=False) if _MARKUP.search(self.text) else self
 
     @cached_property
     def offsets(self) -> array[int]:
         """Where each folded character stands in the text; worked out for documents in which something was found."""
         offsets = array("I")
         after_space = True
-        for position, original in enumerate(self.text):
+        for position, original in _characters(self.text) if self.as_shown else enumerate(self.text):
             for character in _FOLDED_CHARACTERS[ord(original)]:
                 space = character.isspace()
                 if not (space and after_space):
@@ -100,13 +129,27 @@ class QuotableText:
         return LCSseq.similarity(wanted, around), LCSseq.similarity(wanted, self.folded[start:end])
 
     def find_all(self, quote: str, most: int | None = None) -> list[tuple[int, int]]:
-        """The spans at which the quote stands word for word, typography aside, in the order of the text.
+        """The spans at which the quote stands word for word, typography and markup aside, in the order of the text.
 
         Args:
-            quote: a piece of the document.
+            quote: a piece of the document, copied from it or from the page that is made of it.
             most: as many are enough; None: all of them.
         """
-        wanted = _folded(quote)
+        return self.find_shown(quote, most) or self.find_written(quote, most)
+
+    def find_written(self, quote: str, most: int | None = None) -> list[tuple[int, int]]:
+        """Those of a quote that is not found as shown: cut within a link, its target, or with the mark of its line before it."""
+        if self._as_written is self:
+            return []
+        if found := self._as_written._find(_folded(quote, as_shown=False), most):
+            return found
+        return self._find(without, most) if (without := _folded(f"\n{quote}")) != _folded(quote) else []
+
+    def find_shown(self, quote: str, most: int | None = None) -> list[tuple[int, int]]:
+        """Those at which a reader sees the quote."""
+        return self._find(_folded(quote), most)
+
+    def _find(self, wanted: str, most: int | None) -> list[tuple[int, int]]:
         # "limit is 10" stands in "limit is 100" only where it stands nowhere else.
         whole: list[int] = []
         cut: list[int] = []
@@ -125,7 +168,9 @@ class QuotableText:
         )
 
     def _original(self, start: int, end: int) -> tuple[int, int]:
-        return self.offsets[start], self.offsets[end - 1] + 1
+        first, last = self.offsets[start], self.offsets[end - 1]
+        entity = _ENTITY.match(self.text, last) if self.as_shown and self.text[last] == "&" else None
+        return first, entity.end() if entity else last + 1
 
     def _find_similar(self, wanted: str) -> tuple[int, int] | None:
         from rapidfuzz import fuzz
@@ -141,7 +186,8 @@ class QuotableText:
         """The stretches that hold most of the quote's sentences word for word, if that is enough; nearest first."""
         if length < _SHORTEST_IN_PIECES:
             return []
-        wanted = Counter(piece for piece in map(_folded, _PIECE_END.split(quote)) if len(piece) >= _SHORTEST_PIECE)
+        pieces = (_folded(f"\n{piece}") for piece in _PIECE_END.split(quote))
+        wanted = Counter(piece for piece in pieces if len(piece) >= _SHORTEST_PIECE)
         places = sorted((at, at + len(piece), piece) for piece in wanted for at in _positions(piece, self.folded))
         best, longest = _PIECES_SHARE * length, _PIECES_STRETCH * length
         found: list[tuple[int, int]] = []
@@ -164,8 +210,28 @@ class QuotableText:
         return sorted(found, key=lambda place: abs(self.offsets[place[0]] - near))[:_STRETCHES]
 
 
-def _folded(text: str) -> str:
-    return QuotableText.of(text).folded.strip()
+# A quote is looked for in many documents.
+@lru_cache(maxsize=256)
+def _folded(text: str, *, as_shown: bool = True) -> str:
+    return QuotableText.of(text, as_shown=as_shown).folded.strip()
+
+
+def _shown(markup: re.Match[str]) -> str:
+    """What a reader sees of a piece of markup."""
+    found = markup[0]
+    if found[0] == "&":
+        return html.unescape(found)
+    return " " if found[0] in "|\n" else ""
+
+
+def _characters(text: str) -> Iterator[tuple[int, str]]:
+    """The characters that a reader sees, each with the position of what it is made of."""
+    at = 0
+    for markup in _MARKUP.finditer(text):
+        yield from enumerate(text[at : markup.start()], start=at)
+        yield from ((markup.start(), character) for character in _shown(markup))
+        at = markup.end()
+    yield from enumerate(text[at:], start=at)
 
 
 def _positions(piece: str, text: str) -> Iterator[int]:

@@ -116,7 +116,10 @@ def test_a_query_that_lost_a_piece_of_its_evidence_says_so(
     store: Store, settings_for: Callable[..., Settings], tmp_path: Path
 ) -> None:
     line = {"query_id": "a", "doc_path": "travel.md", "quote": "hotels in London 210 euros"}
-    gone = [line | {"doc_path": "gone.md", "relevance": 3}, line | {"doc_path": "nothing.md", "relevance": 0}]
+    gone = [
+        line | {"doc_path": "gone.md", "quote": "no such words anywhere", "relevance": 3},
+        line | {"doc_path": "nothing.md", "relevance": 0},
+    ]
     details = resolved(store, settings_for, tmp_path / "golden", [line, *gone])
     assert (details["resolved"], details["unresolved"]) == (1, [])
     reason = "gone.md is not among the readable documents"
@@ -127,6 +130,32 @@ def test_a_query_that_lost_a_piece_of_its_evidence_says_so(
     check = golden_queries_resolve(store, settings_for())
     assert not check.passed
     assert check.metadata["unresolved"].value == 1
+
+
+@pytest.mark.usefixtures("documents")
+def test_evidence_follows_its_document_under_another_name_where_one_alone_has_it(
+    store: Store, settings_for: Callable[..., Settings], tmp_path: Path, documents: Path
+) -> None:
+    quote = "hotels in London 210 euros"
+    lines = [
+        {"query_id": "a", "doc_path": "travel.md", "quote": quote},
+        {"query_id": "a", "doc_path": "travel.md", "quote": "210 euros"},
+        {"query_id": "a", "doc_path": "travel.md"},
+    ]
+    (documents / "travel.md").rename(documents / "trips.md")
+    details = resolved(store, settings_for, tmp_path / "golden", lines)
+    note = {"query": "who?", "reason": "moved: travel.md is gone, and trips.md has the quote"}
+    assert details["moved"] == [note]
+    (query,) = golden_queries(store)
+    (piece,) = query.evidence
+    text = (documents / "trips.md").read_text(encoding="utf-8")
+    assert (piece.doc_path, text[piece.start : piece.end]) == ("trips.md", quote)
+    check = golden_queries_resolve(store, settings_for(golden=str(tmp_path / "golden")))
+    assert [record.data for record in check.metadata["moved"].value.records] == [note]
+    # Of two that have it none is taken.
+    (documents / "copy.md").write_text(text, encoding="utf-8")
+    details = resolved(store, settings_for, tmp_path / "again", lines[:1])
+    assert (details["resolved"], details["moved"]) == (0, [])
 
 
 @pytest.mark.usefixtures("documents")

@@ -409,6 +409,62 @@ def test_a_span_with_the_hash_of_its_file_goes_out_with_its_text(
     assert [(said["quote"], said["verdict"]) for said in lines_of(curated)] == [(passage, "accepted")]
 
 
+@pytest.mark.parametrize("verdict", ["accepted", "rejected"])
+def test_a_verdict_without_its_passage_holds_for_the_exported_file_alone(
+    chunked: Store, settings_for: Callable[..., Settings], documents: Path, tmp_path: Path, verdict: str
+) -> None:
+    write(tmp_path / "curated.jsonl")
+    settings = settings_for(generator="offline", curated_pairs="curated.jsonl")
+    write_pairs(chunked, settings)
+    path = documents / "travel.md"
+    original = path.read_text(encoding="utf-8")
+    exported = [row for row in review_rows(chunked) if row["doc_path"] == "travel.md"]
+    assert {row["sha256"] for row in exported} == {hashlib.sha256(path.read_bytes()).hexdigest()}
+    kept = {name: exported[-1][name] for name in ("query", "doc_path", "start", "end")} | {"verdict": verdict}
+    # As somebody left the columns of long texts out, and somebody else edited the document meanwhile.
+    path.write_text("Read all of this before you leave. " * 40 + "\n\n" + original, encoding="utf-8")
+    with pytest.raises(ReviewUnusable, match=r"line 1: after an edit .* keep one of the columns"):
+        import_review(write(tmp_path / "r.jsonl", kept), settings)
+    judged = write(tmp_path / "r.jsonl", kept | {"sha256": exported[-1]["sha256"].upper()})
+    assert import_review(judged, settings).changed
+    assert not import_review(judged, settings).changed
+    (line,) = lines_of(tmp_path / "curated.jsonl")
+    assert line == kept | {"sha256": exported[-1]["sha256"]}
+
+    def resolved() -> list[str | None]:
+        for stage in (ingest_documents, split_documents, resolve_curated_pairs):
+            stage(chunked, settings)
+        with chunked.warehouse.read() as connection:
+            table = "curated_pairs" if verdict == "accepted" else "rejected_pairs"
+            return [row[0] for row in connection.execute(f"SELECT chunk_id FROM {table}").fetchall()]
+
+    assert resolved() == [None]
+    path.write_text(original, encoding="utf-8")
+    assert [chunk_id is not None for chunk_id in resolved()] == [True]
+
+
+def test_a_span_gets_the_hash_of_its_file_and_a_passage_needs_no_span(tmp_path: Path, settings_for: Any) -> None:
+    curated = write(tmp_path / "curated.jsonl", {"query": "old wording", "doc_path": "a.md", "start": 3, "end": 40})
+    settings = settings_for(curated_pairs="curated.jsonl")
+    without = ROW | {"passage": "", "sha256": "a" * 64, "verdict": "accepted"}
+    for start, verdict in (("3", "accepted"), (3, "rejected")):
+        import_review(write(tmp_path / "r.jsonl", without | {"start": start, "verdict": verdict}), settings)
+        (line,) = lines_of(curated)
+        assert (line["sha256"], line["verdict"]) == ("a" * 64, verdict)
+    # The same numbers in another file are another passage.
+    import_review(write(tmp_path / "r.jsonl", without | {"sha256": "b" * 64}), settings)
+    assert [line["sha256"][0] for line in lines_of(curated)] == ["a", "b"]
+    import_review(write(tmp_path / "r.jsonl", ROW | {"start": "", "end": None, "verdict": "accepted"}), settings)
+    assert lines_of(curated)[2] == {
+        "query": "old wording",
+        "doc_path": "a.md",
+        "quote": ROW["passage"],
+        "verdict": "accepted",
+    }
+    with pytest.raises(ReviewUnusable, match="sha256 missing or of the wrong type"):
+        import_review(write(tmp_path / "r.jsonl", without | {"sha256": "abc"}), settings)
+
+
 def test_a_review_of_an_earlier_version_finds_a_line_that_has_its_text_by_now(
     tmp_path: Path, settings_for: Any
 ) -> None:

@@ -183,3 +183,70 @@ def test_each_folded_character_knows_where_it_came_from(text: str) -> None:
     assert list(prepared.offsets) == sorted(prepared.offsets)
     for at, character in enumerate(prepared.folded):
         assert character in QuotableText.of(f"x{text[prepared.offsets[at]]}").folded[1:]
+
+
+MARKUP = """# Leave
+
+Ask for it in the [leave form][1], or see [what *the* desk](https://desk.example/a_(b)?c=d "The desk") says[^2] &mdash; R&amp;D too.
+
+> - Managers answer within
+>   three days.
+1. Every [week](<{% page "/a b" %}>) you
+2. report back.
+
+| Country | Days |
+|:--------|-----:|
+| Germany | 30 |
+
+![A map](map.png) shows the way.
+"""
+
+
+@pytest.mark.parametrize(
+    ("shown", "written"),
+    [
+        ("Ask for it in the leave form, or see what the desk says", 'Ask for it in the [leave form][1], or see [what *the* desk](https://desk.example/a_(b)?c=d "The desk") says'),
+        ("the desk says — R&D too.", 'the* desk](https://desk.example/a_(b)?c=d "The desk") says[^2] &mdash; R&amp;D too.'),
+        ("says —", "says[^2] &mdash;"),
+        ("Managers answer within three days.", "Managers answer within\n>   three days."),
+        ("you report back", "you\n2. report back"),
+        ("2. report back", "2. report back"),
+        ("Country Days Germany 30", "Country | Days |\n|:--------|-----:|\n| Germany | 30"),
+        ("A map shows the way", "A map](map.png) shows the way"),
+        # As it is written, whole or cut within markup.
+        ("see [what *the* desk](https://desk.example/a_(b)", "see [what *the* desk](https://desk.example/a_(b)"),
+        ("https://desk.example/a_(b)?c=d", "https://desk.example/a_(b)?c=d"),
+        ("> - Managers answer", "> - Managers answer"),
+        ("| Germany | 30 |", "Germany | 30"),
+    ],
+)  # fmt: skip
+def test_a_quote_is_found_as_a_reader_sees_it_and_as_it_is_written(shown: str, written: str) -> None:
+    assert [MARKUP[slice(*span)] for span in QuotableText.of(MARKUP).find_all(shown)] == [written]
+
+
+def test_a_number_that_begins_no_line_counts() -> None:
+    text = QuotableText.of("The limit is 10. In Leeds\n\n[It](a.md) is 12. In Ely")
+    assert text.find_all("limit is 12. In") == []
+    assert text.find_all("It is 12. In Ely") != []
+
+
+@pytest.mark.parametrize("piece", ["[", "](", "](a", "](a ", "[^", "&amp", "](((", "](a(b", "]({%", "](a{% ", '](a"b ', "\n- ", "\n|-", "\n" + " " * 39])  # fmt: skip
+def test_markup_that_is_repeated_costs_no_more_than_its_length(piece: str) -> None:
+    text = QuotableText.of(piece * (300_000 // len(piece)))
+    assert text.find_all("Flights need an approval when they cost more.") == []
+
+
+PIECES = ["a", "b ", "[", "]", "(", ")", "!", "|", "^", "&amp;", "&#32;", "\n", "- ", "> ", "1. ", "*"]
+
+
+@given(st.lists(st.sampled_from(PIECES), max_size=40).map("".join), st.data())
+def test_markup_knows_where_its_words_came_from(text: str, data: st.DataObject) -> None:
+    prepared = QuotableText.of(text)
+    assert len(prepared.offsets) == len(prepared.folded)
+    assert list(prepared.offsets) == sorted(prepared.offsets)
+    start = data.draw(st.integers(0, len(text)))
+    quote = text[start : data.draw(st.integers(start, len(text)))]
+    for begin, end in prepared.find_all(quote):
+        assert 0 <= begin < end <= len(text)
+        there = QuotableText.of(text[begin:end])
+        assert any(QuotableText.of(one).folded.strip() in there.folded for one in (quote, f"\n{quote}"))
