@@ -20,6 +20,7 @@ from acme_rag_pipeline.cli_context import (
 )
 from acme_rag_pipeline.cli_pairs import pairs
 from acme_rag_pipeline.cli_search import ask, compare, search, snippet
+from acme_rag_pipeline.errors import UserError
 from acme_rag_pipeline.settings import SettingsError
 
 _UNREADABLE_SHOWN = 5
@@ -47,42 +48,9 @@ class _Cli(click.Group):
                 raise
             click.echo(f"acme-rag: {said}", err=True)
             ctx.exit(1)
-        except Exception as error:
-            if not _expected(error):
-                raise
+        except UserError as error:
             click.echo(f"acme-rag: {error}", err=True)
             ctx.exit(1)
-
-
-def _expected(error: Exception) -> bool:
-    from acme_rag_pipeline.documents.source import DocumentsFolderError
-    from acme_rag_pipeline.pairs.review import ReviewUnusable
-    from acme_rag_pipeline.retrieval.retriever import ArmMissing
-    from acme_rag_pipeline.serving.serve import NoSuchPromotion
-    from acme_rag_pipeline.store.layout import StoreBusy, StoreUnusable
-    from acme_rag_pipeline.store.models import ModelDamaged
-    from acme_rag_pipeline.store.promotion import NothingPromoted, PointerDamaged
-    from acme_rag_pipeline.store.stages import UpstreamMissing
-    from acme_rag_pipeline.store.unreadable_table import TableUnreadable
-    from acme_rag_pipeline.store.warehouse import WarehouseBusy, WarehouseUnusable
-
-    return isinstance(
-        error,
-        SettingsError
-        | DocumentsFolderError
-        | ReviewUnusable
-        | ArmMissing
-        | NoSuchPromotion
-        | StoreBusy
-        | StoreUnusable
-        | ModelDamaged
-        | NothingPromoted
-        | PointerDamaged
-        | UpstreamMissing
-        | TableUnreadable
-        | WarehouseBusy
-        | WarehouseUnusable,
-    )
 
 
 @click.group(cls=_Cli, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})

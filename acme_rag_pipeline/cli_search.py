@@ -16,12 +16,12 @@ from acme_rag_pipeline.cli_context import (
     reader_settings_of,
     write_output,
 )
+from acme_rag_pipeline.retriever_names import RETRIEVERS
 
 if TYPE_CHECKING:
     from acme_rag_pipeline.retrieval import Retriever
     from acme_rag_pipeline.retrieval.table_search import SearchHit
 
-RETRIEVERS = ("promoted", "bm25", "base", "base_hybrid", "fine_tuned", "fine_tuned_hybrid")
 K = click.option("-k", "k", type=click.IntRange(1, 1000), default=10, show_default=True, help="How many passages.")
 RETRIEVER = click.option(
     "--retriever",

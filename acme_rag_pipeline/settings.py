@@ -18,6 +18,7 @@ from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 from pydantic_settings import SettingsError as UnreadableValue
 
+from acme_rag_pipeline.errors import UserError
 from acme_rag_pipeline.setting_groups import (
     NONE,
     AutomationSettings,
@@ -46,7 +47,7 @@ _WARNED_OF: set[str] = set()
 _log = logging.getLogger(__name__)
 
 
-class SettingsError(ValueError):
+class SettingsError(UserError, ValueError):
     """A setting has a value that cannot work; the message names the variable and says what would."""
 
 

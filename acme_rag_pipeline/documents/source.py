@@ -8,12 +8,14 @@ import stat
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from acme_rag_pipeline.errors import UserError
+
 IGNORED_PREFIXES = (".", "~$")  # hidden files and folders, and the lock files of office programs
 _READ_FLAGS = os.O_RDONLY | sum(getattr(os, name, 0) for name in ("O_BINARY", "O_CLOEXEC", "O_NOFOLLOW", "O_NONBLOCK"))
 _BLOCK = 1 << 20
 
 
-class DocumentsFolderError(ValueError):
+class DocumentsFolderError(UserError, ValueError):
     """The documents folder is missing, is not a folder, or cannot be listed; the message says what to do."""
 
 

@@ -6,7 +6,6 @@ import functools
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -30,9 +29,6 @@ from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.passages import LivePassage, live_passages
 from acme_rag_pipeline.store.written_queries import nearly_all_asked, written_queries
-
-if TYPE_CHECKING:
-    pass
 
 DEPTH = 20
 # Queries whose cosines to all passages are held at a time.

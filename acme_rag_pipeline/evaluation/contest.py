@@ -1,4 +1,7 @@
-"""A contest: every arm on every query set, and the gate's answer. Reads the store, writes nothing."""
+"""A contest: every arm on every query set, and the gate's answer.
+
+Reads the store and writes nothing to it but vectors that were never needed before, into the embedding cache.
+"""
 
 from __future__ import annotations
 

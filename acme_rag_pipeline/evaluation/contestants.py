@@ -1,4 +1,7 @@
-"""Who is compared with whom: the candidate, its twin, the champion, and the arms that stand for them. Reads the store."""
+"""Who is compared with whom: the candidate, its twin, the champion, and the arms that stand for them.
+
+Reads the store; but `contest` sees to it that the store holds a whole copy of the base model.
+"""
 
 from __future__ import annotations
 
@@ -25,6 +28,7 @@ from acme_rag_pipeline.setting_groups import RetrievalSettings
 from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store import models
 from acme_rag_pipeline.store.fingerprints import fingerprint
+from acme_rag_pipeline.store.judged_by import golden_queries_decide
 from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.stages import stored_detail
 from acme_rag_pipeline.store.warehouse import records
@@ -83,7 +87,10 @@ class Contest:
 
 
 def contest(store: Store, settings: Settings) -> Contest:
-    """Read from the store who is to be compared. Before the first decision two calls differ in the champion's time."""
+    """Read from the store who is to be compared. Before the first decision two calls differ in the champion's time.
+
+    A base model that the store lacks, or that lost files, is copied into it first, under the writer lock (`install_base`).
+    """
     base = PassageEncoder(install_base(store, settings).digest, BASE_PREFIX)
     candidate = newest_candidate(store)
     fusion = _fusion(store, settings)
@@ -96,7 +103,7 @@ def contest(store: Store, settings: Settings) -> Contest:
         twin=_twin(candidate, stored_detail(store.warehouse, "fine_tuned_model", "twin_digest")),
         champion=before,
         champion_twin=None if champion_twin_lost else champion_twin,
-        golden_decides=_golden_decides(store),
+        golden_decides=golden_queries_decide(store.warehouse),
         candidate_key=key,
         base=base,
         fusion=fusion,
@@ -202,7 +209,9 @@ def _key_of_today(store: Store, candidate: PassageEncoder | None) -> str:
     the lines and judgements of no relevance are no evidence.
     """
     key = decisions.candidate_key(candidate)
-    if not _golden_decides(store) and (candidate is None or not _trained(store, candidate.model_digest, unknown=True)):
+    if not golden_queries_decide(store.warehouse) and (
+        candidate is None or not _trained(store, candidate.model_digest, unknown=True)
+    ):
         # A new training set brings another candidate, but for those that no training makes.
         return f"{key}/{_questions_decided_with(store, key)} questions"
     return f"{key}/{fingerprint(_judged(store))[:12]}"
@@ -210,7 +219,7 @@ def _key_of_today(store: Store, candidate: PassageEncoder | None) -> str:
 
 def _judged(store: Store) -> list[Any]:
     """The golden queries with their judgements, where they decide."""
-    if not _golden_decides(store):
+    if not golden_queries_decide(store.warehouse):
         return []
     with store.warehouse.read() as connection:
         return connection.execute(
@@ -231,16 +240,16 @@ def _questions_decided_with(store: Store, key: str) -> int:
     return today if today >= 2 * before else before
 
 
-def _golden_decides(store: Store) -> bool:
-    return stored_detail(store.warehouse, "training_set", "judged_by") == "golden queries"
-
-
 def _fusion(store: Store, settings: Settings) -> RetrievalSettings:
     """The settings' own; without the passages' queries where few have any, and where nobody could judge them.
 
     Held-out units are judged by the queries that were written for them: in the index each would find itself.
     """
-    known = _golden_decides(store) and settings.retrieval.expansion_weight and nearly_all_asked(store.warehouse)
+    known = (
+        golden_queries_decide(store.warehouse)
+        and settings.retrieval.expansion_weight
+        and nearly_all_asked(store.warehouse)
+    )
     return settings.retrieval if known else without_expansion(settings.retrieval)
 
 

@@ -30,6 +30,9 @@ CODE_VERSION = "13"
 def evaluate(store: Store, settings: Settings) -> StageResult:
     """Bring `evaluations`, `query_scores`, `verdicts` and the report to the candidate and the passages of today.
 
+    First golden queries follow the documents (`follow_documents` runs the stage `golden_queries` and records it where it had run
+    on others); what readers use is recorded where nothing was ever decided; then the candidate's model card is told the verdict.
+
     Raises:
         UpstreamMissing: a stage it reads from has never run.
     """

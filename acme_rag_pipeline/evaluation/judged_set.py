@@ -1,4 +1,7 @@
-"""`acme-rag evaluate`: all arms on any judged set as a table or as a page, without writing to the store."""
+"""`acme-rag evaluate`: all arms on any judged set as a table or as a page. Nothing is decided or recorded.
+
+The store gets no more than a whole base model, where it has none, and vectors of the embedding cache.
+"""
 
 from __future__ import annotations
 

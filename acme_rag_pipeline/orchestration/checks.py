@@ -3,7 +3,7 @@
 They run inside their asset's step: a step of its own for each check would double what a run with nothing to do costs.
 """
 
-import json
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -23,6 +23,8 @@ from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store import vectors
 from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.promotion import read_pointer
+from acme_rag_pipeline.store.stages import stored_details
+from acme_rag_pipeline.store.unreadable_table import TableUnreadable, reading
 from acme_rag_pipeline.store.warehouse import records
 
 WARN, ERROR = dg.AssetCheckSeverity.WARN, dg.AssetCheckSeverity.ERROR
@@ -80,8 +82,8 @@ def _rows(store: Store, query: str) -> list[dict[str, Any]]:
 
 
 def _details(store: Store, stage: str) -> dict[str, Any]:
-    rows = _rows(store, f"SELECT summary FROM stages WHERE stage = '{stage}'")
-    return json.loads(rows[0]["summary"])["details"] if rows else {}
+    with store.warehouse.read() as connection:
+        return stored_details(connection, stage)
 
 
 def _counted(details: Mapping[str, Any], name: str) -> int:
@@ -230,11 +232,16 @@ def a_candidate_exists(store: Store, settings: Settings) -> dg.AssetCheckResult:
 
 
 def _rows_held(store: Store, details: dict[str, Any]) -> int:
-    """Rows of an index; counted again unless its newest version is the one that was counted when it was written."""
+    """Rows of an index; counted again unless its newest version is the one that was counted when it was written.
+
+    One that cannot be read has none.
+    """
     if index.holds(store, details):
         return int(details["rows"])
-    found = vectors.open_table(vectors.connect(store.lancedb), details["table"])
-    return found.count_rows() if found is not None else 0
+    with contextlib.suppress(TableUnreadable), reading(store.lancedb, details["table"]):
+        found = vectors.open_table(vectors.connect(store.lancedb), details["table"])
+        return found.count_rows() if found is not None else 0
+    return 0
 
 
 def _index_check(store: Store, stage: str) -> dg.AssetCheckResult:

@@ -5,9 +5,14 @@ import contextlib
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import dagster as dg
-from dagster._core.storage.event_log import SqliteEventLogStorage
+
+from acme_rag_pipeline.errors import UserError
+
+if TYPE_CHECKING:
+    from dagster._core.storage.event_log import SqliteEventLogStorage
 
 _FINISHED = [dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]
 
@@ -23,7 +28,11 @@ def prune(instance: dg.DagsterInstance, older_than: datetime) -> int:
 
     Returns:
         How many were deleted.
+
+    Raises:
+        UserError: this Dagster does not have what tells which file belongs to a run; nothing was deleted.
     """
+    in_files = _kept_in_files(instance)
     newest = instance.get_latest_materialization_events(instance.all_asset_keys()).values()
     kept = {event.run_id for event in newest if event is not None}
     old = instance.get_run_ids(dg.RunsFilter(statuses=_FINISHED, created_before=older_than))
@@ -31,18 +40,30 @@ def prune(instance: dg.DagsterInstance, older_than: datetime) -> int:
     for run_id in gone:
         instance.delete_run(run_id)
         instance.compute_log_manager.delete_logs(prefix=[run_id])
-        _drop_file(instance, run_id)
+        if in_files is not None:
+            _drop_file(Path(in_files.path_for_shard(run_id)))
     return len(gone)
 
 
-def _drop_file(instance: dg.DagsterInstance, run_id: str) -> None:
-    """SQLite has a file for each run, which Dagster empties and leaves as large as it was."""
+def _kept_in_files(instance: dg.DagsterInstance) -> "SqliteEventLogStorage | None":
+    """The storage of an instance that keeps each run's events in a file of its own; None where it is another kind."""
+    try:
+        # Not in Dagster's public interface, and nothing that is says where a run's file lies.
+        from dagster._core.storage.event_log import SqliteEventLogStorage
+    except ImportError as error:
+        raise UserError(
+            f"Dagster {dg.__version__} has no `dagster._core.storage.event_log.SqliteEventLogStorage`, which says where the "
+            "events of a run lie: install the Dagster that constraints.txt names"
+        ) from error
     events = instance.event_log_storage
-    if isinstance(events, SqliteEventLogStorage):
-        file = Path(events.path_for_shard(run_id))
-        for path in (file, *(file.with_name(f"{file.name}-{suffix}") for suffix in ("wal", "shm"))):
-            with contextlib.suppress(FileNotFoundError):
-                path.unlink()
+    return events if isinstance(events, SqliteEventLogStorage) else None
+
+
+def _drop_file(file: Path) -> None:
+    """SQLite has a file for each run, which Dagster empties and leaves as large as it was."""
+    for path in (file, *(file.with_name(f"{file.name}-{suffix}") for suffix in ("wal", "shm"))):
+        with contextlib.suppress(FileNotFoundError):
+            path.unlink()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -53,7 +74,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if days < 1:
         parser.error("--days must be at least 1")
     with dg.DagsterInstance.get() as instance:
-        deleted = prune(instance, datetime.now(UTC) - timedelta(days=days))
+        try:
+            deleted = prune(instance, datetime.now(UTC) - timedelta(days=days))
+        except UserError as error:
+            parser.exit(1, f"prune: {error}\n")
     print(f"{deleted} finished runs of more than {days} days ago were deleted")
 
 

@@ -11,29 +11,13 @@ from typing import Any
 import dagster as dg
 from pydantic import Field
 
-from acme_rag_pipeline.documents.source import DocumentsFolderError
+from acme_rag_pipeline.errors import UserError
 from acme_rag_pipeline.orchestration import checks, dead_runs
 from acme_rag_pipeline.orchestration.presentation import metadata_of
 from acme_rag_pipeline.settings import Settings, SettingsError
-from acme_rag_pipeline.store.layout import Store, StoreBusy, StoreUnusable
-from acme_rag_pipeline.store.models import ModelDamaged
-from acme_rag_pipeline.store.promotion import NothingPromoted, PointerDamaged
-from acme_rag_pipeline.store.stages import StageResult, UpstreamMissing, timed
-from acme_rag_pipeline.store.warehouse import WarehouseBusy, WarehouseUnusable
+from acme_rag_pipeline.store.layout import Store
+from acme_rag_pipeline.store.stages import StageResult, timed
 
-# What a person can mend; anything else is a defect and keeps its traceback.
-USER_ERRORS = (
-    SettingsError,
-    DocumentsFolderError,
-    StoreBusy,
-    StoreUnusable,
-    WarehouseBusy,
-    WarehouseUnusable,
-    UpstreamMissing,
-    NothingPromoted,
-    PointerDamaged,
-    ModelDamaged,
-)
 Stage = Callable[[Store, Settings], StageResult]
 DOMAIN_LOGGER = "acme_rag_pipeline"
 # Checks of how a comparison went: the log says that as the stage's own result, and to keep the champion is no trouble.
@@ -107,7 +91,7 @@ def plain_failures() -> Iterator[None]:
     """Errors that a person can mend end the step with their own sentence and no retry."""
     try:
         yield
-    except USER_ERRORS as error:
+    except UserError as error:
         raise dg.Failure(description=str(error), allow_retries=False) from None
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from acme_rag_pipeline.documents.doc_paths import plain_doc_path
+from acme_rag_pipeline.errors import UserError
 from acme_rag_pipeline.llm.text import one_line
 from acme_rag_pipeline.pairs.curated_formats import (
     EXPORTED,
@@ -25,7 +26,7 @@ from acme_rag_pipeline.store.fingerprints import normalised
 Line = dict[str, Any]
 
 
-class ReviewUnusable(ValueError):
+class ReviewUnusable(UserError, ValueError):
     """A reviewed file that cannot be taken in; the message names the line, and nothing was written."""
 
 

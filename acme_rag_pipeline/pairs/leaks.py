@@ -13,6 +13,7 @@ from acme_rag_pipeline.chunking.near_duplicates import shingles
 from acme_rag_pipeline.pairs.wording import query_key
 from acme_rag_pipeline.retrieval.passage_encoder import embedding_cache
 from acme_rag_pipeline.settings import Settings
+from acme_rag_pipeline.store.judged_by import golden_queries_decide
 from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.stages import data_versions, stored_detail
 from acme_rag_pipeline.store.warehouse import records
@@ -79,11 +80,10 @@ class Leaks:
 
 def leaks_of_today(store: Store, settings: Settings) -> Leaks:
     """Those of the training set as it is, by whoever judges the candidate that learns from it."""
-    golden_decides = stored_detail(store.warehouse, "training_set", "judged_by") == "golden queries"
     made_of = stored_detail(store.warehouse, "training_set", "chunks_version")
     return find_leaks(
         store,
-        golden_decides=golden_decides,
+        golden_decides=golden_queries_decide(store.warehouse),
         golden_similarity=settings.pairs.golden_similarity,
         near_duplicate_similarity=settings.chunking.near_duplicate_similarity,
         of_these_chunks=made_of is None or made_of == data_versions(store.warehouse, "chunks")["chunks"],

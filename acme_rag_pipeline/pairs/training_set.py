@@ -14,6 +14,7 @@ from acme_rag_pipeline.pairs.figures import coverage, histogram, training_set_pi
 from acme_rag_pipeline.pairs.funnel import Funnel
 from acme_rag_pipeline.pairs.heading_queries import heading_queries
 from acme_rag_pipeline.settings import Settings
+from acme_rag_pipeline.store import judged_by
 from acme_rag_pipeline.store.fingerprints import content_hash, fingerprint
 from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.stages import StageResult, data_versions, overtaken, record, recorded, stored_detail
@@ -82,6 +83,6 @@ def _details(rows: list[dict[str, Any]], funnel: Funnel) -> dict[str, Any]:
         "query_words": histogram("words", [(row["origin"], len(row["query"].split())) for row in kept]),
         "overlap": histogram("overlap", [(row["origin"], row["overlap"]) for row in kept]),
         "with_hard_negatives": sum(bool(row["negatives"]) for row in kept),
-        "judged_by": "golden queries" if funnel.golden_decides else "held-out units",
+        judged_by.DETAIL: judged_by.GOLDEN_QUERIES if funnel.golden_decides else judged_by.HELD_OUT_UNITS,
         "picture": training_set_picture(rows, funnel.steps),
     }

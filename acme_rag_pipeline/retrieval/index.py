@@ -32,9 +32,18 @@ from acme_rag_pipeline.store.lance_files import lost_files, newest_version
 from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.passages import LivePassage, live_passages
 from acme_rag_pipeline.store.promotion import NothingPromoted, PointerDamaged, read_pointer
-from acme_rag_pipeline.store.stages import StageResult, data_versions, overtaken, record, recorded, stored_detail
+from acme_rag_pipeline.store.stages import (
+    StageResult,
+    data_versions,
+    overtaken,
+    record,
+    recorded,
+    stored_detail,
+    stored_details,
+)
 from acme_rag_pipeline.store.table_clean_up import delete_gone
-from acme_rag_pipeline.store.warehouse import Counts, records
+from acme_rag_pipeline.store.unreadable_table import TableUnreadable, reading
+from acme_rag_pipeline.store.warehouse import Counts
 
 BASE_STAGE = "base_index"
 FINE_TUNED_STAGE = "fine_tuned_index"
@@ -200,8 +209,18 @@ def _without_candidate(store: Store, which: PassageEncoder, reason: str) -> Stag
 
 
 def delete_gone_rows(store: Store, table: str) -> int:
-    held = vectors.open_table(vectors.connect(store.lancedb), table)
-    return 0 if held is None else delete_gone(held, live_passages(store.warehouse))
+    """Delete the rows of a table that are no passage of today; all of it where it cannot be read, to be built again one day."""
+    db = vectors.connect(store.lancedb)
+    try:
+        with reading(store.lancedb, table):
+            held = vectors.open_table(db, table)
+            return 0 if held is None else delete_gone(held, live_passages(store.warehouse))
+    except TableUnreadable as error:
+        if error.refused:
+            raise
+        logger.warning("table %s is deleted: it cannot be read (%s)", table, error.reason)
+        db.drop_table(table)
+        return 0
 
 
 def _index_stage(
@@ -236,12 +255,11 @@ def reconciled_by_a_stage(store: Store, which: PassageEncoder, *, with_sentences
     """What an index stage made of this table, if that is what it holds and the chunks are those of today; else None."""
     upstream = data_versions(store.warehouse, "chunks")
     with store.warehouse.read() as connection:
-        stages = records(connection, "SELECT summary FROM stages WHERE stage IN (?, ?)", [BASE_STAGE, FINE_TUNED_STAGE])
-    for row in stages:
-        known = json.loads(row["summary"])["details"]
+        made = [stored_details(connection, stage) for stage in (BASE_STAGE, FINE_TUNED_STAGE)]
+    for known in made:
         made_from = known.get("chunks_version"), known.get("sentences_key", "")
         of_today = made_from == (upstream["chunks"], sentences_key(with_sentences))
-        if of_today and known["table"] == which.table and holds(store, known):
+        if of_today and known.get("table") == which.table and holds(store, known):
             counts = Counts(reused=known["rows"])
             return vectors.Reconciled(counts, 0, known["lance_version"], known["rows"], known["content"])
     return None
@@ -251,9 +269,9 @@ def index_details(
     store: Store, which: PassageEncoder, done: vectors.Reconciled, *, expanded: bool = False
 ) -> dict[str, Any]:
     """What an index stage reports: `embedded` texts went through the model, a `reused` row's vector was known."""
-    rebuilt = f"the table was built again: {', '.join(done.lost[:5])} missing or cut off"
+    rebuilt = f"the table was built again: {done.damage.in_words}"
     table = which.expanded_table if expanded else which.table
-    return ({"outcome": rebuilt} if done.lost else {}) | {
+    return ({"outcome": rebuilt} if done.damage else {}) | {
         "table": table,
         "model_digest": which.model_digest,
         "passage_prefix": which.prefix,

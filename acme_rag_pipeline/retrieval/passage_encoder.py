@@ -20,7 +20,7 @@ from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store import models, vectors
 from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.passages import PassagePrefix
-from acme_rag_pipeline.store.warehouse import records
+from acme_rag_pipeline.store.stages import stored_details
 
 BASE_PREFIX: PassagePrefix = "none"
 logger = logging.getLogger(__name__)
@@ -101,8 +101,7 @@ def embedding_cache(store: Store) -> EmbeddingCache:
 def newest_candidate(store: Store) -> PassageEncoder | None:
     """The model that the `fine_tuned_model` stage ended with, or None before the first."""
     with store.warehouse.read() as connection:
-        rows = records(connection, "SELECT summary FROM stages WHERE stage = 'fine_tuned_model'")
-    details = json.loads(rows[0]["summary"])["details"] if rows else {}
+        details = stored_details(connection, "fine_tuned_model")
     if not details.get("model_digest") or not models.model_folder(store, details["model_digest"]).exists():
         return None
     return PassageEncoder(details["model_digest"], details["passage_prefix"], details.get("passage_digest"))

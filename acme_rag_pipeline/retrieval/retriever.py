@@ -6,14 +6,16 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from pydantic import ValidationError
 
 from acme_rag_pipeline.embedding.encoder import Encoder
+from acme_rag_pipeline.errors import UserError
 from acme_rag_pipeline.retrieval.fusion import judged_fusion
 from acme_rag_pipeline.retrieval.table_search import SearchHit, dense, hybrid, lexical
+from acme_rag_pipeline.retriever_names import RETRIEVERS
 from acme_rag_pipeline.setting_groups import RetrievalSettings
 from acme_rag_pipeline.store import vectors
 from acme_rag_pipeline.store.arms_file import known_arms
@@ -24,8 +26,6 @@ from acme_rag_pipeline.store.unreadable_table import reading
 if TYPE_CHECKING:
     from lancedb.table import Table
 
-RetrieverName = Literal["promoted", "bm25", "base", "base_hybrid", "fine_tuned", "fine_tuned_hybrid"]
-RETRIEVERS: tuple[str, ...] = get_args(RetrieverName)
 _TRIES = 3
 
 
@@ -33,7 +33,7 @@ class UnknownRetriever(ValueError):
     """No retriever of that name."""
 
 
-class ArmMissing(RuntimeError):
+class ArmMissing(UserError, RuntimeError):
     """That arm has no index in this store yet."""
 
 
@@ -195,8 +195,7 @@ class Retriever:
     def _table(self, name: str, version: int | None) -> Table | None:
         if not self._store.lancedb.is_dir():
             return None  # connecting would create it
-        with reading(self._store.lancedb, name):
-            return vectors.open_table(vectors.connect(self._store.lancedb), name, version)
+        return vectors.open_table(vectors.connect(self._store.lancedb), name, version)
 
     def _encoder(self, digest: str, model_dir: str) -> Encoder:
         if digest not in self._encoders:

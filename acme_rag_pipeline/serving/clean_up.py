@@ -29,6 +29,7 @@ from acme_rag_pipeline.store.lance_files import lost_files
 from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.passages import PassagePrefix, live_passages
 from acme_rag_pipeline.store.table_clean_up import delete_gone, drop_old_versions
+from acme_rag_pipeline.store.unreadable_table import TableUnreadable, reading
 from acme_rag_pipeline.store.warehouse import records
 
 logger = logging.getLogger(__name__)
@@ -114,11 +115,19 @@ def clean_up(store: Store, settings: Settings) -> None:
             logger.info("table %s is deleted: no reader holds it, and no rollback goes back to it", name)
             db.drop_table(name)
             continue
-        table = vectors.open_table(db, name)
-        if table is not None:
-            if waits:
-                delete_gone(table, passages)
-            drop_old_versions(table, stays.pins.get(name, set()))
+        try:
+            with reading(store.lancedb, name):
+                table = vectors.open_table(db, name)
+                if table is not None:
+                    if waits:
+                        delete_gone(table, passages)
+                    drop_old_versions(table, stays.pins.get(name, set()))
+        except TableUnreadable as error:
+            # What readers search is for the next stage that reconciles it, or for them, to say.
+            logger.warning("%s", error)
+            if waits and not error.refused:
+                logger.info("table %s is deleted: a rollback builds it again", name)
+                db.drop_table(name)
     # A training run puts its model in place before it is known to anybody.
     if store.idle("training"):
         for digest in models.remove_models(store, stays.digests):

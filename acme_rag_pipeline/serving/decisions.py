@@ -27,7 +27,8 @@ BOOTSTRAP, PROMOTED, ROLLED_BACK = "bootstrap", "promoted", "rolled back"
 REPLACED = "promoted before, replaced since"
 KEPT_BY_A_PERSON = "kept: rolled back before"
 NO_CANDIDATE = "no candidate"
-Retriever = tuple[str, Recipe, str]
+# Model, recipe, fusion.
+RetrieverKey = tuple[str, Recipe, str]
 BOOTSTRAP_REASON = "bootstrap: before the first decision the base model serves, dense"
 
 
@@ -55,7 +56,7 @@ class Decision:
     fusion: dict[str, Any] | None = None
 
     @property
-    def retriever(self) -> Retriever:
+    def retriever(self) -> RetrieverKey:
         """Model, recipe and fusion: two decisions with the same one answer alike."""
         return retriever_of(self.model_digest, self.recipe, self.fusion)
 
@@ -230,7 +231,7 @@ def fusion_of(stored: str | None) -> dict[str, Any] | None:
     return json.loads(stored) if stored else None
 
 
-def retriever_of(model_digest: str, recipe: Recipe, fusion: dict[str, Any] | None) -> Retriever:
+def retriever_of(model_digest: str, recipe: Recipe, fusion: dict[str, Any] | None) -> RetrieverKey:
     """What answers alike, as a key."""
     return model_digest, recipe, json.dumps(fusion, sort_keys=True)
 
@@ -247,7 +248,7 @@ def line_of_promotions(past: Sequence[Decision]) -> list[Decision]:
     return line
 
 
-def is_left_behind(store: Store, retriever: Retriever) -> bool:
+def is_left_behind(store: Store, retriever: RetrieverKey) -> bool:
     """Whether a person rolled back from this: from the model with any recipe, where they went to another model.
 
     Where they went to another recipe of the same model, it is that recipe, and with the same recipe its fusion. Going back to
@@ -261,7 +262,7 @@ def is_left_behind(store: Store, retriever: Retriever) -> bool:
     return any(part in left for part in _prefixes(retriever))
 
 
-def _prefixes(retriever: Retriever) -> list[tuple[str, ...]]:
+def _prefixes(retriever: RetrieverKey) -> list[tuple[str, ...]]:
     return [retriever[:length] for length in (1, 2, 3)]
 
 

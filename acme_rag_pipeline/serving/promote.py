@@ -11,7 +11,7 @@ from acme_rag_pipeline.serving.decisions import (
     PROMOTED,
     STAGE,
     Decision,
-    Retriever,
+    RetrieverKey,
     append,
     champion,
     decision_on,
@@ -118,5 +118,5 @@ def _act(store: Store, verdict: dict[str, Any], current: Decision) -> Decision:
     )
 
 
-def _winner(verdict: dict[str, Any]) -> Retriever:
+def _winner(verdict: dict[str, Any]) -> RetrieverKey:
     return retriever_of(verdict["winner_digest"], verdict["winner_recipe"], fusion_of(verdict["winner_fusion"]))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
@@ -10,6 +9,7 @@ from typing import Any
 
 from acme_rag_pipeline.embedding.base_model import files_digest, functional_files, model_digest
 from acme_rag_pipeline.embedding.encoder import versioned
+from acme_rag_pipeline.errors import UserError
 from acme_rag_pipeline.retrieval import index
 from acme_rag_pipeline.retrieval.expanded_index import expanded_arms_hold, index_expanded_arms
 from acme_rag_pipeline.retrieval.passage_encoder import install_base, newest_candidate
@@ -20,15 +20,22 @@ from acme_rag_pipeline.store.fingerprints import fingerprint
 from acme_rag_pipeline.store.lance_files import flush_version, has_version, lost_files
 from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.promotion import NothingPromoted, PointerDamaged, Promoted, read_pointer, write_pointer
-from acme_rag_pipeline.store.stages import StageResult, data_versions, overtaken, record, recorded, stored_detail
-from acme_rag_pipeline.store.warehouse import records
+from acme_rag_pipeline.store.stages import (
+    StageResult,
+    data_versions,
+    overtaken,
+    record,
+    recorded,
+    stored_detail,
+    stored_details,
+)
 from acme_rag_pipeline.store.written_queries import nearly_all_asked, written_queries
 
 STAGE = "served_index"
 CODE_VERSION = "1"
 
 
-class NoSuchPromotion(ValueError):
+class NoSuchPromotion(UserError, ValueError):
     """There is nothing to roll back to, or no such model."""
 
 
@@ -241,8 +248,7 @@ def _model_files(store: Store, settings: Settings, decision: decisions.Decision)
     # A damaged base model is copied anew.
     install_base(store, settings)
     with store.warehouse.read() as connection:
-        rows = records(connection, "SELECT summary FROM stages WHERE stage = ?", [STAGE])
-    served = json.loads(rows[0]["summary"])["details"] if rows else {}
+        served = stored_details(connection, STAGE)
     if served.get("model_digest") == decision.model_digest and served.get("model_files"):
         return served["model_files"]
     folder = models.model_folder(store, decision.model_digest)

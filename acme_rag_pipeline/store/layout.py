@@ -14,6 +14,7 @@ from typing import Literal, get_args
 
 from filelock import FileLock, Timeout
 
+from acme_rag_pipeline.errors import UserError
 from acme_rag_pipeline.store.warehouse import Warehouse, WarehouseUnusable, out_of_storage
 
 LockName = Literal["writer", "training", "asking"]
@@ -21,11 +22,11 @@ LOCKS: tuple[LockName, ...] = get_args(LockName)
 AFTER_LONG_WORK_SECONDS = 3600.0
 
 
-class StoreBusy(RuntimeError):
+class StoreBusy(UserError, RuntimeError):
     """Another run is writing to the store; the message says which."""
 
 
-class StoreUnusable(RuntimeError):
+class StoreUnusable(UserError, RuntimeError):
     """The store folder cannot be written: read-only, full, or not a folder."""
 
 

@@ -8,10 +8,11 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from acme_rag_pipeline.errors import UserError
 from acme_rag_pipeline.store.layout import Store, flush_to_disk
 
 
-class ModelDamaged(RuntimeError):
+class ModelDamaged(UserError, RuntimeError):
     """Files of a model that readers use are missing or cut off, and nothing else holds a copy; the message names them."""
 
 

@@ -10,17 +10,18 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
 
+from acme_rag_pipeline.errors import UserError
 from acme_rag_pipeline.store.layout import write_atomically
 from acme_rag_pipeline.store.passages import PassagePrefix
 
 Recipe = Literal["dense", "hybrid"]
 
 
-class NothingPromoted(RuntimeError):
+class NothingPromoted(UserError, RuntimeError):
     """The store has no promoted index yet."""
 
 
-class PointerDamaged(RuntimeError):
+class PointerDamaged(UserError, RuntimeError):
     """`promoted.json` exists but cannot be used: damaged, of another version, or naming what is no longer there."""
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import duckdb
 
+from acme_rag_pipeline.errors import UserError
 from acme_rag_pipeline.store.warehouse import Counts, Warehouse, records
 
 # Begins the fingerprint of a stage that left something for its next run, so that none matches it.
@@ -25,7 +26,7 @@ UNFINISHED = "unfinished "
 _began: ContextVar[float | None] = ContextVar("began", default=None)
 
 
-class UpstreamMissing(RuntimeError):
+class UpstreamMissing(UserError, RuntimeError):
     """A stage was asked for before the stage it reads from has ever run."""
 
 
@@ -126,6 +127,12 @@ def stored_detail(warehouse: Warehouse, stage: str, name: str) -> str | None:
             "SELECT summary->>('$.details.' || ?) FROM stages WHERE stage = ?", [name, stage]
         ).fetchall()
     return rows[0][0] if rows else None
+
+
+def stored_details(connection: duckdb.DuckDBPyConnection, stage: str) -> dict[str, Any]:
+    """All details of a stage as it was recorded last, {} if it never ran."""
+    rows = records(connection, "SELECT summary FROM stages WHERE stage = ?", [stage])
+    return json.loads(rows[0]["summary"])["details"] if rows else {}
 
 
 def overtaken(warehouse: Warehouse, upstream: Mapping[str, str]) -> bool:

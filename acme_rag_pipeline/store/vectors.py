@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -16,9 +16,9 @@ import pyarrow as pa
 
 from acme_rag_pipeline.store.fingerprints import content_hash, sha256_text
 from acme_rag_pipeline.store.folding import fold
-from acme_rag_pipeline.store.lance_files import lost_files
 from acme_rag_pipeline.store.lance_import import without_rest_client
 from acme_rag_pipeline.store.passages import LivePassage, PassagePrefix
+from acme_rag_pipeline.store.unreadable_table import Damage, built_anew_if_unreadable, is_of_lance, reading
 from acme_rag_pipeline.store.warehouse import Counts
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class Reconciled:
     """What one reconciliation did to a table.
 
     Attributes:
-        lost: files of the table that were missing or cut off, so that it was built again.
+        damage: of the table, for which it was built again.
         sentences_embedded: of the sentences, how many had to be encoded.
         queries_embedded: of the queries that were written for the passages, how many had to be encoded.
     """
@@ -56,7 +56,7 @@ class Reconciled:
     version: int
     rows: int
     content: str
-    lost: tuple[str, ...] = ()
+    damage: Damage = field(default_factory=Damage)
     sentences_embedded: int = 0
     queries_embedded: int = 0
 
@@ -107,19 +107,23 @@ def open_table(db: DBConnection, name: str, version: int | None = None) -> Table
 
     Raises:
         VersionGone: it has no such version, never had or no longer.
+        TableUnreadable: its manifest cannot be read.
     """
-    try:
-        table = db.open_table(name)
-    except (ValueError, FileNotFoundError):
-        return None
-    if version is not None:
+    with reading(Path(db.uri), name):
         try:
-            table.checkout(version)
-        except ValueError as error:
-            if "no longer exists" not in str(error):
+            table = db.open_table(name)
+        except (ValueError, FileNotFoundError) as error:
+            if is_of_lance(error):
                 raise
-            raise VersionGone(f"table {name} has no version {version}") from error
-    return table
+            return None
+        if version is not None:
+            try:
+                table.checkout(version)
+            except ValueError as error:
+                if "no longer exists" not in str(error):
+                    raise
+                raise VersionGone(f"table {name} has no version {version}") from error
+        return table
 
 
 def reconcile_table(
@@ -137,6 +141,9 @@ def reconcile_table(
 ) -> Reconciled:
     """Make a table hold exactly one row per passage, writing and encoding only the difference.
 
+    A table of which files are lost or cannot be read is built again; of those that have their size the rows are read here, but not
+    the vectors, which have no structure that other bytes would break.
+
     Args:
         db: the LanceDB folder.
         name: the table; created when missing.
@@ -152,57 +159,64 @@ def reconcile_table(
 
     Raises:
         RuntimeError: the written table does not hold the wanted rows (never promoted then).
+        TableUnreadable: the operating system refuses the table's files, or they cannot be read when all is built again.
     """
     wanted = {passage.chunk_id: _row(passage, prefix, input_hash, expanded) for passage in passages}
-    lost = lost_files(Path(db.uri), name)
-    table = None if lost else open_table(db, name)
-    if table is not None and SENTENCES_COLUMN not in table.schema.names:
-        # Of an earlier version. Readers keep theirs: the new table is its next version.
-        table = None
-    held = _held_rows(table) if table is not None else {}
-    added = [i for i in wanted if i not in held]
-    changed = [i for i in wanted if i in held and held[i] != wanted[i]]
-    removed = [i for i in held if i not in wanted]
-    embedded = sentences_embedded = queries_embedded = 0
-    if table is None:
-        table = _created(db, name, _schema(dimension(), model_name, expanded=expanded is not None), lost)
-    if not any(b"primary-key" in key for key in table.schema.field("id").metadata or ()):
-        # Without it two writers of the same new ids would double rows silently (lancedb#3377).
-        cast("LanceTable", table).set_unenforced_primary_key("id")
-    if added or changed:
-        by_id = {passage.chunk_id: passage for passage in passages}
-        writes = [by_id[i] for i in (*changed, *added)]
-        vectors, embedded = vectors_of([passage.rendered(prefix) for passage in writes])
-        packs: Sequence[bytes | None] = [None] * len(writes)
-        if sentences_of is not None:
-            packs, sentences_embedded = sentences_of([passage.text for passage in writes])
-        shifts: Sequence[bytes | None] = [None] * len(writes)
-        if expanded is not None:
-            shifts, queries_embedded = expanded.shifts_of([passage.chunk_id for passage in writes])
-        rows = pa.Table.from_pylist(
-            [
-                wanted[passage.chunk_id]
-                | {"vector": vector, SENTENCES_COLUMN: pack}
-                | ({} if expanded is None else {SHIFT_COLUMN: shift, EXPANDED_COLUMN: _text(passage, expanded)})
-                for passage, vector, pack, shift in zip(writes, vectors.tolist(), packs, shifts, strict=True)
-            ],
-            schema=table.schema,
+    by_id = {passage.chunk_id: passage for passage in passages}
+
+    def build(damage: Damage) -> Reconciled:
+        table = None if damage else open_table(db, name)
+        if table is not None and SENTENCES_COLUMN not in table.schema.names:
+            # Of an earlier version. Readers keep theirs: the new table is its next version.
+            table = None
+        held = _held_rows(table) if table is not None else {}
+        added = [i for i in wanted if i not in held]
+        changed = [i for i in wanted if i in held and held[i] != wanted[i]]
+        removed = [i for i in held if i not in wanted]
+        embedded = sentences_embedded = queries_embedded = 0
+        if table is None:
+            table = _created(db, name, _schema(dimension(), model_name, expanded=expanded is not None), damage)
+        if not any(b"primary-key" in key for key in table.schema.field("id").metadata or ()):
+            # Without it two writers of the same new ids would double rows silently (lancedb#3377).
+            cast("LanceTable", table).set_unenforced_primary_key("id")
+        if added or changed:
+            writes = [by_id[i] for i in (*changed, *added)]
+            vectors, embedded = vectors_of([passage.rendered(prefix) for passage in writes])
+            packs: Sequence[bytes | None] = [None] * len(writes)
+            if sentences_of is not None:
+                packs, sentences_embedded = sentences_of([passage.text for passage in writes])
+            shifts: Sequence[bytes | None] = [None] * len(writes)
+            if expanded is not None:
+                shifts, queries_embedded = expanded.shifts_of([passage.chunk_id for passage in writes])
+            rows = pa.Table.from_pylist(
+                [
+                    wanted[passage.chunk_id]
+                    | {"vector": vector, SENTENCES_COLUMN: pack}
+                    | ({} if expanded is None else {SHIFT_COLUMN: shift, EXPANDED_COLUMN: _text(passage, expanded)})
+                    for passage, vector, pack, shift in zip(writes, vectors.tolist(), packs, shifts, strict=True)
+                ],
+                schema=table.schema,
+            )
+            table.merge_insert("id").when_matched_update_all().when_not_matched_insert_all().execute(rows)
+        delete_rows(table, removed)
+        if added or changed or removed or _unindexed(table):
+            _index(table, len(wanted))
+        # Also without a difference: a run that was killed between its rows and this left a version that the clean-up would fold
+        # into a newer one, and delete while the pointer names it.
+        fold(table)
+        found = table.count_rows()
+        if found != len(wanted):
+            raise RuntimeError(
+                f"table {name} holds {found} rows instead of {len(wanted)}: run again, nothing is promoted"
+            )
+        _read_words(table, next(iter(wanted.values()), None))
+        counts = Counts(len(added), len(changed), len(removed), len(wanted) - len(added) - len(changed))
+        content = content_hash((i, *(str(v) for v in row.values())) for i, row in wanted.items())
+        return Reconciled(
+            counts, embedded, int(table.version), len(wanted), content, damage, sentences_embedded, queries_embedded
         )
-        table.merge_insert("id").when_matched_update_all().when_not_matched_insert_all().execute(rows)
-    delete_rows(table, removed)
-    if added or changed or removed or _unindexed(table):
-        _index(table, len(wanted))
-    # Also without a difference: a run that was killed between its rows and this left a version that the clean-up would fold
-    # into a newer one, and delete while the pointer names it.
-    fold(table)
-    found = table.count_rows()
-    if found != len(wanted):
-        raise RuntimeError(f"table {name} holds {found} rows instead of {len(wanted)}: run again, nothing is promoted")
-    counts = Counts(len(added), len(changed), len(removed), len(wanted) - len(added) - len(changed))
-    content = content_hash((i, *(str(v) for v in row.values())) for i, row in wanted.items())
-    return Reconciled(
-        counts, embedded, int(table.version), len(wanted), content, tuple(lost), sentences_embedded, queries_embedded
-    )
+
+    return built_anew_if_unreadable(Path(db.uri), name, build)
 
 
 def table_of_words(db: DBConnection, passages: Sequence[LivePassage], texts: Mapping[str, str]) -> Table:
@@ -221,13 +235,12 @@ def table_of_words(db: DBConnection, passages: Sequence[LivePassage], texts: Map
     return table
 
 
-def _created(db: DBConnection, name: str, schema: pa.Schema, lost: Sequence[str]) -> LanceTable:
+def _created(db: DBConnection, name: str, schema: pa.Schema, damage: Damage) -> LanceTable:
     """An empty table; in the place of a damaged one, whose readers keep the versions that are whole."""
-    if lost:
-        logger.warning("table %s is built again: missing or cut off are %s", name, ", ".join(lost[:5]))
-        if lost[0].startswith("_versions/"):
-            # Nothing can be written over a table whose newest manifest cannot be read.
-            db.drop_table(name)
+    if damage:
+        logger.warning("table %s is built again: %s", name, damage.in_words)
+    if damage.throughout:
+        db.drop_table(name)
     return cast("LanceTable", db.create_table(name, schema=schema, mode="overwrite"))
 
 
@@ -314,6 +327,16 @@ def _index(table: Table, rows: int) -> None:
         # Each optimize() adds a segment to a vector index; many segments slow every search down.
         if not vector or (vector[0].num_segments or 0) > 8:
             table.create_index("vector", config=IvfFlat(distance_type="cosine"), replace=True)
+
+
+def _read_words(table: Table, row: Mapping[str, Any] | None) -> None:
+    """Have the full-text indexes read: what cannot be read of them is passed over when new rows are folded into them."""
+    from lancedb.query import MatchQuery
+
+    for name in (SEARCH_COLUMN, EXPANDED_COLUMN):
+        if row is not None and name in table.schema.names:
+            asked = MatchQuery(row["text"][:100], name)  # type: ignore[call-arg]
+            table.search(asked).select(["id", "_score"]).limit(1).to_arrow()
 
 
 def delete_rows(table: Table, ids: Sequence[str]) -> None:

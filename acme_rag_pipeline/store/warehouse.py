@@ -19,6 +19,7 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
+from acme_rag_pipeline.errors import UserError
 from acme_rag_pipeline.store.attachments import ATTACHMENTS, CONFIG, InOtherMode
 from acme_rag_pipeline.store.fingerprints import sha256_text
 from acme_rag_pipeline.store.schema import TABLES
@@ -32,11 +33,11 @@ _FULL_IN_WORDS = re.compile(
 _DAMAGED_IN_WORDS = re.compile(r"Could not read enough bytes|Corrupt database file|not a valid DuckDB database file")
 
 
-class WarehouseBusy(RuntimeError):
+class WarehouseBusy(UserError, RuntimeError):
     """Another process held the warehouse for longer than the allowed wait."""
 
 
-class WarehouseUnusable(RuntimeError):
+class WarehouseUnusable(UserError, RuntimeError):
     """The warehouse cannot be opened or written: no space, read-only, damaged or of a newer version."""
 
 

@@ -13,6 +13,7 @@ from acme_rag_pipeline.retrieval.passage_encoder import install_base
 from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store import models
 from acme_rag_pipeline.store.fingerprints import fingerprint
+from acme_rag_pipeline.store.judged_by import golden_queries_decide
 from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.passages import live_passages
 from acme_rag_pipeline.store.retrained_files import remember_files, resolved_files, retrained_files
@@ -55,7 +56,7 @@ def train_candidate(store: Store, settings: Settings) -> StageResult:
     base = install_base(store, settings)
     passages = live_passages(store.warehouse)
     pairs = kept_pairs(store.warehouse, passages)
-    golden_decides = _golden_decides(store)
+    golden_decides = golden_queries_decide(store.warehouse)
     trainable = of_sides(pairs, REFIT_SIDES)
     # All that a run may read: whether it reads mined negatives is known when the base has been judged.
     negatives = mined_negatives(trainable, settings.training.model_copy(update={"expansion_epochs": 0}))
@@ -131,12 +132,6 @@ def train_candidate(store: Store, settings: Settings) -> StageResult:
             # The candidate's cost stays stored for its report; a run that did not train it does not show it as its own.
             told = {n: v for n, v in done.details.items() if details["trained"] or n not in _COSTS}
             return replace(done, details=told)
-
-
-def _golden_decides(store: Store) -> bool:
-    with store.warehouse.read() as connection:
-        rows = records(connection, "SELECT summary FROM stages WHERE stage = 'training_set'")
-    return bool(rows) and json.loads(rows[0]["summary"])["details"]["judged_by"] == "golden queries"
 
 
 def _trained_before(store: Store, training_key: str) -> dict[str, Any] | None:

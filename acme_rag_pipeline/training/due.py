@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -13,7 +12,7 @@ from acme_rag_pipeline.setting_groups import AutomationSettings
 from acme_rag_pipeline.store import models
 from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.passages import LivePassage
-from acme_rag_pipeline.store.warehouse import records
+from acme_rag_pipeline.store.stages import stored_details
 from acme_rag_pipeline.training.rows import KeptPair
 
 if TYPE_CHECKING:
@@ -77,8 +76,7 @@ def retrain_due(
         draws: whether enough passages were asked about to draw them to their queries, by a base that is not strong.
     """
     with store.warehouse.read() as connection:
-        rows = records(connection, "SELECT summary FROM stages WHERE stage = 'fine_tuned_model'")
-        newest = json.loads(rows[0]["summary"])["details"] if rows else {}
+        newest = stored_details(connection, "fine_tuned_model")
         key = newest.get("training_key")
         of_trained = "SELECT pair_id, named_negatives FROM trained_pairs WHERE training_key = ?"
         trained = {(pair, *(named or ())) for pair, named in connection.execute(of_trained, [key]).fetchall()}
@@ -124,8 +122,7 @@ def remember_chunks(
         chunks_version: data version of these chunks. Where `synthetic_pairs` asked about earlier ones, only those with a
             question count.
     """
-    rows = records(connection, "SELECT summary FROM stages WHERE stage = 'synthetic_pairs'")
-    asked_about = json.loads(rows[0]["summary"])["details"].get("chunks_version") if rows else None
+    asked_about = stored_details(connection, "synthetic_pairs").get("chunks_version")
     with_questions = "" if asked_about in (None, chunks_version) else "AND chunk_id IN (SELECT chunk_id FROM pairs) "
     seen = [passage.chunk_id for passage in passages]
     connection.execute("DELETE FROM trained_chunks WHERE chunk_id NOT IN (SELECT chunk_id FROM chunks)")

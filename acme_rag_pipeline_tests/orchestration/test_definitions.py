@@ -2,16 +2,35 @@
 
 from __future__ import annotations
 
+import ast
+import importlib.metadata
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
+import click
 import dagster as dg
 import pytest
+from click.testing import CliRunner
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
+from acme_rag_pipeline.cli import main
 from acme_rag_pipeline.definitions import build_definitions
-from acme_rag_pipeline.orchestration.resources import Pipeline
+from acme_rag_pipeline.documents.source import DocumentsFolderError
+from acme_rag_pipeline.orchestration.resources import Pipeline, plain_failures
+from acme_rag_pipeline.pairs.curated_file import ReviewUnusable
+from acme_rag_pipeline.retrieval.retriever import ArmMissing
+from acme_rag_pipeline.serving.serve import NoSuchPromotion
+from acme_rag_pipeline.settings import SettingsError
+from acme_rag_pipeline.store.layout import StoreBusy, StoreUnusable
+from acme_rag_pipeline.store.models import ModelDamaged
+from acme_rag_pipeline.store.promotion import NothingPromoted, PointerDamaged
+from acme_rag_pipeline.store.stages import UpstreamMissing
+from acme_rag_pipeline.store.unreadable_table import TableUnreadable
+from acme_rag_pipeline.store.warehouse import WarehouseBusy, WarehouseUnusable
 from acme_rag_pipeline_tests.conftest import PROJECT
 
 GROUPS = {
@@ -41,6 +60,27 @@ def test_loading_the_definitions_imports_nothing_heavy() -> None:
     assert done.stdout.strip() == "[]"
 
 
+def test_every_package_that_is_imported_is_declared_and_pinned() -> None:
+    imported: set[str] = set()
+    for path in (PROJECT / "acme_rag_pipeline").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                imported.add(str(node.module).partition(".")[0])
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    lines = [*project["dependencies"], *(line for name in ("pdf", "office", "lora") for line in extras[name])]
+    declared = {canonicalize_name(found.name): found for found in map(Requirement, lines)}
+    pins = (PROJECT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pinned = {canonicalize_name(line.split("==")[0]): line.split("==")[1] for line in pins if line[:1] not in ("", "#")}
+    providers = importlib.metadata.packages_distributions()
+    for module in sorted(imported - sys.stdlib_module_names - {"acme_rag_pipeline"}):
+        names = {canonicalize_name(name) for name in providers[module]} & declared.keys()
+        assert names, f"{module} is imported and not declared"
+        assert all(declared[name].specifier.contains(pinned[name]) for name in names), module
+
+
 @pytest.mark.parametrize("first", ["", "duckdb, "])
 def test_a_process_that_used_the_definitions_ends_without_a_word(first: str) -> None:
     # DuckDB's binding reports its objects as leaked when the frozen heap holds them.
@@ -53,6 +93,46 @@ def test_the_command_line_imports_nothing_heavy_for_its_help() -> None:
     program = f"import sys, acme_rag_pipeline.cli; print([m for m in {(*HEAVY, 'dagster')!r} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ArmMissing,
+        DocumentsFolderError,
+        ModelDamaged,
+        NoSuchPromotion,
+        NothingPromoted,
+        PointerDamaged,
+        ReviewUnusable,
+        SettingsError,
+        StoreBusy,
+        StoreUnusable,
+        TableUnreadable,
+        UpstreamMissing,
+        WarehouseBusy,
+        WarehouseUnusable,
+    ],
+)
+def test_what_a_person_can_mend_is_one_sentence_on_the_command_line_and_in_a_run(error: type[Exception]) -> None:
+    @click.group(cls=type(main))
+    def program() -> None:
+        """Of one command."""
+
+    @program.command()
+    def fail() -> None:
+        raise error("mend this")
+
+    called = CliRunner().invoke(program, ["fail"])
+    assert (called.exit_code, called.output) == (1, "acme-rag: mend this\n")
+    with pytest.raises(dg.Failure) as failed, plain_failures():
+        raise error("mend this")
+    assert (failed.value.description, failed.value.allow_retries) == ("mend this", False)
+
+
+def test_a_defect_keeps_its_traceback() -> None:
+    with pytest.raises(ValueError, match="no such thing"), plain_failures():
+        raise ValueError("no such thing")
 
 
 def test_every_asset_is_described_owned_and_versioned() -> None:

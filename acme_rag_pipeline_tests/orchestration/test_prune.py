@@ -9,6 +9,7 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
+from acme_rag_pipeline.errors import UserError
 from acme_rag_pipeline.orchestration.prune import main, prune
 
 OLD = datetime.now(UTC) - timedelta(days=100)
@@ -76,3 +77,18 @@ def test_the_command_says_how_many_it_deleted(instance: dg.DagsterInstance, caps
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["0", "1"]
     with pytest.raises(SystemExit):
         main(["--days", "0"])
+
+
+def test_a_dagster_without_what_it_needs_is_one_sentence_and_nothing_is_deleted(
+    instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert dg.materialize([made_once], instance=instance).success
+    monkeypatch.delattr("dagster._core.storage.event_log.SqliteEventLogStorage")
+    with pytest.raises(UserError, match=r"install the Dagster that constraints\.txt names$"):
+        prune(instance, datetime.now(UTC) + timedelta(days=1))
+    assert len(instance.get_run_ids()) == 1
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        main([])
+    assert ended.value.code == 1
+    assert capsys.readouterr().err.count("\n") == 1

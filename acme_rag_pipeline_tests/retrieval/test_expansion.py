@@ -313,7 +313,7 @@ def test_queries_in_the_index_are_judged_by_people_alone(
     store: Store, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def weights(golden: bool, *, held_out: bool) -> set[float]:
-        monkeypatch.setattr("acme_rag_pipeline.evaluation.contestants._golden_decides", lambda store: golden)
+        monkeypatch.setattr("acme_rag_pipeline.evaluation.contestants.golden_queries_decide", lambda warehouse: golden)
         arms = arms_for(contest(store, settings), held_out=held_out)
         return {arm.fusion.expansion_weight for arm in arms if arm.hybrid and arm.fusion}
 

@@ -16,6 +16,7 @@ from acme_rag_pipeline.orchestration import checks
 from acme_rag_pipeline.retrieval import Retriever
 from acme_rag_pipeline.retrieval.passage_encoder import PassageEncoder, install_base
 from acme_rag_pipeline.serving import decisions
+from acme_rag_pipeline.serving.serve import rollback, serve
 from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store import models, vectors
 from acme_rag_pipeline.store.arms_file import known_arms
@@ -82,6 +83,89 @@ def test_a_table_that_cannot_be_read_is_one_line_and_what_it_says_builds_it_agai
         oracle.run(store, settings, oracle.REFRESH)
     assert work.passages == []
     assert opened.search(QUERY, retriever="bm25") == before
+
+
+def with_other_bytes(table: Path) -> None:
+    """Every data file of a table keeps its size."""
+    for path in table.glob("data/*.lance"):
+        path.write_bytes(bytes(byte ^ 0x5A for byte in path.read_bytes()))
+
+
+def test_tables_of_other_bytes_are_built_again_by_the_next_run_that_has_work(
+    store: Store, documents: Path, settings_for: Callable[..., Settings]
+) -> None:
+    settings = settings_for()
+    oracle.run(store, settings, oracle.REFRESH)
+    _, tuned, _ = with_tuned_model(store, settings)
+    encoder = PassageEncoder(tuned, "none")
+    decisions.append(store, encoder=encoder, recipe="dense", verdict=decisions.PROMOTED, reason="by hand")
+    oracle.run(store, settings, oracle.REFRESH)
+    before = Retriever.open(store.root).search(QUERY)
+    rollback(store, settings)
+    assert Retriever.open(store.root).search(QUERY) == before
+    tables = sorted(store.lancedb.glob("*.lance"))
+    assert len(tables) == 2, "the base's, and the one that is kept for a rollback"
+    for table in tables:
+        with_other_bytes(table)
+    said = ["--store", str(store.root), "--documents", str(documents)]
+    # Names and sizes are all that a run looks at which has nothing to do.
+    assert all(result.unchanged for result in oracle.run(store, settings, oracle.REFRESH).values())
+    assert "cannot be read" in CliRunner().invoke(main, [*said, "search", QUERY]).output
+    (documents / "bicycles.md").write_text("# Garage\n\nBicycles stand in the garage.", encoding="utf-8")
+    assert "behind the documents (1 new): run `refresh`" in CliRunner().invoke(main, [*said, "status"]).output
+    with oracle.watched() as work:
+        results = oracle.run(store, settings, oracle.REFRESH)
+    assert {text for text in work.passages if "Bicycles" not in text} == set()
+    assert "the table was built again: not readable (" in results["base_index"].details["outcome"]
+    assert "served     up to date" in CliRunner().invoke(main, [*said, "status"]).output
+    after = Retriever.open(store.root).search(QUERY)
+    of_before = [hit for hit in after if hit.doc_path != "bicycles.md"]
+    assert of_before == before[: len(of_before)]
+    assert len(of_before) >= len(before) - 1
+    assert list(store.lancedb.glob("*.lance")) == [store.lancedb / f"{read_pointer(store.pointer).table}.lance"]
+    decisions.append(store, encoder=encoder, recipe="dense", verdict=decisions.ROLLED_BACK, reason="by hand")
+    serve(store, settings)
+    assert read_pointer(store.pointer).table == encoder.table
+    assert Retriever.open(store.root).search(QUERY) == after
+
+
+@pytest.mark.parametrize("model_lost", [False, True])
+def test_a_candidate_s_table_of_other_bytes_keeps_no_edit_from_readers(
+    store: Store, documents: Path, settings_for: Callable[..., Settings], model_lost: bool
+) -> None:
+    settings = settings_for()
+    oracle.run(store, settings, oracle.REFRESH)
+    _, tuned, folder = with_tuned_model(store, settings)
+    with store.warehouse.write() as connection:
+        files = {tuned: models.file_sizes(folder, ["model.safetensors"])}
+        details = {"model_digest": tuned, "passage_prefix": "none", "model_files": files}
+        record(connection, StageResult("fine_tuned_model", tuned, details=details), tuned)
+    oracle.run(store, settings, oracle.REFRESH)
+    table = store.lancedb / f"{PassageEncoder(tuned, 'none').table}.lance"
+    with_other_bytes(table)
+    if model_lost:
+        (folder / "model.safetensors").unlink()
+    (documents / "travel.md").unlink()
+    (documents / "bicycles.md").write_text("# Garage\n\nBicycles stand in the garage.", encoding="utf-8")
+    oracle.run(store, settings, oracle.REFRESH)
+    found = {hit.doc_path for hit in Retriever.open(store.root).search(QUERY, k=100)}
+    assert found == {"hr/leave.md", "remote.txt", "bicycles.md"}
+    assert table.exists() != model_lost, "without its model it waits for one, and then is built from nothing"
+    if not model_lost:
+        held = vectors.open_table(vectors.connect(store.lancedb), table.stem)
+        assert held is not None
+        assert {row["metadata"]["doc_path"] for row in held.to_arrow().to_pylist()} == found
+
+
+def test_a_row_count_of_a_table_that_cannot_be_opened_is_none(
+    store: Store, documents: Path, settings_for: Callable[..., Settings]
+) -> None:
+    settings = settings_for()
+    oracle.run(store, settings, oracle.REFRESH)
+    assert checks.base_index_is_complete(store, settings).passed
+    manifest = min((store.lancedb / f"{read_pointer(store.pointer).table}.lance/_versions").iterdir())
+    manifest.write_bytes(manifest.read_bytes()[:100])
+    assert not checks.base_index_is_complete(store, settings).passed
 
 
 def test_errors_that_are_not_lance_s_stay_what_they_are(tmp_path: Path) -> None:

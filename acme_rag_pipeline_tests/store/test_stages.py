@@ -8,7 +8,7 @@ import pytest
 
 from acme_rag_pipeline.store import stages
 from acme_rag_pipeline.store.layout import Store
-from acme_rag_pipeline.store.stages import StageResult, record, recorded, stage_seconds, timed
+from acme_rag_pipeline.store.stages import StageResult, record, recorded, stage_seconds, stored_details, timed
 
 
 class Clock:
@@ -46,3 +46,12 @@ def test_where_nobody_timed_a_stage_nothing_is_claimed(store: Store) -> None:
             "INSERT INTO stages VALUES ('documents', 'f', 'v', '{\"counts\": {}, \"details\": {}}', now())"
         )
     assert stage_seconds(store.warehouse) == {}
+
+
+def test_the_details_of_a_stage_are_those_of_its_last_run(store: Store) -> None:
+    with store.warehouse.write() as connection:
+        assert stored_details(connection, "documents") == {}
+        for rows in (1, 2):
+            record(connection, StageResult("documents", "v", details={"rows": rows, "of": ["a", None]}), "f")
+        assert stored_details(connection, "documents") == {"rows": 2, "of": ["a", None]}
+        assert stored_details(connection, "doc'uments") == {}
