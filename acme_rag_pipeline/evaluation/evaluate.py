@@ -20,6 +20,7 @@ from acme_rag_pipeline.serving import decisions
 from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store.fingerprints import fingerprint
 from acme_rag_pipeline.store.layout import Store
+from acme_rag_pipeline.store.made_with import SETTINGS_KEY
 from acme_rag_pipeline.store.stages import StageResult, data_versions, overtaken, record, recorded
 from acme_rag_pipeline.store.warehouse import reconcile
 
@@ -90,6 +91,7 @@ def evaluate(store: Store, settings: Settings) -> StageResult:
             "picture": picture,
             PRIMARY: _primary(rows),
             "seconds": round(done.seconds, 1),
+            SETTINGS_KEY: settings_key(settings),
         }
         if done.bm25_ahead:
             details["bm25_ahead"] = done.bm25_ahead
@@ -103,6 +105,11 @@ def evaluate(store: Store, settings: Settings) -> StageResult:
             recorded_result = record(connection, result, made_from)
         show_latest(store, report)
         return recorded_result
+
+
+def settings_key(settings: Settings) -> str:
+    """Hash of the settings and the code that decide what is compared; the gate's are for the next candidate."""
+    return fingerprint(CODE_VERSION, settings.retrieval)
 
 
 def _evaluation_rows(done: Evaluation) -> list[dict[str, Any]]:

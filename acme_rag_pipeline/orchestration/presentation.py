@@ -46,7 +46,7 @@ _PICTURES = {
 }
 # What a person looks for comes first, what only a program compares comes last.
 _SENTENCES = ("verdict", "reason", "outcome")
-_FOR_THE_NEXT_RUN = ("model_files", "expanded_arms")
+_FOR_THE_NEXT_RUN = ("model_files", "expanded_arms", "settings_key", "made_with")
 _FOR_PROGRAMS = ("_digest", "_key", "_version", "evaluation_id", "content", "sources", "training_set", "table")
 
 
@@ -76,6 +76,7 @@ def metadata_of(store: Store, result: StageResult) -> dict[str, Any]:
     }
     if rows:
         shown["dagster/row_count"] = rows
+    shown["store"] = store_path(store)
     if result.seconds is not None:
         shown["wall_seconds"] = result.seconds
     for name, value in sorted(details.items(), key=lambda item: item[0].endswith(_FOR_PROGRAMS)):
@@ -86,6 +87,11 @@ def metadata_of(store: Store, result: StageResult) -> dict[str, Any]:
             found = records(connection, f"{query} LIMIT {most}")
         shown["preview"] = table(found, CELL_CHARACTERS_UNCHANGED if result.unchanged else CELL_CHARACTERS)
     return shown
+
+
+def store_path(store: Store) -> dg.PathMetadataValue:
+    """Which store an event is about: one Dagster instance may see runs over several."""
+    return dg.MetadataValue.path(str(store.root.absolute()))
 
 
 def table(rows: Sequence[Mapping[str, Any]], longest: int = CELL_CHARACTERS) -> dg.TableMetadataValue | str:

@@ -82,6 +82,8 @@ TABLES = (
     "ALTER TABLE trained_chunks ADD COLUMN IF NOT EXISTS retracted BOOLEAN",
     # The state of the files that people wrote, as the last retrain dealt with it.
     "CREATE TABLE IF NOT EXISTS retrained_files(stage VARCHAR PRIMARY KEY, source VARCHAR NOT NULL)",
+    # With which settings and code the stages ran that the last retrain trained from.
+    "CREATE TABLE IF NOT EXISTS retrained_with(stage VARCHAR PRIMARY KEY, settings_key VARCHAR NOT NULL)",
     """CREATE TABLE IF NOT EXISTS evaluations(
         evaluation_id VARCHAR NOT NULL, model_digest VARCHAR NOT NULL, arm VARCHAR NOT NULL, query_set VARCHAR NOT NULL,
         metric VARCHAR NOT NULL, value DOUBLE NOT NULL, low DOUBLE NOT NULL, high DOUBLE NOT NULL,
