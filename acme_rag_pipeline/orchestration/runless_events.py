@@ -10,7 +10,10 @@ import dagster as dg
 from dagster._core.definitions.data_version import (
     CODE_VERSION_TAG,
     DATA_VERSION_TAG,
+    NULL_DATA_VERSION,
+    NULL_EVENT_POINTER,
     get_input_data_version_tag,
+    get_input_event_pointer_tag,
 )
 
 from acme_rag_pipeline.orchestration import checks
@@ -67,7 +70,7 @@ def unrecorded_decision(
     if unrecorded:
         data_version = promote.data_version_of(past[-1])
         metadata = promote.details_of(past[-1]) | {"store": store_path(store)}
-        tags = _versions(store, _PROMOTED, data_version)
+        tags = _versions(instance, store, _PROMOTED, data_version)
         events.append(dg.AssetMaterialization(_PROMOTED, description=why, metadata=metadata, tags=tags))
         events += [
             dg.AssetCheckEvaluation(
@@ -109,7 +112,7 @@ def _unrecorded_index(instance: dg.DagsterInstance, store: Store, why: str) -> l
             _SERVED,
             description=why or _SERVED_SINCE,
             metadata=metadata_of(store, served),
-            tags=_versions(store, _SERVED, served.data_version),
+            tags=_versions(instance, store, _SERVED, served.data_version),
         )
     ]
 
@@ -129,14 +132,11 @@ def _newest_of(instance: dg.DagsterInstance, key: dg.AssetKey, store: Store) -> 
     return None
 
 
-def _versions(store: Store, key: dg.AssetKey, data_version: str) -> dict[str, str]:
+def _versions(instance: dg.DagsterInstance, store: Store, key: dg.AssetKey, data_version: str) -> dict[str, str]:
     """The tags by which Dagster tells whether an asset is up to date, as a run would have written them."""
     asset = next(a for a in (serving.promoted_retriever, serving.served_index) if a.key == key)
-    inputs = {
-        parent: result.data_version
-        for parent in asset.asset_deps[key]
-        if (result := stored_result(store.warehouse, parent.to_user_string())) is not None
-    }
+    stored = {parent: stored_result(store.warehouse, parent.to_user_string()) for parent in asset.asset_deps[key]}
+    inputs = {parent: result.data_version if result else NULL_DATA_VERSION.value for parent, result in stored.items()}
     if _PROMOTED in inputs:
         # A rollback is a row of the decisions, and no run of that stage.
         inputs[_PROMOTED] = promote.data_version_of(decisions.decisions(store)[-1])
@@ -144,7 +144,13 @@ def _versions(store: Store, key: dg.AssetKey, data_version: str) -> dict[str, st
         DATA_VERSION_TAG: data_version,
         CODE_VERSION_TAG: str(asset.code_versions_by_key[key]),
         **{get_input_data_version_tag(parent): version for parent, version in inputs.items()},
+        **{get_input_event_pointer_tag(parent): _newest_id(instance, parent) for parent in inputs},
     }
+
+
+def _newest_id(instance: dg.DagsterInstance, key: dg.AssetKey) -> str:
+    newest = instance.fetch_materializations(key, limit=1).records
+    return str(newest[0].storage_id) if newest else NULL_EVENT_POINTER
 
 
 def _evaluation(*, passed: bool, seconds: float, reason: str) -> dg.AssetCheckEvaluation:
