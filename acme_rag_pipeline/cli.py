@@ -74,6 +74,7 @@ def main(context: click.Context, store: str | None, documents: str | None) -> No
 @click.pass_context
 def status(context: click.Context, as_json: bool) -> None:
     """What is promoted and why, how far the served index is behind the documents, counts, when each stage last changed."""
+    from acme_rag_pipeline.evaluation.changed_settings import CHANGED
     from acme_rag_pipeline.status import store_status
 
     known = store_status(store_of(context, wait_seconds=5), settings_of(context))
@@ -100,11 +101,18 @@ def status(context: click.Context, as_json: bool) -> None:
     if changes := known.get("documents_changed", {}):
         counted = ", ".join(f"{count} {what}" for what, count in changes.items() if count)
         behind += f" ({counted})" if counted else ""
+    if changed := known["settings_changed_since_refresh"]:
+        made = f"made with other settings, another base model or other code ({', '.join(changed)})"
+        behind = f"{behind}; {made}" if "documents_changed" in known or not known["last_decision_served"] else made
     problems = [known[name] for name in ("served_problem", "documents_problem") if name in known]
     lag = "; ".join(problems) or f"{behind}: run `refresh`"
     click.echo(f"served     {'up to date' if known['up_to_date'] else lag}")
     if change := known.get("chunks_changed_since_retrain"):
         click.echo(f"training   {change['changed_share']:.1%} of the chunks changed since the last retrain")
+    if changed := known["settings_changed_since_retrain"]:
+        click.echo(f"training   {CHANGED} ({', '.join(changed)}): `nightly_retrain` or `retrain` deals with it")
+    if "settings_problem" in known:
+        click.echo(f"settings   {known['settings_problem']}")
     click.echo("counts     " + ", ".join(f"{n} {name.replace('_', ' ')}" for name, n in known["counts"].items()))
     for kind in ("unreadable", "incomplete"):
         for row in known[kind][:_UNREADABLE_SHOWN]:

@@ -8,10 +8,12 @@ from typing import Any
 from acme_rag_pipeline.documents.ingest import check_not_emptied
 from acme_rag_pipeline.documents.source import DocumentsFolderError
 from acme_rag_pipeline.documents.state import folder_changes, folder_state
+from acme_rag_pipeline.evaluation.changed_settings import changed_since_retrain
 from acme_rag_pipeline.evaluation.query_sets import GOLDEN
 from acme_rag_pipeline.pairs.unresolved import unresolved_count
 from acme_rag_pipeline.serving.serve import last_decision_is_served
-from acme_rag_pipeline.settings import Settings
+from acme_rag_pipeline.serving.served_with import changed_since_refresh
+from acme_rag_pipeline.settings import Settings, SettingsError
 from acme_rag_pipeline.store import lance_files, models
 from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.promotion import NothingPromoted, PointerDamaged, read_pointer
@@ -56,6 +58,7 @@ def store_status(store: Store, settings: Settings) -> dict[str, Any]:
             )
         change = change_since_training(store)
         known["last_decision_served"] = last_decision_is_served(store)
+        known |= _changed_settings(store, settings)
     except WarehouseBusy as error:
         return known | {"busy": str(error)}
     details = {row["stage"]: json.loads(row["summary"])["details"] for row in stages}
@@ -63,7 +66,8 @@ def store_status(store: Store, settings: Settings) -> dict[str, Any]:
         known["served_problem"] = missing
     try:
         same_documents = folder_state(settings, store) == details.get("served_index", {}).get("sources")
-        known["up_to_date"] = same_documents and known["last_decision_served"] and not missing
+        as_made = not known["settings_changed_since_refresh"]
+        known["up_to_date"] = same_documents and known["last_decision_served"] and as_made and not missing
         if not same_documents:
             check_not_emptied(store, settings)
             known["documents_changed"] = folder_changes(settings, store)
@@ -83,6 +87,22 @@ def store_status(store: Store, settings: Settings) -> dict[str, Any]:
         "stages": [{"stage": row["stage"], "last_change": row["finished_at"].isoformat()} for row in stages],
         "decisions": [row | {"decided_at": row["decided_at"].isoformat()} for row in decisions],
     }
+
+
+def _changed_settings(store: Store, settings: Settings) -> dict[str, Any]:
+    """The stages that were made with other settings, another base model or other code than those of today."""
+    try:
+        return {
+            "settings_changed_since_refresh": list(changed_since_refresh(store, settings)),
+            "settings_changed_since_retrain": changed_since_retrain(store, settings),
+        }
+    except SettingsError as error:
+        # Readers do without a base model and without the files that a training reads.
+        return {
+            "settings_changed_since_refresh": [],
+            "settings_changed_since_retrain": [],
+            "settings_problem": str(error),
+        }
 
 
 def _missing(store: Store, promoted: dict[str, Any] | None, details: dict[str, Any]) -> str:

@@ -27,6 +27,7 @@ from acme_rag_pipeline.store.models import ModelDamaged
 from acme_rag_pipeline.store.promotion import Promoted, read_pointer, write_pointer
 from acme_rag_pipeline.store.stages import StageResult, record
 from acme_rag_pipeline.store.unreadable_table import TableUnreadable
+from acme_rag_pipeline.training.candidate import train_candidate
 from acme_rag_pipeline_tests.increments import oracle
 
 
@@ -173,6 +174,29 @@ def test_an_index_over_chunks_of_earlier_documents_is_not_up_to_date(
     assert "behind the documents: run `refresh`" in status(store, documents)
     oracle.run(store, settings_for(), oracle.REFRESH)
     assert "served     up to date" in status(store, documents)
+
+
+def test_changed_settings_are_said_of_the_index_and_of_the_training(
+    store: Store, documents: Path, settings_for: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    oracle.run(
+        store, settings_for(training={"minimum_pairs": 10_000}), [*oracle.EVERYTHING[:-2], train_candidate, serve]
+    )
+    monkeypatch.setenv("ACME_RAG_TRAINING__MINIMUM_PAIRS", "10000")
+    assert "changed since the last retrain (" not in status(store, documents)
+    monkeypatch.setenv("ACME_RAG_TRAINING__EPOCHS", "1")
+    answer = status(store, documents)
+    assert (
+        "training   a setting, the base model or the code changed since the last retrain (fine_tuned_model)" in answer
+    )
+    assert "served     up to date" in answer
+    monkeypatch.setenv("ACME_RAG_CHUNKING__MAX_TOKENS", "100")
+    answer = status(store, documents)
+    assert "served     made with other settings, another base model or other code (chunks): run `refresh`" in answer
+    known = json.loads(status(store, documents, "--json"))
+    assert (known["up_to_date"], known["settings_changed_since_refresh"]) == (False, ["chunks"])
+    monkeypatch.setenv("ACME_RAG_BASE_MODEL", "gone")
+    assert "settings   ACME_RAG_BASE_MODEL: no folder" in status(store, documents)
 
 
 def test_a_record_of_an_earlier_version_is_brought_up_to_date_without_work(

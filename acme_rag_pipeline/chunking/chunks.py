@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import statistics
 from collections import Counter
@@ -14,10 +13,11 @@ from acme_rag_pipeline.chunking.near_duplicates import STORED_AS, groups, signat
 from acme_rag_pipeline.chunking.sides import side_of, units
 from acme_rag_pipeline.chunking.splitter import LEAST_TOKENS, SPLITTER_VERSION, split
 from acme_rag_pipeline.chunking.tokens import TokenCounter
-from acme_rag_pipeline.embedding.base_model import resolve_base_model
+from acme_rag_pipeline.embedding.base_model import BaseModelFiles, resolve_base_model
 from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store.fingerprints import content_hash, fingerprint, normalised, sha256_text
 from acme_rag_pipeline.store.layout import Store
+from acme_rag_pipeline.store.made_with import SETTINGS_KEY
 from acme_rag_pipeline.store.stages import StageResult, data_versions, distrust, overtaken, record, recorded
 from acme_rag_pipeline.store.warehouse import insert, reconcile, records
 
@@ -52,18 +52,9 @@ def split_documents(store: Store, settings: Settings) -> StageResult:
     upstream = data_versions(store.warehouse, "documents")
     base = resolve_base_model(settings.base_model, settings.root)
     tokenizer = base.tokenizer
-    # What a model does not read of a passage, nobody finds.
-    read = (base.most_tokens() or 10**6) - SPECIAL_TOKENS
-    max_tokens = max(LEAST_TOKENS, min(settings.chunking.max_tokens, read))
+    max_tokens = _max_tokens(settings, base)
     shorter = max_tokens < settings.chunking.max_tokens
-    with tokenizer.open("rb") as file:
-        how = fingerprint(
-            CODE_VERSION,
-            SPLITTER_VERSION,
-            settings.chunking,
-            hashlib.file_digest(file, "sha256").hexdigest(),
-            *([max_tokens] if shorter else []),
-        )
+    how = _how(settings, base)
     made_from = fingerprint(STAGE, upstream, how, settings.evaluation.model_dump(include=_SIDE_SETTINGS))
     if (unchanged := recorded(store.warehouse, STAGE, made_from)) is not None:
         return unchanged
@@ -96,7 +87,26 @@ def split_documents(store: Store, settings: Settings) -> StageResult:
             retract(connection)
             # So that nobody takes chunks of yesterday for those of the documents of today.
             details = _details(rows) | {"documents_version": upstream["documents"], "max_tokens": max_tokens}
+            details[SETTINGS_KEY] = settings_key(settings, base)
             return record(connection, StageResult(STAGE, data_version, counts, details=details), made_from)
+
+
+def settings_key(settings: Settings, base: BaseModelFiles) -> str:
+    """Hash of the settings and the code that decide the chunks of given documents."""
+    return fingerprint(_how(settings, base), settings.evaluation.model_dump(include=_SIDE_SETTINGS))
+
+
+def _max_tokens(settings: Settings, base: BaseModelFiles) -> int:
+    # What a model does not read of a passage, nobody finds.
+    read = (base.most_tokens() or 10**6) - SPECIAL_TOKENS
+    return max(LEAST_TOKENS, min(settings.chunking.max_tokens, read))
+
+
+def _how(settings: Settings, base: BaseModelFiles) -> str:
+    """Hash of what decides the spans of a given text."""
+    max_tokens = _max_tokens(settings, base)
+    shorter = [max_tokens] if max_tokens < settings.chunking.max_tokens else []
+    return fingerprint(CODE_VERSION, SPLITTER_VERSION, settings.chunking, base.tokenizer_digest, *shorter)
 
 
 def _split_rows(store: Store, how: str, tokenizer: Any, max_tokens: int) -> tuple[list[dict[str, Any]], dict[str, str]]:

@@ -34,6 +34,7 @@ from acme_rag_pipeline.documents.state import is_out_of_reach, looks_unchanged, 
 from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store.fingerprints import content_hash, fingerprint, sha256_text
 from acme_rag_pipeline.store.layout import Store
+from acme_rag_pipeline.store.made_with import SETTINGS_KEY
 from acme_rag_pipeline.store.stages import StageResult, record, recorded
 from acme_rag_pipeline.store.warehouse import Counts, records, replace, update
 
@@ -63,7 +64,7 @@ def ingest_documents(store: Store, settings: Settings) -> StageResult:
     seen = {row["doc_path"] for row in rows}
     rows += [_not_listed(row, files) for path, row in known.items() if path not in seen]
     data_version = content_hash(_identity(row) for row in rows if row["status"] != "deleted")
-    details = _details(rows, seen)
+    details = _details(rows, seen) | {SETTINGS_KEY: settings_key()}
     gone = sorted(path for path in known if path not in seen)
     made_from = fingerprint(STAGE, CODE_VERSION, settings.document, data_version, details["sources"], gone)
     unchanged = recorded(store.warehouse, STAGE, made_from)
@@ -83,6 +84,11 @@ def ingest_documents(store: Store, settings: Settings) -> StageResult:
             counts = _counts(before, content)
             details["words"] = _words(connection)
             return record(connection, StageResult(STAGE, data_version, counts, details=details), made_from)
+
+
+def settings_key() -> str:
+    """Hash of the code that decides the rows of given files; the largest size is told by the folder's state."""
+    return fingerprint(CODE_VERSION)
 
 
 def _read(

@@ -35,6 +35,10 @@ class UntrustedWeights(SettingsError):
     """The embedded package does not hold the published weights."""
 
 
+class NotOnThisMachine(SettingsError):
+    """A model of the hub has not been downloaded yet, and nobody wanted to wait for it."""
+
+
 @dataclass(frozen=True)
 class BaseModelFiles:
     """A sentence-transformers directory and its identity.
@@ -50,6 +54,11 @@ class BaseModelFiles:
     folder: Path
     digest: str
     licence: str
+
+    @property
+    def tokenizer_digest(self) -> str:
+        """Hex sha256 of the tokenizer's file."""
+        return _sha256(self.tokenizer)
 
     @property
     def tokenizer(self) -> Path:
@@ -75,12 +84,13 @@ class BaseModelFiles:
         return 512 if most == 514 else most
 
 
-def resolve_base_model(name: str, root: Path) -> BaseModelFiles:
+def resolve_base_model(name: str, root: Path, *, download: bool = True) -> BaseModelFiles:
     """Find the base model: the embedded one, a local folder, or a hub id (downloaded once by huggingface_hub).
 
     Raises:
         SettingsError: no such model, or not a sentence-transformers directory with safetensors weights, or without a tokenizer.json.
         UntrustedWeights: the embedded package's weights are not the published ones.
+        NotOnThisMachine: it would have to be downloaded, and `download` is false.
     """
     local = (root / Path(name).expanduser()).absolute()
     if name == EMBEDDED_BASE_MODEL:
@@ -88,7 +98,7 @@ def resolve_base_model(name: str, root: Path) -> BaseModelFiles:
     elif local.is_dir():
         folder = local
     elif name.count("/") == 1 and not name.startswith(("/", ".", "~")):
-        folder = _from_hub(name)
+        folder = _from_hub(name, download=download)
     else:
         raise SettingsError(
             f"ACME_RAG_BASE_MODEL: no folder {local}; give {EMBEDDED_BASE_MODEL}, a folder, or a hub id like org/model"
@@ -292,7 +302,7 @@ def _embedded() -> Path:
     return folder
 
 
-def _from_hub(name: str) -> Path:
+def _from_hub(name: str, *, download: bool) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
@@ -305,6 +315,10 @@ def _from_hub(name: str) -> Path:
                 return known
         except LocalEntryNotFoundError:
             pass
+        if not download:
+            raise NotOnThisMachine(f"ACME_RAG_BASE_MODEL: {name} has not been downloaded to this machine yet")
         return Path(snapshot_download(name, allow_patterns=patterns))
+    except NotOnThisMachine:
+        raise
     except Exception as error:
         raise SettingsError(f"ACME_RAG_BASE_MODEL: {name} could not be fetched from the hub: {error}") from error

@@ -7,10 +7,10 @@ from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from acme_rag_pipeline.evaluation.arms import CHAMPION, FINE_TUNED, FINE_TUNED_HYBRID, metric_rows
+from acme_rag_pipeline.evaluation.arms import BASE, CHAMPION, FINE_TUNED, FINE_TUNED_HYBRID, metric_rows
 from acme_rag_pipeline.evaluation.card import write_on_card
 from acme_rag_pipeline.evaluation.contest import Evaluation, run
-from acme_rag_pipeline.evaluation.contestants import arms_for, contest
+from acme_rag_pipeline.evaluation.contestants import arms_for, champion_arm, contest
 from acme_rag_pipeline.evaluation.golden import follow_documents
 from acme_rag_pipeline.evaluation.metrics import PRIMARY
 from acme_rag_pipeline.evaluation.query_sets import HELD_OUT
@@ -20,11 +20,13 @@ from acme_rag_pipeline.serving import decisions
 from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store.fingerprints import fingerprint
 from acme_rag_pipeline.store.layout import Store
+from acme_rag_pipeline.store.made_with import SETTINGS_KEY
 from acme_rag_pipeline.store.stages import StageResult, data_versions, overtaken, record, recorded
 from acme_rag_pipeline.store.warehouse import reconcile
 
 STAGE = "evaluation_report"
 CODE_VERSION = "13"
+PLOTTED = ("mrr@10", "recall@10")
 
 
 def evaluate(store: Store, settings: Settings) -> StageResult:
@@ -92,7 +94,9 @@ def evaluate(store: Store, settings: Settings) -> StageResult:
             "report": report,
             "picture": picture,
             PRIMARY: _primary(rows),
+            **_plotted(done, rows),
             "seconds": round(done.seconds, 1),
+            SETTINGS_KEY: settings_key(settings),
         }
         if done.bm25_ahead:
             details["bm25_ahead"] = done.bm25_ahead
@@ -106,6 +110,11 @@ def evaluate(store: Store, settings: Settings) -> StageResult:
             recorded_result = record(connection, result, made_from)
         show_latest(store, report)
         return recorded_result
+
+
+def settings_key(settings: Settings) -> str:
+    """Hash of the settings and the code that decide what is compared; the gate's are for the next candidate."""
+    return fingerprint(CODE_VERSION, settings.retrieval)
 
 
 def _evaluation_rows(done: Evaluation) -> list[dict[str, Any]]:
@@ -178,6 +187,23 @@ def _insert_all(connection: Any, done: Evaluation, rows: list[dict[str, Any]]) -
 
 def _primary(rows: list[dict[str, Any]]) -> dict[str, float]:
     return {f"{r['query_set']}/{r['arm']}": round(r["value"], 4) for r in rows if r["metric"] == PRIMARY}
+
+
+def _plotted(done: Evaluation, rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """The other measures that people follow over time: of the base, of what readers use, and of the best challenger."""
+    best = max(done.decision.comparisons, key=lambda comparison: comparison.challenger_mean, default=None)
+    arms = {
+        name: {BASE, champion_arm(done.contest, held_out=name == HELD_OUT), *([best.arm] if best else [])}
+        for name in done.results
+    }
+    return {
+        metric: {
+            f"{r['query_set']}/{r['arm']}": round(r["value"], 4)
+            for r in rows
+            if r["metric"] == metric and r["arm"] in arms[r["query_set"]]
+        }
+        for metric in PLOTTED
+    }
 
 
 def _report_there(store: Store, result: StageResult) -> bool:

@@ -21,6 +21,7 @@ from acme_rag_pipeline.setting_groups import EvaluationSettings
 from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store.fingerprints import content_hash, fingerprint
 from acme_rag_pipeline.store.layout import Store
+from acme_rag_pipeline.store.made_with import SETTINGS_KEY
 from acme_rag_pipeline.store.passages import LivePassage, live_passages
 from acme_rag_pipeline.store.quotes import QuotableText
 from acme_rag_pipeline.store.retrained_files import differs_from_retrained
@@ -69,6 +70,7 @@ def resolve_golden_queries(store: Store, settings: Settings) -> StageResult:
     wordings = len({query_key(row["query"]) for row in usable})
     details = {
         "source": fingerprint(queries, qrels),
+        SETTINGS_KEY: _key(settings, bool(queries)),
         "chunks_version": upstream["chunks"],
         "queries": len(query_rows),
         "resolved": len(usable),
@@ -97,6 +99,20 @@ def resolve_golden_queries(store: Store, settings: Settings) -> StageResult:
             reconcile(connection, "golden_judgements", "judgement_id", judgement_rows)
             insert(connection, "golden_seen", seen)
             return record(connection, StageResult(STAGE, data_version, counts, details=details), made_from)
+
+
+def settings_key(settings: Settings) -> str:
+    """Hash of the code that resolves given golden queries and, where there are any, of how many decide.
+
+    Raises:
+        SettingsError: they cannot be read.
+    """
+    return _key(settings, bool(settings.golden and read_golden(settings.golden)[0]))
+
+
+def _key(settings: Settings, any_queries: bool) -> str:
+    decide = [settings.evaluation.golden_minimum_queries, settings.evaluation.golden_minimum_units]
+    return fingerprint(CODE_VERSION, decide if any_queries else [])
 
 
 def follow_documents(store: Store, settings: Settings) -> None:

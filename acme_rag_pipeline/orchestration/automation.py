@@ -11,16 +11,27 @@ import dagster as dg
 from acme_rag_pipeline.documents.source import DocumentsFolderError
 from acme_rag_pipeline.documents.state import folder_state
 from acme_rag_pipeline.evaluation import golden
+from acme_rag_pipeline.evaluation.changed_settings import CHANGED, changed_since_retrain
 from acme_rag_pipeline.evaluation.contestants import candidate_undecided, outcome_of_the_newest
 from acme_rag_pipeline.orchestration import checks, runless_events
 from acme_rag_pipeline.orchestration.dead_runs import fail_dead_runs
 from acme_rag_pipeline.orchestration.resources import Pipeline, plain_failures
-from acme_rag_pipeline.orchestration.under_way import REFRESH, RETRAIN, runs_under_way, started_runs
+from acme_rag_pipeline.orchestration.under_way import (
+    REFRESH,
+    RETRAIN,
+    STORE_TAG,
+    retrain_under_way,
+    runs_under_way,
+    started_runs,
+    tag_of,
+)
 from acme_rag_pipeline.pairs import curated, synthetic
 from acme_rag_pipeline.serving import decisions
 from acme_rag_pipeline.serving.serve import last_decision_is_served, served_files_are_there
+from acme_rag_pipeline.serving.served_with import changed_since_refresh
 from acme_rag_pipeline.setting_groups import AutomationSettings
 from acme_rag_pipeline.settings import Settings, SettingsError
+from acme_rag_pipeline.store.fingerprints import fingerprint
 from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.stages import stored_detail
 from acme_rag_pipeline.store.warehouse import WarehouseBusy
@@ -31,6 +42,7 @@ REFRESH_ASSETS = ("documents", "chunks", "base_index", "fine_tuned_index", "serv
 LONGEST_SETTLING_SECONDS = 300
 LONGEST_BACKOFF_MINUTES = 60
 LATE = "the documents changed and no refresh has brought them to the readers yet"
+OTHER_SETTINGS = "a setting, the base model or the code changed and no refresh has worked with it yet"
 
 refresh = dg.define_asset_job(
     REFRESH,
@@ -72,7 +84,8 @@ def gate() -> None:
     job=refresh,
     minimum_interval_seconds=10,
     default_status=dg.DefaultSensorStatus.RUNNING,
-    description="Notices that the documents differ from what is served and runs `refresh` once they have settled.",
+    description="Notices that the documents, or the settings that a refresh works with, differ from what is served, and runs "
+    "`refresh` once they have settled.",
 )
 def documents_changed(context: dg.SensorEvaluationContext, pipeline: Pipeline) -> dg.SensorResult:
     """Level-triggered: compares the folder with what is served, so that no edit, revert or crash is ever lost.
@@ -99,6 +112,7 @@ def documents_changed(context: dg.SensorEvaluationContext, pipeline: Pipeline) -
         if not runs_under_way(context):
             events += runless_events.unrecorded_decision(instance, store, settings)
         wanted, served = folder_state(settings, store), _served_state(store)
+        changed = changed_since_refresh(store, settings)
     except (SettingsError, DocumentsFolderError) as error:
         # Readers keep what they have, and nobody can say how far that is behind.
         if (seconds := _seconds_behind(cursor)) > automation.late_after_minutes * 60:
@@ -112,7 +126,7 @@ def documents_changed(context: dg.SensorEvaluationContext, pipeline: Pipeline) -
             runless_events.behind(instance, seconds, f"{LATE}: {error}") if late and not runs_under_way(context) else []
         )
         return skip(f"the store is being written to, or held: looking again later ({error})")
-    if served == wanted:
+    if served == wanted and not changed:
         cursor |= {"tries": 0, "behind_since": None, "unsettled_since": None, "next_try_at": None}
         events += runless_events.caught_up(instance, "readers find the documents of today")
         return skip("the served index is up to date")
@@ -123,14 +137,16 @@ def documents_changed(context: dg.SensorEvaluationContext, pipeline: Pipeline) -
         cursor |= {"served": served, "behind_since": None}
     seconds = _seconds_behind(cursor)
     late = seconds > automation.late_after_minutes * 60
+    why_late = LATE if served != wanted else f"{OTHER_SETTINGS} ({', '.join(changed)})"
     if runs_under_way(context):
-        events += runless_events.behind(instance, seconds, LATE) if late else []
+        events += runless_events.behind(instance, seconds, why_late) if late else []
         return skip("a run is under way: looking again when it has ended")
+    wanted = fingerprint(wanted, changed) if changed else wanted
     waits_for = _waits_for(cursor, wanted, automation.max_tries)
     if cursor["tries"] >= automation.max_tries:
         events += runless_events.behind(instance, seconds, _tried(cursor))
     elif late:
-        events += runless_events.behind(instance, seconds, LATE)
+        events += runless_events.behind(instance, seconds, why_late)
     if waits_for:
         return skip(waits_for)
     request = dg.RunRequest(run_key=f"{cursor['sequence']}:{wanted[:16]}", tags={"acme_rag/documents": wanted[:16]})
@@ -149,12 +165,12 @@ def _remembered(cursor: str | None) -> dict[str, Any]:
 
 
 def _waits_for(cursor: dict[str, Any], wanted: str, max_tries: int) -> str:
-    """Why no run begins on this state of the documents yet; empty when one does."""
+    """Why no run begins on this state of documents and settings yet; empty when one does."""
     if cursor["seen"] != wanted:
         unsettled_since = cursor["unsettled_since"] or time.time()
         cursor |= {"seen": wanted, "tries": 0, "next_try_at": None, "unsettled_since": unsettled_since}
         if time.time() - unsettled_since < LONGEST_SETTLING_SECONDS:
-            return "the documents changed: waiting until they settle"
+            return "the documents or the settings changed: waiting until they settle"
     if cursor["tries"] >= max_tries:
         pause = _backoff(cursor["tries"] - max_tries)
         # Never later than from now on: a clock that was ahead when the time was set has been put right since.
@@ -166,7 +182,10 @@ def _waits_for(cursor: dict[str, Any], wanted: str, max_tries: int) -> str:
 
 
 def _tried(cursor: dict[str, Any]) -> str:
-    return f"{cursor['tries']} runs have not brought this state of the documents to the readers: see the last run of `refresh`"
+    return (
+        f"{cursor['tries']} runs have not brought this state of the documents to the readers, or did not work with the settings "
+        "of the sensor: see the last run of `refresh`"
+    )
 
 
 def _seconds_behind(cursor: dict[str, Any]) -> float:
@@ -194,7 +213,7 @@ daily_refresh = dg.ScheduleDefinition(
     job=retrain,
     cron_schedule="0 2 * * *",
     default_status=dg.DefaultScheduleStatus.RUNNING,
-    description="Retrains at night, when enough of the documents, or what people judged, changed since the last time, "
+    description="Retrains at night, when enough of the documents, what people judged, or a setting changed since the last time, "
     "when the LLM was down then, or when readers search an LLM's queries and a new passage has none yet.",
 )
 def nightly_retrain(context: dg.ScheduleEvaluationContext, pipeline: Pipeline) -> dg.RunRequest | dg.SkipReason:
@@ -210,6 +229,8 @@ def nightly_retrain(context: dg.ScheduleEvaluationContext, pipeline: Pipeline) -
         if context.instance_ref is not None:
             # The document sensor, which looks every ten seconds, may be switched off.
             fail_dead_runs(context.instance, store)
+            if retrain_under_way(context, "nightly_retrain", store):
+                return dg.SkipReason("a retrain is under way, or waits in the queue")
         change = change_since_training(store)
         people = [
             name
@@ -218,6 +239,7 @@ def nightly_retrain(context: dg.ScheduleEvaluationContext, pipeline: Pipeline) -
         ]
         undecided = candidate_undecided(store)
         unanswered = synthetic.left_by_the_llm(store)
+        changed = changed_since_retrain(store, settings)
         by_queries = settings.generator_in_use != "offline" and decisions.queries_are_searched(store)
     except WarehouseBusy as error:
         return dg.SkipReason(str(error))
@@ -225,8 +247,12 @@ def nightly_retrain(context: dg.ScheduleEvaluationContext, pipeline: Pipeline) -
     found = f"{change.changed_share:.1%} of the chunks changed since the last retrain ({change.added} new, {change.removed} gone)"
     # Beside passages that are found by the queries written for them, one without falls behind (docs/evaluation.md).
     without_queries = by_queries and bool(change.added or unanswered)
-    if max(change.changed_share, unanswered) < needed and not (people or undecided or without_queries):
-        return dg.SkipReason(f"{found}, fewer than {needed:.1%}; people's files are those of the last retrain")
+    if max(change.changed_share, unanswered) < needed and not (people or changed or undecided or without_queries):
+        return dg.SkipReason(
+            f"{found}, fewer than {needed:.1%}; people's files and settings are those of the last retrain"
+        )
+    if changed:
+        context.log.info(f"{CHANGED} ({', '.join(changed)})")
     if undecided:
         context.log.info("the last retrain ended before it decided on its candidate")
     if unanswered:
@@ -234,7 +260,7 @@ def nightly_retrain(context: dg.ScheduleEvaluationContext, pipeline: Pipeline) -
     if without_queries:
         context.log.info("readers search an LLM's queries, and passages that it was not asked about have none")
     context.log.info("; ".join([found, *(f"the {name} changed" for name in people)]))
-    return dg.RunRequest(tags={"acme_rag/changed_share": f"{change.changed_share:.4f}"})
+    return dg.RunRequest(tags={"acme_rag/changed_share": f"{change.changed_share:.4f}", STORE_TAG: tag_of(store)})
 
 
 def _served_state(store: Store) -> str | None:

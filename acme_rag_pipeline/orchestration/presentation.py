@@ -9,26 +9,28 @@ from typing import Any
 import dagster as dg
 
 from acme_rag_pipeline.store.layout import Store
+from acme_rag_pipeline.store.schema import columns_of
 from acme_rag_pipeline.store.stages import StageResult
 from acme_rag_pipeline.store.warehouse import records
 
 PREVIEW_ROWS = 24
 CELL_CHARACTERS = 300
+PREVIEW_CHARACTERS = 120
 # Dagster stores the metadata of each run three times and for good, and a run with nothing to do has nothing new to show.
 PREVIEW_ROWS_UNCHANGED = 3
 CELL_CHARACTERS_UNCHANGED = 80
 _PREVIEWS = {
-    "documents": "SELECT doc_path, status, format, title, reason FROM documents WHERE status <> 'deleted' "
+    "documents": "SELECT doc_path, title, status, reason, format FROM documents WHERE status <> 'deleted' "
     "ORDER BY status DESC, doc_path",
-    "chunks": "SELECT doc_path, heading_path, tokens, side, text FROM chunks ORDER BY hash(chunk_id)",
-    "curated_pairs": "SELECT p.query, p.doc_path, p.quote, p.status, p.reason, n.doc_path AS nearest_document, "
+    "chunks": "SELECT doc_path, heading_path, text, tokens, side FROM chunks ORDER BY hash(chunk_id)",
+    "curated_pairs": "SELECT p.query, p.status, p.reason, p.doc_path, p.quote, n.doc_path AS nearest_document, "
     "n.start_char || '-' || n.end_char AS nearest_span, n.text AS nearest_passage FROM curated_pairs p LEFT JOIN chunks n ON n.chunk_id = p.nearest_chunk_id ORDER BY p.status DESC, p.reason IS NULL, hash(p.curated_id)",
     # A few of each origin and style.
-    "synthetic_pairs": "SELECT p.query, p.origin, p.style, p.method, c.doc_path, c.text AS passage FROM pairs p "
+    "synthetic_pairs": "SELECT p.query, c.text AS passage, p.style, p.origin, p.method, c.doc_path FROM pairs p "
     "JOIN chunks c USING (chunk_id) WHERE p.origin <> 'curated' "
     "QUALIFY row_number() OVER (PARTITION BY p.origin, p.style ORDER BY p.pair_id) <= 4 "
     "ORDER BY p.origin, p.style, p.pair_id",
-    "training_set": "SELECT query, origin, method, side, dropped_because, overlap FROM training_pairs ORDER BY hash(pair_id)",
+    "training_set": "SELECT query, dropped_because, side, overlap, origin, method FROM training_pairs ORDER BY hash(pair_id)",
     "golden_queries": "SELECT q.query, q.style, j.doc_path, j.quote FROM golden_queries q JOIN golden_judgements j "
     "USING (query_id) ORDER BY hash(q.query_id)",
     # By its id: an evaluation without any judged question has no rows, and those of the one before are not its own.
@@ -36,7 +38,7 @@ _PREVIEWS = {
     "evaluation_id = (SELECT summary->>'$.details.evaluation_id' FROM stages WHERE stage = 'evaluation_report') "
     "AND metric IN ('ndcg@10', 'recall@10') "
     "ORDER BY query_set, metric, value DESC",
-    "promoted_retriever": "SELECT decided_at, verdict, recipe, model_digest, reason FROM promotions ORDER BY decision DESC",
+    "promoted_retriever": "SELECT decided_at, verdict, reason, recipe, left(model_digest, 12) AS model_digest FROM promotions ORDER BY decision DESC",
 }
 
 _PICTURES = {
@@ -46,7 +48,9 @@ _PICTURES = {
 }
 # What a person looks for comes first, what only a program compares comes last.
 _SENTENCES = ("verdict", "reason", "outcome")
-_FOR_THE_NEXT_RUN = ("model_files", "expanded_arms")
+_FOR_THE_NEXT_RUN = ("model_files", "expanded_arms", "settings_key", "made_with")
+# What they leave is a model, a report or a decision: there are no rows to count.
+WITHOUT_ROWS = {"fine_tuned_model", "evaluation_report", "promoted_retriever"}
 _FOR_PROGRAMS = ("_digest", "_key", "_version", "evaluation_id", "content", "sources", "training_set", "table")
 
 
@@ -63,19 +67,15 @@ def metadata_of(store: Store, result: StageResult) -> dict[str, Any]:
         )
     if report := details.pop("report", None):
         shown["report"] = dg.MetadataValue.path(str(store.root / report))
-    rows = counts.added + counts.changed + counts.reused
     shown |= {name: details.pop(name) for name in _SENTENCES if details.get(name)}
     if shown.get("outcome") == shown.get("reason"):
         shown.pop("outcome", None)
-    shown |= {
-        "status": "unchanged: nothing to do" if result.unchanged else "done",
-        "added": counts.added,
-        "changed": counts.changed,
-        "removed": counts.removed,
-        "reused": counts.reused,
-    }
-    if rows:
-        shown["dagster/row_count"] = rows
+    shown["status"] = "unchanged: nothing to do" if result.unchanged else "done"
+    if result.stage not in WITHOUT_ROWS:
+        shown |= vars(counts)
+        # That a table is empty is a number to plot, too.
+        shown["dagster/row_count"] = counts.added + counts.changed + counts.reused
+    shown["store"] = store_path(store)
     if result.seconds is not None:
         shown["wall_seconds"] = result.seconds
     for name, value in sorted(details.items(), key=lambda item: item[0].endswith(_FOR_PROGRAMS)):
@@ -84,8 +84,26 @@ def metadata_of(store: Store, result: StageResult) -> dict[str, Any]:
         most = PREVIEW_ROWS_UNCHANGED if result.unchanged else PREVIEW_ROWS
         with store.warehouse.read() as connection:
             found = records(connection, f"{query} LIMIT {most}")
-        shown["preview"] = table(found, CELL_CHARACTERS_UNCHANGED if result.unchanged else CELL_CHARACTERS)
+        shown["preview"] = table(found, CELL_CHARACTERS_UNCHANGED if result.unchanged else PREVIEW_CHARACTERS)
     return shown
+
+
+def table_of(name: str) -> dict[str, Any]:
+    """The metadata of an asset that is a table of the warehouse: its name there, and its columns."""
+    columns = [
+        dg.TableColumn(
+            column.name,
+            column.type,
+            constraints=dg.TableColumnConstraints(nullable=column.nullable, unique=column.unique),
+        )
+        for column in columns_of(name)
+    ]
+    return {"dagster/table_name": f"warehouse.main.{name}", "dagster/column_schema": dg.TableSchema(columns)}
+
+
+def store_path(store: Store) -> dg.PathMetadataValue:
+    """Which store an event is about: one Dagster instance may see runs over several."""
+    return dg.MetadataValue.path(str(store.root.absolute()))
 
 
 def table(rows: Sequence[Mapping[str, Any]], longest: int = CELL_CHARACTERS) -> dg.TableMetadataValue | str:

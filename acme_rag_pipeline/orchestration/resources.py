@@ -13,7 +13,7 @@ from pydantic import Field
 
 from acme_rag_pipeline.errors import UserError
 from acme_rag_pipeline.orchestration import checks, dead_runs
-from acme_rag_pipeline.orchestration.presentation import metadata_of
+from acme_rag_pipeline.orchestration.presentation import WITHOUT_ROWS, metadata_of
 from acme_rag_pipeline.settings import Settings, SettingsError
 from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.stages import StageResult, timed
@@ -124,7 +124,10 @@ class _Forward(logging.Handler):
 def _sentence(result: StageResult) -> str:
     if result.unchanged:
         return f"{result.stage}: nothing to do, inputs, settings and code are those of the last run"
-    counts = result.counts
-    outcome = result.details.get("outcome")
+    counts, details = result.counts, result.details
+    outcome = details.get("outcome")
+    if result.stage in WITHOUT_ROWS:
+        verdict = f"{details.get('verdict', 'done')}: {details['reason']}" if details.get("reason") else "done"
+        return f"{result.stage}: {outcome or verdict}"
     rows = f"{counts.added} added, {counts.changed} changed, {counts.removed} removed, {counts.reused} reused"
     return f"{result.stage}: {rows}" + (f"; {outcome}" if outcome else "")

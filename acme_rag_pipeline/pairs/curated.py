@@ -14,6 +14,7 @@ from acme_rag_pipeline.pairs.wording import query_key
 from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store.fingerprints import content_hash, fingerprint, sha256_text
 from acme_rag_pipeline.store.layout import Store
+from acme_rag_pipeline.store.made_with import SETTINGS_KEY
 from acme_rag_pipeline.store.passages import live_passages
 from acme_rag_pipeline.store.retrained_files import differs_from_retrained
 from acme_rag_pipeline.store.stages import StageResult, data_versions, overtaken, record, recorded
@@ -52,6 +53,7 @@ def resolve_curated_pairs(store: Store, settings: Settings) -> StageResult:
     data_version = content_hash(tuple(row.values()) for row in (*rows, *negatives, *rejected))
     details = {
         "source": _source(pairs),
+        SETTINGS_KEY: settings_key(),
         "file": settings.curated_pairs.name if settings.curated_pairs else "none",
         "pairs": len(rows),
         "resolved": len(resolved),
@@ -80,6 +82,11 @@ def resolve_curated_pairs(store: Store, settings: Settings) -> StageResult:
             reconcile(connection, "rejected_pairs", "rejection_id", rejected)
             reconcile(connection, "pairs", "pair_id", list(training.values()), scope="origin = 'curated'")
             return record(connection, StageResult(STAGE, data_version, counts, details=details), made_from)
+
+
+def settings_key() -> str:
+    """Hash of the code that resolves given pairs."""
+    return fingerprint(CODE_VERSION)
 
 
 def file_differs(store: Store, settings: Settings) -> bool:

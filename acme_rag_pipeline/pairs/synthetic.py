@@ -32,6 +32,7 @@ from acme_rag_pipeline.setting_groups import PairSettings
 from acme_rag_pipeline.settings import Settings, SettingsError
 from acme_rag_pipeline.store.fingerprints import content_hash, fingerprint
 from acme_rag_pipeline.store.layout import Store
+from acme_rag_pipeline.store.made_with import SETTINGS_KEY
 from acme_rag_pipeline.store.passages import live_passages
 from acme_rag_pipeline.store.stages import (
     UNFINISHED,
@@ -157,6 +158,7 @@ def write_pairs(store: Store, settings: Settings) -> StageResult:
             data_version = content_hash(tuple(row.values()) for row in rows)
             counts = reconcile(connection, "pairs", "pair_id", rows, scope="origin <> 'curated'")
             details |= {"removed": counts.removed, "chunks_version": upstream["chunks"]} | _look(rows, passages)
+            details[SETTINGS_KEY] = _key(settings, examples)
             if "openai" in names:
                 details |= {"so_far": spent(connection, settings), "examples_shown": len(examples)}
                 if settings.pairs.extra_body:
@@ -167,6 +169,22 @@ def write_pairs(store: Store, settings: Settings) -> StageResult:
             # An unfinished stage is not recorded as done, so the next run goes on where this one stopped.
             unfinished = figures["unanswered"] > figures["given_up"] or retracted
             return record(connection, result, f"{UNFINISHED}{made_from}" if unfinished else made_from)
+
+
+def settings_key(settings: Settings) -> str:
+    """Hash of the generators in use, their settings and the code that decide the questions about given chunks.
+
+    Raises:
+        SettingsError: the file of example queries cannot be used.
+    """
+    asks = "openai" in _NAMES[settings.generator_in_use]
+    return _key(settings, example_queries(settings)[0] if asks else ())
+
+
+def _key(settings: Settings, examples: Sequence[str]) -> str:
+    return fingerprint(
+        CODE_VERSION, [parameters_of(settings, name, examples) for name in _NAMES[settings.generator_in_use]]
+    )
 
 
 def left_by_the_llm(store: Store) -> float:

@@ -17,6 +17,7 @@ from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store import judged_by
 from acme_rag_pipeline.store.fingerprints import content_hash, fingerprint
 from acme_rag_pipeline.store.layout import Store
+from acme_rag_pipeline.store.made_with import SETTINGS_KEY
 from acme_rag_pipeline.store.stages import StageResult, data_versions, overtaken, record, recorded, stored_detail
 from acme_rag_pipeline.store.warehouse import reconcile
 
@@ -61,7 +62,13 @@ def build_training_set(store: Store, settings: Settings) -> StageResult:
             counts = reconcile(connection, "training_pairs", "pair_id", rows)
             reconcile(connection, "heading_queries", "query_id", headings)
             details = _details(rows, funnel) | {"heading_queries": len(headings), "chunks_version": upstream["chunks"]}
+            details[SETTINGS_KEY] = settings_key(settings)
             return record(connection, StageResult(STAGE, data_version, counts, details=details), made_from)
+
+
+def settings_key(settings: Settings) -> str:
+    """Hash of the settings and the code that decide the training set of given pairs."""
+    return fingerprint(CODE_VERSION, settings.pairs.model_dump(include=_FILTER_SETTINGS))
 
 
 def _details(rows: list[dict[str, Any]], funnel: Funnel) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from acme_rag_pipeline.store.arms_file import forget_arm, known_arms, remember_a
 from acme_rag_pipeline.store.fingerprints import fingerprint, sha256_text
 from acme_rag_pipeline.store.lance_files import lost_files, newest_version
 from acme_rag_pipeline.store.layout import Store
+from acme_rag_pipeline.store.made_with import SETTINGS_KEY
 from acme_rag_pipeline.store.passages import LivePassage, live_passages
 from acme_rag_pipeline.store.promotion import NothingPromoted, PointerDamaged, read_pointer
 from acme_rag_pipeline.store.stages import (
@@ -151,6 +152,14 @@ def sentences_key(with_sentences: bool) -> str:
     return f"+sentences{SENTENCES_VERSION}" if with_sentences else ""
 
 
+def settings_key(digest: str) -> str:
+    """Hash of the model and the code that decide the vectors of given chunks.
+
+    Whether sentences have vectors too is left out: that depends on what is served.
+    """
+    return fingerprint(versioned(CODE_VERSION), digest)
+
+
 def index_base(store: Store, settings: Settings) -> StageResult:
     """The `base_index` stage.
 
@@ -245,6 +254,7 @@ def _index_stage(
         details = index_details(store, which, done) | {
             "chunks_version": upstream["chunks"],
             "sentences_key": sentences_key(with_sentences),
+            SETTINGS_KEY: settings_key(which.model_digest),
         }
         data_version = fingerprint(which.table, done.content)
         with store.warehouse.write() as connection:

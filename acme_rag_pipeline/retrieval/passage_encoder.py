@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from acme_rag_pipeline.embedding.base_model import (
     BASE_CARD,
     BaseModelFiles,
+    NotOnThisMachine,
     base_card,
     functional_files,
     lacks_prompts,
@@ -20,7 +21,7 @@ from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store import models, vectors
 from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.passages import PassagePrefix
-from acme_rag_pipeline.store.stages import stored_details
+from acme_rag_pipeline.store.stages import stored_detail, stored_details
 
 BASE_PREFIX: PassagePrefix = "none"
 logger = logging.getLogger(__name__)
@@ -86,6 +87,27 @@ def install_base(store: Store, settings: Settings) -> BaseModelFiles:
                 {"manifest.json": json.dumps(about, indent=1) + "\n", "README.md": card} | own,
             )
     return base
+
+
+def base_at_hand(store: Store, settings: Settings) -> BaseModelFiles | None:
+    """The base model without any download: on this machine, or under the same name in the store; None: neither.
+
+    For those who only ask whether it is still that of the last run.
+
+    Raises:
+        SettingsError: there is no such model.
+    """
+    try:
+        return resolve_base_model(settings.base_model, settings.root, download=False)
+    except NotOnThisMachine:
+        digest = stored_detail(store.warehouse, "base_index", "model_digest") or ""
+        folder = models.model_folder(store, digest)
+        try:
+            about = json.loads((folder / "manifest.json").read_bytes())
+        except (OSError, ValueError):
+            return None
+        same = digest and about.get("name") == settings.base_model
+        return BaseModelFiles(settings.base_model, folder, digest, about.get("licence", "")) if same else None
 
 
 def encoder_for(store: Store, digest: str, settings: Settings) -> Encoder:

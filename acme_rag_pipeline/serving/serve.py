@@ -14,6 +14,7 @@ from acme_rag_pipeline.retrieval import index
 from acme_rag_pipeline.retrieval.expanded_index import expanded_arms_hold, index_expanded_arms
 from acme_rag_pipeline.retrieval.passage_encoder import install_base, newest_candidate
 from acme_rag_pipeline.serving import clean_up, decisions
+from acme_rag_pipeline.serving.served_with import MADE_WITH, made_with
 from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store import models
 from acme_rag_pipeline.store.fingerprints import fingerprint
@@ -80,9 +81,10 @@ def _serve(
             with store.writer(STAGE):
                 clean_up.clean_up(store, settings)
         details = unchanged.details
-        if details["sources"] != (sources := _sources(store)):
-            # The same documents, looked at anew by another version or in another way.
-            details = details | {"sources": sources}
+        of_today = {"sources": _sources(store), MADE_WITH: made_with(store)}
+        if any(details.get(name) != value for name, value in of_today.items()):
+            # The same documents, looked at anew by another version or in another way, or with settings that made no other chunks.
+            details = details | of_today
             with store.writer(STAGE):
                 # Another run may have gone further since.
                 if recorded(store.warehouse, STAGE, made_from) is None:
@@ -113,6 +115,7 @@ def _serve(
             **_written(queries if decision.expanded else {}),
             "verdict": decision.verdict,
             "sources": _sources(store),
+            MADE_WITH: made_with(store),
             "model_files": model_files,
             "expanded_arms": arms,
         }

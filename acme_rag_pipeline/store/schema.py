@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import dataclass
+
 TABLES = (
     # One row a stage: what its data was made from. Kept with the data, so that a fresh DAGSTER_HOME skips too.
     """CREATE TABLE IF NOT EXISTS stages(
@@ -86,6 +89,8 @@ TABLES = (
     "ALTER TABLE trained_chunks ADD COLUMN IF NOT EXISTS retracted BOOLEAN",
     # The state of the files that people wrote, as the last retrain dealt with it.
     "CREATE TABLE IF NOT EXISTS retrained_files(stage VARCHAR PRIMARY KEY, source VARCHAR NOT NULL)",
+    # With which settings and code the stages ran that the last retrain trained from.
+    "CREATE TABLE IF NOT EXISTS retrained_with(stage VARCHAR PRIMARY KEY, settings_key VARCHAR NOT NULL)",
     """CREATE TABLE IF NOT EXISTS evaluations(
         evaluation_id VARCHAR NOT NULL, model_digest VARCHAR NOT NULL, arm VARCHAR NOT NULL, query_set VARCHAR NOT NULL,
         metric VARCHAR NOT NULL, value DOUBLE NOT NULL, low DOUBLE NOT NULL, high DOUBLE NOT NULL,
@@ -118,3 +123,27 @@ TABLES = (
     # Of the champion that the candidate was compared with: `null` where it was not fused, NULL in rows of an earlier version.
     "ALTER TABLE verdicts ADD COLUMN IF NOT EXISTS champion_fusion JSON",
 )
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table as it is declared here."""
+
+    name: str
+    type: str
+    nullable: bool
+    unique: bool
+
+
+def columns_of(table: str) -> list[Column]:
+    """The columns of a table, read off the statements that make it: no database is opened."""
+    made = re.compile(rf"CREATE TABLE IF NOT EXISTS {table}\((.*)\)$", re.DOTALL)
+    added = re.compile(rf"ALTER TABLE {table} ADD COLUMN IF NOT EXISTS (.*)$")
+    declared: list[str] = []
+    for statement in TABLES:
+        if found := made.match(statement):
+            declared += re.split(r",\s*(?![^(]*\))", found[1])
+        elif found := added.match(statement):
+            declared.append(found[1])
+    parts = (column.split() for column in declared if not column.strip().startswith("PRIMARY KEY"))
+    return [Column(name, kind, nullable=not rest, unique="PRIMARY" in rest) for name, kind, *rest in parts]

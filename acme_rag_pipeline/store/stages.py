@@ -81,6 +81,19 @@ def recorded(warehouse: Warehouse, stage: str, fingerprint: str) -> StageResult 
     return StageResult(stage, rows[0]["data_version"], counts, unchanged=True, details=summary["details"])
 
 
+def stored_result(warehouse: Warehouse, stage: str) -> StageResult | None:
+    """What the last run of a stage that did something left; None: it never ran."""
+    with warehouse.read() as connection:
+        rows = records(connection, "SELECT data_version, summary FROM stages WHERE stage = ?", [stage])
+    if not rows:
+        return None
+    summary = json.loads(rows[0]["summary"])
+    counts = Counts(**summary["counts"])
+    return StageResult(
+        stage, rows[0]["data_version"], counts, details=summary["details"], seconds=summary.get("seconds")
+    )
+
+
 def record(connection: duckdb.DuckDBPyConnection, result: StageResult, fingerprint: str) -> StageResult:
     """Store the result in the same transaction as the rows it describes.
 

@@ -8,13 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from acme_rag_pipeline.embedding.base_model import has_transformer
+from acme_rag_pipeline.embedding.base_model import BaseModelFiles, has_transformer
 from acme_rag_pipeline.retrieval.passage_encoder import install_base
 from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store import models
 from acme_rag_pipeline.store.fingerprints import fingerprint
 from acme_rag_pipeline.store.judged_by import golden_queries_decide
 from acme_rag_pipeline.store.layout import Store
+from acme_rag_pipeline.store.made_with import SETTINGS_KEY, noted_keys, remember_keys, retrained_keys
 from acme_rag_pipeline.store.passages import live_passages
 from acme_rag_pipeline.store.retrained_files import remember_files, resolved_files, retrained_files
 from acme_rag_pipeline.store.stages import StageResult, data_versions, record, recorded
@@ -28,7 +29,13 @@ from acme_rag_pipeline.training.candidate_run import (
     draws_to_queries,
     whitens_all,
 )
-from acme_rag_pipeline.training.due import change_since_training, forget_trained_pairs, remember_chunks, retrain_due
+from acme_rag_pipeline.training.due import (
+    change_since_training,
+    forget_trained_pairs,
+    keys_before_training,
+    remember_chunks,
+    retrain_due,
+)
 from acme_rag_pipeline.training.rows import (
     heading_pairs,
     kept_pairs,
@@ -54,14 +61,15 @@ def train_candidate(store: Store, settings: Settings) -> StageResult:
     upstream = data_versions(store.warehouse, "chunks", "training_set")
     files = resolved_files(store.warehouse)
     base = install_base(store, settings)
+    # A stage of an earlier version noted no key, and ran in this retrain, as far as anybody knows with the settings of today.
+    keys = keys_before_training(settings, base) | noted_keys(store.warehouse) | {STAGE: settings_key(settings, base)}
     passages = live_passages(store.warehouse)
     pairs = kept_pairs(store.warehouse, passages)
     golden_decides = golden_queries_decide(store.warehouse)
     trainable = of_sides(pairs, REFIT_SIDES)
     # All that a run may read: whether it reads mined negatives is known when the base has been judged.
     negatives = mined_negatives(trainable, settings.training.model_copy(update={"expansion_epochs": 0}))
-    # How much memory there is changes no more than the last bits of a gradient.
-    recipe = settings.training.model_dump(mode="json", exclude={"gradient_cache"})
+    recipe = _recipe(settings)
     # What chooses the mined negatives, where there are any, and what a batch must not take for one.
     mining = [settings.pairs.hard_negatives, settings.pairs.negative_margin] if negatives else []
     alike = settings.chunking.near_duplicate_similarity
@@ -80,11 +88,13 @@ def train_candidate(store: Store, settings: Settings) -> StageResult:
     if (unchanged := recorded(store.warehouse, STAGE, made_from)) is not None and models.all_whole(
         store, unchanged.details
     ):
-        if change_since_training(store).changed_share or files != retrained_files(store.warehouse):
-            # Chunks without a pair came or went, or a file says the same in other words.
+        dealt_with = files == retrained_files(store.warehouse) and keys == retrained_keys(store.warehouse)
+        if change_since_training(store).changed_share or not dealt_with:
+            # Chunks without a pair came or went, a file says the same in other words, or a setting made no other training set.
             with store.writer(STAGE), store.warehouse.write() as connection:
                 remember_chunks(connection, passages, upstream["chunks"])
                 remember_files(connection, files)
+                remember_keys(connection, keys)
         if _checkpoints(store) and store.idle("training"):
             with store.writer(STAGE, lock="training"):
                 _drop_checkpoints(store)
@@ -124,14 +134,24 @@ def train_candidate(store: Store, settings: Settings) -> StageResult:
             forget_trained_pairs(store, connection, {training_key, details.get("training_key")})
             remember_chunks(connection, passages, upstream["chunks"])
             remember_files(connection, files)
+            remember_keys(connection, keys)
             identity = [details.get(n) for n in ("model_digest", "passage_prefix", "passage_digest", "twin_digest")]
-            result = StageResult(
-                STAGE, fingerprint(identity), details=details | {"training_set": upstream["training_set"]}
-            )
+            of_today = {"training_set": upstream["training_set"], SETTINGS_KEY: keys[STAGE]}
+            result = StageResult(STAGE, fingerprint(identity), details=details | of_today)
             done = record(connection, result, made_from)
             # The candidate's cost stays stored for its report; a run that did not train it does not show it as its own.
             told = {n: v for n, v in done.details.items() if details["trained"] or n not in _COSTS}
             return replace(done, details=told)
+
+
+def settings_key(settings: Settings, base: BaseModelFiles) -> str:
+    """Hash of the base model, the settings and the code that decide the candidate of a given training set."""
+    return fingerprint(CODE_VERSION, base.digest, _recipe(settings), settings.chunking.near_duplicate_similarity)
+
+
+def _recipe(settings: Settings) -> dict[str, Any]:
+    # How much memory there is changes no more than the last bits of a gradient.
+    return settings.training.model_dump(mode="json", exclude={"gradient_cache"})
 
 
 def _trained_before(store: Store, training_key: str) -> dict[str, Any] | None:

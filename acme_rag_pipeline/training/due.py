@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from acme_rag_pipeline.chunking import chunks
+from acme_rag_pipeline.embedding.base_model import BaseModelFiles
+from acme_rag_pipeline.pairs import curated, synthetic, training_set
 from acme_rag_pipeline.pairs.wording import query_key
+from acme_rag_pipeline.retrieval import index
 from acme_rag_pipeline.setting_groups import AutomationSettings
+from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store import models
 from acme_rag_pipeline.store.layout import Store
+from acme_rag_pipeline.store.made_with import differing, retrained_keys
 from acme_rag_pipeline.store.passages import LivePassage
 from acme_rag_pipeline.store.stages import stored_details
 from acme_rag_pipeline.training.rows import KeptPair
@@ -56,6 +62,40 @@ def change_since_training(store: Store) -> ChangeSinceTraining:
     union = total + trained - common
     share = (union - common) / union if trained else float(union > 0)
     return ChangeSinceTraining(total, total - common, trained - common, share)
+
+
+def keys_before_training(settings: Settings, base: BaseModelFiles) -> dict[str, str]:
+    """For each stage that a training set is made from, a hash of the settings and the code of today that decide it.
+
+    What changes no candidate is in none of them: memory, budgets, how many requests are in flight, the machine.
+
+    Raises:
+        SettingsError: the file of example queries cannot be used.
+    """
+    return {
+        chunks.STAGE: chunks.settings_key(settings, base),
+        index.BASE_STAGE: index.settings_key(base.digest),
+        curated.STAGE: curated.settings_key(),
+        synthetic.STAGE: synthetic.settings_key(settings),
+        training_set.STAGE: training_set.settings_key(settings),
+    }
+
+
+def other_settings(store: Store, today: Mapping[str, str]) -> list[str]:
+    """The stages that the last retrain trained from with other settings, another base model or other code than today's.
+
+    Whatever became of its candidate, a retrain that went as far as the training has dealt with what it worked with.
+
+    Args:
+        store: where that retrain noted what it worked with. One of an earlier version noted nothing: its code was another one.
+        today: the hash of each stage.
+    """
+    known = retrained_keys(store.warehouse)
+    if known:
+        return differing(known, today)
+    with store.warehouse.read() as connection:
+        trained = connection.execute("SELECT count(*) FROM stages WHERE stage = 'fine_tuned_model'").fetchall()[0][0]
+    return list(today) if trained else []
 
 
 def retrain_due(

@@ -36,7 +36,7 @@ from acme_rag_pipeline.store import models
 from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.passages import LivePassage, live_passages
 from acme_rag_pipeline.store.promotion import read_pointer
-from acme_rag_pipeline.store.stages import StageResult, record
+from acme_rag_pipeline.store.stages import StageResult, record, stored_result
 from acme_rag_pipeline.store.warehouse import records
 from acme_rag_pipeline.training.model_card import EVALUATION_BEGINS, EVALUATION_ENDS
 from acme_rag_pipeline.training.validation import MINIMUM_HEADINGS
@@ -166,6 +166,13 @@ def test_people_decide_which_candidate_readers_get(shared: Path, good: Path, tmp
     decided = made.decide()
     assert decided.details["verdict"] == "promoted", decided.details["reason"]
     assert decided.details["model_digest"] == better
+    plotted = stored_result(made.store.warehouse, "evaluation_report").details
+    for metric in ("mrr@10", "recall@10"):
+        arms = [name.split("/")[1] for name in plotted[metric] if name.startswith("golden/")]
+        assert {"base", "fine_tuned", "fine_tuned_hybrid"} & set(arms) > {"base"}, (
+            "the best challenger stands beside the base"
+        )
+        assert all(0 <= value <= 1 for value in plotted[metric].values())
     pointer = read_pointer(made.store.pointer)
     assert (pointer.model_digest, pointer.reason) == (better, decided.details["reason"])
     fusion = without_expansion(made.settings.retrieval).model_dump()

@@ -15,9 +15,11 @@ from acme_rag_pipeline.documents.ingest import ingest_documents
 from acme_rag_pipeline.evaluation.golden import resolve_golden_queries
 from acme_rag_pipeline.orchestration import checks
 from acme_rag_pipeline.orchestration.presentation import metadata_of
-from acme_rag_pipeline.orchestration.resources import Pipeline
+from acme_rag_pipeline.orchestration.resources import Pipeline, _sentence
 from acme_rag_pipeline.pairs.curated import resolve_curated_pairs
 from acme_rag_pipeline.pairs.synthetic import write_pairs
+from acme_rag_pipeline.retrieval.passage_encoder import PassageEncoder
+from acme_rag_pipeline.serving import decisions
 from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.status import store_status
 from acme_rag_pipeline.store.layout import Store
@@ -212,6 +214,35 @@ def test_a_run_with_nothing_to_do_shows_less_since_dagster_keeps_it_for_good(
     picture = StageResult("training_set", "v", details={"picture": "iVBORw0KGgo="})
     assert "iVBORw0KGgo=" in metadata_of(store, picture)["picture"].value
     assert "iVBORw0KGgo=" not in metadata_of(store, replace(picture, unchanged=True))["picture"]
+
+
+def test_rows_are_counted_where_there_are_rows_an_empty_table_has_none(store: Store, settings_for: Make) -> None:
+    empty = metadata_of(store, StageResult("curated_pairs", "v"))
+    assert (empty["dagster/row_count"], empty["added"]) == (0, 0)
+    for stage in ("fine_tuned_model", "evaluation_report", "promoted_retriever"):
+        assert (
+            not {"added", "changed", "removed", "reused", "dagster/row_count"}
+            & metadata_of(store, StageResult(stage, "v")).keys()
+        )
+    for details, said in (
+        ({"outcome": "trained in 41 s"}, "promoted_retriever: trained in 41 s"),
+        ({"verdict": "kept: not better", "reason": "why"}, "promoted_retriever: kept: not better: why"),
+    ):
+        assert _sentence(StageResult("promoted_retriever", "v", details=details)) == said
+    assert "0 added, 0 changed" in _sentence(StageResult("chunks", "v"))
+
+
+def test_a_preview_of_decisions_is_short_and_for_people_first(store: Store, settings_for: Make) -> None:
+    base = PassageEncoder("d" * 64, "none")
+    decisions.append(store, encoder=base, recipe="dense", verdict="kept: not better", reason="because " * 50)
+    (row,) = metadata_of(store, StageResult("promoted_retriever", "v"))["preview"].records
+    assert list(row.data) == ["decided_at", "verdict", "reason", "recipe", "model_digest"]
+    assert row.data["model_digest"] == "d" * 12
+    assert len(row.data["reason"]) == 120
+
+
+def test_what_only_the_next_look_reads_is_not_shown(store: Store, documents: Path, settings_for: Make) -> None:
+    assert "settings_key" not in metadata_of(store, ingest_documents(store, settings_for()))
 
 
 def test_what_a_check_warns_of_stands_in_the_log_too(

@@ -30,7 +30,7 @@ from acme_rag_pipeline.store.models import ModelDamaged
 from acme_rag_pipeline.store.promotion import NothingPromoted, PointerDamaged
 from acme_rag_pipeline.store.stages import UpstreamMissing
 from acme_rag_pipeline.store.unreadable_table import TableUnreadable
-from acme_rag_pipeline.store.warehouse import WarehouseBusy, WarehouseUnusable
+from acme_rag_pipeline.store.warehouse import Warehouse, WarehouseBusy, WarehouseUnusable
 from acme_rag_pipeline_tests.conftest import PROJECT
 
 GROUPS = {
@@ -147,6 +147,23 @@ def test_every_asset_is_described_owned_and_versioned() -> None:
         assert node.code_version
         assert not node.is_partitioned
     assert found == GROUPS
+
+
+def test_the_columns_of_an_asset_are_those_of_its_table(tmp_path: Path) -> None:
+    graph = build_definitions().resolve_asset_graph()
+    told = {key.to_user_string(): graph.get(key).metadata for key in graph.get_all_asset_keys()}
+    with_table = {name: metadata for name, metadata in told.items() if "dagster/column_schema" in metadata}
+    assert len(with_table) == 8
+    with Warehouse(tmp_path / "warehouse.duckdb").read() as connection:
+        for metadata in with_table.values():
+            table = str(metadata["dagster/table_name"]).removeprefix("warehouse.main.")
+            there = connection.execute(f"SELECT name, type, \"notnull\" FROM pragma_table_info('{table}')").fetchall()
+            declared = metadata["dagster/column_schema"].columns
+            assert [(column.name, not column.constraints.nullable) for column in declared] == [
+                (name, required) for name, _, required in there
+            ]
+            same = {"TIMESTAMPTZ": "TIMESTAMP WITH TIME ZONE"}
+            assert [same.get(column.type, column.type) for column in declared] == [kind for _, kind, _ in there]
 
 
 def test_a_misspelt_group_of_a_run_configuration_is_an_error_that_names_the_nearest() -> None:

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
 import pytest
-from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteJobOrigin, RemoteRepositoryOrigin
+from dagster._core.definitions.data_version import CachingStaleStatusResolver
+from dagster._core.definitions.run_request import InstigatorType
+from dagster._core.loader import LoadingContextForTest
+from dagster._core.remote_origin import (
+    RegisteredCodeLocationOrigin,
+    RemoteInstigatorOrigin,
+    RemoteJobOrigin,
+    RemoteRepositoryOrigin,
+)
+from dagster._core.scheduler.instigation import InstigatorState, InstigatorStatus, ScheduleInstigatorData
 
 from acme_rag_pipeline.chunking.chunks import split_documents
 from acme_rag_pipeline.definitions import build_definitions
@@ -27,8 +37,10 @@ from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.stages import StageResult, record
 from acme_rag_pipeline.store.warehouse import WarehouseBusy
 from acme_rag_pipeline.training import candidate
+from acme_rag_pipeline_tests.conftest import write_documents
 from acme_rag_pipeline_tests.increments.oracle import REFRESH
 from acme_rag_pipeline_tests.llm_server import ScriptedLLM, ok
+from acme_rag_pipeline_tests.shallow_base import shallow_base
 
 
 class Watch:
@@ -229,16 +241,81 @@ def test_a_rollback_from_the_command_line_is_shown_once(watch: Watch, store: Sto
     assert shown.asset_materialization is not None
     assert shown.asset_materialization.metadata["verdict"].value == decisions.ROLLED_BACK
     went_back = decisions.decisions(store)[-1]
-    assert shown.asset_materialization.tags == {"dagster/data_version": promote.data_version_of(went_back)}
+    assert shown.asset_materialization.tags == {
+        "dagster/data_version": promote.data_version_of(went_back),
+        "dagster/code_version": promote.CODE_VERSION,
+        "dagster/input_data_version/evaluation_report": "NULL",
+        "dagster/input_event_pointer/evaluation_report": "NULL",
+    }
+    served = watch.instance.get_latest_materialization_event(dg.AssetKey("served_index"))
+    assert served is not None
+    assert served.asset_materialization is not None
+    assert served.asset_materialization.metadata["recipe"].value == "dense"
+    assert served.asset_materialization.metadata["store"].value == str(store.root)
     check = watch.instance.get_latest_asset_check_evaluation_record(
         dg.AssetCheckKey(promoted, "candidate_was_promoted")
     )
     assert check is not None
     watch.cursor = None
     watch.tick()
+    for asset, event in (("promoted_retriever", shown), ("served_index", served)):
+        again = watch.instance.get_latest_materialization_event(dg.AssetKey(asset))
+        assert again is not None
+        assert again.timestamp == event.timestamp
+
+
+def test_after_a_rollback_nothing_that_it_brought_up_to_date_is_called_stale(watch: Watch, store: Store) -> None:
+    settings: Settings = watch.pipeline.settings()
+    definitions = build_definitions(watch.pipeline)
+    for stage in REFRESH:
+        stage(store, settings)
+    base = decisions.champion(store, settings)
+    decisions.append(store, encoder=base.encoder, recipe="hybrid", verdict=decisions.PROMOTED, reason="by hand")
+    for stage in ("training_set", "evaluation_report"):
+        with store.warehouse.write() as connection:
+            record(connection, StageResult(stage, "v1"), "f")
+        as_a_run_would = dg.AssetMaterialization(stage, tags={"dagster/data_version": "v1"})
+        watch.instance.report_runless_asset_event(as_a_run_would)
+    refresh = definitions.resolve_job_def("refresh")
+    assert refresh.execute_in_process(instance=watch.instance).success
+    watch.tick()
+    serve.rollback(store, settings)
+    watch.tick()
+    graph = definitions.resolve_asset_graph()
+    told = CachingStaleStatusResolver(
+        instance=watch.instance, asset_graph=graph, loading_context=LoadingContextForTest(watch.instance)
+    )
+    for asset in ("promoted_retriever", "served_index"):
+        assert [(c.category.name, c.reason) for c in told.get_stale_causes(dg.AssetKey(asset))] == []
+
+
+def test_what_a_run_over_another_store_decided_is_not_taken_for_a_decision_of_this_one(
+    watch: Watch, store: Store, tmp_path: Path
+) -> None:
+    settings: Settings = watch.pipeline.settings()
+    for stage in REFRESH:
+        stage(store, settings)
+    base = decisions.champion(store, settings)
+    promoted = dg.AssetKey("promoted_retriever")
+    decisions.append(store, encoder=base.encoder, recipe="hybrid", verdict=decisions.PROMOTED, reason="by hand")
+    serve.serve(store, settings)
+    watch.tick()
+    other = {"decision": 7, "decided_at": "2020-01-01T00:00:00+00:00", "store": dg.MetadataValue.path("/another")}
+    watch.instance.report_runless_asset_event(dg.AssetMaterialization(promoted, metadata=other))
+    shown = watch.instance.get_latest_materialization_event(promoted)
+    watch.tick()
+    again = watch.instance.get_latest_materialization_event(promoted)
+    assert shown is not None
+    assert again is not None
+    assert again.timestamp == shown.timestamp, "this store's own is recorded"
+    # The store is made anew: its numbers begin at 1 again.
+    with store.warehouse.write() as connection:
+        connection.execute("UPDATE promotions SET decided_at = decided_at + INTERVAL 1 HOUR, reason = 'anew'")
+    watch.tick()
     again = watch.instance.get_latest_materialization_event(promoted)
     assert again is not None
-    assert again.timestamp == shown.timestamp
+    assert again.asset_materialization is not None
+    assert again.asset_materialization.metadata["reason"].value == "anew"
 
 
 def test_a_decision_whose_run_was_killed_before_its_event_is_shown(watch: Watch, store: Store) -> None:
@@ -495,6 +572,209 @@ def test_one_new_passage_is_asked_about_at_night_where_readers_search_queries(
     for stage in (ingest_documents, split_documents):
         stage(store, settings)
     assert asks_for_a_run(pipeline) == runs
+
+
+def test_a_changed_setting_of_a_refresh_runs_once_and_so_does_its_way_back(
+    watch: Watch, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refresh() -> None:
+        for stage in REFRESH:
+            stage(store, watch.pipeline.settings())
+
+    refresh()
+    assert "up to date" in watch.tick()
+    for value in ("120", "119", "", "2000"):
+        monkeypatch.setenv("ACME_RAG_CHUNKING__MAX_TOKENS", value)
+        assert [watch.tick(), watch.tick()][-1] == "run"
+        refresh()
+        assert "up to date" in watch.tick()
+    monkeypatch.setenv("ACME_RAG_CHUNKING__MAX_TOKENS", "119")
+    watch.tick()
+    monkeypatch.setenv("ACME_RAG_CHUNKING__MAX_TOKENS", "2000")
+    assert "up to date" in watch.tick(), "back before a run began"
+    for name in ("LOCK_SECONDS", "PAIRS__CONCURRENCY", "TRAINING__EPOCHS", "GATE__MINIMUM_UNITS"):
+        monkeypatch.setenv(f"ACME_RAG_{name}", "7")
+    assert "up to date" in watch.tick(), "no business of a refresh"
+
+
+def test_settings_that_no_refresh_works_with_are_tried_ever_more_seldom_and_turn_red(
+    watch: Watch, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings: Settings = watch.pipeline.settings()
+    for stage in REFRESH:
+        stage(store, settings)
+    monkeypatch.setenv("ACME_RAG_CHUNKING__MAX_TOKENS", "120")
+    assert [watch.tick() == "run" for _ in range(3)] == [False, True, True]
+    assert "the settings of the sensor" in watch.tick()
+    assert watch.shown == [False]
+    monkeypatch.setenv("ACME_RAG_CHUNKING__MAX_TOKENS", "119")
+    assert [watch.tick(), watch.tick()][-1] == "run", "other settings are a state of their own"
+    monkeypatch.delenv("ACME_RAG_CHUNKING__MAX_TOKENS")
+    assert "up to date" in watch.tick()
+    assert watch.shown == [False, True]
+
+
+@pytest.fixture
+def night(documents: Path, tmp_path: Path) -> Iterator[tuple[Watch, dg.ScheduleEvaluationContext]]:
+    """A tick of the schedule over a store with new chunks; an instance in memory is given to no schedule."""
+    pipeline = Pipeline(documents=str(documents), store=str(tmp_path / "store"))
+    for stage in (ingest_documents, split_documents):
+        stage(Store(pipeline.settings().store), pipeline.settings())
+    with (
+        dg.DagsterInstance.local_temp(str(tmp_path)) as instance,
+        dg.build_schedule_context(instance=instance, resources={"pipeline": pipeline}) as context,
+    ):
+        yield Watch(instance, pipeline), context
+
+
+@pytest.mark.parametrize(
+    ("job", "selection", "tags", "waits"),
+    [
+        ("retrain", None, {}, True),
+        ("__ASSET_JOB", ["training_set", "fine_tuned_model"], {}, True),
+        ("__ASSET_JOB", ["base_index"], {}, False),
+        ("refresh", None, {}, False),
+        ("retrain", None, {"acme_rag/store": "/another"}, False),
+    ],
+)
+def test_a_retrain_that_waits_or_works_is_not_asked_for_again(
+    night: tuple[Watch, dg.ScheduleEvaluationContext],
+    job: str,
+    selection: list[str] | None,
+    tags: dict[str, str],
+    waits: bool,
+) -> None:
+    watch, context = night
+    assert isinstance(nightly_retrain(context), dg.RunRequest)
+    origin = RemoteJobOrigin(RemoteRepositoryOrigin(RegisteredCodeLocationOrigin("here"), "__repository__"), job)
+    for status in (dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.STARTED):
+        run = add_run(watch, job, selection, status=status, tags=tags, remote_job_origin=origin)
+        answer = nightly_retrain(context)
+        assert isinstance(answer, dg.SkipReason) == waits
+        assert not waits or "a retrain is under way" in str(answer)
+        watch.instance.delete_run(run.run_id)
+    assert isinstance(nightly_retrain(context), dg.RunRequest)
+
+
+def test_a_retrain_of_a_code_location_without_this_schedule_is_another_one(
+    night: tuple[Watch, dg.ScheduleEvaluationContext],
+) -> None:
+    watch, context = night
+    here, there = (
+        RemoteRepositoryOrigin(RegisteredCodeLocationOrigin(name), "__repository__") for name in ("here", "there")
+    )
+    origin = RemoteInstigatorOrigin(here, "nightly_retrain")
+    watch.instance.add_instigator_state(
+        InstigatorState(origin, InstigatorType.SCHEDULE, InstigatorStatus.RUNNING, ScheduleInstigatorData("0 2 * * *"))
+    )
+    for repository, kind in ((there, dg.RunRequest), (here, dg.SkipReason)):
+        run = add_run(watch, "retrain", remote_job_origin=RemoteJobOrigin(repository, "retrain"))
+        assert isinstance(nightly_retrain(context), kind)
+        watch.instance.delete_run(run.run_id)
+
+
+@pytest.fixture(scope="module")
+def retrained_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with documents and a store that a retrain has gone over."""
+    root = tmp_path_factory.mktemp("retrained")
+    write_documents(root / "documents")
+    retrain_in(root)
+    return root
+
+
+@pytest.fixture
+def retrained(retrained_once: Path, tmp_path: Path) -> tuple[Callable[[], bool], Callable[[], None]]:
+    """Whether the schedule asks for a retrain with the settings in the environment, and such a retrain; one has been."""
+    shutil.copytree(retrained_once, tmp_path, dirs_exist_ok=True)
+    return lambda: asks_for_a_run(pipeline_in(tmp_path)), lambda: retrain_in(tmp_path)
+
+
+def pipeline_in(root: Path) -> Pipeline:
+    few = {"training": {"minimum_pairs": 10_000}}
+    return Pipeline(documents=str(root / "documents"), store=str(root / "store"), tuning=few)
+
+
+def retrain_in(root: Path) -> None:
+    """As far as a training that finds too few pairs."""
+    settings = pipeline_in(root).settings()
+    for stage in (
+        ingest_documents, split_documents, resolve_curated_pairs, write_pairs, resolve_golden_queries, index.index_base,
+        training_set.build_training_set, candidate.train_candidate,
+    ):  # fmt: skip
+        stage(Store(settings.store), settings)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        "ACME_RAG_TRAINING__EPOCHS",
+        "ACME_RAG_PAIRS__QUERIES_PER_CHUNK",
+        "ACME_RAG_PAIRS__HARD_NEGATIVES",
+        "ACME_RAG_CHUNKING__NEAR_DUPLICATE_SIMILARITY",
+    ],
+)
+def test_the_schedule_retrains_once_for_a_changed_setting_whatever_comes_of_it(
+    retrained: tuple[Callable[[], bool], Callable[[], None]], monkeypatch: pytest.MonkeyPatch, changed: str
+) -> None:
+    asked, retrain = retrained
+    assert not asked()
+    monkeypatch.setenv(changed, "1")
+    assert asked()
+    retrain()
+    assert not asked()
+    monkeypatch.delenv(changed)
+    assert asked(), "the way back is a change, too"
+
+
+def test_the_schedule_retrains_for_another_base_model_and_other_code_but_not_for_another_place_of_the_same(
+    retrained: tuple[Callable[[], bool], Callable[[], None]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked, retrain = retrained
+    monkeypatch.setenv("ACME_RAG_BASE_MODEL", str(shallow_base()))
+    assert asked()
+    retrain()
+    assert not asked()
+    monkeypatch.setenv("ACME_RAG_BASE_MODEL", str(shutil.copytree(shallow_base(), tmp_path / "elsewhere")))
+    assert not asked()
+    monkeypatch.setattr(candidate, "CODE_VERSION", "of tomorrow")
+    assert asked()
+
+
+def test_what_changes_no_candidate_is_no_reason_for_a_retrain(
+    retrained: tuple[Callable[[], bool], Callable[[], None]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, _ = retrained
+    for name in (
+        "LOCK_SECONDS", "LLM", "TRAINING__GRADIENT_CACHE", "PAIRS__CONCURRENCY", "PAIRS__MAX_CALLS", "PAIRS__AUDIENCE",
+        "GATE__MINIMUM_UNITS", "EVALUATION__GOLDEN_MINIMUM_QUERIES", "SERVING__KEEP_PROMOTIONS", "AUTOMATION__MAX_TRIES",
+    ):  # fmt: skip
+        monkeypatch.setenv(f"ACME_RAG_{name}", "1" if "CACHE" in name else "9")
+    assert not asked()
+
+
+def test_an_llm_that_is_new_and_down_is_tried_by_the_rules_of_an_outage(
+    retrained: tuple[Callable[[], bool], Callable[[], None]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, retrain = retrained
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9/v1")
+    assert asked()
+    retrain()
+    monkeypatch.setattr(automation.synthetic, "left_by_the_llm", lambda store: 0.0)
+    assert not asked(), "nothing but the outage asks for another"
+
+
+def test_a_retrain_of_an_earlier_version_is_made_up_for_once(
+    retrained: tuple[Callable[[], bool], Callable[[], None]], store: Store
+) -> None:
+    asked, retrain = retrained
+    with store.warehouse.write() as connection:
+        connection.execute("DELETE FROM retrained_with")
+        connection.execute(
+            'UPDATE stages SET summary = json_merge_patch(summary, \'{"details": {"settings_key": null}}\')'
+        )
+    assert asked()
+    retrain()
+    assert not asked()
 
 
 def test_a_decision_that_is_not_served_yet_is_behind(watch: Watch) -> None:

@@ -9,6 +9,7 @@ from acme_rag_pipeline.chunking.splitter import SPLITTER_VERSION
 from acme_rag_pipeline.documents import ingest
 from acme_rag_pipeline.documents.parsers import PARSER_VERSIONS
 from acme_rag_pipeline.orchestration import checks
+from acme_rag_pipeline.orchestration.presentation import table_of
 from acme_rag_pipeline.orchestration.resources import Pipeline
 
 OWNERS = ["team:retrieval"]
@@ -22,6 +23,7 @@ REFRESHED_DAILY = dg.FreshnessPolicy.time_window(fail_window=timedelta(hours=50)
     owners=OWNERS,
     freshness_policy=REFRESHED_DAILY,
     check_specs=checks.specs("documents"),
+    metadata=table_of("documents"),
     code_version=f"{ingest.CODE_VERSION}, {PARSER_VERSIONS}",
 )
 def documents(context: dg.AssetExecutionContext, pipeline: Pipeline) -> dg.MaterializeResult:
@@ -36,6 +38,7 @@ def documents(context: dg.AssetExecutionContext, pipeline: Pipeline) -> dg.Mater
     owners=OWNERS,
     freshness_policy=REFRESHED_DAILY,
     check_specs=checks.specs("chunks"),
+    metadata=table_of("chunks"),
     code_version=f"{chunking.CODE_VERSION}, {SPLITTER_VERSION}",
 )
 def chunks(context: dg.AssetExecutionContext, pipeline: Pipeline) -> dg.MaterializeResult:

@@ -6,6 +6,7 @@ from acme_rag_pipeline.evaluation import evaluate, golden
 from acme_rag_pipeline.orchestration import checks
 from acme_rag_pipeline.orchestration.assets.documents import OWNERS, chunks, documents
 from acme_rag_pipeline.orchestration.assets.indexes import base_index, fine_tuned_index
+from acme_rag_pipeline.orchestration.presentation import table_of
 from acme_rag_pipeline.orchestration.resources import Pipeline
 
 
@@ -15,6 +16,7 @@ from acme_rag_pipeline.orchestration.resources import Pipeline
     kinds={"python", "duckdb"},
     owners=OWNERS,
     check_specs=checks.specs("golden_queries"),
+    metadata=table_of("golden_queries"),
     code_version=golden.CODE_VERSION,
 )
 def golden_queries(context: dg.AssetExecutionContext, pipeline: Pipeline) -> dg.MaterializeResult:
@@ -36,6 +38,7 @@ def golden_queries(context: dg.AssetExecutionContext, pipeline: Pipeline) -> dg.
     kinds={"python", "duckdb", "matplotlib"},
     owners=OWNERS,
     check_specs=checks.specs("evaluation_report"),
+    metadata=table_of("evaluations"),
     code_version=evaluate.CODE_VERSION,
 )
 def evaluation_report(context: dg.AssetExecutionContext, pipeline: Pipeline) -> dg.MaterializeResult:

@@ -7,6 +7,7 @@ from acme_rag_pipeline.orchestration.assets.documents import OWNERS, REFRESHED_D
 from acme_rag_pipeline.orchestration.assets.evaluation import evaluation_report
 from acme_rag_pipeline.orchestration.assets.indexes import base_index, fine_tuned_index
 from acme_rag_pipeline.orchestration.assets.training_data import training_set
+from acme_rag_pipeline.orchestration.presentation import table_of
 from acme_rag_pipeline.orchestration.resources import Pipeline
 from acme_rag_pipeline.retrieval import index
 from acme_rag_pipeline.retrieval.expansion import EXPANSION_VERSION
@@ -19,6 +20,7 @@ from acme_rag_pipeline.serving import promote, serve
     kinds={"python", "duckdb"},
     owners=OWNERS,
     check_specs=checks.specs("promoted_retriever"),
+    metadata=table_of("promotions"),
     code_version=promote.CODE_VERSION,
 )
 def promoted_retriever(context: dg.AssetExecutionContext, pipeline: Pipeline) -> dg.MaterializeResult:

@@ -6,6 +6,7 @@ from acme_rag_pipeline.orchestration import checks
 from acme_rag_pipeline.orchestration.assets.documents import OWNERS, chunks, documents
 from acme_rag_pipeline.orchestration.assets.evaluation import golden_queries
 from acme_rag_pipeline.orchestration.assets.indexes import base_index
+from acme_rag_pipeline.orchestration.presentation import table_of
 from acme_rag_pipeline.orchestration.resources import Pipeline
 from acme_rag_pipeline.pairs import curated, synthetic
 from acme_rag_pipeline.pairs import training_set as training_pairs
@@ -19,6 +20,7 @@ from acme_rag_pipeline.pairs.prompt import PROMPT_VERSION
     kinds={"python", "duckdb"},
     owners=OWNERS,
     check_specs=checks.specs("curated_pairs"),
+    metadata=table_of("curated_pairs"),
     code_version=curated.CODE_VERSION,
 )
 def curated_pairs(context: dg.AssetExecutionContext, pipeline: Pipeline) -> dg.MaterializeResult:
@@ -32,6 +34,7 @@ def curated_pairs(context: dg.AssetExecutionContext, pipeline: Pipeline) -> dg.M
     kinds={"python", "openai", "duckdb"},
     owners=OWNERS,
     check_specs=checks.specs("synthetic_pairs"),
+    metadata=table_of("pairs"),
     code_version=f"{synthetic.CODE_VERSION}, {GENERATOR_VERSION}, prompt {PROMPT_VERSION}",
 )
 def synthetic_pairs(context: dg.AssetExecutionContext, pipeline: Pipeline) -> dg.MaterializeResult:
@@ -45,6 +48,7 @@ def synthetic_pairs(context: dg.AssetExecutionContext, pipeline: Pipeline) -> dg
     kinds={"python", "duckdb"},
     owners=OWNERS,
     check_specs=checks.specs("training_set"),
+    metadata=table_of("training_pairs"),
     code_version=training_pairs.CODE_VERSION,
 )
 def training_set(context: dg.AssetExecutionContext, pipeline: Pipeline) -> dg.MaterializeResult:
