@@ -13,8 +13,8 @@ from acme_rag_pipeline.evaluation.intervals import (
     gain_p,
     mean_interval,
     paired_interval,
+    rare_loss_p,
     sign_flip_p,
-    unseen_loss_p,
 )
 
 
@@ -68,7 +68,7 @@ class Comparison:
 
     ``low`` and ``high`` hold at ``level``, adjusted for the number of challengers; ``p_value`` is one-sided and not
     adjusted, the largest of three: the interval's with caution about skewness, the sign-flip test's, and that of a loss in
-    units of a kind that the sample does not hold. ``relative_gain`` is None for a champion at 0.
+    units of a kind that the sample does not hold, or hardly. ``relative_gain`` is None for a champion at 0.
 
     ``taken_off`` is the mean that ``p_value`` and ``significant`` leave out of the difference because questions flatter the
     challenger; means, ``difference`` and interval are as measured.
@@ -120,7 +120,7 @@ def compare(
     """Compare each challenger with the champion over all questions.
 
     A challenger is significant when the paired interval (units resampled) lies above 0, with a margin for the error of
-    the skewness, the sign-flip test agrees, and the gain is too large for an unseen kind of unit to undo it: all at the
+    the skewness, the sign-flip test agrees, and the gain is too large for an unseen or rare kind of unit to undo it: all at the
     tail of its step of Holm's procedure, and after what its questions flatter it by is taken off.
 
     Args:
@@ -152,7 +152,7 @@ def compare(
         p_values[arm.arm] = max(
             gain_p(gains, labels, cautious=True),
             sign_flip_p(gains, labels),
-            unseen_loss_p(sum(gains) / len(ids), len(set(labels))),
+            rare_loss_p(gains, labels),
         )
 
     rows: dict[str, Comparison] = {}

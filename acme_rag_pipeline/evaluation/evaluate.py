@@ -24,7 +24,7 @@ from acme_rag_pipeline.store.stages import StageResult, data_versions, overtaken
 from acme_rag_pipeline.store.warehouse import reconcile
 
 STAGE = "evaluation_report"
-CODE_VERSION = "13"
+CODE_VERSION = "14"
 
 
 def evaluate(store: Store, settings: Settings) -> StageResult:

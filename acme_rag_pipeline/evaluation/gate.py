@@ -5,7 +5,8 @@ A challenger is promoted when all of this holds, each against a different way of
 - the lower end of the paired interval, units resampled, is above 0, with a margin for the error of the skewness, and the
   exact sign-flip test over units agrees. The two hold for few units too: no percentile bootstrap, which promotes 10 to
   49 % of equal arms below 30 units;
-- the gain would survive a loss in units of a kind that the sample is too small to hold (the "rule of three");
+- the gain would survive a loss in units of a kind that the sample is too small to hold (the "rule of three"), or to hold
+  as many of as there are;
 - these hold at the level of the challenger's step in Holm's (1979) procedure over all challengers, and after what questions
   of the generator that trained its model flatter it by is taken off;
 - what remains of the gain is at least the minimum effect;
