@@ -185,7 +185,7 @@ def _finding(decision: Decision, subject: Comparison | None, settings: GateSetti
         rivals = len(decision.comparisons)
         joint = (
             f" (so that of {rivals} candidates that are no better one is promoted in at most {100 * settings.tail:.2g} % of "
-            "such decisions)"
+            "such decisions, or little more where losses are rare and large)"
             if rivals > 1
             else ""
         )

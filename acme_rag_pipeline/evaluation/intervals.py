@@ -41,7 +41,8 @@ SKEWNESS_SHARE = 0.75
 """By which share of a negative estimate the true skewness may lie below it besides.
 
 A sample of long-tailed losses rarely holds the longest ones, so the more of a tail it shows, the more of it is missing.
-The smallest share, to a quarter, with which ``benchmarks/gate_simulation.py`` promotes log-normal losses in at most 2.5 %."""
+The smallest share, to a quarter, with which log-normal losses are promoted in at most 2.5 % at 40 and 100 units (at 60:
+3.1 %; docs/evaluation.md)."""
 _DRAWS_PER_BLOCK = 2_000  # a multiple of 8, so that a block is a whole number of random bytes
 
 
