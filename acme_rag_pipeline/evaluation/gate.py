@@ -180,8 +180,10 @@ def _finding(decision: Decision, subject: Comparison | None, settings: GateSetti
     between = f"between {subject.low:+.3f} and {subject.high:+.3f} with {percent(subject.level)} % confidence"
 
     if decision.winner is not None:
-        tested = any(row.p_value is not None for row in decision.segments if row.arm == subject.arm)
-        segments = "gets clearly worse" if tested else "is large enough to check alone"
+        visible = [
+            row.visible_fall for row in decision.segments if row.arm == subject.arm and row.visible_fall is not None
+        ]
+        segments = f"gets clearly worse{_unseen_falls(max(visible))}" if visible else "is large enough to check alone"
         rivals = len(decision.comparisons)
         joint = (
             f" (so that of {rivals} candidates that are no better one is promoted in at most {100 * settings.tail:.2g} % of "
@@ -226,6 +228,12 @@ def _finding(decision: Decision, subject: Comparison | None, settings: GateSetti
             f"less than the {settings.minimum_effect:g} that a change must bring."
         )
     return f"{stays}: with {subject.arm} {rises}, {_doubt(subject, settings, noun, between)}"
+
+
+def _unseen_falls(visible: float) -> str:
+    """How much a group may have lost all the same: what its questions could not show."""
+    seen = f"a fall below {visible:.2g} could not be seen reliably" if visible < 1 else "hardly any fall could be seen"
+    return f": none falls by more than chance explains (in the group that shows least, {seen})"
 
 
 def _flattered(row: Comparison) -> str:
