@@ -47,6 +47,8 @@ def evaluate(store: Store, settings: Settings) -> StageResult:
     decisions.champion(store, settings)
     who = contest(store, settings)
     standing = decisions.decision_on(store, who.candidate_key)
+    now = decisions.champion_unrecorded(store, settings).retriever
+    known = (standing or who.champion).retriever
     made_from = fingerprint(
         STAGE,
         CODE_VERSION,
@@ -62,6 +64,8 @@ def evaluate(store: Store, settings: Settings) -> StageResult:
             if standing is not None and standing.verdict in (decisions.ROLLED_BACK, decisions.REPLACED)
             else []
         ),
+        # Nor of what readers got when it was written, once a person went to something else.
+        *([now] if now != known else []),
     )
     if (unchanged := recorded(store.warehouse, STAGE, made_from)) is not None and _report_there(store, unchanged):
         if not is_latest(store, unchanged.details["report"]):
