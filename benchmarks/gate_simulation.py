@@ -13,6 +13,8 @@ every kind of "no true difference" the mean difference over all questions is 0:
 - skewed: most questions gain a little and few lose much; with few units the sample may hold none of the losses;
 - zero-inflated: one question in five changes at all, and of those three gain a little and one loses much;
 - few documents lose: one document in ten loses 0.4 on each question, all others gain a little;
+- rare documents lose: one in 17 loses 0.6, all others gain a little;
+- long-tailed losses: each document's loss is log-normal (at most 0.9), so that the typical one gains 0.05;
 - skewed in documents: as skewed, but the losses come together in a few documents.
 
 Power is the share of promotions with a true gain of 0.05 (gaussian).
@@ -38,6 +40,7 @@ from acme_rag_pipeline.evaluation.intervals import gain_p
 
 UNIT_COUNTS = (5, 12, 40, 100)
 QUERIES_PER_UNIT = 2.6
+LOG_LOSS, LOG_SPREAD, LARGEST_LOSS = -2.5, 1.0, 0.9
 
 Draw = Callable[[np.random.Generator, "np.ndarray", int], "np.ndarray"]
 """(generator, unit of each question, challengers) -> scores of champion and challengers, one arm a row."""
@@ -82,11 +85,32 @@ def zero_inflated(rng: np.random.Generator, unit: np.ndarray, challengers: int) 
     return np.vstack([np.full(unit.size, 0.5), 0.5 + np.where(rng.random(changing.shape) < changing, changes, 0.0)])
 
 
-def few_documents(rng: np.random.Generator, unit: np.ndarray, challengers: int, change: float) -> np.ndarray:
+def few_documents(
+    rng: np.random.Generator, unit: np.ndarray, challengers: int, change: float, share: float = 0.1
+) -> np.ndarray:
     """One document in ten changes by ``change`` on each of its questions; all others make up for it."""
-    changes = (rng.random((challengers, unit.max() + 1)) < 0.1)[:, unit]
+    changes = (rng.random((challengers, unit.max() + 1)) < share)[:, unit]
     noise = rng.normal(0, 0.05, changes.shape)
-    return np.vstack([np.full(unit.size, 0.5), 0.5 + np.where(changes, change, -change / 9) + noise])
+    others = -change * share / (1 - share)
+    return np.vstack([np.full(unit.size, 0.5), 0.5 + np.where(changes, change, others) + noise])
+
+
+def long_tailed(rng: np.random.Generator, unit: np.ndarray, challengers: int) -> np.ndarray:
+    """A log-normal loss of each document, at most ``LARGEST_LOSS``, around a mean of 0: it holds for all its questions."""
+    losses = np.minimum(rng.lognormal(LOG_LOSS, LOG_SPREAD, (challengers, unit.max() + 1)), LARGEST_LOSS)[:, unit]
+    noise = rng.normal(0, 0.05, losses.shape)
+    return np.vstack([np.full(unit.size, 0.5), 0.5 + _mean_loss() - losses + noise])
+
+
+def _mean_loss() -> float:
+    """Mean of a log-normal variable that is cut at ``LARGEST_LOSS``."""
+    top = (math.log(LARGEST_LOSS) - LOG_LOSS) / LOG_SPREAD
+    below = math.exp(LOG_LOSS + LOG_SPREAD**2 / 2) * _normal_cdf(top - LOG_SPREAD)
+    return below + LARGEST_LOSS * (1 - _normal_cdf(top))
+
+
+def _normal_cdf(value: float) -> float:
+    return (1 + math.erf(value / math.sqrt(2))) / 2
 
 
 def _chance(
@@ -201,6 +225,8 @@ def main() -> None:
         ("skewed", skewed),
         ("zero-inflated", zero_inflated),
         ("few documents lose", partial(few_documents, change=-0.4)),
+        ("rare documents lose", partial(few_documents, change=-0.6, share=0.06)),
+        ("long-tailed losses", long_tailed),
         ("skewed in documents (stress)", partial(skewed, correlation=0.5)),
     ]
     large: list[tuple[str, Draw]] = [
@@ -214,10 +240,13 @@ def main() -> None:
     ]
     error = math.sqrt(0.025 * 0.975 / options.repetitions)
     with ProcessPoolExecutor(options.processes) as pool:
-        print(f"Promotions without a true difference: {options.challengers} challengers, at most 2.5 % wanted")
+        print("Promotions without a true difference: at most 2.5 % wanted")
         print(f"({options.repetitions} decisions a cell, standard error at 2.5 %: {100 * error:.2f} %)")
-        _table(pool, nulls, UNIT_COUNTS, options.challengers, options.repetitions, options.seed)
-        _table(pool, large, UNIT_COUNTS, options.challengers, options.repetitions, options.seed, one_large)
+        # Four: the base, its hybrid and the candidate's two arms against an earlier champion.
+        for challengers in dict.fromkeys((1, options.challengers, 4)):
+            print(f"{challengers} challengers")
+            _table(pool, nulls, UNIT_COUNTS, challengers, options.repetitions, options.seed)
+            _table(pool, large, UNIT_COUNTS, challengers, options.repetitions, options.seed, one_large)
         for challengers in (1, options.challengers):
             print(f"\nPromotions with a true gain of 0.05 in all of {challengers} challengers (power)")
             _table(pool, gains, (*UNIT_COUNTS[1:], 200), challengers, options.repetitions // 4, options.seed)

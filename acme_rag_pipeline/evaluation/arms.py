@@ -12,7 +12,7 @@ import numpy as np
 from acme_rag_pipeline.embedding.cache import EmbeddingCache
 from acme_rag_pipeline.embedding.encoder import Encoder
 from acme_rag_pipeline.evaluation.golden import JudgedQuery
-from acme_rag_pipeline.evaluation.intervals import Interval, mean_interval
+from acme_rag_pipeline.evaluation.intervals import Interval, score_interval
 from acme_rag_pipeline.evaluation.metrics import METRICS, Hit, evidence_ranks, finds, score_query
 from acme_rag_pipeline.retrieval import expansion, index
 from acme_rag_pipeline.retrieval.fusion import Scored, fuse
@@ -76,7 +76,7 @@ class ArmResult:
     def interval(self, name: str, units: Mapping[str, str]) -> Interval:
         """Mean of a metric with its interval, units resampled."""
         ids = sorted(self.scores)
-        return mean_interval([self.scores[i][name] for i in ids], [units[i] for i in ids])
+        return score_interval([self.scores[i][name] for i in ids], [units[i] for i in ids])
 
 
 class ArmRunner:

@@ -6,15 +6,17 @@ Both adjust for the number of looks with Holm's (1979) steps: over the challenge
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from acme_rag_pipeline.evaluation.estimate import estimate_mean
 from acme_rag_pipeline.evaluation.intervals import (
     gain_p,
     mean_interval,
     paired_interval,
+    rare_loss_p,
     sign_flip_p,
-    unseen_loss_p,
 )
 
 
@@ -68,7 +70,7 @@ class Comparison:
 
     ``low`` and ``high`` hold at ``level``, adjusted for the number of challengers; ``p_value`` is one-sided and not
     adjusted, the largest of three: the interval's with caution about skewness, the sign-flip test's, and that of a loss in
-    units of a kind that the sample does not hold. ``relative_gain`` is None for a champion at 0.
+    units of a kind that the sample does not hold, or hardly. ``relative_gain`` is None for a champion at 0.
 
     ``taken_off`` is the mean that ``p_value`` and ``significant`` leave out of the difference because questions flatter the
     challenger; means, ``difference`` and interval are as measured.
@@ -96,7 +98,11 @@ class Comparison:
 
 @dataclass(frozen=True)
 class SegmentRow:
-    """A challenger against the champion on one segment; ``p_value`` of a fall is Holm-adjusted, None: not tested."""
+    """A challenger against the champion on one segment.
+
+    ``p_value`` of a fall is Holm-adjusted, None: not tested. ``visible_fall`` is about the true fall that 4 of 5 such segments
+    would show at the first of Holm's steps.
+    """
 
     arm: str
     kind: str
@@ -108,6 +114,7 @@ class SegmentRow:
     difference: float
     p_value: float | None
     falls: bool
+    visible_fall: float | None = None
 
 
 def compare(
@@ -120,7 +127,7 @@ def compare(
     """Compare each challenger with the champion over all questions.
 
     A challenger is significant when the paired interval (units resampled) lies above 0, with a margin for the error of
-    the skewness, the sign-flip test agrees, and the gain is too large for an unseen kind of unit to undo it: all at the
+    the skewness, the sign-flip test agrees, and the gain is too large for an unseen or rare kind of unit to undo it: all at the
     tail of its step of Holm's procedure, and after what its questions flatter it by is taken off.
 
     Args:
@@ -152,7 +159,7 @@ def compare(
         p_values[arm.arm] = max(
             gain_p(gains, labels, cautious=True),
             sign_flip_p(gains, labels),
-            unseen_loss_p(sum(gains) / len(ids), len(set(labels))),
+            rare_loss_p(gains, labels),
         )
 
     rows: dict[str, Comparison] = {}
@@ -196,11 +203,14 @@ def compare_segments(
 
     A segment falls when its mean difference is below 0 with a Holm-adjusted one-sided p-value of at most
     ``settings.segment_alpha`` and the loss is larger than the margin. Segments that hold every question are left out:
-    they are the whole comparison. One of fewer units than ``fewest_units`` is tested over its questions: whether the search
-    of these very documents gets worse.
+    they are the whole comparison. One of fewer units than ``fewest_units`` does not show how much units differ: its error is
+    that of so many units like those of all other questions, or that over its own questions if that is larger. Where the others
+    are of too few units too, it is not tested.
     """
     enough = fewest_units(settings)
     rows: list[SegmentRow] = []
+    errors: list[tuple[float, float]] = []
+    losses = {i: champion.ndcg[i] - challenger.ndcg[i] for i in champion.ndcg}
     for kind, segment_of in segments.items():
         members: dict[str, list[str]] = {}
         for i in sorted(champion.ndcg):
@@ -209,10 +219,16 @@ def compare_segments(
         for value, ids in sorted(members.items()):
             if len(ids) == len(champion.ndcg):
                 continue
-            losses = [champion.ndcg[i] - challenger.ndcg[i] for i in ids]
             labels = [units[i] for i in ids]
-            # A segment may be one folder and a folder one unit: then its questions are all that can be resampled.
-            resampled = labels if len(set(labels)) >= enough else ids
+            tested = None
+            if len(ids) >= settings.segment_minimum_queries:
+                if len(set(labels)) >= enough:
+                    own = [losses[i] for i in ids]
+                    estimate = estimate_mean(own, labels)
+                    tested = gain_p(own, labels), estimate.error, estimate.freedom
+                else:
+                    tested = _fall_in_few_units(losses, ids, units, enough)
+            errors.append(tested[1:] if tested else (0.0, 1.0))
             rows.append(
                 SegmentRow(
                     arm=challenger.arm,
@@ -222,18 +238,56 @@ def compare_segments(
                     units=len(set(labels)),
                     champion_mean=sum(champion.ndcg[i] for i in ids) / len(ids),
                     challenger_mean=sum(challenger.ndcg[i] for i in ids) / len(ids),
-                    difference=-sum(losses) / len(ids),
-                    p_value=gain_p(losses, resampled) if len(ids) >= settings.segment_minimum_queries else None,
+                    difference=-sum(losses[i] for i in ids) / len(ids),
+                    p_value=tested[0] if tested else None,
                     falls=False,
                 )
             )
-    tested = sorted((row.p_value, index) for index, row in enumerate(rows) if row.p_value is not None)
+    ordered = sorted((row.p_value, index) for index, row in enumerate(rows) if row.p_value is not None)
     largest = 0.0
-    for rank, (p, index) in enumerate(tested):
-        largest = max(largest, min(1.0, p * (len(tested) - rank)))
+    for rank, (p, index) in enumerate(ordered):
+        largest = max(largest, min(1.0, p * (len(ordered) - rank)))
         falls = largest <= settings.segment_alpha and rows[index].difference < -settings.segment_margin
-        rows[index] = replace(rows[index], p_value=largest, falls=falls)
+        visible = _visible_fall(*errors[index], settings.segment_alpha / len(ordered), settings.segment_margin)
+        rows[index] = replace(rows[index], p_value=largest, falls=falls, visible_fall=visible)
     return tuple(rows)
+
+
+def _fall_in_few_units(
+    losses: Mapping[str, float], ids: Sequence[str], units: Mapping[str, str], enough: int
+) -> tuple[float, float, float] | None:
+    """One-sided p-value of a fall of a segment of few units, its error, and the error's degrees of freedom.
+
+    Questions of one document rise and fall together. One document alone cannot show by how much, so spread and intra-unit
+    correlation are those of all questions outside the segment: its own mean, which may have fallen, is no part of them.
+
+    Returns:
+        None where the other questions are of too few units.
+    """
+    from scipy import stats
+
+    inside = set(ids)
+    others = [i for i in losses if i not in inside]
+    if len({units[i] for i in others}) < enough:
+        return None
+    rest = estimate_mean([losses[i] for i in others], [units[i] for i in others])
+    sizes = Counter(units[i] for i in ids).values()
+    like = sum(size * (1 + (size - 1) * rest.correlation) for size in sizes) / len(ids) ** 2
+    per_question = sum(size * (1 + (size - 1) * rest.correlation) for size in rest.sizes) / rest.queries**2
+    error = rest.error * math.sqrt(like / per_question)
+    own = [losses[i] for i in ids]
+    mean = sum(own) / len(own)
+    if error == 0:
+        return gain_p(own, ids), error, rest.freedom
+    return max(gain_p(own, ids), float(stats.t.sf(mean / error, rest.freedom))), error, rest.freedom
+
+
+def _visible_fall(error: float, freedom: float, alpha: float, margin: float) -> float:
+    """The true fall of which 4 of 5 are significant at the level and larger than the margin."""
+    from scipy import stats
+
+    missed = float(stats.t.isf(0.2, freedom)) * error
+    return max(float(stats.t.isf(alpha, freedom)) * error, margin) + missed
 
 
 def percent(level: float) -> str:
@@ -248,7 +302,7 @@ def units_needed(challengers: int, settings: GateSettings) -> int:
 
 
 def fewest_units(settings: GateSettings) -> int:
-    """Fewest units over which a segment is tested; what falls in fewer, falls in these documents and says nothing of others."""
+    """Fewest units over which a segment is tested by itself; fewer do not show how much units differ."""
     return math.ceil(math.log2(1 / settings.segment_alpha))
 
 

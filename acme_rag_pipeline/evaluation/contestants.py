@@ -206,7 +206,7 @@ def _key_of_today(store: Store, candidate: PassageEncoder | None) -> str:
     Where held-out units decide it is decided on once: golden queries that are only shown are no evidence for the verdict. Without
     a candidate that learned anything the fusion of the base is decided on again when there are twice as many held-out questions.
     A judgement without a quote is known by all that its line says, the span among it, and not by where it was found. The order of
-    the lines and judgements of no relevance are no evidence.
+    the lines, judgements of no relevance and those of a document that never was there are no evidence.
     """
     key = decisions.candidate_key(candidate)
     if not golden_queries_decide(store.warehouse) and (
@@ -218,13 +218,17 @@ def _key_of_today(store: Store, candidate: PassageEncoder | None) -> str:
 
 
 def _judged(store: Store) -> list[Any]:
-    """The golden queries with their judgements, where they decide."""
+    """The golden queries with their judgements, where they decide.
+
+    A judgement that an edit made unusable stays: editing a document is no new evidence.
+    """
     if not golden_queries_decide(store.warehouse):
         return []
     with store.warehouse.read() as connection:
         return connection.execute(
             "SELECT query_id, query, doc_path, coalesce(nullif(quote, ''), judgement_id), relevance FROM golden_queries JOIN golden_judgements "
-            "USING (query_id) WHERE relevance > 0 ORDER BY ALL"
+            "USING (query_id) WHERE relevance > 0 AND (golden_judgements.status <> 'unresolved' "
+            "OR doc_path IN (SELECT doc_path FROM documents)) ORDER BY ALL"
         ).fetchall()
 
 
@@ -256,7 +260,8 @@ def _fusion(store: Store, settings: Settings) -> RetrievalSettings:
 def _other_fusion(fusion: RetrievalSettings) -> str:
     """Rankings that are joined in another way than by the first version's defaults are another recipe, to be decided on."""
     first = judged_fusion({"dense_weight": 0.6}).model_dump()
-    changed = {name: value for name, value in fusion.model_dump().items() if value != first[name]}
+    unread = "rrf_k" if fusion.fusion == "weighted" else "dense_weight"
+    changed = {name: value for name, value in fusion.model_dump().items() if value != first[name] and name != unread}
     return f"/{fingerprint(changed)[:12]}" if changed else ""
 
 

@@ -25,7 +25,7 @@ from acme_rag_pipeline.store.stages import StageResult, data_versions, overtaken
 from acme_rag_pipeline.store.warehouse import reconcile
 
 STAGE = "evaluation_report"
-CODE_VERSION = "13"
+CODE_VERSION = "15"
 PLOTTED = ("mrr@10", "recall@10")
 
 
@@ -52,6 +52,8 @@ def evaluate(store: Store, settings: Settings) -> StageResult:
     decisions.champion(store, settings)
     who = contest(store, settings)
     standing = decisions.decision_on(store, who.candidate_key)
+    now = decisions.champion_unrecorded(store, settings).retriever
+    known = (standing or who.champion).retriever
     made_from = fingerprint(
         STAGE,
         CODE_VERSION,
@@ -67,6 +69,8 @@ def evaluate(store: Store, settings: Settings) -> StageResult:
             if standing is not None and standing.verdict in (decisions.ROLLED_BACK, decisions.REPLACED)
             else []
         ),
+        # Nor of what readers got when it was written, once a person went to something else.
+        *([now] if now != known else []),
     )
     if (unchanged := recorded(store.warehouse, STAGE, made_from)) is not None and _report_there(store, unchanged):
         if not is_latest(store, unchanged.details["report"]):

@@ -5,7 +5,8 @@ A challenger is promoted when all of this holds, each against a different way of
 - the lower end of the paired interval, units resampled, is above 0, with a margin for the error of the skewness, and the
   exact sign-flip test over units agrees. The two hold for few units too: no percentile bootstrap, which promotes 10 to
   49 % of equal arms below 30 units;
-- the gain would survive a loss in units of a kind that the sample is too small to hold (the "rule of three");
+- the gain would survive a loss in units of a kind that the sample is too small to hold (the "rule of three"), or to hold
+  as many of as there are;
 - these hold at the level of the challenger's step in Holm's (1979) procedure over all challengers, and after what questions
   of the generator that trained its model flatter it by is taken off;
 - what remains of the gain is at least the minimum effect;
@@ -179,12 +180,14 @@ def _finding(decision: Decision, subject: Comparison | None, settings: GateSetti
     between = f"between {subject.low:+.3f} and {subject.high:+.3f} with {percent(subject.level)} % confidence"
 
     if decision.winner is not None:
-        tested = any(row.p_value is not None for row in decision.segments if row.arm == subject.arm)
-        segments = "gets clearly worse" if tested else "is large enough to check alone"
+        visible = [
+            row.visible_fall for row in decision.segments if row.arm == subject.arm and row.visible_fall is not None
+        ]
+        segments = f"gets clearly worse{_unseen_falls(max(visible))}" if visible else "is large enough to check alone"
         rivals = len(decision.comparisons)
         joint = (
             f" (so that of {rivals} candidates that are no better one is promoted in at most {100 * settings.tail:.2g} % of "
-            "such decisions)"
+            "such decisions, or little more where losses are rare and large)"
             if rivals > 1
             else ""
         )
@@ -225,6 +228,12 @@ def _finding(decision: Decision, subject: Comparison | None, settings: GateSetti
             f"less than the {settings.minimum_effect:g} that a change must bring."
         )
     return f"{stays}: with {subject.arm} {rises}, {_doubt(subject, settings, noun, between)}"
+
+
+def _unseen_falls(visible: float) -> str:
+    """How much a group may have lost all the same: what its questions could not show."""
+    seen = f"a fall below {visible:.2g} could not be seen reliably" if visible < 1 else "hardly any fall could be seen"
+    return f": none falls by more than chance explains (in the group that shows least, {seen})"
 
 
 def _flattered(row: Comparison) -> str:

@@ -12,8 +12,9 @@ units, each from the literature:
 - an exact sign-flip test (Fisher 1935; for clusters Canay, Romano and Shaikh 2017) beside the interval.
 
 An interval describes the units it has. A decision needs caution about those it has not: a loss in a kind of unit so rare
-that a dozen units hold none of it cannot be seen in them. For that ``gain_p`` has a cautious form, and ``unseen_loss_p``
-applies the "rule of three" for an event that was not observed. The same rule gives an interval its width where all units
+that a dozen units hold none or one of it can hardly be seen in them. For that ``gain_p`` has a cautious form, and
+``rare_loss_p`` applies the "rule of three" for an event that was not observed, and Clopper and Pearson's (1934) limit for
+one that was rarely. The rule also gives an interval its width where all units
 agree exactly: that a few units show no spread does not say that there is none.
 """
 
@@ -21,10 +22,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
+
+from acme_rag_pipeline.evaluation.estimate import Array, Estimate, checked, estimate_mean
 
 EXACT_SIGN_FLIP_UNITS = 15
 SIGN_FLIP_DRAWS = 20_000
@@ -33,11 +35,15 @@ UNSEEN_LOSS = 0.5
 SKEWNESS_CAUTION = 0.5
 """How far the true skewness may lie below the estimate: its standard error, ``sqrt(6 / units)`` (Fisher 1930), at 24 units.
 
-The same at any number: with fewer units ``unseen_loss_p`` is the stricter, with more it matters less and less but costs
+The same at any number: with fewer units ``rare_loss_p`` is the stricter, with more it matters less and less but costs
 nothing, and the error of a skewed sample's skewness is larger than that of a normal one."""
-_DRAWS_PER_BLOCK = 2_000  # a multiple of 8, so that a block is a whole number of random bytes
+SKEWNESS_SHARE = 0.75
+"""By which share of a negative estimate the true skewness may lie below it besides.
 
-Array = NDArray[np.float64]
+A sample of long-tailed losses rarely holds the longest ones, so the more of a tail it shows, the more of it is missing.
+The smallest share, to a quarter, with which log-normal losses are promoted in at most 2.5 % at 40 and 100 units (at 60:
+3.1 %; docs/evaluation.md)."""
+_DRAWS_PER_BLOCK = 2_000  # a multiple of 8, so that a block is a whole number of random bytes
 
 
 @dataclass(frozen=True)
@@ -52,29 +58,6 @@ class Interval:
     high: float
     units: int
     queries: int
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """What the units at hand say about the mean.
-
-    Attributes:
-        mean: Over queries.
-        error: Its standard error; infinite with one unit.
-        freedom: Degrees of freedom of the error.
-        skewness: Of the units' contributions.
-        sizes: Queries of each unit.
-        correlation: Of two queries of a unit.
-    """
-
-    mean: float
-    error: float
-    freedom: float
-    skewness: float
-    units: int
-    queries: int
-    sizes: Array
-    correlation: float = 0.0
 
 
 def mean_interval(values: Sequence[float], units: Sequence[str], level: float = 0.95, lowest: float = 0.0) -> Interval:
@@ -104,6 +87,36 @@ def mean_interval(values: Sequence[float], units: Sequence[str], level: float = 
     return Interval(estimate.mean, low, high, estimate.units, estimate.queries)
 
 
+def score_interval(values: Sequence[float], units: Sequence[str], level: float = 0.95) -> Interval:
+    """Interval of a mean of scores between 0 and 1, for people to read.
+
+    As ``mean_interval``, but no limit lies beyond that of Korn and Graubard (1998): Clopper and Pearson's for a proportion,
+    on the number of independent queries that would have the same error. Near 0 and 1, where few units differ from all others,
+    Hall's transformation has next to no limit. No decision rests on it.
+
+    Args:
+        values: A score per query, between 0 and 1.
+        units: The unit of each query.
+        level: Confidence level between 0 and 1.
+
+    Raises:
+        ValueError: As ``mean_interval``.
+    """
+    from scipy import stats
+
+    plain, estimate = mean_interval(values, units, level), estimate_mean(values, units)
+    mean, queries = estimate.mean, estimate.queries
+    if not 0 < estimate.error < math.inf or not 0 < mean < 1:
+        return plain
+    tail = (1 - level) / 2
+    widened = stats.t.isf(tail, estimate.freedom) / stats.t.isf(tail, queries - 1)
+    independent = min(queries, mean * (1 - mean) / (estimate.error * widened) ** 2)
+    found, missed = mean * independent, (1 - mean) * independent
+    low = max(plain.low, min(mean, float(stats.beta.ppf(tail, found, missed + 1))))
+    high = min(plain.high, max(mean, float(stats.beta.isf(tail, found + 1, missed))))
+    return replace(plain, low=low, high=high)
+
+
 def paired_interval(a: Sequence[float], b: Sequence[float], units: Sequence[str], level: float = 0.95) -> Interval:
     """Interval of the mean of ``b - a``: a gain of ``b`` over ``a`` is positive.
 
@@ -131,9 +144,9 @@ def gain_p(differences: Sequence[float], units: Sequence[str], cautious: bool = 
     Args:
         differences: The difference per query.
         units: The unit of each query.
-        cautious: Take the skewness up to ``SKEWNESS_CAUTION`` lower than estimated. A sample that holds too few of the rare
-            losses has too small a spread and also looks too little skewed, so Hall's correction fails just when it is
-            needed. Without any spread: as the interval, by the "rule of three". Never a smaller p-value.
+        cautious: Take the skewness lower than estimated, down to ``lowest_skewness``. A sample that holds too few of the
+            rare losses has too small a spread and also looks too little skewed, so Hall's correction fails just when it
+            is needed. Without any spread: as the interval, by the "rule of three". Never a smaller p-value.
 
     Raises:
         ValueError: As ``mean_interval``.
@@ -148,9 +161,15 @@ def gain_p(differences: Sequence[float], units: Sequence[str], cautious: bool = 
     if not math.isfinite(estimate.error):
         return 1.0
     plain = estimate.mean / estimate.error
-    lowest = estimate.skewness - (SKEWNESS_CAUTION if cautious else 0.0)
+    lowest = float(lowest_skewness(estimate.skewness)) if cautious else estimate.skewness
     transformed = hall(plain, lowest, estimate.skewness, estimate.units)
     return float(stats.t.sf(min(plain, transformed), estimate.freedom))
+
+
+def lowest_skewness(estimated: float | Array) -> Array:
+    """How low the skewness may be that a sample estimates, for one sample or many."""
+    estimates = np.asarray(estimated, dtype=float)
+    return estimates - SKEWNESS_CAUTION - SKEWNESS_SHARE * np.maximum(0.0, -estimates)
 
 
 def unseen_share(units: int, tail: float) -> float:
@@ -176,6 +195,36 @@ def unseen_loss_p(mean: float, units: int, loss: float = UNSEEN_LOSS) -> float:
     return min(1.0, max(0.0, 1 - mean / loss)) ** units
 
 
+def rare_loss_p(differences: Sequence[float], units: Sequence[str], loss: float = UNSEEN_LOSS) -> float:
+    """Probability of so few units of a losing kind, if there were enough of it to turn the gain into a loss.
+
+    With none in the sample it is ``unseen_loss_p``. With a few, the spread says little about how many there are elsewhere,
+    above all where those at hand have few queries. So their share is taken as a binomial one (Clopper and Pearson 1934): the
+    gain is undone where that share is so large that the others' gain only makes up for it.
+
+    Args:
+        differences: The difference per query.
+        units: The unit of each query.
+        loss: A unit is of the losing kind when its mean difference lies this much below the mean over queries.
+
+    Raises:
+        ValueError: As ``mean_interval``.
+    """
+    from scipy import stats
+
+    values, index = checked(differences, units)
+    sizes = np.bincount(index)
+    sums, mean = np.bincount(index, values), float(values.mean())
+    losing = sums / sizes <= mean - loss
+    unseen = unseen_loss_p(mean, sizes.size, loss)
+    if not losing.any():
+        return unseen
+    others = float(sums[~losing].sum() / sizes[~losing].sum())
+    worse = others - float((sums / sizes)[losing].mean())
+    share = min(1.0, max(0.0, others / worse))
+    return max(unseen, float(stats.binom.cdf(int(losing.sum()), sizes.size, share)))
+
+
 def sign_flip_p(differences: Sequence[float], units: Sequence[str], seed: int = 0) -> float:
     """One-sided p-value of "the mean difference is above 0" from flipping the signs of whole units.
 
@@ -194,7 +243,7 @@ def sign_flip_p(differences: Sequence[float], units: Sequence[str], seed: int = 
     Raises:
         ValueError: As ``mean_interval``.
     """
-    values, index = _checked(differences, units)
+    values, index = checked(differences, units)
     totals: Array = np.bincount(index, values).astype(float)
     scale = float(np.abs(totals).sum())
     totals = totals[np.abs(totals) > 1e-12 * scale]
@@ -226,79 +275,6 @@ def _pattern_bound(totals: Array, threshold: float) -> float:
     rates = np.geomspace(1e-2, 1e2, 200)[:, None] / np.abs(totals).mean()
     logs = (np.logaddexp(rates * totals, -rates * totals) - math.log(2)).sum(axis=1) - rates[:, 0] * threshold
     return float(np.exp(np.clip(logs.min(), -700, 0)))  # above the smallest number there is: no p-value is 0
-
-
-def _checked(values: Sequence[float], units: Sequence[str]) -> tuple[Array, NDArray[np.intp]]:
-    array = np.asarray(values, dtype=float)
-    if array.ndim != 1 or array.size == 0:
-        raise ValueError("an interval needs at least one query")
-    if array.size != len(units):
-        raise ValueError(f"{array.size} values but {len(units)} unit labels")
-    if not np.isfinite(array).all():
-        raise ValueError(f"{int((~np.isfinite(array)).sum())} of {array.size} values are not finite numbers")
-    _, index = np.unique(np.asarray(units, dtype=object).astype(str), return_inverse=True)
-    return array, index
-
-
-def estimate_mean(values: Sequence[float], units: Sequence[str]) -> Estimate:
-    """Mean, error and what else the intervals are made of.
-
-    Raises:
-        ValueError: As ``mean_interval``.
-    """
-    array, index = _checked(values, units)
-    sizes = np.bincount(index).astype(float)
-    mean, count = float(array.mean()), len(sizes)
-    if count == 1:
-        return Estimate(mean, math.inf, 1.0, 0.0, 1, array.size, sizes)
-    # Grouping identical values must not leave rounding noise that passes for spread.
-    residuals = np.bincount(index, array - mean)
-    residuals[np.abs(residuals) <= 1e-12 * max(1e-300, float(np.abs(array).max())) * sizes] = 0.0
-    weights = 1 / np.sqrt(1 - sizes / array.size)
-    contributions = residuals * weights
-    square = float((contributions**2).mean())
-    if square == 0:
-        return Estimate(mean, 0.0, count - 1.0, 0.0, count, array.size, sizes)
-    correlation = _intra_unit_correlation(array, index, sizes)
-    return Estimate(
-        mean=mean,
-        error=math.sqrt(square * count) / array.size,
-        freedom=_satterthwaite(sizes * (1 + (sizes - 1) * correlation), weights, sizes / array.size),
-        skewness=float((contributions**3).mean()) / square**1.5,
-        units=count,
-        queries=array.size,
-        sizes=sizes,
-        correlation=correlation,
-    )
-
-
-def _intra_unit_correlation(values: Array, index: NDArray[np.intp], sizes: Array) -> float:
-    """One-way analysis-of-variance estimate, cut to [0, 1]; 0 when every unit has one query, where it has no effect."""
-    inside_freedom = values.size - sizes.size
-    if inside_freedom == 0:
-        return 0.0
-    means = np.bincount(index, values) / sizes
-    inside = float(((values - means[index]) ** 2).sum()) / inside_freedom
-    between = float((sizes * (means - values.mean()) ** 2).sum()) / (sizes.size - 1)
-    typical_size = (values.size - float((sizes**2).sum()) / values.size) / (sizes.size - 1)
-    total = between + (typical_size - 1) * inside
-    return min(1.0, max(0.0, (between - inside) / total)) if total > 0 else 0.0
-
-
-def _satterthwaite(variances: Array, weights: Array, shares: Array) -> float:
-    """Degrees of freedom ``trace(V)^2 / trace(V^2)`` of the variance estimate under the working model.
-
-    ``V`` is the covariance of the weighted residual sums; it is a diagonal plus a matrix of rank two, so both traces
-    have closed forms and no units-by-units matrix is built.
-    """
-    total = float(variances.sum())
-    diagonal, p, q = weights**2 * variances, weights * shares, weights * variances
-    pp, qq, pq = float(p @ p), float(q @ q), float(p @ q)
-    correction = total * p * p - 2 * p * q
-    trace = float((diagonal + correction).sum())
-    square = float((diagonal**2 + 2 * diagonal * correction).sum())
-    square += total**2 * pp**2 - 4 * total * pp * pq + 2 * pq**2 + 2 * pp * qq
-    return max(1.0, trace**2 / square)
 
 
 def hall(t: float | Array, lowest: float | Array, highest: float | Array, units: int) -> Array:

@@ -14,14 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from acme_rag_pipeline.evaluation.comparison import ArmScores, GateSettings, units_needed
-from acme_rag_pipeline.evaluation.intervals import (
-    SKEWNESS_CAUTION,
-    UNSEEN_LOSS,
-    Estimate,
-    estimate_mean,
-    hall,
-    unseen_share,
-)
+from acme_rag_pipeline.evaluation.estimate import Estimate, estimate_mean
+from acme_rag_pipeline.evaluation.intervals import UNSEEN_LOSS, hall, lowest_skewness, unseen_share
 
 DRAWS = 1_000
 # Above so many units the sign-flip test asks for no more than the interval does.
@@ -115,7 +109,7 @@ def _studentised_needed(skewness: Array, tail: float, sample: Estimate) -> Array
     low, high = np.full(len(skewness), quantile), np.full(len(skewness), 100 * quantile)
     for _ in range(_STEPS):
         middle = (low + high) / 2
-        passes = hall(middle, skewness - SKEWNESS_CAUTION, skewness, sample.units) >= quantile
+        passes = hall(middle, lowest_skewness(skewness), skewness, sample.units) >= quantile
         low, high = np.where(passes, low, middle), np.where(passes, middle, high)
     return high
 

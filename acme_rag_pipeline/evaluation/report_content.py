@@ -199,7 +199,8 @@ def _query_set(
 
 def _readers(store: Store, settings: Settings, done: Evaluation, standing: Standing, *, held_out: bool) -> str:
     """The arm of a query set that readers get after the decision; empty where none of the arms is it."""
-    if standing.verdict == decisions.KEPT_BY_A_PERSON:
+    undecided = decisions.decision_on(store, done.contest.candidate_key) is None
+    if standing.verdict == decisions.KEPT_BY_A_PERSON and undecided:
         return champion_arm(done.contest, held_out=held_out)
     return arm_of_readers(store, settings, done.contest, done.decision, done.fusion, held_out=held_out)
 

@@ -39,6 +39,9 @@ def _standing(store: Store, done: Evaluation) -> tuple[str, bool]:
         winner = decisions.retriever_of(encoder.model_digest, recipe, fusion)
     earlier = decisions.decision_on(store, done.contest.candidate_key)
     if earlier is not None:
+        if earlier.verdict == decisions.KEPT_BY_A_PERSON and winner and not decisions.is_left_behind(store, winner):
+            # Who goes back to the winner by hand puts its promotion in force again.
+            earlier = decisions.in_force(store, done.contest.candidate_key) or earlier
         # Of two promotions of one candidate the recipes may differ.
         alike = earlier.verdict == done.decision.verdict and winner in (None, earlier.retriever)
         return earlier.verdict, alike

@@ -166,12 +166,15 @@ def on_the_newest_candidate(store: Store) -> Decision | None:
     compared with itself since.
     """
     newest = newest_verdict(store)
-    if newest is None:
-        return None
-    found = decision_on(store, newest["candidate_key"])
+    return None if newest is None else in_force(store, newest["candidate_key"])
+
+
+def in_force(store: Store, key: str) -> Decision | None:
+    """The decision on a candidate that holds today: its own promotion, where readers use that, else the one by this evidence."""
+    found = decision_on(store, key)
     if found is None or found.verdict == PROMOTED:
         return found
-    candidate = _candidate_of(newest["candidate_key"])
+    candidate = _candidate_of(key)
     keys = {
         d.candidate_key for d in decisions(store) if d.candidate_key and _candidate_of(d.candidate_key) == candidate
     }

@@ -7,6 +7,7 @@ without noise is a candidate that is clearly better, and one with more noise a c
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -228,6 +229,21 @@ def test_people_decide_which_candidate_readers_get(shared: Path, good: Path, tmp
     last = made.rows("SELECT details FROM verdicts ORDER BY evaluated_at DESC")[0]
     assert all(row["level"] >= 0.975 for row in json.loads(last["details"])["comparisons"])
 
+    # Who goes forward again by hand finds so in the report: readers get the candidate, and nobody is said to have left it.
+    serve.rollback(made.store, made.settings, to=better)
+    made.decide()
+    assert read_pointer(made.store.pointer).model_digest == better
+    served = FINE_TUNED_HYBRID if pointer.recipe == "hybrid" else FINE_TUNED
+    assert readers_get(made.page()) == {served}
+    assert "a person rolled back from the winner" not in made.page()
+    report = made.rows("SELECT count(DISTINCT evaluation_id) AS n FROM verdicts")
+    made.decide()
+    assert made.rows("SELECT count(DISTINCT evaluation_id) AS n FROM verdicts") == report
+    # And where a person goes to what was promoted before, the page follows.
+    serve.rollback(made.store, made.settings, to=base)
+    made.decide()
+    assert readers_get(made.page()) <= {BASE, BASE_HYBRID}
+
 
 def test_on_held_out_units_twins_are_measured_and_machine_written_questions_count_less(
     shared: Path, good: Path, tmp_path: Path
@@ -333,6 +349,11 @@ def test_an_llm_that_asks_about_something_else_spoils_no_hybrid(shared: Path, go
     done = run(made.store, made.settings, who, "e")
     assert done.fusion == without_expansion(made.settings.retrieval) == done.contest.fusion
     assert "No challenger knows the queries that were written for the passages" in done.decision.reason
+
+
+def readers_get(page: str) -> set[str]:
+    """The arms that a page says readers get."""
+    return set(re.findall(r'<th scope="row">(\w+)(?:(?!<th scope).)*?under readers">readers get this', page, re.S))
 
 
 def written_by_an_llm(made: Collection, wrote: list[tuple[str, str, str]]) -> None:

@@ -11,8 +11,11 @@ from scipy import stats
 
 from acme_rag_pipeline.evaluation.intervals import (
     gain_p,
+    lowest_skewness,
     mean_interval,
     paired_interval,
+    rare_loss_p,
+    score_interval,
     sign_flip_p,
     unseen_loss_p,
 )
@@ -133,6 +136,60 @@ def test_unseen_losses_follow_the_rule_of_three() -> None:
     assert unseen_loss_p(0.1, 10, loss=1.0) == pytest.approx(0.9**10)
     assert [unseen_loss_p(gain, 5) for gain in (-0.2, 0.0, 0.5, 0.7)] == [1.0, 1.0, 0.0, 0.0]
     assert unseen_loss_p(0.1, 20) < unseen_loss_p(0.1, 10)
+
+
+def test_a_loss_seen_once_says_little_about_how_many_there_are() -> None:
+    """99 documents gain 0.04; in one, of a single question, 0.6 is lost. Of such documents 7 in 100 would undo the gain."""
+    gains, units = [0.04] * 297, [str(i % 99) for i in range(297)]
+    assert rare_loss_p(gains, units) == pytest.approx(unseen_loss_p(0.04, 99))
+
+    gains, units = [*gains, -0.6], [*units, "99"]
+    assert gain_p(gains, units, cautious=True) < 1e-6
+    assert sign_flip_p(gains, units) < 1e-3
+    assert rare_loss_p(gains, units) == pytest.approx(stats.binom.cdf(1, 100, 0.04 / 0.64))
+    assert rare_loss_p(gains, units) > 0.01
+    assert rare_loss_p([-gain for gain in gains], units) == 1
+
+
+def test_a_sample_of_long_losses_may_miss_the_longest() -> None:
+    """The more of a tail of losses is there, the lower the skewness may be; where gains have the tail it is as before."""
+    rng = np.random.default_rng(1)
+    losses = rng.exponential(size=60)
+    units = [str(i) for i in range(60)]
+    losing, gaining = (sign * (losses - losses.mean()) + 0.35 for sign in (-1, 1))
+    ratios = [gain_p(v.tolist(), units, cautious=True) / gain_p(v.tolist(), units) for v in (losing, gaining)]
+
+    assert ratios[0] > 1.8
+    assert ratios[1] == 1
+    assert [float(lowest_skewness(x)) for x in (-2.0, 0.0, 1.0)] == [-4.0, -0.5, 0.5]
+
+
+@pytest.mark.parametrize("share", [0.8, 0.95])
+def test_no_limit_of_a_score_lies_beyond_that_of_a_proportion(share: float) -> None:
+    """Recall near its ceiling: Hall's transformation alone lets the lower limit fall by a half where two units differ."""
+    rng, covered, lowest = np.random.default_rng([3, int(100 * share)]), 0, [1.0, 1.0]
+    for _ in range(150):
+        unit = np.repeat(np.arange(45), rng.geometric(1 / 1.7, 45))
+        chance = rng.beta(share * 7 / 3, (1 - share) * 7 / 3, 45)[unit]
+        values, units = (rng.random(unit.size) < chance).astype(float).tolist(), unit.astype(str).tolist()
+        plain, shown = mean_interval(values, units), score_interval(values, units)
+        assert plain.low <= shown.low <= shown.mean <= shown.high <= plain.high
+        covered += shown.low <= share <= shown.high
+        lowest = [min(lowest[0], plain.low), min(lowest[1], shown.low)]
+    assert covered / 150 >= 0.95 - 3 * math.sqrt(0.95 * 0.05 / 150)
+    assert lowest[1] > lowest[0] + 0.1
+
+    one_wrong = [1.0] * 19 + [0.0]
+    exact = stats.binomtest(19, 20).proportion_ci(0.95, "exact")
+    interval = score_interval(one_wrong, [str(i) for i in range(20)])
+    assert (interval.low, interval.high) == pytest.approx((exact.low, exact.high), abs=0.01)
+    assert mean_interval(one_wrong, [str(i) for i in range(20)]).low < exact.low - 0.1
+
+
+def test_scores_that_all_agree_keep_the_rule_of_three() -> None:
+    for values in ([1.0] * 3, [0.0] * 3, [0.4] * 3, [1.0]):
+        units = [str(i) for i in range(len(values))]
+        assert score_interval(values, units) == mean_interval(values, units)
 
 
 @settings(max_examples=100, deadline=None)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from acme_rag_pipeline.documents.ingest import ingest_documents
 from acme_rag_pipeline.embedding.base_model import resolve_base_model
 from acme_rag_pipeline.evaluation.contestants import candidate_undecided, contest
 from acme_rag_pipeline.orchestration import checks
@@ -352,6 +354,49 @@ def test_golden_queries_are_new_evidence_only_where_they_decide(
     with store.warehouse.write() as connection:
         connection.execute("UPDATE golden_judgements SET judgement_id = 'j', start_char = 7, end_char = 24")
     assert contest(store, settings).candidate_key == quoted, "a quote is the same evidence wherever it stands"
+
+    # A line about a document that is not there judges nothing; once it is there, it does.
+    with store.warehouse.write() as connection:
+        insert(
+            connection,
+            "golden_judgements",
+            [judgement | {"judgement_id": "k", "doc_path": "b.md", "status": "unresolved"}],
+        )
+    assert contest(store, settings).candidate_key == quoted
+    with store.warehouse.write() as connection:
+        connection.execute("UPDATE golden_judgements SET status = 'resolved' WHERE judgement_id = 'k'")
+    assert (contest(store, settings).candidate_key != quoted) is again
+
+
+def test_a_quote_that_an_edit_took_away_opens_no_new_decision(
+    store: Store, settings: Settings, documents: Path
+) -> None:
+    ingest_documents(store, settings)
+    with store.warehouse.write() as connection:
+        record(connection, StageResult("training_set", "v", details={"judged_by": "golden queries"}), "f")
+        query = {"query_id": "a", "query": "who pays?", "style": "question", "unit": "u", "status": "resolved"}
+        insert(connection, "golden_queries", [query])
+        judgement = {
+            "judgement_id": "j",
+            "query_id": "a",
+            "ordinal": 0,
+            "doc_path": "travel.md",
+            "quote": "the company",
+        }
+        insert(connection, "golden_judgements", [judgement | {"relevance": 1, "status": "resolved"}])
+    key = contest(store, settings).candidate_key
+    with store.warehouse.write() as connection:
+        connection.execute("UPDATE golden_judgements SET status = 'unresolved'")
+    assert contest(store, settings).candidate_key == key
+
+
+def test_a_setting_of_the_fusion_that_nothing_reads_opens_no_new_decision(store: Store, settings: Settings) -> None:
+    def key(**changed: object) -> str:
+        retrieval = settings.retrieval.model_copy(update=changed)
+        return contest(store, settings.model_copy(update={"retrieval": retrieval})).candidate_key
+
+    assert key() == key(rrf_k=61) != key(dense_weight=0.5)
+    assert key(fusion="rrf") == key(fusion="rrf", dense_weight=0.5) != key(fusion="rrf", rrf_k=61)
 
 
 def test_the_check_is_about_the_newest_candidate_also_where_it_was_decided_on_before(
