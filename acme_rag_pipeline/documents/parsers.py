@@ -130,7 +130,7 @@ def parse(doc_path: str, data: bytes) -> Parsed:
         heading = (
             "" if kind == "pdf" else (kind == "markdown" and _front_matter_title(text)) or _heading_title(text, kind)
         )
-        title = _one_line(heading) or _one_line(inner_title) or _one_line(_from_file_name(doc_path))
+        title = _one_line(heading) or _one_line(inner_title) or title_of_file_name(doc_path)
     except Unreadable:
         raise
     except (RecursionError, MemoryError) as error:
@@ -330,6 +330,7 @@ def _one_line(title: str) -> str:
     return " ".join(_CONTROL.sub("", plain).split())[:MAX_TITLE].strip()
 
 
-def _from_file_name(doc_path: str) -> str:
+def title_of_file_name(doc_path: str) -> str:
+    """The title of a document that tells none: the words of its file's name."""
     words = re.sub(r"[-_\s]+", " ", PurePosixPath(doc_path).stem).strip()
-    return words[:1].upper() + words[1:] or doc_path
+    return _one_line(words[:1].upper() + words[1:] or doc_path)
