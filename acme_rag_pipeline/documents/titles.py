@@ -42,7 +42,12 @@ def title_of(doc_path: str, text: str, kind: str, inner_title: str) -> str:
         found = _one_line(_without_markup(_front_matter_title(text)))
     if not found and kind != "pdf":
         found = _one_line(_heading_title(text, kind))
-    return found or _one_line(_without_markup(inner_title)) or _one_line(_without_markup(_from_file_name(doc_path)))
+    return found or _one_line(_without_markup(inner_title)) or title_of_file_name(doc_path)
+
+
+def title_of_file_name(doc_path: str) -> str:
+    """What a document is called where nothing else names it."""
+    return _one_line(_without_markup(_from_file_name(doc_path)))
 
 
 def plain_title(source: str) -> str:

@@ -148,8 +148,8 @@ class CorpusStatistics:
 
     def is_generic_heading(self, heading: str) -> bool:
         """Whether a heading says nothing about its section: a stock phrase, or one that many documents share."""
-        form = heading_form(heading)
-        return not form or form in _GENERIC_HEADINGS or self.documents_with_heading.get(form, 0) >= _GENERIC_DOCUMENTS
+        shared_by = self.documents_with_heading.get(heading_form(heading), 0)
+        return is_stock_phrase(heading) or shared_by >= _GENERIC_DOCUMENTS
 
     def shares_section(self, passage: Passage) -> bool:
         """Whether other passages stand under the same heading, so that the heading alone does not name this one."""
@@ -209,6 +209,12 @@ def _languages_of_documents(spoken: Mapping[str, Sequence[str]], undecided: Sequ
         if language := language_of(everything) or language_of(prose, of_prose=True):
             found[path] = language
     return found
+
+
+def is_stock_phrase(heading: str) -> bool:
+    """Whether a heading names no topic in any collection: "Overview", "FAQ", a number."""
+    form = heading_form(heading)
+    return not form or form in _GENERIC_HEADINGS
 
 
 def heading_form(heading: str) -> str:

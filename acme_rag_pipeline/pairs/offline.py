@@ -21,8 +21,9 @@ from acme_rag_pipeline.pairs.offline_source import Source
 from acme_rag_pipeline.pairs.passage import Passage, WrittenQuery
 from acme_rag_pipeline.pairs.plain_text import normal_form, strip_markup
 from acme_rag_pipeline.pairs.question_forms import begins_like_question, has_question_mark
+from acme_rag_pipeline.pairs.titles import title_topic
 
-GENERATOR_VERSION = "offline-4"
+GENERATOR_VERSION = "offline-5"
 """Part of every rendered prompt: raise it when `write` changes, so that cached queries are written anew."""
 
 OTHER_LANGUAGES_VERSION = "1"
@@ -35,6 +36,9 @@ MIN_WORDS_ELSEWHERE = 2
 _BRACKETS = re.compile(r"[()]")
 # "(CHI-16)?" leaves no space before the question mark.
 _BRACKET_AT_END = re.compile(r"\)(?=[?!.,;:])")
+_GAP = re.compile(r" +(?=[,:;?!](?: |$))")
+# “English”, „German“, ”Swedish”, «French», »Danish«.
+_OPENED_BY = {"”": "“„”", "“": "„", "»": "«", "«": "»"}
 _TERMS = 12
 _SWAPS = 3
 _IDF_TOP = 5
@@ -73,7 +77,8 @@ def render(passage: Passage, statistics: CorpusStatistics, parameters: OfflinePa
     text = _clean(readable_text(passage))
     reader = sha256(text.encode("utf-8")).digest()
     headings = [_clean(heading) for heading in passage.heading_path]
-    acronyms = _relevant_acronyms(" \n ".join((passage.title, *headings, text)), statistics, reader)
+    title = _clean(title_topic(passage))
+    acronyms = _relevant_acronyms(" \n ".join((title, *headings, text)), statistics, reader)
     analyzer = statistics.analyzer(passage, list(acronyms.values()))
     counts = Counter(passage_terms(passage, analyzer))
     terms = _important_terms(counts, statistics, reader)
@@ -82,7 +87,7 @@ def render(passage: Passage, statistics: CorpusStatistics, parameters: OfflinePa
         "queries_per_chunk": parameters.queries_per_chunk,
         "methods": parameters.methods,
         "text": text,
-        "title": _clean(passage.title),
+        "title": title,
         "headings": headings,
         "generic": [statistics.is_generic_heading(heading) for heading in passage.heading_path],
         "shares_section": statistics.shares_section(passage),
@@ -124,6 +129,7 @@ def write(rendered: str) -> list[WrittenQuery]:
 def _mixed(source: Source, methods: list[str], quota: int) -> list[WrittenQuery]:
     analyzer = source.analyzer
     forbidden = {normal_form(text) for block in source.blocks for text in (block.text, *analyzer.sentences(block))}
+    forbidden |= {normal_form(text) for text in source.sentences}
     offered = {name: METHODS[name](source) for name in methods if analyzer.is_english or name not in ONLY_ENGLISH}
     chosen: list[WrittenQuery] = []
     word_sets: list[frozenset[str]] = []
@@ -133,10 +139,11 @@ def _mixed(source: Source, methods: list[str], quota: int) -> list[WrittenQuery]
             if len(chosen) >= quota:
                 break
             for form in offered[name]:
-                query = bounded(form.text)
+                query = bounded(form.text, english=analyzer.is_english)
                 kept = frozenset(analyzer.content_words(query))
                 is_copy = kept <= source.body_words
-                allowed = _has_length(query, name, analyzer) and normal_form(query) not in forbidden
+                is_whole = query.endswith("?") or not form.text.endswith("?")
+                allowed = is_whole and _has_length(query, name, analyzer) and normal_form(query) not in forbidden
                 if not allowed or not _is_new(kept, word_sets) or (is_copy and 2 * copies > quota):
                     continue
                 chosen.append(WrittenQuery(query, form.style, name))
@@ -160,13 +167,30 @@ def _is_new(kept: frozenset[str], word_sets: list[frozenset[str]]) -> bool:
     return bool(kept) and all(len(kept & other) < 0.75 * len(kept | other) for other in word_sets)
 
 
-def bounded(text: str) -> str:
+def bounded(text: str, *, english: bool = True) -> str:
     """One line of plain words within the bounds of a query."""
     plain = " ".join(_BRACKETS.sub(" ", _BRACKET_AT_END.sub("", strip_markup(text))).split())
-    query = " ".join(plain.replace(" ,", ",").split()[:MAX_WORDS])
+    # French sets a space before ":" and "?".
+    plain = _GAP.sub("", plain) if english else plain.replace(" ,", ",")
+    query = " ".join(plain.split()[:MAX_WORDS])
     if len(query) > MAX_QUERY_CHARACTERS:
         query = query[:MAX_QUERY_CHARACTERS].rsplit(" ", 1)[0]
-    return query.strip(' ,;:-–—/"“”')
+    return _without_half_pairs(query.strip(' ,;:-–—/"“”„«»'))
+
+
+def _without_half_pairs(text: str) -> str:
+    """`text` without the quotation marks whose other half was left out."""
+    unpaired: list[int] = []
+    for place, mark in enumerate(text):
+        if mark not in '"“”„«»':
+            continue
+        before = text[unpaired[-1]] if unpaired else " "
+        closes = text[place - 1] != " " if before == mark == '"' else before in _OPENED_BY.get(mark, "")
+        if closes:
+            unpaired.pop()
+        else:
+            unpaired.append(place)
+    return " ".join("".join(mark for place, mark in enumerate(text) if place not in unpaired).split())
 
 
 def _important_terms(counts: Counter[str], statistics: CorpusStatistics, reader: bytes) -> list[str]:

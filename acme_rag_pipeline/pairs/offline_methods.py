@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 
-from acme_rag_pipeline.pairs.corpus_statistics import find_acronyms
-from acme_rag_pipeline.pairs.offline_source import Source
+from acme_rag_pipeline.pairs.corpus_statistics import find_acronyms, is_stock_phrase
+from acme_rag_pipeline.pairs.instruction_forms import sentence_forms
+from acme_rag_pipeline.pairs.offline_source import Source, unmarked
 from acme_rag_pipeline.pairs.passage import Style
 from acme_rag_pipeline.pairs.plain_text import STOP_WORDS, content_words, normal_form, strip_markup
 from acme_rag_pipeline.pairs.plain_text import words as plain_words
@@ -21,7 +22,6 @@ from acme_rag_pipeline.pairs.question_forms import (
     is_question,
     is_term,
     lower_first,
-    sentence_forms,
     without_gaps,
 )
 
@@ -51,26 +51,38 @@ def faq(source: Source) -> Iterator[Form]:
     """Questions the authors wrote themselves: headings and bold or short lines that end in a question mark."""
     content_words, words = source.analyzer.content_words, source.analyzer.words
     english = source.analyzer.is_english
-    asked = [heading for heading in reversed(source.specific_headings[1:]) if _asks(source, heading)][:1]
+    asked = [heading for heading in reversed(source.section_headings) if _asks(source, heading)][:1]
     if asked and _is_answered_elsewhere(source, asked[0]):
         asked = []
-    asked += [block.text for block in source.blocks if block.kind == "heading" and _asks(source, block.text)]
-    asked += [
-        s
-        for s in source.sentences
-        if (s.endswith("?") if english else has_question_mark(s)) and 4 <= len(words(s)) <= 16
-    ]
-    if english:
-        asked = [text for text in asked if not _ASKS_THE_READER.match(text)]
-    context = source.specific_headings[0] if source.specific_headings else ""
-    for question in asked:
+    page = source.specific_headings[0] if source.specific_headings else ""
+    # Without a title that says something another section of the passage names its own topic.
+    names_page = len(source.section_headings) < len(source.specific_headings)
+    found = [(question, page) for question in asked]
+    places = [(block, page if names_page else topic) for block, topic in zip(source.blocks, source.topics, strict=True)]
+    for block, context in places:
+        heading = unmarked(block.text)
+        if block.kind == "heading" and _asks(source, heading) and not is_stock_phrase(heading):
+            found.append((heading, context))
+    for block, context in places:
+        for text in source.sentences_of(block):
+            if (text.endswith("?") if english else has_question_mark(text)) and 4 <= len(words(text)) <= 16:
+                found.append((text, context))
+    for question, context in found:
+        if english and _ASKS_THE_READER.match(question):
+            continue
         mark = "?" if is_question(question) else ""
         plain = first_person(question.rstrip("? ")) + mark if english else question
         missing = [word for word in content_words(context) if word not in content_words(question)]
         # A question like "Who should do this?" names its topic only through the page it stands on.
         vague = len(content_words(question)) < 3 and missing
         style: Style = "question" if mark or not english else "keywords"
-        yield Form(f"{context}: {lower_first(plain)}" if vague else plain, style)
+        if vague or content_words(plain):
+            yield Form(f"{_unasked(context)}: {lower_first(plain)}" if vague else plain, style)
+
+
+def _unasked(heading: str) -> str:
+    """A heading as the beginning of a query: without the question mark that something follows."""
+    return heading.rstrip("?？؟ ").lstrip("¿ ") if has_question_mark(heading) else heading
 
 
 def _asks(source: Source, heading: str) -> bool:
@@ -105,7 +117,7 @@ def heading_pair(source: Source) -> Iterator[Form]:
     path = source.specific_headings
     if len(path) >= 2 and not (_asks(source, path[-1]) and _is_answered_elsewhere(source, path[-1])):
         outer = path[-2] if source.draw("heading pair", 2) else path[0]
-        both = f"{outer} {path[-1]}".lower()
+        both = f"{_unasked(outer)} {path[-1]}".lower()
         # "viajes de empresa reserva de hoteles": elsewhere a second preposition cannot go.
         yield Form(_once(both) if source.analyzer.is_english else both, "keywords")
     if not path:
@@ -113,7 +125,7 @@ def heading_pair(source: Source) -> Iterator[Form]:
     named = set(map(_stem, source.analyzer.content_words(path[-1])))
     for phrase in (source.swapped(phrase, "heading pair") for phrase in source.keyphrases):
         if not named & set(map(_stem, source.analyzer.content_words(phrase))):
-            yield Form(f"{path[-1]} {phrase}".lower(), "keywords")
+            yield Form(f"{_unasked(path[-1])} {phrase}".lower(), "keywords")
             return
 
 
@@ -145,25 +157,26 @@ def definition(source: Source) -> Iterator[Form]:
     In other languages than English only the reverse query, and only for terms that a colon or a dash sets off.
     """
     words, english = source.analyzer.words, source.analyzer.is_english
-    topic = "" if begins_like_question(source.topic) else source.topic
-    found: dict[str, tuple[str, str, bool]] = {}
-    for block in source.blocks:
+    found: dict[str, tuple[str, str, bool, str]] = {}
+    for block, topic in zip(source.blocks, source.topics, strict=True):
         match = _TERM_LINE.match(block.text) if block.kind == "item" else None
         if match and len(words(match["term"])) <= 6 and (is_term(match["term"]) or not english):
             defines = bool(_SAYS_WHAT_IT_IS.match(match["rest"]))
-            found.setdefault(normal_form(match["term"]), (match["term"], match["rest"], defines))
-        for sentence in source.analyzer.sentences(block)[:60]:
+            found.setdefault(normal_form(match["term"]), (match["term"], match["rest"], defines, topic))
+        for sentence in source.sentences_of(block)[:60]:
             if english and (defined := defined_term(sentence)):
-                found.setdefault(normal_form(defined[0]), (*defined, True))
-    for position, (term, rest, defines) in enumerate(found.values()):
+                found.setdefault(normal_form(defined[0]), (*defined, True, topic))
+    for position, (term, rest, defines, topic) in enumerate(found.values()):
         if english and position % 2 == 0 and not defines:
             # "India: 12 public holidays": a case of the topic, not a word to be explained.
+            topic = "" if begins_like_question(topic) else topic
             yield Form(_once(f"{topic} {term}".strip()), "keywords")
         elif english and position % 2 == 0:
             yield Form(f"What {'are' if term.endswith('s') and not term.isupper() else 'is'} {term}?", "question")
         else:
-            described = " ".join(rest.split()[:18])
-            yield Form(source.without_some_words(described, f"definition {term}"), "keywords")
+            described = source.without_some_words(" ".join(rest.split()[:18]), f"definition {term}")
+            if source.is_telling(described):
+                yield Form(described, "keywords")
 
 
 def acronym(source: Source) -> Iterator[Form]:
@@ -176,7 +189,7 @@ def acronym(source: Source) -> Iterator[Form]:
         own = {short.lower(), *content_words(expansion)}
         about = next((phrase for phrase in source.keyphrases if not own & set(phrase.split())), "")
         has_long = f" {normal_form(expansion)} " in lowered
-        if short in present and short not in spelled_out and not has_long:
+        if short in present - source.numbered_acronyms and short not in spelled_out and not has_long:
             yield Form(f"{expansion} {about}".strip(), "keywords")
         elif has_long or short in spelled_out:
             if about:
@@ -188,9 +201,13 @@ def acronym(source: Source) -> Iterator[Form]:
 def table_row(source: Source) -> Iterator[Form]:
     """One cell asked for by its row and column."""
     words = source.analyzer.words
-    rows = [block for block in source.blocks if block.kind == "row" and len(block.cells) >= 2 and words(block.cells[0])]
+    rows = [
+        (block, _unasked(topic))
+        for block, topic in zip(source.blocks, source.topics, strict=True)
+        if block.kind == "row" and len(block.cells) >= 2 and words(block.cells[0])
+    ]
     for index in range(min(3, len(rows))):
-        row = rows[(source.draw("table row", len(rows)) + index * max(1, len(rows) // 3)) % len(rows)]
+        row, topic = rows[(source.draw("table row", len(rows)) + index * max(1, len(rows) // 3)) % len(rows)]
         label = " ".join(row.cells[0].split()[:_MAX_LABEL]).rstrip(",;:")
         # Half a sentence, or two of them, name no row in a question.
         names = ";" not in label and len(row.cells[0].split()) <= _MAX_LABEL
@@ -199,7 +216,7 @@ def table_row(source: Source) -> Iterator[Form]:
             column = columns[source.draw(f"column {index}", len(columns))]
             if not any(map(str.isalpha, label)):
                 # A number names its row only together with what its table is about.
-                yield Form(f"{source.topic} {column} {label}".strip(), "keywords")
+                yield Form(f"{topic} {column} {label}".strip(), "keywords")
             elif (
                 source.analyzer.is_english and names and _is_noun(column) and words(label)[0].lower() not in STOP_WORDS
             ):
@@ -207,7 +224,7 @@ def table_row(source: Source) -> Iterator[Form]:
             else:
                 yield Form(f"{label} {column}", "keywords")
         elif any(map(str.isalpha, label)):
-            yield Form(f"{source.topic} {label}".strip(), "keywords")
+            yield Form(f"{topic} {label}".strip(), "keywords")
 
 
 def _is_noun(column: str) -> bool:
@@ -288,7 +305,7 @@ def sentence(source: Source) -> Iterator[Form]:
         beginning = "".join(source.analyzer.pieces(said.rstrip(".!。！"))[:28])
         kept = source.without_some_words(beginning, f"sentence {position}")
         query = source.swapped(source.analyzer.up_to_content(kept), f"sentence {position}")
-        if not _is_code(query):
+        if source.is_telling(query) and not _is_code(query):
             yield Form(query, "situation")
             offered += 1
         if offered == 2:

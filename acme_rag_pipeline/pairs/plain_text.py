@@ -52,12 +52,15 @@ _TABLE_RULE = re.compile(r"^[\s|:+=-]*-[\s|:+=-]*$")
 _LIST_ITEM = re.compile(r"^\s*(?:[-*+•]|\d{1,3}[.)])\s+")
 _HEADING = re.compile(r"^\s{0,3}#{1,6}\s+")
 _INLINE = (
+    # "<b>Anchor</b>: the point", and below "Who uses `bin`?": no gap is left before the colon.
+    (re.compile(r"(?<=[^\s<>])</[A-Za-z][^<>]{0,500}>(?=[,;:.?!](?:\s|$))"), ""),
     (re.compile(r"<!--[^>]{0,2000}-->|</?[A-Za-z!][^<>]{0,500}>"), " "),
     (re.compile(r"\{[%{][^{}]{0,300}[%}]\}"), " "),
     (re.compile(r"!?\[([^\[\]]{0,400})\]\((?:[^()\s]|\([^()\s]{0,200}\)){0,600}(?:\s[^()]{0,300})?\)"), r"\1"),
     (re.compile(r"!?\[([^\[\]]{1,400})\]\[[^\[\]]{0,200}\]"), r"\1"),
     (re.compile(r"(?:https?|ftp)://[^\s<>|`]{1,2000}|\bwww\.[^\s<>|`]{1,2000}"), " "),
     (re.compile(r"\\([^\w\s])"), r"\1"),
+    (re.compile(r"(?<=[^\s*`~_\]}])[*`~_\]}]{1,20}(?=[,;:.?!](?:\s|$))"), ""),
     (re.compile(r"(?<![^\W_])_+|_+(?![^\W_])|(?<!\w)#+|[*`~|<>\[\]{}\\^=]+"), " "),
 )
 # What site generators and wikis add to Markdown, and what stays of it for a reader: first what spans lines.
@@ -100,12 +103,13 @@ BlockKind = Literal["prose", "item", "heading", "row", "code"]
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A run of text of one kind; a table row keeps its cells and its table's header."""
+    """A run of text of one kind; a table row keeps its cells and its table's header, a heading its level."""
 
     kind: BlockKind
     text: str
     cells: tuple[str, ...] = ()
     header: tuple[str, ...] = ()
+    level: int = 0
 
 
 def words(text: str) -> list[str]:
@@ -190,7 +194,9 @@ def blocks(text: str) -> list[Block]:
             open_kind = "prose"
         elif _HEADING.match(line):
             close()
-            found.append(Block("heading", strip_markup(_HEADING.sub("", line))))
+            text_of_it = _HEADING.sub("", line)
+            level = line[: len(line) - len(text_of_it)].count("#")
+            found.append(Block("heading", strip_markup(text_of_it), level=level))
             open_kind = "prose"
         elif match := _LIST_ITEM.match(line):
             close()

@@ -28,7 +28,7 @@ remove renew rent replace report request reschedule reserve reset resolve respon
 save schedule search secure select send set share sign start stop store submit switch sync test track train transfer
 troubleshoot turn uninstall unlock update upgrade upload verify view visit work write
 """
-_ACTIONS = frozenset(_ACTION_WORDS.split())
+ACTIONS = frozenset(_ACTION_WORDS.split())
 _FIRST_PERSON = {
     "you are": "I am", "you were": "I was",
     "you": "I", "your": "my", "yours": "mine", "yourself": "myself", "you're": "I'm", "you’re": "I'm",
@@ -51,37 +51,17 @@ _QUESTION_START = re.compile(
     r"^(?:who|whom|whose|what|when|where|which|why|how|can|could|do|does|did|is|are|am|should|will|would|may|must|has|have)\b",
     re.IGNORECASE,
 )
-_AUXILIARIES = _set(
+AUXILIARIES = _set(
     "am are be can cannot could did do does had has have is may might must need should was were will would"
 )
 _DETERMINERS = _set("a an the my your our their its his her")
-_SUBJECTS = _DETERMINERS | _set("i it she they this these those that to we you")
+SUBJECTS = _DETERMINERS | _set("i it she they this these those that to we you")
 _PREPOSITIONS = _set("at by for from in of on to under with within")
 _CONJUNCTIONS = _set("and but or that which who")
-_SUBORDINATE = _set("how if that what when where whether which who") | _SUBJECTS
 _NUMBER_WORDS = _set("one two three four five six seven eight nine ten first second third")
 # "Per diem", "own car", "sign up".
 _BEGIN_TERMS, _END_TERMS = _set("down last new off own per"), _set("down off out up use")
 _MONTHS = _set("january february march april may june july august september october november december")
-_CLAUSE_END = re.compile(r"\s*(?:[,;(–—]|:(?!\d)|\s-\s|\b(?:and then|so that|because|which|unless)\b)")
-_CONDITION = re.compile(
-    r"^(?P<lead>if|when|once|before|after)\s+(?!(?:that|this|then|which)\b)(?P<clause>[^,;:]{6,160}),\s",
-    re.IGNORECASE,
-)
-_PURPOSE = re.compile(r"^(?:in order )?to\s+(?P<verb>[a-z]+)\s+(?P<rest>[^,;:]{3,140}),\s", re.IGNORECASE)
-_MODAL = re.compile(
-    r"\byou\s+(?P<modal>(?:can|may|must|should) not|can|may|cannot|can['’]t|must|should|need to|have to|will need to|are required to)\s+"
-    r"(?:(?:also|always|first|just|now|of course|simply|still|then)\s+)*+"
-    # "You may wish to" and "you can see" permit nothing.
-    r"(?!(?:find|imagine|need|not|see|think|to|want|wish)\b)(?P<rest>(?:[^.;:!?]|(?<=\d)[.:](?=\d)){6,200})",
-    re.IGNORECASE,
-)
-_MODAL_QUESTIONS = {
-    "can": "Can I", "may": "Can I", "cannot": "Can I", "can't": "Can I", "can not": "Can I",
-    "may not": "Am I allowed to", "must not": "Am I allowed to", "should not": "Am I allowed to",
-    "must": "Do I have to", "should": "Should I", "need to": "Do I need to", "have to": "Do I have to",
-    "will need to": "Will I need to", "are required to": "Am I required to",
-}  # fmt: skip
 _DEFINITION = re.compile(
     r"^(?:(?P<article>the|an?)\s+)?(?P<term>[^\W\d_][\w&'’/ -]{1,60}?)\s+(?:is|are|means|refers to|stands for)\s+"
     r"(?P<rest>(?:an?|the|when|any|how|our|one)\b.{12,})",
@@ -142,11 +122,15 @@ def is_question(text: str) -> bool:
     if text.rstrip().endswith("?") or not begins_like_question(text):
         return text.rstrip().endswith("?")
     found = [word.lower() for word in words(text)]
-    if found[0] in _AUXILIARIES:
+    if found[0] in AUXILIARIES:
         return True
-    if found[1] in _SUBJECTS:
+    if found[1] in SUBJECTS:
         return False
-    return found[0] not in ("how", "when", "where", "why") or not _AUXILIARIES.isdisjoint(found)
+    if found[0] not in ("how", "when", "where", "why"):
+        return True
+    auxiliary = next((place for place, word in enumerate(found) if word in AUXILIARIES), 0)
+    # "How days are counted" tells it, "How are days counted" asks.
+    return auxiliary == 1 or (auxiliary > 1 and not (auxiliary == len(found) - 2 and found[-1].endswith("ed")))
 
 
 def begins_like_question(text: str) -> bool:
@@ -182,7 +166,7 @@ def without_gaps(text: str) -> str:
     for part in reversed(re.sub(r"(?:\s?,)+", ",", " ".join(text.split())).split()):
         word = part.lower()
         # "To be" and "to have" are whole; before "and", "is" or "I" stands no article and hardly a preposition.
-        orphan = following in _CONJUNCTIONS | {"i"} | _AUXILIARIES - {"be", "have"}
+        orphan = following in _CONJUNCTIONS | {"i"} | AUXILIARIES - {"be", "have"}
         if word in _DETERMINERS:
             orphan = orphan or following in _DETERMINERS or following in _PREPOSITIONS
         elif word not in _PREPOSITIONS:
@@ -203,9 +187,9 @@ def starts_with_action(text: str) -> bool:
     """Whether a heading names something to do ("Create a group"), so that "How do I" can precede it."""
     found = words(text)[:3]
     # "Leave of absence", "Pay and pension" and "FILE SELECTION" name things.
-    joined = found[1:2] == ["and"] and found[-1].lower() not in _ACTIONS
+    joined = found[1:2] == ["and"] and found[-1].lower() not in ACTIONS
     is_name = joined or found[1:2] == ["of"] or (bool(found) and len(found[0]) > 1 and found[0].isupper())
-    return bool(found) and found[0].lower() in _ACTIONS and not is_name
+    return bool(found) and found[0].lower() in ACTIONS and not is_name
 
 
 def heading_forms(heading: str) -> list[Form]:
@@ -223,7 +207,7 @@ def heading_forms(heading: str) -> list[Form]:
             Form(f"I need to {lowered}, where do I start?", "situation"),
             Form(f"how to {lowered}", "keywords"),
         ]
-    if words(plain)[:1] and words(plain)[0].lower().endswith("ing"):
+    if _is_gerund(words(plain)):
         return [
             Form(f"How does {lowered} work?", "question"),
             Form(f"I have a question about {lowered}", "situation"),
@@ -236,40 +220,11 @@ def heading_forms(heading: str) -> list[Form]:
     ]
 
 
-def sentence_forms(sentence: str) -> list[Form]:
-    """Questions that a sentence answers: conditions, purposes, permissions and duties."""
-    forms: list[Form] = []
-    if match := _PURPOSE.match(sentence):
-        if match["verb"].lower() in _ACTIONS:
-            task = first_person(f"{match['verb'].lower()} {match['rest']}")
-            forms.append(Form(f"How do I {task}?", "question"))
-            forms.append(Form(f"I want to {task}, what do I have to do?", "situation"))
-    elif match := _CONDITION.match(sentence):
-        clause = first_person(match["clause"])
-        lead = match["lead"].lower()
-        forms.append(Form(f"What should I do {lead} {lower_first(clause)}?", "question"))
-        if lead == "if" and re.match(r"(?:I|I'm|I've|my)\b", clause):
-            forms.append(Form(f"{clause[0].upper()}{clause[1:]}, what now?", "situation"))
-    if match := _MODAL.search(sentence):
-        rest = first_person(_CLAUSE_END.split(match["rest"], maxsplit=1)[0])
-        opening = _MODAL_QUESTIONS[match["modal"].lower().replace("’", "'")]
-        if len(words(rest)) >= 3:
-            forms.append(Form(f"{opening} {rest}?", "question"))
-    elif not forms and starts_with_action(sentence):
-        task = first_person(lower_first(_CLAUSE_END.split(sentence.rstrip(".!"), maxsplit=1)[0]))
-        if 4 <= len(words(task)) <= 14 and not _is_statement(task):
-            forms.append(Form(f"How do I {task}?", "question"))
-    return forms
-
-
-def _is_statement(task: str) -> bool:
-    """Whether a sentence only seems to tell what to do: "Work from another country needs a request"."""
-    for word in map(str.lower, words(task)[1:]):
-        if word in _SUBORDINATE:
-            return False
-        if word in _AUXILIARIES or word == "needs":
-            return True
-    return False
+def _is_gerund(found: list[str]) -> bool:
+    """Whether a heading names a doing: "Planning", "Booking for a team", and not the "Onboarding checklist"."""
+    if not found or not found[0].lower().endswith("ing"):
+        return False
+    return len(found) == 1 or found[1].lower() in STOP_WORDS
 
 
 def is_term(text: str) -> bool:
