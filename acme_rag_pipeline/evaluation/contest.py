@@ -150,6 +150,8 @@ def run(store: Store, settings: Settings, who: Contest, evaluation_id: str) -> E
             sets,
             results,
             {name: arm_of_readers(store, settings, who, decision, fusion, held_out=name == HELD_OUT) for name in sets},
+            GateSettings(**settings.gate.model_dump()),
+            validation=who.golden_decides,
         ),
     )
 

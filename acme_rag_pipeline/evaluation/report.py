@@ -24,6 +24,7 @@ CHANGES_SHOWN = 15
 CHANGES_OPEN = 5
 SAMPLES_SHOWN = 12
 SNIPPET_CHARACTERS = 480
+LONG_NAME = 40
 
 # C0 and C1 controls but tab and line breaks, and the marks that reverse the reading direction of what follows. The plain
 # direction marks U+200E and U+200F stand in ordinary Arabic and Hebrew texts and reverse nothing: they only go.
@@ -58,6 +59,7 @@ class QuerySetReport:
         unit_noun: What the units are.
         note: A remark on the set, for instance who wrote its questions.
         decides: Whether the verdict rests on this set.
+        title: What its questions are called, where the name does not say it.
     """
 
     name: str
@@ -73,6 +75,7 @@ class QuerySetReport:
     unit_noun: str = "units"
     note: str = ""
     decides: bool = False
+    title: str = ""
 
     @property
     def gains(self) -> list[QueryChange]:
@@ -187,6 +190,15 @@ class Similarities:
     others: Sequence[int]
     margin: float = 0.0
 
+    @property
+    def spoken(self) -> str:
+        """What the picture shows, for who cannot see it."""
+        right, wrong = (_middle(self.edges, counts) for counts in (self.own, self.others))
+        return (
+            f"Similarities, {self.label}: half of the right passages lie above {right:.2f}, half of the best wrong ones above "
+            f"{wrong:.2f}; mean margin {self.margin:+.3f}"
+        )
+
 
 @dataclass(frozen=True)
 class Report:
@@ -248,7 +260,7 @@ def render_report(report: Report) -> str:
         lstrip_blocks=True,
     )
     environment.globals |= {"charts": charts, "METRICS": METRICS, "PRIMARY": PRIMARY, "SAMPLES_SHOWN": SAMPLES_SHOWN}
-    environment.globals["CHANGES_OPEN"] = CHANGES_OPEN
+    environment.globals |= {"CHANGES_OPEN": CHANGES_OPEN, "LONG_NAME": LONG_NAME}
     environment.globals |= {"ticklabel": lambda tick: f"{tick:.10g}".replace("-", "−"), "zip": zip}
     environment.filters |= {
         "score": lambda value: _number(value, ".3f"),
@@ -269,6 +281,16 @@ def render_report(report: Report) -> str:
 def clean(text: str) -> str:
     """Replace control characters and marks that reverse the reading direction, and drop plain direction marks."""
     return _UNSAFE.sub("\ufffd", _DIRECTION_MARKS.sub("", text))
+
+
+def _middle(edges: Sequence[float], counts: Sequence[int]) -> float:
+    """The middle of the bin that holds the median."""
+    half, seen = sum(counts) / 2, 0
+    for count, left, right in zip(counts, edges, edges[1:], strict=False):
+        seen += count
+        if seen >= half:
+            return (left + right) / 2
+    return edges[0]
 
 
 def _number(value: float | None, form: str) -> str:

@@ -130,6 +130,7 @@ def report_of(store: Store, settings: Settings, done: Evaluation, standing: Stan
         trail=trail(store, done, details),
         forgetting=done.forgetting,
         caveats=_caveats(done, trained, written_queries(store.warehouse)),
+        candidate_label="challenger" if subject.startswith(BASE) else "candidate",
         units_needed=units_needed(len(done.decision.comparisons), GateSettings(**settings.gate.model_dump())),
     )
 
@@ -194,6 +195,7 @@ def _query_set(
         unit_noun=unit_noun(units.values()),
         note=_note(name, done),
         decides=decides,
+        title="Validation questions (chose the weights)" if _flatters(name, done) else "",
     )
 
 
@@ -302,7 +304,7 @@ def _caveats(done: Evaluation, trained: dict[str, Any], written: Mapping[str, Se
         )
     if HELD_OUT in done.queries and done.contest.golden_decides:
         caveats.append(
-            "The held-out numbers here are the validation share, which chose the weights; golden queries decide."
+            "The validation questions are the share that chose the weights, so they flatter the candidate; golden queries decide."
         )
     if done.contest.fusion.expansion_weight:
         queries = counted(sum(map(len, written.values())), "queries")

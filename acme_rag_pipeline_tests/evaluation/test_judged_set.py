@@ -17,6 +17,7 @@ from acme_rag_pipeline import cli
 from acme_rag_pipeline.chunking.chunks import split_documents
 from acme_rag_pipeline.documents.ingest import ingest_documents
 from acme_rag_pipeline.evaluation.arms import ArmResult
+from acme_rag_pipeline.evaluation.comparison import percent
 from acme_rag_pipeline.evaluation.contest import run
 from acme_rag_pipeline.evaluation.contestants import contest
 from acme_rag_pipeline.evaluation.evaluate import evaluate
@@ -27,6 +28,7 @@ from acme_rag_pipeline.evaluation.report import render_report
 from acme_rag_pipeline.evaluation.report_content import report_of
 from acme_rag_pipeline.evaluation.report_parts import query_changes
 from acme_rag_pipeline.evaluation.standing import Standing, standing_of
+from acme_rag_pipeline.evaluation.words_alone import bm25_ahead
 from acme_rag_pipeline.retrieval import index
 from acme_rag_pipeline.retrieval.passage_encoder import embedding_cache, encoder_for
 from acme_rag_pipeline.serving import decisions
@@ -306,6 +308,19 @@ def test_the_report_compares_what_readers_get_with_every_other_arm(
     assert report.ahead.startswith("On the golden questions base_hybrid (+0.500 nDCG@10, ")
     assert report.ahead.endswith("ahead of base, which readers get; adjusted by Holm's steps for 2 arms.")
     assert report.ahead in " ".join(assert_harmless(render_report(report)).text)
+
+    # What is read with care and what the table shows are the same numbers, and the arm of the base is no candidate.
+    noisy = {i: dict.fromkeys(METRICS, 0.2 + (0.5 if n % 2 else -0.2)) for n, i in enumerate(results[0].scores)}
+    ahead = replace(done, results={"golden": [replace(results[0], scores=noisy), *results[1:]]})
+    shown = report_of(store, own, ahead, standing_of(store, ahead))
+    (row,) = [row for row in shown.query_sets[0].versus_readers if row.arm == "bm25"]
+    said = bm25_ahead(ahead.queries, ahead.results, {"golden": "base"})
+    assert (
+        f"({row.difference:+.3f}, between {row.low:+.3f} and {row.high:+.3f} with {percent(row.level)} % confidence)"
+        in said
+    )
+    assert said.endswith("; it may be chance.") is not row.significant
+    assert shown.candidate_label == ("challenger" if shown.candidate.startswith("base") else "candidate")
 
     won = replace(done, decision=replace(done.decision, winner="base_hybrid", verdict="promoted"))
     promoted = report_of(store, own, won, Standing("promoted", True, ""))

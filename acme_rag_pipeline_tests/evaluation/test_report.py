@@ -419,6 +419,54 @@ def test_ordinary_names_of_groups_do_not_break_inside_a_word(html: str) -> None:
     assert "min-width:8em" in rule
 
 
+def test_a_long_name_of_a_group_pushes_no_number_out_of_sight(report: Report) -> None:
+    main = report.main_set
+    assert main is not None
+    for letters, breaks in ((120, True), (20, False)):
+        rows = [replace(row, value="x" * letters) for row in main.segments]
+        page = render_report(replace(report, query_sets=[replace(main, segments=rows)]))
+        assert (f'class="indent long">{"x" * letters}' in page) is breaks
+    (rule,) = re.findall(r"[.]indent[.]long \{[^}]*\}", page)
+    assert "overflow-wrap:anywhere" in rule
+
+
+def test_who_cannot_see_the_page_gets_the_same(html: str) -> None:
+    """Headings skip no level, every column has a name, what scrolls can be reached by keyboard, pictures say their numbers."""
+    levels = [int(level) for level in re.findall(r"<h([1-6])[ >]", html)]
+    assert levels[0] == 1
+    assert all(after <= before + 1 for before, after in itertools.pairwise(levels))
+    assert "<th></th>" not in html
+    assert html.count('class="scroll"') == html.count('class="scroll" tabindex="0" role="region" aria-label="') > 4
+    (spoken,) = set(re.findall(r'aria-label="(Similarities, candidate[^"]*)"', html))
+    assert re.search(r"right passages lie above 0\.\d\d, .*wrong ones above 0\.\d\d; mean margin \+0\.\d{3}", spoken), (
+        spoken
+    )
+
+
+@pytest.mark.parametrize(("which", "card"), [(0, "#ffffff"), (1, "#171e29")], ids=["light", "dark"])
+def test_muted_marks_stand_out_from_the_page(html: str, which: int, card: str) -> None:
+    """At least 3 to 1 (WCAG 2.2, 1.4.11)."""
+
+    def luminance(colour: str) -> float:
+        parts = (int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
+        red, green, blue = (p / 12.92 if p <= 0.03928 else ((p + 0.055) / 1.055) ** 2.4 for p in parts)
+        return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+    dark, light = sorted(luminance(c) for c in (re.findall(r"--muted:(#\w{6})", html)[which], card))
+    assert (light + 0.05) / (dark + 0.05) >= 3
+
+
+def test_a_set_that_chose_the_weights_is_called_so(report: Report) -> None:
+    main = report.main_set
+    assert main is not None
+    titled = replace(main, name="held_out", title="Validation questions (chose the weights)")
+    for part, said in (
+        (titled, "<h2>Validation questions (chose the weights)"),
+        (replace(titled, title=""), "<h2>Held-out questions"),
+    ):
+        assert said in render_report(replace(report, query_sets=[part]))
+
+
 def test_on_paper_a_long_name_of_a_group_pushes_no_column_off_the_sheet(html: str) -> None:
     (rule,) = re.findall(r"[.]indent \{[^}]*\}", html.partition("@media print")[2])
     assert "nowrap" not in rule

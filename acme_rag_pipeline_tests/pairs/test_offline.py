@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from acme_rag_pipeline.documents.parsers import title_of_file_name
+from acme_rag_pipeline.documents.titles import title_of_file_name
 from acme_rag_pipeline.pairs.corpus_statistics import CorpusStatistics
 from acme_rag_pipeline.pairs.offline import MAX_QUERY_CHARACTERS, MAX_WORDS, OfflineParameters, bounded, render, write
 from acme_rag_pipeline.pairs.offline_methods import METHODS
