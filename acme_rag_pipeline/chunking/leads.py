@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 
 from acme_rag_pipeline.chunking.blocks import Block
 from acme_rag_pipeline.chunking.tokens import TokenCounter
+from acme_rag_pipeline.documents.lines import line_starts
 
 # With a chunk of 224 and two special tokens, all that MiniLM reads.
 LEAD_TOKENS = 30
-_QUOTED = re.compile(r"[>\s]*")
 
 
 def leads(text: str, blocks: Sequence[Block], counter: TokenCounter, starts: Iterable[int]) -> list[str]:
@@ -27,7 +26,7 @@ def leads(text: str, blocks: Sequence[Block], counter: TokenCounter, starts: Ite
     """
     tables = list(_tables(blocks))
     begins = [table.start for table in tables]
-    known: dict[int, str] = {}
+    known: dict[int, tuple[int, str]] = {}
     found: list[str] = []
     for start in starts:
         number = bisect_right(begins, start) - 1
@@ -36,7 +35,8 @@ def leads(text: str, blocks: Sequence[Block], counter: TokenCounter, starts: Ite
             continue
         if number not in known:
             known[number] = _header(text, tables[number])
-        found.append(known[number] if start >= _behind_header(text, tables[number]) else "")
+        end, header = known[number]
+        found.append(header if start >= end else "")
     short = {header: _shortened(header, counter) for header in {*found} if header}
     return [short.get(header, "") for header in found]
 
@@ -49,16 +49,12 @@ def _tables(blocks: Sequence[Block]) -> Iterator[Block]:
             yield from _tables(block.children)
 
 
-def _behind_header(text: str, table: Block) -> int:
-    lines = text[table.start : table.end].splitlines(keepends=True)
-    return table.start + len(lines[0])
-
-
-def _header(text: str, table: Block) -> str:
+def _header(text: str, table: Block) -> tuple[int, str]:
+    """Return the end of the header row and what it says; empty: it names nothing."""
+    end = [*line_starts(text, table.start, table.end), table.end][1]
     # A table in a quotation has its marks before each row.
-    row = text[table.start : _behind_header(text, table)]
-    row = " ".join(row[_QUOTED.match(row).end() :].split())  # type: ignore[union-attr]
-    return row if any(map(str.isalnum, row)) else ""
+    row = " ".join(text[table.start : end].lstrip("> \t").split())
+    return end, row if any(map(str.isalnum, row)) else ""
 
 
 def _shortened(header: str, counter: TokenCounter) -> str:
