@@ -17,7 +17,7 @@ from acme_rag_pipeline.embedding.base_model import BaseModelFiles, resolve_base_
 from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store.fingerprints import content_hash, fingerprint, normalised, sha256_text
 from acme_rag_pipeline.store.layout import Store
-from acme_rag_pipeline.store.made_with import SETTINGS_KEY
+from acme_rag_pipeline.store.made_with import SETTINGS_KEY, note_key
 from acme_rag_pipeline.store.stages import StageResult, data_versions, distrust, overtaken, record, recorded
 from acme_rag_pipeline.store.warehouse import insert, reconcile, records
 
@@ -57,7 +57,7 @@ def split_documents(store: Store, settings: Settings) -> StageResult:
     how = _how(settings, base)
     made_from = fingerprint(STAGE, upstream, how, settings.evaluation.model_dump(include=_SIDE_SETTINGS))
     if (unchanged := recorded(store.warehouse, STAGE, made_from)) is not None:
-        return unchanged
+        return note_key(store, unchanged, made_from, settings_key(settings, base))
     with store.writer(STAGE):
         if overtaken(store.warehouse, upstream):
             return split_documents(store, settings)

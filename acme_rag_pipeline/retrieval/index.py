@@ -30,7 +30,7 @@ from acme_rag_pipeline.store.arms_file import forget_arm, known_arms, remember_a
 from acme_rag_pipeline.store.fingerprints import fingerprint, sha256_text
 from acme_rag_pipeline.store.lance_files import lost_files, newest_version
 from acme_rag_pipeline.store.layout import Store
-from acme_rag_pipeline.store.made_with import SETTINGS_KEY
+from acme_rag_pipeline.store.made_with import SETTINGS_KEY, note_key
 from acme_rag_pipeline.store.passages import LivePassage, live_passages
 from acme_rag_pipeline.store.promotion import NothingPromoted, PointerDamaged, read_pointer
 from acme_rag_pipeline.store.stages import (
@@ -245,6 +245,7 @@ def _index_stage(
                 if not holds(store, unchanged.details):
                     return _index_stage(store, settings, stage, which, data_versions(store.warehouse, *upstream), arm)
                 remember_arm(store, arm, entry)
+        unchanged = note_key(store, unchanged, made_from, settings_key(which.model_digest))
         return StageResult(stage, unchanged.data_version, unchanged.counts, True, nothing_done(unchanged.details))
     with store.writer(stage):
         if overtaken(store.warehouse, upstream):

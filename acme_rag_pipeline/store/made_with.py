@@ -7,8 +7,11 @@ differs, the stage does run again, and notes the new one.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from acme_rag_pipeline.store.layout import Store
+from acme_rag_pipeline.store.stages import StageResult, record, recorded
 from acme_rag_pipeline.store.warehouse import Warehouse
 
 if TYPE_CHECKING:
@@ -23,6 +26,18 @@ def noted_keys(warehouse: Warehouse) -> dict[str, str]:
     with warehouse.read() as connection:
         rows = connection.execute("SELECT stage, summary->>('$.details.' || ?) FROM stages", [SETTINGS_KEY]).fetchall()
     return {stage: key for stage, key in rows if key is not None}
+
+
+def note_key(store: Store, unchanged: StageResult, made_from: str, key: str) -> StageResult:
+    """Have a stage that has nothing to do note its hash, where an earlier version did not; another run's is left alone."""
+    if SETTINGS_KEY in unchanged.details or not store.idle("writer"):
+        return unchanged
+    noted = replace(unchanged, details=unchanged.details | {SETTINGS_KEY: key})
+    with store.writer(unchanged.stage):
+        if recorded(store.warehouse, unchanged.stage, made_from) is not None:
+            with store.warehouse.write() as connection:
+                record(connection, noted, made_from)
+    return noted
 
 
 def retrained_keys(warehouse: Warehouse) -> dict[str, str]:

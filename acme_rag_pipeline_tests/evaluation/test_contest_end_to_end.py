@@ -170,9 +170,8 @@ def test_people_decide_which_candidate_readers_get(shared: Path, good: Path, tmp
     plotted = stored_result(made.store.warehouse, "evaluation_report").details
     for metric in ("mrr@10", "recall@10"):
         arms = [name.split("/")[1] for name in plotted[metric] if name.startswith("golden/")]
-        assert {"base", "fine_tuned", "fine_tuned_hybrid"} & set(arms) > {"base"}, (
-            "the best challenger stands beside the base"
-        )
+        assert "base" in arms
+        assert len(arms) in (2, 3), "what readers had, and the best challenger"
         assert all(0 <= value <= 1 for value in plotted[metric].values())
     pointer = read_pointer(made.store.pointer)
     assert (pointer.model_digest, pointer.reason) == (better, decided.details["reason"])

@@ -597,6 +597,25 @@ def test_a_changed_setting_of_a_refresh_runs_once_and_so_does_its_way_back(
     assert "up to date" in watch.tick(), "no business of a refresh"
 
 
+def test_after_a_refresh_an_index_of_an_earlier_version_is_compared_with_the_settings_too(
+    watch: Watch, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refresh() -> None:
+        for stage in REFRESH:
+            stage(store, watch.pipeline.settings())
+
+    refresh()
+    with store.warehouse.write() as connection:
+        nothing_noted = '{"details": {"settings_key": null, "made_with": null}}'
+        connection.execute("UPDATE stages SET summary = json_merge_patch(summary, ?)", [nothing_noted])
+    monkeypatch.setenv("ACME_RAG_CHUNKING__MAX_TOKENS", "120")
+    assert "up to date" in watch.tick(), "nobody knows what it was made with"
+    monkeypatch.delenv("ACME_RAG_CHUNKING__MAX_TOKENS")
+    refresh()
+    monkeypatch.setenv("ACME_RAG_CHUNKING__MAX_TOKENS", "120")
+    assert [watch.tick(), watch.tick()][-1] == "run"
+
+
 def test_settings_that_no_refresh_works_with_are_tried_ever_more_seldom_and_turn_red(
     watch: Watch, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
