@@ -13,11 +13,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Self
 
+import trustme
+
 from acme_rag_pipeline.store.fingerprints import fingerprint
 
 Body = dict[str, Any]
-# Key and certificate for `localhost` and 127.0.0.1, until 2120.
-SELF_SIGNED = Path(__file__).with_name("self_signed.pem")
 
 
 @dataclass(frozen=True)
@@ -118,12 +118,18 @@ class ScriptedLLM:
         self._scheme = "https" if tls else "http"
         if tls:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            context.load_cert_chain(SELF_SIGNED)
+            self._authority = trustme.CA()
+            self._authority.issue_cert("localhost", "127.0.0.1").configure_cert(context)
             # The handshake where a request is handled: one that fails ends its thread, not the one that accepts.
             self._server.socket = context.wrap_socket(
                 self._server.socket, server_side=True, do_handshake_on_connect=False
             )
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
+
+    def certificate(self, folder: Path) -> Path:
+        """Write the certificate that who calls by `https` has to trust."""
+        self._authority.cert_pem.write_to_path(folder / "authority.pem")
+        return folder / "authority.pem"
 
     @property
     def url(self) -> str:

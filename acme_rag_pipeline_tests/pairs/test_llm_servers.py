@@ -6,13 +6,14 @@ import json
 import socket
 import time
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from acme_rag_pipeline.llm.request import LLMConnection
 from acme_rag_pipeline.pairs.llm import Budget, ask_all_blocking
-from acme_rag_pipeline_tests.llm_server import SELF_SIGNED, Act, Body, ScriptedLLM, completion, error, ok
+from acme_rag_pipeline_tests.llm_server import Act, Body, ScriptedLLM, completion, error, ok
 from acme_rag_pipeline_tests.pairs.test_llm import KEY, QUICK, Sink, always, ask, first, prompts_for
 
 
@@ -78,14 +79,16 @@ def test_a_code_that_is_about_the_prompt_is_no_reason_to_ask_in_another_format(c
     assert {body["response_format"]["type"] for body in server.requests} == {"json_schema"}
 
 
-def test_a_certificate_that_is_not_trusted_costs_one_call_and_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_certificate_that_is_not_trusted_costs_one_call_and_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.delenv("SSL_CERT_FILE", raising=False)
     with ScriptedLLM(always(ok()), tls=True) as server:
-        refused = ask(server, 40, Sink(), concurrency=16)
-        monkeypatch.setenv("SSL_CERT_FILE", str(SELF_SIGNED))
+        refused = ask(server, 40, Sink(), concurrency=1)
+        monkeypatch.setenv("SSL_CERT_FILE", str(server.certificate(tmp_path)))
         trusted = ask(server, 2, Sink())
     assert (refused.stopped, refused.calls, refused.left) == ("unreachable", 1, 40)
-    assert "its certificate is not trusted (self-signed certificate): SSL_CERT_FILE" in refused.sentence
+    assert "its certificate is not trusted (unable to get local issuer certificate): SSL_CERT_FILE" in refused.sentence
     assert (trusted.answered, trusted.calls) == (2, 2)
 
 
