@@ -88,7 +88,7 @@ def status(context: click.Context, as_json: bool) -> None:
         click.echo(known.get("note", "nothing is promoted"))
     else:
         click.echo(
-            f"promoted   {promoted['model_digest'][:12]}, {promoted['recipe']}, since {promoted['decided_at'][:19]}"
+            f"promoted   {promoted['model_digest'][:12]}, {promoted['recipe']}, decided {promoted['decided_at'][:19]}"
         )
         click.echo(f"why        {promoted['reason']}")
     if "busy" in known:

@@ -20,6 +20,23 @@ from acme_rag_pipeline.store.promotion import NothingPromoted, PointerDamaged, r
 from acme_rag_pipeline.store.warehouse import WarehouseBusy, records
 from acme_rag_pipeline.training.due import change_since_training
 
+# What is said of a store whose warehouse is not there (a new one, a copy for readers) or cannot be asked now.
+_NOTHING_BUILT: dict[str, Any] = {
+    "last_decision_served": None,
+    "up_to_date": False,
+    "counts": {},
+    "unreadable": [],
+    "incomplete": [],
+    "chunks_changed_since_retrain": None,
+    "settings_changed_since_refresh": [],
+    "settings_changed_since_retrain": [],
+    "ndcg@10": {},
+    "held_out_chose_the_weights": False,
+    "report": None,
+    "stages": [],
+    "decisions": [],
+}
+
 
 def store_status(store: Store, settings: Settings) -> dict[str, Any]:
     """Everything a person asks first: what is promoted and why, how far it lags, counts, what ran when.
@@ -32,7 +49,7 @@ def store_status(store: Store, settings: Settings) -> dict[str, Any]:
     except (NothingPromoted, PointerDamaged) as error:
         known |= {"promoted": None, "note": str(error)}
     if not store.warehouse.path.exists():
-        return known | {"up_to_date": False, "counts": {}, "stages": [], "decisions": []}
+        return known | _NOTHING_BUILT
     try:
         with store.warehouse.read() as connection:
             counts = {
@@ -60,7 +77,7 @@ def store_status(store: Store, settings: Settings) -> dict[str, Any]:
         known["last_decision_served"] = last_decision_is_served(store)
         known |= _changed_settings(store, settings)
     except WarehouseBusy as error:
-        return known | {"busy": str(error)}
+        return _NOTHING_BUILT | known | {"busy": str(error)}
     details = {row["stage"]: json.loads(row["summary"])["details"] for row in stages}
     if missing := _missing(store, known["promoted"], details):
         known["served_problem"] = missing

@@ -37,9 +37,14 @@ def status(store: Store, documents: Path, *options: str) -> str:
     return called.stdout
 
 
-def test_of_a_store_that_was_never_built_it_says_how_to_build_it(store: Store, documents: Path) -> None:
+def test_of_a_store_that_was_never_built_it_says_how_to_build_it(
+    store: Store, documents: Path, settings_for: Callable[..., Settings]
+) -> None:
     assert "make materialize" in status(store, documents)
-    assert json.loads(status(store, documents, "--json"))["promoted"] is None
+    never_built = json.loads(status(store, documents, "--json"))
+    assert never_built["promoted"] is None
+    oracle.run(store, settings_for(), oracle.REFRESH)
+    assert never_built.keys() - {"note"} == json.loads(status(store, documents, "--json")).keys()
 
 
 def test_of_a_copy_for_readers_it_says_what_is_served(store: Store, documents: Path) -> None:
