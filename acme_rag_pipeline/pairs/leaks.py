@@ -129,7 +129,7 @@ def find_leaks(
     judging = {query_key(query) for query in asked}
     trained = [row for row in kept if row["side"] not in held_out]
     # What is in no held-out group is compared with the held-out passages themselves.
-    read = {chunk_id for row in trained for chunk_id in (row["chunk_id"], *row["negatives"])} - secret
+    read = {chunk_id for row in trained for chunk_id in (row["chunk_id"], *row["negatives"])} & text.keys() - secret
     repeats = _near_repeats({text[c] for c in read}, {text[c] for c in held}, near_duplicate_similarity)
     secret |= {chunk_id for chunk_id in read if text[chunk_id] in repeats}
     wordings = [query_key(row["query"]) for row in trained]

@@ -146,4 +146,7 @@ def columns_of(table: str) -> list[Column]:
         elif found := added.match(statement):
             declared.append(found[1])
     parts = (column.split() for column in declared if not column.strip().startswith("PRIMARY KEY"))
-    return [Column(name, kind, nullable=not rest, unique="PRIMARY" in rest) for name, kind, *rest in parts]
+    return [
+        Column(name, kind, nullable=not {"NOT", "PRIMARY"} & {*rest}, unique="PRIMARY" in rest)
+        for name, kind, *rest in parts
+    ]

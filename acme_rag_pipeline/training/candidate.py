@@ -51,6 +51,9 @@ CODE_VERSION = "20"
 _COSTS = {"seconds", "pairs_per_second"}
 logger = logging.getLogger(__name__)
 
+# The stages behind the training note theirs after it.
+_AFTERWARDS = ("fine_tuned_index", "evaluation_report")
+
 
 def train_candidate(store: Store, settings: Settings) -> StageResult:
     """Train the candidate, or say why none was trained.
@@ -62,7 +65,8 @@ def train_candidate(store: Store, settings: Settings) -> StageResult:
     files = resolved_files(store.warehouse)
     base = install_base(store, settings)
     # A stage of an earlier version noted no key, and ran in this retrain, as far as anybody knows with the settings of today.
-    keys = keys_before_training(settings, base) | noted_keys(store.warehouse) | {STAGE: settings_key(settings, base)}
+    noted = {stage: key for stage, key in noted_keys(store.warehouse).items() if stage not in _AFTERWARDS}
+    keys = keys_before_training(settings, base) | noted | {STAGE: settings_key(settings, base)}
     passages = live_passages(store.warehouse)
     pairs = kept_pairs(store.warehouse, passages)
     golden_decides = golden_queries_decide(store.warehouse)

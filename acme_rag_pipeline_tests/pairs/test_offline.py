@@ -365,7 +365,7 @@ def test_rows_that_begin_a_passage_are_read_with_the_header_row_of_their_table()
     whole = by_method("table_row", passage(f"| Case | Days to wait |\n|---|---|\n{rows}", ("Sign-in",), title=""))
     assert sorted(whole) == [f"What is the days to wait for {what} repair?" for what in ("Laptop", "Phone")]
     led = replace(passage(rows, ("Sign-in",), title=""), lead="| Case | Days to wait |")
-    assert by_method("table_row", led) == whole
+    assert sorted(by_method("table_row", led)) == sorted(whole)
     assert not any("days" in query for query in by_method("table_row", replace(led, lead="")))
 
 
