@@ -16,12 +16,11 @@ from typing import TYPE_CHECKING
 
 from acme_rag_pipeline.documents.headings import headings
 from acme_rag_pipeline.documents.lines import front_matter_end, line_starts
-from acme_rag_pipeline.documents.titles import plain_title as _plain_title
+from acme_rag_pipeline.documents.titles import plain_title
 
 if TYPE_CHECKING:
     from markdown_it import MarkdownIt
     from markdown_it.token import Token
-
 
 # Of code, examples, side notes, quotes and tables in AsciiDoc.
 _DELIMITER = re.compile(r"(?:([-.+/=*_])\1{3,}|[|,:!]={3,}|--)")
@@ -176,7 +175,7 @@ def _read_nodes(tokens: Sequence[Token], index: int, lines: list[int]) -> tuple[
             children, index = _read_nodes(tokens, index, lines)
         elif token.nesting == 1:
             if kind == "heading" and token.level == 0:
-                title = _plain_title(tokens[index].content)
+                title = plain_title(tokens[index].content)
                 # An empty line in the style of a heading opens no section, or it would end the one that it stands in.
                 level = int(token.tag[1]) if 0 < len(title) <= _LONGEST_TITLE else 0
             while not (tokens[index].nesting == -1 and tokens[index].level == token.level):

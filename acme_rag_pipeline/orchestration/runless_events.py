@@ -119,7 +119,7 @@ def _unrecorded_index(instance: dg.DagsterInstance, store: Store, why: str) -> l
 
 def _newest_of(instance: dg.DagsterInstance, key: dg.AssetKey, store: Store) -> dg.AssetMaterialization | None:
     """The newest materialisation of an asset that is about this store; one that says no store is."""
-    here = str(store.root.absolute())
+    here = store_path(store).path
     for record in instance.fetch_materializations(key, limit=_EVENTS_LOOKED_AT).records:
         materialization = record.asset_materialization
         if materialization is None:

@@ -195,7 +195,9 @@ class Retriever:
     def _table(self, name: str, version: int | None) -> Table | None:
         if not self._store.lancedb.is_dir():
             return None  # connecting would create it
-        return vectors.open_table(vectors.connect(self._store.lancedb), name, version)
+        with reading(self._store.lancedb, name):
+            db = vectors.connect(self._store.lancedb)
+        return vectors.open_table(db, name, version)
 
     def _encoder(self, digest: str, model_dir: str) -> Encoder:
         if digest not in self._encoders:

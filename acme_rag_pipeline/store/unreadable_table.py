@@ -16,6 +16,10 @@ from acme_rag_pipeline.store.warehouse import out_of_storage
 # LanceDB has no classes of its own for these; what is wrong within a file is a ValueError.
 _OF_LANCE = re.compile(r"lance error: |Invalid input, |.*does not appear to be a Lance file", re.DOTALL)
 _KIND = re.compile(r"^lance error: (LanceError\(\w+\): )?")
+# The operating system said so; the second is how the opening of a whole folder tells it.
+_REFUSED = re.compile(r"\(os error|PermissionDenied")
+# Of an error that is written out with all that it was made of, what the operating system said.
+_TOLD = re.compile(r'\bmessage: "([^"]+)"')
 # Where in the source of the library.
 _PLACE = re.compile(r", \S+\.rs:\d+(:\d+)?")
 Built = TypeVar("Built")
@@ -81,7 +85,9 @@ def reading(folder: Path, name: str) -> Iterator[None]:
         if not is_of_lance(error) or out_of_storage(error):
             raise
         reason = _PLACE.split(_KIND.sub("", str(error)))[0].splitlines()[0]
-        refused = "(os error" in reason
+        refused = bool(_REFUSED.search(reason))
+        if told := _TOLD.search(reason):
+            reason = told[1]
         raise TableUnreadable(_in_words(folder, name, reason, refused), reason=reason, refused=refused) from error
 
 

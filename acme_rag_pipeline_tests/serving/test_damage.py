@@ -180,6 +180,17 @@ def test_errors_that_are_not_lance_s_stay_what_they_are(tmp_path: Path) -> None:
     assert str(said.value) == (
         f"table t cannot be read (Permission denied (os error 13)): make {tmp_path / 't.lance'} readable and try again"
     )
+    # The same of the folder of all tables.
+    closed = ValueError(
+        'Invalid input, Failed to connect to namespace: IO { source: Generic { store: "LocalFileSystem", source: '
+        'UnableToWalkDir { source: Error { depth: 0, inner: Io { path: Some("/t"), err: Os { code: 13, kind: '
+        'PermissionDenied, message: "Permission denied" } } } } }, location: Location { file: "/x/object_store.rs" } }'
+    )
+    with pytest.raises(TableUnreadable) as said, reading(tmp_path, "t"):
+        raise closed
+    assert str(said.value) == (
+        f"table t cannot be read (Permission denied): make {tmp_path / 't.lance'} readable and try again"
+    )
 
 
 def test_a_base_model_that_lost_a_file_is_copied_again(
