@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import itertools
 import sys
 import time
 import types
@@ -16,6 +17,7 @@ import numpy as np
 
 from acme_rag_pipeline.embedding.base_model import functional_files, model_digest
 from acme_rag_pipeline.embedding.encoder import Encoder
+from acme_rag_pipeline.embedding.general_probe import probe_entries
 from acme_rag_pipeline.evaluation.golden import JudgedQuery, judged_queries
 from acme_rag_pipeline.retrieval.passage_encoder import (
     BASE_PREFIX,
@@ -29,6 +31,7 @@ from acme_rag_pipeline.store import models
 from acme_rag_pipeline.store.fingerprints import fingerprint
 from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.passages import live_passages
+from acme_rag_pipeline.store.written_queries import written_queries
 from acme_rag_pipeline.training.candidate import train_candidate
 from acme_rag_pipeline.training.rows import KeptPair
 
@@ -146,9 +149,14 @@ def llama_index_adapter(bench: Bench) -> Trained:
     finished = time.monotonic()
     adapted = engine.get_finetuned_model()
     digest = fingerprint("adapter", [weights.tolist() for weights in engine.model.state_dict().values()])
-    # The evaluation looks into the cache first: there is no model directory for an adapter.
-    queries = [query.query for query in judged(bench)]
-    embedding_cache(bench.store).queries(_Adapted(bench.base_folder, digest, adapted), queries)
+    # The evaluation looks into the cache first: there is no model directory for an adapter. It asks for what is judged, for
+    # the passages' own queries, and for what all questions have in common.
+    asked = itertools.chain(
+        (query.query for query in judged(bench)),
+        *written_queries(bench.store.warehouse).values(),
+        (query for query, _ in probe_entries()),
+    )
+    embedding_cache(bench.store).queries(_Adapted(bench.base_folder, digest, adapted), list(dict.fromkeys(asked)))
     note = f"passages as the base encodes them; batch {engine.batch_size}, 1 epoch, 2e-05"
     encoder = PassageEncoder(digest, BASE_PREFIX, bench.base_folder.name)
     return Trained(encoder, finished - started, len(bench.pairs) / (finished - loop), note)

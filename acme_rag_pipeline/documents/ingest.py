@@ -149,9 +149,9 @@ def _known(store: Store) -> dict[str, dict[str, Any]]:
 
 
 def _touched(files: Sequence[SourceFile], known: Mapping[str, Mapping[str, Any]], now: int) -> bool:
-    """Whether the stamps of a file were set since it was read, which would have it read again in each run."""
+    """Whether a file would be read again in each run: its stamps were set since it was read, or the clock was set back."""
     return any(
-        row["scanned_at_ns"] < max(file.mtime_ns, file.ctime_ns) <= now
+        row["scanned_at_ns"] < max(file.mtime_ns, file.ctime_ns) <= now or row["scanned_at_ns"] > now
         for file in files
         if (row := known.get(file.doc_path)) is not None and row["sha256"] is not None
     )

@@ -69,6 +69,8 @@ def looks_unchanged(file: SourceFile, known: Mapping[str, Any]) -> bool:
         and known["mtime_ns"] == file.mtime_ns
         # Archives, copies and reproducible builds set time stamps; when they did, they cannot set.
         and max(known["mtime_ns"], file.ctime_ns) < known["scanned_at_ns"] - RACY_NS
+        # By a clock that was ahead the file may have been read before that.
+        and known["scanned_at_ns"] <= time.time_ns()
     )
 
 

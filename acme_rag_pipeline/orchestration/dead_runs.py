@@ -87,22 +87,19 @@ def fail_dead_runs(instance: dg.DagsterInstance, store: Store, may_be_silent: It
 
     Args:
         instance: where the runs are recorded.
-        store: where runs have their locks that do not say another store.
+        store: where runs have their locks that do not say another store, or whose store was moved here since.
         may_be_silent: runs of these definitions, each of which initialises the resource by which it shows itself.
     """
     if instance.run_launcher.supports_check_run_worker_health:
         return []
     failed: list[str] = []
     for record in instance.get_run_records(dg.RunsFilter(statuses=sorted(_UNDER_WAY, key=lambda status: status.value))):
-        run = record.dagster_run
-        path = _lock_of(Path(run.tags.get(STORE_TAG, store.root)), run.run_id)
-        if path not in _held and path.exists() and _is_free(path):
-            failed += _fail(instance, run.run_id)
+        locks = _locks_of(record.dagster_run, store)
+        if locks and all(path not in _held and _is_free(path) for path in locks):
+            failed += _fail(instance, record.dagster_run.run_id)
     for record in may_be_silent:
-        run = record.dagster_run
-        path = _lock_of(Path(run.tags.get(STORE_TAG, store.root)), run.run_id)
-        if _is_silent(instance, record) and not path.exists():
-            failed += _fail(instance, run.run_id)
+        if _is_silent(instance, record) and not _locks_of(record.dagster_run, store):
+            failed += _fail(instance, record.dagster_run.run_id)
     for path in _folder(store.root).glob("*.lock"):
         if path not in _held and _is_free(path) and _is_over(instance, path):
             with contextlib.suppress(OSError):
@@ -139,6 +136,12 @@ def _is_over(instance: dg.DagsterInstance, path: Path) -> bool:
         return time.time() - path.stat().st_mtime > KEPT_SECONDS
     except OSError:
         return False
+
+
+def _locks_of(run: dg.DagsterRun, store: Store) -> list[Path]:
+    """A run's lock in the store that it names and in today's, to which that may have been moved: those that are there."""
+    roots = dict.fromkeys((Path(run.tags.get(STORE_TAG, store.root)), store.root))
+    return [path for root in roots if (path := _lock_of(root, run.run_id)).exists()]
 
 
 def _folder(root: Path) -> Path:

@@ -277,6 +277,35 @@ def test_other_content_under_an_old_size_and_time_stamp_is_seen(
     assert folder_state(settings_for()) == again.details["sources"]
 
 
+def test_what_a_clock_that_was_ahead_said_is_not_believed(
+    ingest: Ingest, store: Store, documents: Path, settings_for: Callable[..., Settings]
+) -> None:
+    age(documents)
+    ingest()
+    with store.warehouse.write() as connection:
+        connection.execute("UPDATE documents SET scanned_at_ns = scanned_at_ns + 86_400_000_000_000")
+    path = documents / "hr/leave.md"
+    path.write_text(LEAVE.replace("27 FLEX", "28 FLEX"), encoding="utf-8")
+    os.utime(path, (LONG_AGO, LONG_AGO))
+    assert state.folder_changes(settings_for(), store) == {"new": 0, "changed": 1, "deleted": 0}
+    again = ingest()
+    assert again.counts == Counts(changed=1, reused=2)
+    assert folder_state(settings_for(), store) == again.details["sources"]
+
+
+def test_a_clock_that_was_set_back_has_files_read_again_once(
+    ingest: Ingest, store: Store, documents: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    age(documents)
+    monkeypatch.setattr(state, "RACY_NS", 0)
+    first = ingest()
+    with store.warehouse.write() as connection:
+        connection.execute("UPDATE documents SET scanned_at_ns = scanned_at_ns + 86_400_000_000_000")
+    assert ingest().data_version == first.data_version
+    monkeypatch.setattr(ingest_module, "read_bytes", lambda *_: pytest.fail("a file was read"))
+    assert ingest().data_version == first.data_version
+
+
 def test_a_file_with_an_old_time_stamp_is_not_read_again(
     ingest: Ingest, documents: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -210,6 +211,23 @@ def test_a_killed_run_over_another_store_is_found_by_what_it_says_of_itself(
     assert fail_dead_runs(instance, ours, under_way(instance)) == []
     let_go()
     assert fail_dead_runs(instance, ours) == [run.run_id]
+
+
+def test_a_killed_run_whose_store_was_moved_is_found_where_that_is_now(
+    instance: dg.DagsterInstance, tmp_path: Path
+) -> None:
+    run = started(instance)
+    before, now = Store(tmp_path / "before"), Store(tmp_path / "now")
+    instance.add_run_tags(run.run_id, {STORE_TAG: str(before.root)})
+    hold(before, run.run_id)
+    let_go()
+    shutil.copytree(before.root, now.root)
+    hold(before, run.run_id)
+    # A copy of a store says nothing of the run that works on the first one.
+    assert fail_dead_runs(instance, now, under_way(instance)) == []
+    let_go()
+    shutil.rmtree(before.root)
+    assert fail_dead_runs(instance, now) == [run.run_id]
 
 
 def test_the_lock_of_a_run_that_nobody_knows_is_kept_for_a_week(instance: dg.DagsterInstance, store: Store) -> None:
