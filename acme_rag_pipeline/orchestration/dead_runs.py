@@ -71,12 +71,19 @@ def let_go() -> None:
 
 def _is_known_to_have_ended(instance: dg.DagsterInstance, run_id: str) -> bool:
     try:
-        if not instance.is_persistent or not Path(instance.root_directory).is_dir():
+        if not instance.is_persistent or _was_deleted(instance):
             return True  # nobody will ask
         run = instance.get_run_by_id(run_id)
     except Exception:  # whatever its database raises
         return False
     return run is not None and run.is_finished
+
+
+def _was_deleted(instance: dg.DagsterInstance) -> bool:
+    """Whether the instance kept its runs in a folder that is gone; one with a database server need have no folder here."""
+    from dagster._core.storage.runs import SqliteRunStorage
+
+    return isinstance(instance.run_storage, SqliteRunStorage) and not Path(instance.root_directory).is_dir()
 
 
 def fail_dead_runs(instance: dg.DagsterInstance, store: Store, may_be_silent: Iterable[dg.RunRecord] = ()) -> list[str]:

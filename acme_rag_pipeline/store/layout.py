@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import shutil
+import socket
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -88,10 +89,9 @@ class Store:
         try:
             if held.lock_counter == 1:
                 with contextlib.suppress(OSError):
-                    holder.write_text(
-                        json.dumps({"pid": os.getpid(), "purpose": purpose, "since": datetime.now(UTC).isoformat()}),
-                        encoding="utf-8",
-                    )
+                    about = {"pid": os.getpid(), "host": socket.gethostname(), "purpose": purpose}
+                    about["since"] = datetime.now(UTC).isoformat()
+                    holder.write_text(json.dumps(about), encoding="utf-8")
             yield
         except (StoreUnusable, WarehouseUnusable):
             raise
@@ -120,19 +120,31 @@ class Store:
 
     def idle(self, lock: LockName) -> bool:
         """Whether no process holds that lock now; one that cannot be taken, as in a store that is read-only, is not idle."""
+        with self.if_idle(lock) as held:
+            return held
+
+    @contextlib.contextmanager
+    def if_idle(self, lock: LockName) -> Iterator[bool]:
+        """Hold a lock within the block if no other process does; says whether it is held, without waiting."""
         try:
             self._locks[lock].acquire(timeout=0)
         except (Timeout, OSError):
-            return False
-        self._locks[lock].release()
-        return True
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            self._locks[lock].release()
 
 
 def _described(holder: Path) -> str:
     for _ in range(2):
         try:
             known = json.loads(holder.read_text(encoding="utf-8"))
-            return f"process {known['pid']} ({known['purpose']}, since {known['since'][:19]}Z)"
+            # A container has a name and process ids of its own.
+            host = known.get("host", "")
+            where = f" on {host}" if host not in ("", socket.gethostname()) else ""
+            return f"process {known['pid']}{where} ({known['purpose']}, since {known['since'][:19]}Z)"
         except (OSError, ValueError, KeyError):
             time.sleep(0.05)
     return "another process"

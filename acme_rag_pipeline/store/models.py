@@ -113,14 +113,15 @@ def _remove(store: Store, folder: Path) -> None:
 
 
 def _remove_leftovers(store: Store) -> None:
-    """Delete what killed processes left half copied or half deleted."""
-    import psutil
+    """Delete what killed processes left half copied or half deleted, unless another process may be at work on it.
 
-    for folder in (*store.work.glob("model-*-*"), *store.work.glob("removed-*-*")):
-        owner = int(folder.name.rpartition("-")[2])
-        # In a container every run may have the same process id.
-        if owner == os.getpid() or not psutil.pid_exists(owner):
-            shutil.rmtree(folder, ignore_errors=True)
+    Whoever copies or deletes a model holds one of the two locks. The process id in the name would say less: another
+    container has its own numbers.
+    """
+    with store.if_idle("writer") as nobody_writes, store.if_idle("training") as nobody_trains:
+        if nobody_writes and nobody_trains:
+            for folder in (*store.work.glob("model-*-*"), *store.work.glob("removed-*-*")):
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _flush(folder: Path) -> None:

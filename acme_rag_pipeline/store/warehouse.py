@@ -191,10 +191,10 @@ class Warehouse:
                 if "Could not set lock" not in str(error):
                     raise WarehouseUnusable(f"ACME_RAG_STORE: {self.path} cannot be opened: {error}") from error
                 if time.monotonic() >= deadline:
-                    holder = re.search(r"PID (\d+)", str(error))
+                    holder = re.search(r"PID ([1-9]\d*)", str(error))
+                    who = f"process {holder.group(1)}" if holder else "a process of another container or host"
                     raise WarehouseBusy(
-                        f"{self.path} is held by process {holder.group(1) if holder else 'unknown'} for more than "
-                        f"{self.wait_seconds:.0f} s: wait until that run ends, or stop it"
+                        f"{self.path} is held by {who} for more than {self.wait_seconds:.0f} s: wait until that run ends, or stop it"
                     ) from error
                 time.sleep(0.05)
             except InOtherMode as error:

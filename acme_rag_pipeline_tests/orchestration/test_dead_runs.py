@@ -10,10 +10,13 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import pytest
 from dagster._core.events import EngineEventData
+from dagster._core.storage.runs import InMemoryRunStorage
+from dagster._serdes import ConfigurableClass
 
 from acme_rag_pipeline.orchestration import dead_runs
 from acme_rag_pipeline.orchestration.dead_runs import (
@@ -51,6 +54,22 @@ def waiting():
 with dg.DagsterInstance.from_config(sys.argv[1]) as instance:
     waiting.execute_in_process(instance=instance)
 """
+
+
+class DatabaseServer(InMemoryRunStorage, ConfigurableClass):
+    """Keeps runs, and not in the folder of the instance."""
+
+    @property
+    def inst_data(self) -> None:
+        return None
+
+    @classmethod
+    def config_type(cls) -> dict[str, Any]:
+        return {}
+
+    @classmethod
+    def from_config_value(cls, inst_data: object, config_value: object) -> DatabaseServer:
+        return cls()
 
 
 @dg.op
@@ -197,6 +216,30 @@ def test_a_run_whose_end_is_not_recorded_leaves_its_file(store: Store, tmp_path:
         show(instance, store, run.run_id)
     let_go()
     assert [path.stem for path in (store.work / "runs").iterdir()] == [run.run_id]
+
+
+def test_a_run_leaves_its_file_also_where_dagster_has_a_database_server_and_no_folder(
+    store: Store, tmp_path: Path
+) -> None:
+    """In a container of a run there is no folder by the name that the daemon's has."""
+    server = {"run_storage": {"module": __name__, "class": DatabaseServer.__name__, "config": {}}}
+    (tmp_path / "daemon").mkdir()
+    with dg.DagsterInstance.local_temp(str(tmp_path / "daemon"), overrides=server) as instance:
+        run = started(instance)
+        show(instance, store, run.run_id)
+    shutil.rmtree(tmp_path / "daemon")
+    let_go()
+    assert [path.stem for path in (store.work / "runs").iterdir()] == [run.run_id]
+
+
+def test_a_run_of_an_instance_that_was_deleted_leaves_no_file(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "home").mkdir()
+    with dg.DagsterInstance.local_temp(str(tmp_path / "home")) as instance:
+        run = started(instance)
+        show(instance, store, run.run_id)
+    shutil.rmtree(tmp_path / "home")
+    let_go()
+    assert list((store.work / "runs").iterdir()) == []
 
 
 def test_a_killed_run_over_another_store_is_found_by_what_it_says_of_itself(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import threading
 from pathlib import Path
 
@@ -29,3 +31,18 @@ def test_hours_of_work_wait_longer_for_their_last_rows_than_a_refresh_for_its_fi
     with ours.writer("fine_tuned_model", lock="training"), ours.writer("fine_tuned_model"):
         assert let_go.is_set()
     other.join()
+
+
+def test_who_waits_is_told_on_which_other_host_the_writer_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In another container the number of a process means nothing."""
+    ours = Store(tmp_path, wait_seconds=0.05)
+    monkeypatch.setattr(socket, "gethostname", lambda: "run-of-tonight")
+    with Store(tmp_path).writer("chunks"):
+        with pytest.raises(StoreBusy, match=rf"by process {os.getpid()} \(chunks"), ours.writer("documents"):
+            pass
+        monkeypatch.setattr(socket, "gethostname", lambda: "code-server")
+        with (
+            pytest.raises(StoreBusy, match=rf"by process {os.getpid()} on run-of-tonight \(chunks"),
+            ours.writer("documents"),
+        ):
+            pass

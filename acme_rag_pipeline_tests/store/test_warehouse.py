@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -120,6 +121,28 @@ def test_a_held_file_is_named_with_its_process(tmp_path: Path) -> None:
     finally:
         holder.kill()
         holder.wait()
+
+
+def test_who_holds_a_file_in_another_container_has_no_number_here(tmp_path: Path) -> None:
+    path = tmp_path / "w.duckdb"
+    program = textwrap.dedent(
+        f"""
+        from pathlib import Path
+        from acme_rag_pipeline.store.warehouse import Warehouse, WarehouseBusy
+        try:
+            with Warehouse(Path({str(path)!r}), wait_seconds=0.2).write():
+                pass
+        except WarehouseBusy as error:
+            print(error)
+        """
+    )
+    # Process ids of its own, as in a container.
+    apart = ["unshare", "--user", "--map-root-user", "--pid", "--fork"]
+    if shutil.which("unshare") is None or subprocess.run([*apart, "true"], capture_output=True).returncode != 0:
+        pytest.skip("this machine gives a process no process ids of its own")
+    with duckdb.connect(str(path)):
+        said = subprocess.run([*apart, sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert "is held by a process of another container or host for more than 0 s" in said.stdout
 
 
 def test_two_processes_that_write_at_once_both_get_their_rows_in(tmp_path: Path) -> None:
