@@ -97,7 +97,7 @@ def fail_dead_runs(instance: dg.DagsterInstance, store: Store, may_be_silent: It
         store: where runs have their locks that do not say another store, or whose store was moved here since.
         may_be_silent: runs of these definitions, each of which initialises the resource by which it shows itself.
     """
-    if instance.run_launcher.supports_check_run_worker_health:
+    if _is_watched_by_its_launcher(instance):
         return []
     failed: list[str] = []
     for record in instance.get_run_records(dg.RunsFilter(statuses=sorted(_UNDER_WAY, key=lambda status: status.value))):
@@ -112,6 +112,14 @@ def fail_dead_runs(instance: dg.DagsterInstance, store: Store, may_be_silent: It
             with contextlib.suppress(OSError):
                 path.unlink(missing_ok=True)
     return failed
+
+
+def _is_watched_by_its_launcher(instance: dg.DagsterInstance) -> bool:
+    try:
+        return instance.run_launcher.supports_check_run_worker_health
+    except Exception:
+        # One whose package, or access to the cluster, only the daemon has.
+        return True
 
 
 def _fail(instance: dg.DagsterInstance, run_id: str) -> list[str]:

@@ -232,6 +232,17 @@ def test_a_run_leaves_its_file_also_where_dagster_has_a_database_server_and_no_f
     assert [path.stem for path in (store.work / "runs").iterdir()] == [run.run_id]
 
 
+def test_a_launcher_that_only_the_daemon_can_load_watches_its_workers_itself(store: Store, tmp_path: Path) -> None:
+    """The package of a cluster's launcher is not installed where the sensor is evaluated."""
+    launcher = {"run_launcher": {"module": "of_a_cluster", "class": "PodLauncher", "config": {}}}
+    with dg.DagsterInstance.local_temp(str(tmp_path), overrides=launcher) as instance:
+        run = started(instance)
+        hold(store, run.run_id)
+        let_go_like_a_killed_process(store, run.run_id)
+        assert fail_dead_runs(instance, store, under_way(instance)) == []
+        assert [run.status for run in instance.get_runs()] == [dg.DagsterRunStatus.STARTED]
+
+
 def test_a_run_of_an_instance_that_was_deleted_leaves_no_file(store: Store, tmp_path: Path) -> None:
     (tmp_path / "home").mkdir()
     with dg.DagsterInstance.local_temp(str(tmp_path / "home")) as instance:
