@@ -397,7 +397,8 @@ def test_another_name_of_a_document_opens_no_new_decision(
 ) -> None:
     (tmp_path / "golden").mkdir()
     (tmp_path / "golden/queries.jsonl").write_text(
-        '{"query_id": "a", "query": "hotel limit"}\n{"query_id": "b", "query": "who pays for a desk?"}\n', encoding="utf-8"
+        '{"query_id": "a", "query": "hotel limit"}\n{"query_id": "b", "query": "who pays for a desk?"}\n',
+        encoding="utf-8",
     )
     (tmp_path / "golden/qrels.jsonl").write_text(
         '{"query_id": "a", "doc_path": "./travel.md", "quote": "hotels in London 210 euros"}\n'
@@ -411,7 +412,9 @@ def test_another_name_of_a_document_opens_no_new_decision(
     def key() -> tuple[str, list[str]]:
         for stage in (ingest_documents, split_documents, resolve_golden_queries):
             stage(store, judged)
-        return contest(store, judged).candidate_key, sorted(e.doc_path for q in golden_queries(store) for e in q.evidence)
+        return contest(store, judged).candidate_key, sorted(
+            e.doc_path for q in golden_queries(store) for e in q.evidence
+        )
 
     known, found = key()
     assert found == ["remote.txt", "travel.md"]
