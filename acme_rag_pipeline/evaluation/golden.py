@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from acme_rag_pipeline.documents.doc_paths import known_doc_path
+from acme_rag_pipeline.documents.doc_paths import known_doc_path, plain_doc_path
 from acme_rag_pipeline.evaluation.golden_files import read_golden
 from acme_rag_pipeline.evaluation.metrics import Evidence
 from acme_rag_pipeline.evaluation.words import counted
@@ -237,11 +237,11 @@ def _resolved(
     store: Store, queries: dict[str, dict[str, Any]], qrels: list[dict[str, Any]]
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[dict[str, Any]]]:
     with store.warehouse.read() as connection:
-        ever = {r["doc_path"]: r for r in records(connection, "SELECT doc_path, status, sha256, text FROM documents")}
+        readable = records(connection, "SELECT doc_path, sha256, text FROM documents WHERE text IS NOT NULL")
+        unreadable = records(connection, "SELECT doc_path FROM documents WHERE status = 'unreadable' AND text IS NULL")
         seen = dict(connection.execute("SELECT judgement_id, sha256 FROM golden_seen").fetchall())
-    documents = {path: row for path, row in ever.items() if row["text"] is not None}
-    unreadable = {path for path, row in ever.items() if row["status"] == "unreadable" and row["text"] is None}
-    texts = _Texts({path: row["text"] for path, row in documents.items()}, unreadable)
+    documents = {row["doc_path"]: row for row in readable}
+    texts = _Texts({path: row["text"] for path, row in documents.items()}, {row["doc_path"] for row in unreadable})
     chunks: dict[str, list[LivePassage]] = {}
     for passage in live_passages(store.warehouse):
         chunks.setdefault(passage.doc_path, []).append(passage)
@@ -251,8 +251,7 @@ def _resolved(
     places: dict[tuple[Any, ...], dict[str, Any]] = {}
     ordinals: Counter[str] = Counter()
     for qrel in qrels:
-        written = qrel["doc_path"]
-        named = known_doc_path(written, documents) or known_doc_path(written, ever) or written
+        named = known_doc_path(qrel["doc_path"], documents) or plain_doc_path(qrel["doc_path"])
         path = named if named in documents else texts.followed(qrel) or named
         document = documents.get(path)
         judgement_id = fingerprint(qrel)
@@ -268,7 +267,7 @@ def _resolved(
             span, reason = _span(qrel, texts.of(path), document["sha256"], qrel["sha256"] or first)
             status = "resolved" if reason is None else "unresolved"
             if path != named and reason is None:
-                reason = f"moved: {written} is gone, and {path} has the quote"
+                reason = f"moved: {qrel['doc_path']} is gone, and {path} has the quote"
             if key not in seen:
                 seen[key] = first
                 first_seen.append({"judgement_id": key, "sha256": first})
