@@ -24,6 +24,8 @@ from acme_rag_pipeline.errors import UserError
 from acme_rag_pipeline.settings import SettingsError
 
 _UNREADABLE_SHOWN = 5
+# What a person can mend by permissions or by another name. A file that is missing where the code looks for it is a defect.
+_ABOUT_A_PATH = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ELOOP, errno.ENAMETOOLONG)
 
 
 class _Cli(click.Group):
@@ -42,7 +44,7 @@ class _Cli(click.Group):
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
                 said = f"cannot write: {error.strerror}"
-            elif error.filename is not None:
+            elif error.filename is not None and error.errno in _ABOUT_A_PATH:
                 said = f"{error.filename}: {error.strerror}"
             else:
                 raise

@@ -57,8 +57,9 @@ def check_output(settings: Settings, option: str, path: Path, *, inputs: Sequenc
         by_people = filter(None, (settings.curated_pairs, examples, settings.root / ".env", *inputs))
         written = any(_is_same(held, target) for held in (*by_people, *judged))
         documents, of_store = settings.documents.resolve(), Store(settings.store).is_own(target)
-    except OSError as error:
-        raise click.ClickException(f"{option}: {path} cannot be written: {error.strerror}") from None
+    except (OSError, RuntimeError) as error:  # of links that lead in a circle Python up to 3.12 has no class of its own
+        why = getattr(error, "strerror", None) or error
+        raise click.ClickException(f"{option}: {path} cannot be written: {why}") from None
     if written:
         raise click.ClickException(f"{option}: {path} is what people wrote: name another file")
     if documents in (target, *target.parents):

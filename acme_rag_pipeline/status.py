@@ -108,18 +108,14 @@ def store_status(store: Store, settings: Settings) -> dict[str, Any]:
 
 def _changed_settings(store: Store, settings: Settings) -> dict[str, Any]:
     """The stages that were made with other settings, another base model or other code than those of today."""
+    known: dict[str, Any] = {"settings_changed_since_refresh": [], "settings_changed_since_retrain": []}
     try:
-        return {
-            "settings_changed_since_refresh": list(changed_since_refresh(store, settings)),
-            "settings_changed_since_retrain": changed_since_retrain(store, settings),
-        }
+        known["settings_changed_since_refresh"] = list(changed_since_refresh(store, settings))
+        known["settings_changed_since_retrain"] = changed_since_retrain(store, settings)
     except SettingsError as error:
         # Readers do without a base model and without the files that a training reads.
-        return {
-            "settings_changed_since_refresh": [],
-            "settings_changed_since_retrain": [],
-            "settings_problem": str(error),
-        }
+        known["settings_problem"] = str(error)
+    return known
 
 
 def _missing(store: Store, promoted: dict[str, Any] | None, details: dict[str, Any]) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -16,7 +18,7 @@ from click.testing import CliRunner
 from acme_rag_pipeline.cli import main
 from acme_rag_pipeline.documents.ingest import ingest_documents
 from acme_rag_pipeline.documents.source import DocumentsFolderError
-from acme_rag_pipeline.retrieval import Retriever
+from acme_rag_pipeline.retrieval import Retriever, passage_encoder
 from acme_rag_pipeline.retrieval.passage_encoder import PassageEncoder
 from acme_rag_pipeline.serving import decisions
 from acme_rag_pipeline.serving.serve import serve
@@ -200,8 +202,34 @@ def test_changed_settings_are_said_of_the_index_and_of_the_training(
     assert "served     made with other settings, another base model or other code (chunks): run `refresh`" in answer
     known = json.loads(status(store, documents, "--json"))
     assert (known["up_to_date"], known["settings_changed_since_refresh"]) == (False, ["chunks"])
+    # A file that the training alone reads hides nothing of the index.
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9/v1")
+    monkeypatch.setenv("ACME_RAG_PAIRS__EXAMPLES", "gone.jsonl")
+    answer = status(store, documents)
+    assert "settings   ACME_RAG_PAIRS__EXAMPLES: " in answer
+    assert "served     made with other settings" in answer
     monkeypatch.setenv("ACME_RAG_BASE_MODEL", "gone")
     assert "settings   ACME_RAG_BASE_MODEL: no folder" in status(store, documents)
+
+    def refused(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), "model.safetensors")
+
+    monkeypatch.setattr(passage_encoder, "resolve_base_model", refused)
+    assert "settings   ACME_RAG_BASE_MODEL: gone cannot be read: [Errno 13]" in status(store, documents)
+
+
+@pytest.mark.parametrize(("number", "is_said"), [(errno.EACCES, True), (errno.ENOENT, False)])
+def test_a_path_that_may_not_be_looked_at_is_one_sentence_and_a_file_that_the_code_misses_a_defect(
+    store: Store, documents: Path, monkeypatch: pytest.MonkeyPatch, number: int, is_said: bool
+) -> None:
+    def fails(*_: object) -> None:
+        raise OSError(number, os.strerror(number), "/somewhere/a file")
+
+    monkeypatch.setattr("acme_rag_pipeline.status.store_status", fails)
+    called = CliRunner().invoke(main, ["--store", str(store.root), "--documents", str(documents), "status"])
+    assert called.exit_code == 1
+    assert isinstance(called.exception, SystemExit) == is_said
+    assert called.stderr == ("acme-rag: /somewhere/a file: Permission denied\n" if is_said else "")
 
 
 def test_a_record_of_an_earlier_version_is_brought_up_to_date_without_work(

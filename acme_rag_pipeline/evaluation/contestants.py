@@ -220,14 +220,14 @@ def _key_of_today(store: Store, candidate: PassageEncoder | None) -> str:
 def _judged(store: Store) -> list[Any]:
     """The golden queries with their judgements, where they decide.
 
-    A judgement that an edit made unusable stays: editing a document is no new evidence.
+    Editing or renaming a document is no new evidence: what an edit made unusable stays, what moved goes by the old name.
     """
     if not golden_queries_decide(store.warehouse):
         return []
     with store.warehouse.read() as connection:
         return connection.execute(
-            "SELECT query_id, query, doc_path, coalesce(nullif(quote, ''), judgement_id), relevance FROM golden_queries JOIN golden_judgements "
-            "USING (query_id) WHERE relevance > 0 AND (golden_judgements.status <> 'unresolved' "
+            "SELECT query_id, query, coalesce(moved_from, doc_path), coalesce(nullif(quote, ''), judgement_id), relevance "
+            "FROM golden_queries JOIN golden_judgements USING (query_id) WHERE relevance > 0 AND (golden_judgements.status <> 'unresolved' "
             "OR doc_path IN (SELECT doc_path FROM documents)) ORDER BY ALL"
         ).fetchall()
 

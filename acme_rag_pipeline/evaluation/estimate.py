@@ -89,10 +89,13 @@ def estimate_mean(values: Sequence[float], units: Sequence[str]) -> Estimate:
 
 
 def _intra_unit_correlation(values: Array, index: NDArray[np.intp], sizes: Array) -> float:
-    """One-way analysis-of-variance estimate, cut to [0, 1]; 0 when every unit has one query, where it has no effect."""
+    """One-way analysis-of-variance estimate, cut to [0, 1].
+
+    1 when every unit has one query: there it has no effect, and it must promise nothing of units with more.
+    """
     inside_freedom = values.size - sizes.size
     if inside_freedom == 0:
-        return 0.0
+        return 1.0
     means = np.bincount(index, values) / sizes
     inside = float(((values - means[index]) ** 2).sum()) / inside_freedom
     between = float((sizes * (means - values.mean()) ** 2).sum()) / (sizes.size - 1)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from acme_rag_pipeline.documents.doc_paths import known_doc_path
+from acme_rag_pipeline.documents.doc_paths import known_doc_path, plain_doc_path
 from acme_rag_pipeline.evaluation.golden_files import read_golden
 from acme_rag_pipeline.evaluation.metrics import Evidence
 from acme_rag_pipeline.evaluation.words import counted
@@ -29,7 +29,7 @@ from acme_rag_pipeline.store.stages import StageResult, data_versions, overtaken
 from acme_rag_pipeline.store.warehouse import insert, reconcile, records
 
 STAGE = "golden_queries"
-CODE_VERSION = "10"
+CODE_VERSION = "11"
 _LONGEST_QUOTED = 200
 # Fewer may stand anywhere.
 _WORDS_OF_A_QUOTE = 3
@@ -237,12 +237,10 @@ def _resolved(
     store: Store, queries: dict[str, dict[str, Any]], qrels: list[dict[str, Any]]
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[dict[str, Any]]]:
     with store.warehouse.read() as connection:
-        documents = {
-            row["doc_path"]: row
-            for row in records(connection, "SELECT doc_path, sha256, text FROM documents WHERE text IS NOT NULL")
-        }
+        readable = records(connection, "SELECT doc_path, sha256, text FROM documents WHERE text IS NOT NULL")
         unreadable = records(connection, "SELECT doc_path FROM documents WHERE status = 'unreadable' AND text IS NULL")
         seen = dict(connection.execute("SELECT judgement_id, sha256 FROM golden_seen").fetchall())
+    documents = {row["doc_path"]: row for row in readable}
     texts = _Texts({path: row["text"] for path, row in documents.items()}, {row["doc_path"] for row in unreadable})
     chunks: dict[str, list[LivePassage]] = {}
     for passage in live_passages(store.warehouse):
@@ -253,8 +251,8 @@ def _resolved(
     places: dict[tuple[Any, ...], dict[str, Any]] = {}
     ordinals: Counter[str] = Counter()
     for qrel in qrels:
-        path = known_doc_path(qrel["doc_path"], documents) or texts.followed(qrel) or qrel["doc_path"]
-        moved = path in documents and known_doc_path(qrel["doc_path"], documents) is None
+        named = known_doc_path(qrel["doc_path"], documents) or plain_doc_path(qrel["doc_path"])
+        path = named if named in documents else texts.followed(qrel) or named
         document = documents.get(path)
         judgement_id = fingerprint(qrel)
         status, span = "unresolved", None
@@ -268,7 +266,7 @@ def _resolved(
             first = seen.get(key) or seen.get(earlier) or document["sha256"]
             span, reason = _span(qrel, texts.of(path), document["sha256"], qrel["sha256"] or first)
             status = "resolved" if reason is None else "unresolved"
-            if moved and reason is None:
+            if path != named and reason is None:
                 reason = f"moved: {qrel['doc_path']} is gone, and {path} has the quote"
             if key not in seen:
                 seen[key] = first
@@ -278,6 +276,7 @@ def _resolved(
             "query_id": qrel["query_id"],
             "ordinal": ordinals[qrel["query_id"]],
             "doc_path": path,
+            "moved_from": named if path != named else None,
             "start_char": span[0] if span else None,
             "end_char": span[1] if span else None,
             "quote": qrel["quote"],

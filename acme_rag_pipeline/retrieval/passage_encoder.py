@@ -17,7 +17,7 @@ from acme_rag_pipeline.embedding.base_model import (
 )
 from acme_rag_pipeline.embedding.cache import EmbeddingCache
 from acme_rag_pipeline.embedding.encoder import Encoder
-from acme_rag_pipeline.settings import Settings
+from acme_rag_pipeline.settings import Settings, SettingsError
 from acme_rag_pipeline.store import models, vectors
 from acme_rag_pipeline.store.layout import Store
 from acme_rag_pipeline.store.passages import PassagePrefix
@@ -95,10 +95,12 @@ def base_at_hand(store: Store, settings: Settings) -> BaseModelFiles | None:
     For those who only ask whether it is still that of the last run.
 
     Raises:
-        SettingsError: there is no such model.
+        SettingsError: there is no such model, or it cannot be read.
     """
     try:
         return resolve_base_model(settings.base_model, settings.root, download=False)
+    except OSError as error:
+        raise SettingsError(f"ACME_RAG_BASE_MODEL: {settings.base_model} cannot be read: {error}") from error
     except NotOnThisMachine:
         digest = stored_detail(store.warehouse, "base_index", "model_digest") or ""
         folder = models.model_folder(store, digest)

@@ -68,6 +68,8 @@ TABLES = (
         judgement_id VARCHAR PRIMARY KEY, query_id VARCHAR NOT NULL, ordinal INTEGER NOT NULL,
         doc_path VARCHAR NOT NULL, start_char INTEGER, end_char INTEGER, quote VARCHAR, relevance INTEGER NOT NULL,
         status VARCHAR NOT NULL, reason VARCHAR)""",
+    # The document that its line names, where another one has the quote now; NULL in all others.
+    "ALTER TABLE golden_judgements ADD COLUMN IF NOT EXISTS moved_from VARCHAR",
     # A span without a quote holds only for the document that it was first resolved in.
     "CREATE TABLE IF NOT EXISTS golden_seen(judgement_id VARCHAR PRIMARY KEY, sha256 VARCHAR NOT NULL)",
     """CREATE TABLE IF NOT EXISTS models(

@@ -326,6 +326,23 @@ def test_a_folder_of_one_document_does_not_veto_a_gain_by_what_documents_differ_
     assert vetoes <= 3
 
 
+@pytest.mark.parametrize(("asked_of_each", "falls"), [(1, False), (2, True)])
+def test_a_document_falls_only_where_the_others_show_how_far_questions_of_one_go_together(
+    asked_of_each: int, falls: bool
+) -> None:
+    """Thirty questions of one document lose 0.1 each; the others differ by more, and not with their document where that shows."""
+    changes = [0.05 + 0.25 * (-1) ** i for i in range(60)] + [-0.1 + 0.05 * (-1) ** i for i in range(30)]
+    ids = [f"q{i:02d}" for i in range(90)]
+    units = {i: f"d{min(n, 60) // asked_of_each}" for n, i in enumerate(ids)}
+    folders = {i: "others" if n < 60 else "one" for n, i in enumerate(ids)}
+    champion = ArmScores("base", dict.fromkeys(ids, 0.5))
+    arm = ArmScores("tuned", {i: 0.5 + change for i, change in zip(ids, changes, strict=True)})
+    row = compare_segments(champion, arm, units, {"folder": folders}, SETTINGS)[0]
+
+    assert (row.value, row.units, row.falls) == ("one", 1, falls)
+    assert row.p_value is not None
+
+
 def test_a_promotion_says_which_fall_of_a_group_its_questions_could_not_show() -> None:
     judged = Judged()
     decision = judged.decide(judged.arm("tuned", 0.05, spread=0.2), segments={"style": judged.style})

@@ -79,6 +79,7 @@ def test_a_query_file_is_used_or_what_is_wrong_with_it_is_said(
     os.link(queries, tmp_path / "the same.jsonl")
     (store.root / "lancedb/foreign").touch()
     (tmp_path / ".env").touch()
+    (tmp_path / "circle").symlink_to("circle")
     for target, said in (
         (documents / "new.md", "would be one of the documents"),
         (tmp_path / "the same.jsonl", "is what people wrote"),
@@ -88,6 +89,7 @@ def test_a_query_file_is_used_or_what_is_wrong_with_it_is_said(
         (store.root / "writer.lock", "is a part of the store"),
         (store.lancedb / "foreign", "is a part of the store"),
         (tmp_path / ("x" * 300), "File name too long"),
+        (tmp_path / "circle", "circle"),
     ):
         answer = search(GOOD, target)
         assert (answer.exit_code, answer.output.count("\n")) == (1, 1), target

@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 
+from acme_rag_pipeline.chunking.chunks import split_documents
 from acme_rag_pipeline.documents.ingest import ingest_documents
 from acme_rag_pipeline.embedding.base_model import resolve_base_model
 from acme_rag_pipeline.evaluation.contestants import candidate_undecided, contest
+from acme_rag_pipeline.evaluation.golden import golden_queries, resolve_golden_queries
 from acme_rag_pipeline.orchestration import checks
 from acme_rag_pipeline.orchestration.automation import gate
 from acme_rag_pipeline.orchestration.resources import Pipeline
@@ -388,6 +390,38 @@ def test_a_quote_that_an_edit_took_away_opens_no_new_decision(
     with store.warehouse.write() as connection:
         connection.execute("UPDATE golden_judgements SET status = 'unresolved'")
     assert contest(store, settings).candidate_key == key
+
+
+def test_another_name_of_a_document_opens_no_new_decision(
+    store: Store, settings: Settings, documents: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "golden").mkdir()
+    (tmp_path / "golden/queries.jsonl").write_text(
+        '{"query_id": "a", "query": "hotel limit"}\n{"query_id": "b", "query": "who pays for a desk?"}\n',
+        encoding="utf-8",
+    )
+    (tmp_path / "golden/qrels.jsonl").write_text(
+        '{"query_id": "a", "doc_path": "./travel.md", "quote": "hotels in London 210 euros"}\n'
+        '{"query_id": "b", "doc_path": "./remote.txt", "quote": "Acme pays for a chair, a desk"}\n',
+        encoding="utf-8",
+    )
+    judged = settings.model_copy(update={"golden": tmp_path / "golden"})
+    with store.warehouse.write() as connection:
+        record(connection, StageResult("training_set", "v", details={"judged_by": "golden queries"}), "f")
+
+    def key() -> tuple[str, list[str]]:
+        for stage in (ingest_documents, split_documents, resolve_golden_queries):
+            stage(store, judged)
+        return contest(store, judged).candidate_key, sorted(
+            e.doc_path for q in golden_queries(store) for e in q.evidence
+        )
+
+    known, found = key()
+    assert found == ["remote.txt", "travel.md"]
+    (documents / "travel.md").rename(documents / "trips.md")
+    assert key() == (known, ["remote.txt", "trips.md"])
+    (documents / "remote.txt").unlink()
+    assert key() == (known, ["trips.md"]), "a document that is gone"
 
 
 def test_a_setting_of_the_fusion_that_nothing_reads_opens_no_new_decision(store: Store, settings: Settings) -> None:
