@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import sys
 import threading
 from collections.abc import Iterator, Sequence
@@ -225,6 +226,7 @@ def load_model(folder: Path | str, device: str | None = None) -> SentenceTransfo
     import transformers
     from sentence_transformers import SentenceTransformer
 
+    _keep_to_the_quota()
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
     model = SentenceTransformer(
@@ -240,6 +242,18 @@ def load_model(folder: Path | str, device: str | None = None) -> SentenceTransfo
     if any(added.values()) and adds_prompts(folder):
         model.prompts |= {name: prompt for name, prompt in added.items() if prompt}
     return model
+
+
+def _keep_to_the_quota() -> None:
+    """Let torch, and OpenVINO which goes by it, start no more threads than a container's quota of processors has work for.
+
+    They count the processors of the whole machine; `OMP_NUM_THREADS` wins.
+    """
+    import joblib
+    import torch
+
+    if not os.environ.get("OMP_NUM_THREADS"):
+        torch.set_num_threads(min(torch.get_num_threads(), joblib.cpu_count()))
 
 
 def _out_of_memory() -> type[Exception]:

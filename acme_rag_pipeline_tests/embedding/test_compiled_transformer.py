@@ -140,6 +140,24 @@ def test_threads_encode_at_the_same_time(folder: Path, monkeypatch: pytest.Monke
         assert cosines(found[start], expected[start::4]).min() > 0.99999
 
 
+@pytest.mark.parametrize(("set_by_hand", "threads"), [("", 1), ("3", 3)])
+def test_no_more_threads_than_a_container_s_quota_has_work_for(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, set_by_hand: str, threads: int
+) -> None:
+    import torch
+
+    before = torch.get_num_threads()
+    # As joblib is told, which reads the quota itself.
+    monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "1")
+    monkeypatch.setenv("OMP_NUM_THREADS", set_by_hand)
+    torch.set_num_threads(3)
+    try:
+        load_model(folder, "cpu")
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_nothing_is_sent_over_the_network(folder: Path) -> None:
     """`openvino.convert_model` reports each use to its makers; the way taken here must not."""
     script = """
