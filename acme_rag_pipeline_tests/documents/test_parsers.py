@@ -489,8 +489,20 @@ def test_a_title_is_the_heading_as_passages_show_it(heading: str, title: str) ->
 
 
 def test_hostile_titles_cost_no_time() -> None:
-    for line in ("# x" + " " * 500_000 + "y", "# " + "[" * 500_000, "#" + " " * 500_000):
-        parse("a.md", line.encode("utf-8"))
+    for text in ("# x" + " " * 500_000 + "y", "# " + "[" * 500_000, "#" + " " * 500_000, "x\n" * 300_000):
+        parse("a.md", text.encode("utf-8"))
+
+
+@pytest.mark.parametrize(
+    ("page", "shown"),
+    [
+        (f"<h1>Index{'<a href=#x>x</a>' * 8_000}", "Index"),
+        (f"Tags{'<label>x</label>' * 8_000}", "Tags x x"),
+        (f"<p>Pick</p>{'<select><option>x' * 8_000}", "Pick"),
+    ],
+)
+def test_hostile_pages_cost_no_time(page: str, shown: str) -> None:
+    assert shown in parse("a.html", page.encode()).text
 
 
 def test_cells_over_many_rows_are_repeated_within_reason() -> None:
