@@ -54,6 +54,8 @@ _BOXED_TAGS = ("button", "label", "output")
 _NOT_SHOWN = re.compile(r"(?:^|;)\s*display\s*:\s*none\b", re.IGNORECASE)
 # What shows a hidden part: a tab, an accordion, a "read more".
 _SHOWING_ATTRIBUTES = ("aria-controls", "href", "data-target", "data-bs-target")
+# What is hidden directly behind them is what they show when they are clicked: nobody leaves a question alone.
+_SHOWING_TAGS = ("button", "dt", *_HEADING_TAGS)
 
 
 def html_to_markdown(html: str) -> tuple[str, str]:
@@ -113,7 +115,7 @@ def html_to_markdown(html: str) -> tuple[str, str]:
 
 
 def _drop_hidden(soup: Any) -> None:
-    """Drop what a browser does not show and nothing on the page can show, unless the page would be empty then."""
+    """Drop what a browser does not show and nothing on the page can show, unless that is most of the page: a script shows it."""
     shown = {
         str(tag[name]).lstrip("#.")
         for name in _SHOWING_ATTRIBUTES
@@ -123,7 +125,7 @@ def _drop_hidden(soup: Any) -> None:
     found = {id(tag): tag for tag in (*soup.find_all(hidden=True), *soup.find_all(style=_NOT_SHOWN))}
     hidden = {at: tag for at, tag in found.items() if not _may_be_shown(tag, shown)}
     outermost = [tag for tag in hidden.values() if not any(id(parent) in hidden for parent in tag.parents)]
-    if hidden and sum(len(tag.get_text(strip=True)) for tag in outermost) < len(soup.get_text(strip=True)):
+    if hidden and 2 * sum(len(tag.get_text(strip=True)) for tag in outermost) <= len(soup.get_text(strip=True)):
         for tag in outermost:
             tag.extract()
 
@@ -136,7 +138,9 @@ def _may_be_shown(tag: Any, shown: Set[str]) -> bool:
         return True
     before = tag.find_previous_sibling()
     is_answer = before is not None and (
-        before.name == "button" or before.has_attr("aria-expanded") or before.find("button") is not None
+        before.name in _SHOWING_TAGS
+        or any(map(before.has_attr, ("aria-expanded", "onclick")))
+        or before.find("button") is not None
     )
     return is_answer or not shown.isdisjoint((tag.get("id"), *(tag.get("class") or ())))
 

@@ -26,7 +26,7 @@ _PARSERS = {
     "text-3": ("text", (".txt", ".log", ".text")),
     "rst-1": ("rst", (".rst",)),
     "asciidoc-2": ("asciidoc", (".adoc", ".asciidoc")),
-    "html-6": ("html", (".html", ".htm", ".xhtml")),
+    "html-7": ("html", (".html", ".htm", ".xhtml")),
     "pdf-2": ("pdf", (".pdf",)),
     "docx-4": ("docx", (".docx",)),
 }

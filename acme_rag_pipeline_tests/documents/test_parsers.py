@@ -393,6 +393,15 @@ def test_what_word_hides_is_no_text(value: str, shown: bool) -> None:
             "Seen.\n\ntab\n\n[more](#more)\n\nand more\n\n### Who?\n\nYou.\n\nopen\n\n## Kept\n",
         ),
         ("<body style='display:none'><div hidden><p>Shown by a script", "Shown by a script\n"),
+        (
+            "<p>Loading</p><main style='display:none'><p>All of the rules",
+            "Loading\n\nAll of the rules\n",
+        ),
+        (
+            "<p>Rules for everybody who travels</p><h3>Who?</h3><div hidden>You.</div><dl><dt>How</dt><dd hidden>So.</dd></dl>"
+            "<p onclick='toggle(this)'>When</p><p style='display:none'>Now.</p><p hidden>no",
+            "Rules for everybody who travels\n\n### Who?\n\nYou.\n\nHow\n:   So.\n\nWhen\n\nNow.\n",
+        ),
     ],
 )
 def test_html_as_old_editors_and_exports_write_it(page: str, text: str) -> None:
