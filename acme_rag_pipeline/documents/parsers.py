@@ -27,7 +27,7 @@ _PARSERS = {
     "rst-1": ("rst", (".rst",)),
     "asciidoc-2": ("asciidoc", (".adoc", ".asciidoc")),
     "html-7": ("html", (".html", ".htm", ".xhtml")),
-    "pdf-2": ("pdf", (".pdf",)),
+    "pdf-3": ("pdf", (".pdf",)),
     "docx-4": ("docx", (".docx",)),
 }
 # Of all parsers together, for what shows which code made the documents.

@@ -231,7 +231,7 @@ def test_pdf_lines_become_paragraphs() -> None:
         "The traveller assistance pays a hospital deposit or books a flight home for the traveller, as far as that is "
         "possible on the day.\n"
     )
-    assert (parsed.title, parsed.format, parsed.parser) == ("Travel Safety", "pdf", "pdf-2")
+    assert (parsed.title, parsed.format, parsed.parser) == ("Travel Safety", "pdf", "pdf-3")
 
 
 HOUSE = "Acme Corp, Employee Handbook"
@@ -254,6 +254,19 @@ def test_headers_and_footers_are_left_out_of_a_pdf_and_said_once() -> None:
     assert (parsed.text.count(HOUSE), parsed.text.count("Version 3"), parsed.text.count("Page ")) == (1, 1, 0)
     assert "cut in two parts by the footer that stands between them." in parsed.text
     assert all(f"Rule {number}" in parsed.text for number in (1, 2, 4))
+
+
+@pytest.mark.parametrize("line", ["Week {} report", "Rules for week {} and later"])
+def test_numbered_headings_of_the_pages_of_a_pdf_stay(line: str) -> None:
+    pages = [[line.format(number), *body(number)] for number in range(1, 6)]
+    text = parse("a.pdf", pdf(*pages)).text
+    assert all(line.format(number) in text for number in range(1, 6))
+
+
+@pytest.mark.parametrize("line", ["Page {} Acme Corp", "Acme Corp {} of 5", "{} Acme Corp", "Acme Corp | {} | 2026"])
+def test_page_numbers_beside_words_are_left_out_of_a_pdf(line: str) -> None:
+    text = parse("a.pdf", pdf(*([line.format(number), *body(number)] for number in range(1, 6)))).text
+    assert "Acme" not in text
 
 
 def test_a_title_that_the_other_pages_repeat_stays_the_title_of_a_pdf() -> None:
