@@ -55,7 +55,7 @@ def pdf_to_text(data: bytes) -> tuple[str, str, str]:
     logging.getLogger("pypdf").setLevel(logging.CRITICAL + 1)
     try:
         return _text_of(pypdf.PdfReader(io.BytesIO(data)))
-    except pypdf.errors.LimitReachedError as error:
+    except getattr(pypdf.errors, "LimitReachedError", ()) as error:  # version 5 has none
         raise Unreadable("it unpacks to more than a reader of PDF allows; split it or save it again") from error
 
 

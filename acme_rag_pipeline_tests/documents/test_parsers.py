@@ -9,6 +9,7 @@ import sys
 import zipfile
 from pathlib import Path
 
+import pypdf
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -305,6 +306,13 @@ def test_a_pdf_of_scans_with_a_stamp_has_no_text_layer() -> None:
     pictured = stamped.replace(b"/F1 3 0 R >>", b"/F1 3 0 R >> /XObject << /I << /Subtype /Image >> >>")
     assert "no text layer" in refusal("a.pdf", pictured)
     assert parse("a.pdf", stamped).text.count("Scanned with a phone") == 5
+
+
+def test_a_pdf_of_scans_is_called_so_by_an_earlier_pypdf_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Once before: pypdf itself loads the class late.
+    for _ in range(2):
+        assert "no text layer" in refusal("a.pdf", pdf(None))
+        monkeypatch.delattr(pypdf.errors, "LimitReachedError", raising=False)
 
 
 def test_a_hyphen_that_belongs_to_the_word_stays() -> None:
