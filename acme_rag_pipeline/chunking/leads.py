@@ -61,5 +61,7 @@ def _shortened(header: str, counter: TokenCounter) -> str:
     [offsets] = counter.token_offsets([header])
     if len(offsets) <= LEAD_TOKENS:
         return header
-    end = offsets[LEAD_TOKENS][0]
-    return header[: header.rfind(" ", 0, end)] if " " in header[:end] else header[:end]
+    most = header[: offsets[LEAD_TOKENS][0]]
+    words = most[: most.rfind(" ")] if " " in most else ""
+    # Before the first word without end, as scripts without spaces have them, may stand nothing but a bar.
+    return words if any(map(str.isalnum, words)) else most

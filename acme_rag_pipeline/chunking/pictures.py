@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
+from operator import itemgetter
 
 # A picture whose bytes stand in the text, as exports of word processors write it, with the markup around the bytes. A small
 # icon is shorter and may stay.
@@ -14,12 +16,15 @@ _PICTURE = re.compile(
     r"""(?:["'][^<>]{0,300}>|>?(?:[ \t]{1,8}"[^"\r\n]{0,300}")?\)?)""",
     re.IGNORECASE,
 )
-_DRAWING = re.compile(r"<svg\b", re.IGNORECASE)
+# With something drawn in it: what is told of a tag ("close it with `</svg>`") must not take the text up to there along.
+_DRAWING = re.compile(r"(?<!`)<svg\b[^<>]*(?<!/)>(?=\s*<)", re.IGNORECASE)
 _DRAWING_END = re.compile(r"</svg\s{0,10}>", re.IGNORECASE)
 _SMALL_DRAWING = 200
+_LABEL = re.compile(r"<(title|desc|text)\b[^<>]{0,1000}>(?P<words>[^<>]*)</\1\s{0,10}>", re.IGNORECASE)
 # Of one word they would be passages that say nothing.
-_LABEL = re.compile(r"<(title|desc|text)\b[^<>]{0,1000}>(?P<words>[^<>]*\w\s+\w[^<>]*)</\1\s{0,10}>", re.IGNORECASE)
-_FENCE = re.compile(r"^ {0,3}(`{3,}|~{3,})", re.MULTILINE)
+_TWO_WORDS = re.compile(r"\w\s+\w")
+# Also within lists and quotations.
+_FENCE = re.compile(r"^[ \t>]*(?:(?:[-*+]|\d{1,9}[.)])[ \t]+)?(`{3,}|~{3,})", re.MULTILINE)
 
 Range = tuple[int, int]
 
@@ -32,11 +37,7 @@ def pictures(text: str, *, raw_html: bool) -> tuple[list[Range], list[Range]]:
         raw_html: whether a tag is a tag, as in a Markdown file, and not something that is spoken of.
     """
     drawn = list(_drawings(text)) if raw_html else []
-    spelled = [
-        picture
-        for picture in _PICTURE.finditer(text)
-        if not any(start <= picture.start() < end for start, end in drawn)
-    ]
+    spelled = [picture for picture in _PICTURE.finditer(text) if not _stands_in(drawn, picture.start())]
     inside = sorted([*drawn, *(picture.span("bytes") for picture in spelled)])
     around = sorted([*drawn, *(picture.span() for picture in spelled)])
     return inside, around
@@ -57,7 +58,7 @@ def _drawings(text: str) -> Iterator[Range]:
     done, fences = 0, _fences(text) if _DRAWING.search(text) else []
     for opening in _DRAWING.finditer(text):
         start = opening.start()
-        if start < done or any(first <= start < last for first, last in fences):
+        if start < done or _stands_in(fences, start):
             continue
         closing = _DRAWING_END.search(text, start)
         if closing is None:
@@ -65,9 +66,16 @@ def _drawings(text: str) -> Iterator[Range]:
         done = closing.end()
         if done - start < _SMALL_DRAWING:
             continue
-        labels = [label.span("words") for label in _LABEL.finditer(text, start, done)]
+        found = [label.span("words") for label in _LABEL.finditer(text, start, done)]
+        labels = [label for label in found if _TWO_WORDS.search(text, *label)]
         edges = [start, *(edge for label in labels for edge in label), done]
         yield from list(pairwise(edges))[::2]
+
+
+def _stands_in(ranges: Sequence[Range], position: int) -> bool:
+    """Whether a position is in one of the ranges, which are in order and do not overlap."""
+    number = bisect_right(ranges, position, key=itemgetter(0)) - 1
+    return number >= 0 and position < ranges[number][1]
 
 
 def _fences(text: str) -> list[Range]:

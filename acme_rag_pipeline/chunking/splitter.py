@@ -24,7 +24,7 @@ from acme_rag_pipeline.chunking.pictures import blanked, pictures
 from acme_rag_pipeline.chunking.pieces import HEAD_TOKENS, Piece, Section, cut_pieces
 from acme_rag_pipeline.chunking.tokens import TokenCounter
 
-SPLITTER_VERSION = "splitter-7"  # bump with every change of a span
+SPLITTER_VERSION = "splitter-8"  # bump with every change of a span
 
 # Their text is Markdown; in the others a `#` or an indentation means nothing.
 MARKDOWN_FORMATS = {"markdown", "html", "docx"}

@@ -54,6 +54,8 @@ _BOXED_TAGS = ("button", "label", "output")
 _NOT_SHOWN = re.compile(r"(?:^|;)\s*display\s*:\s*none\b", re.IGNORECASE)
 # What shows a hidden part: a tab, an accordion, a "read more".
 _SHOWING_ATTRIBUTES = ("aria-controls", "href", "data-target", "data-bs-target")
+# What is hidden directly behind them is what they show when they are clicked: nobody leaves a question alone.
+_SHOWING_TAGS = ("button", "dt", *_HEADING_TAGS)
 
 
 def html_to_markdown(html: str) -> tuple[str, str]:
@@ -68,7 +70,8 @@ def html_to_markdown(html: str) -> tuple[str, str]:
 
     soup: Any = BeautifulSoup(html.replace("\r\n", "\n").replace("\r", "\n"), "html.parser")
     title = soup.title.get_text(" ") if soup.title else ""
-    for tag in (*soup.find_all(_DROPPED_TAGS), *soup.select(_DROPPED_PARTS)):
+    # The inner ones first: to take out a tag is to look for the end of all that is left in it.
+    for tag in reversed((*soup.find_all(_DROPPED_TAGS), *soup.select(_DROPPED_PARTS))):
         tag.extract()
     for node in soup.find_all(string=True):
         if isinstance(node, PreformattedString) and not isinstance(node, CData):  # comments, doctype, <?xml ?>
@@ -112,7 +115,7 @@ def html_to_markdown(html: str) -> tuple[str, str]:
 
 
 def _drop_hidden(soup: Any) -> None:
-    """Drop what a browser does not show and nothing on the page can show, unless the page would be empty then."""
+    """Drop what a browser does not show and nothing on the page can show, unless that is most of the page: a script shows it."""
     shown = {
         str(tag[name]).lstrip("#.")
         for name in _SHOWING_ATTRIBUTES
@@ -122,7 +125,7 @@ def _drop_hidden(soup: Any) -> None:
     found = {id(tag): tag for tag in (*soup.find_all(hidden=True), *soup.find_all(style=_NOT_SHOWN))}
     hidden = {at: tag for at, tag in found.items() if not _may_be_shown(tag, shown)}
     outermost = [tag for tag in hidden.values() if not any(id(parent) in hidden for parent in tag.parents)]
-    if hidden and sum(len(tag.get_text(strip=True)) for tag in outermost) < len(soup.get_text(strip=True)):
+    if hidden and 2 * sum(len(tag.get_text(strip=True)) for tag in outermost) <= len(soup.get_text(strip=True)):
         for tag in outermost:
             tag.extract()
 
@@ -135,7 +138,9 @@ def _may_be_shown(tag: Any, shown: Set[str]) -> bool:
         return True
     before = tag.find_previous_sibling()
     is_answer = before is not None and (
-        before.name == "button" or before.has_attr("aria-expanded") or before.find("button") is not None
+        before.name in _SHOWING_TAGS
+        or any(map(before.has_attr, ("aria-expanded", "onclick")))
+        or before.find("button") is not None
     )
     return is_answer or not shown.isdisjoint((tag.get("id"), *(tag.get("class") or ())))
 
@@ -143,12 +148,17 @@ def _may_be_shown(tag: Any, shown: Set[str]) -> bool:
 def _set_apart(soup: Any) -> None:
     for tag in soup.find_all((*_OTHER_BLOCK_TAGS, *_OTHER_LIST_TAGS)):
         tag.name = "ul" if tag.name in _OTHER_LIST_TAGS else "div"
-    for tag in soup.find_all(_BOXED_TAGS):
-        # A browser draws a box with room around it.
-        if tag.previous_sibling is not None and not re.search(r"\W$", tag.previous_sibling.get_text()):
-            tag.insert_before(" ")
-        if tag.next_sibling is not None and not re.match(r"\W", tag.next_sibling.get_text()):
-            tag.insert_after(" ")
+    for parent in {id(tag.parent): tag.parent for tag in soup.find_all(_BOXED_TAGS)}.values():
+        # From behind and by position: a tag is looked for among all its siblings.
+        for at in reversed(range(len(parent.contents))):
+            tag = parent.contents[at]
+            if tag.name not in _BOXED_TAGS:
+                continue
+            # A browser draws a box with room around it.
+            if tag.next_sibling is not None and not re.match(r"\W", tag.next_sibling.get_text()):
+                parent.insert(at + 1, " ")
+            if tag.previous_sibling is not None and not re.search(r"\W$", tag.previous_sibling.get_text()):
+                parent.insert(at, " ")
 
 
 def _is_deeper(soup: Any, limit: int) -> bool:
@@ -165,8 +175,10 @@ def _is_permalink(link: Any) -> bool:
     if heading is None:
         # Sphinx marks terms and captions with them too.
         return marked and bool(text) and says_nothing
-    beside = heading.get_text(strip=True) != text
-    return beside and (marked or (says_nothing and str(link["href"]).startswith("#")))
+    if not marked and not (says_nothing and str(link["href"]).startswith("#")):
+        return False
+    said = (string for string in heading.strings if string.strip())
+    return any(all(parent is not link for parent in string.parents) for string in said)
 
 
 def _spoken_of(found: re.Match[str], *, begins: bool) -> str:

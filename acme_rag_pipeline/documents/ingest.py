@@ -30,7 +30,7 @@ from acme_rag_pipeline.documents.source import (
     read_bytes,
     scan,
 )
-from acme_rag_pipeline.documents.state import is_out_of_reach, looks_unchanged, sources_hash
+from acme_rag_pipeline.documents.state import looks_unchanged, out_of_reach, sources_hash
 from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store.fingerprints import content_hash, fingerprint, sha256_text
 from acme_rag_pipeline.store.layout import Store
@@ -62,7 +62,8 @@ def ingest_documents(store: Store, settings: Settings) -> StageResult:
     if rows is None:
         return ingest_documents(store, settings)
     seen = {row["doc_path"] for row in rows}
-    rows += [_not_listed(row, files) for path, row in known.items() if path not in seen]
+    refused = out_of_reach(files)
+    rows += [_not_listed(row, refused) for path, row in known.items() if path not in seen]
     data_version = content_hash(_identity(row) for row in rows if row["status"] != "deleted")
     details = _details(rows, seen) | {SETTINGS_KEY: settings_key()}
     gone = sorted(path for path in known if path not in seen)
@@ -129,7 +130,8 @@ def check_not_emptied(store: Store, settings: Settings) -> None:
 
 
 def _check_not_emptied(settings: Settings, files: Sequence[SourceFile], known: Mapping[str, Mapping[str, Any]]) -> None:
-    live = {path for path, row in known.items() if row["status"] != "deleted" and not is_out_of_reach(path, files)}
+    refused = out_of_reach(files)
+    live = {path for path, row in known.items() if row["status"] != "deleted" and not path.startswith(refused)}
     texts = {path for path in live if known[path]["has_text"]}
     if (live and not files) or (texts and not any(_may_be_read(file) for file in files)):
         found = "holds nothing but " + ", ".join(file.doc_path for file in files[:3]) if files else "is empty"
@@ -274,8 +276,8 @@ def _unreadable(
     return stat | empty | {"sha256": digest, "status": "unreadable", "reason": reason}
 
 
-def _not_listed(known: dict[str, Any], files: Sequence[SourceFile]) -> dict[str, Any]:
-    if known["status"] == "deleted" or not is_out_of_reach(known["doc_path"], files):
+def _not_listed(known: dict[str, Any], refused: tuple[str, ...]) -> dict[str, Any]:
+    if known["status"] == "deleted" or not known["doc_path"].startswith(refused):
         return _tombstone(known)
     if not known["has_text"]:
         return known

@@ -26,8 +26,8 @@ _PARSERS = {
     "text-3": ("text", (".txt", ".log", ".text")),
     "rst-1": ("rst", (".rst",)),
     "asciidoc-2": ("asciidoc", (".adoc", ".asciidoc")),
-    "html-6": ("html", (".html", ".htm", ".xhtml")),
-    "pdf-2": ("pdf", (".pdf",)),
+    "html-7": ("html", (".html", ".htm", ".xhtml")),
+    "pdf-3": ("pdf", (".pdf",)),
     "docx-4": ("docx", (".docx",)),
 }
 # Of all parsers together, for what shows which code made the documents.

@@ -31,6 +31,10 @@ _PAGE_WORD = re.compile(r"(?:page|seite|pagina|página|p|s)\.?", re.IGNORECASE)
 _PAGE_NUMBER = re.compile(
     rf"({_PAGE_WORD.pattern} )?[-–]? ?([0-9]{{1,6}}) ?[-–]?( ?(?:of|von|de|/) ?\d+)?", re.IGNORECASE
 )
+# "Week 3 report", one on each page, is a heading; not so "Page 3 Handbook" and "Handbook 3 of 9".
+_SAID = re.compile(
+    rf"\b(?!{_PAGE_WORD.pattern} )[^\W\d_]+ ([0-9]{{1,6}})(?= (?!(?:of|von|de) ?\d)[^\W\d_])", re.IGNORECASE
+)
 _LIGATURE = re.compile("[\ufb00-\ufb06]")
 _LIST_ITEM = re.compile(r"([-*•‣◦▪–●○]|\(?\d{1,3}[.)]|\(?[a-z][.)])\s")
 _SENTENCE_END = re.compile(r"[.!?:;…][\"'”’)\]]*$")
@@ -51,7 +55,7 @@ def pdf_to_text(data: bytes) -> tuple[str, str, str]:
     logging.getLogger("pypdf").setLevel(logging.CRITICAL + 1)
     try:
         return _text_of(pypdf.PdfReader(io.BytesIO(data)))
-    except pypdf.errors.LimitReachedError as error:
+    except getattr(pypdf.errors, "LimitReachedError", ()) as error:  # version 5 has none
         raise Unreadable("it unpacks to more than a reader of PDF allows; split it or save it again") from error
 
 
@@ -196,7 +200,8 @@ def _forms(line: str, page: int) -> Iterator[str]:
     words = re.findall(r"[^\W\d_]+", line[:_LONGEST_RUNNING])
     # "Chapter 1" at the top of one page and "Chapter 2" of the next are no page numbers.
     if len(line) <= _LONGEST_RUNNING and (len(words) != 1 or _PAGE_WORD.fullmatch(words[0])):
-        for found in _NUMBER.finditer(line):
+        said = {found.start(1) for found in _SAID.finditer(line)}
+        for found in (number for number in _NUMBER.finditer(line) if number.start() not in said):
             yield f"{line[: found.start()]}\f{int(found[0]) - page}{line[found.end() :]}"
 
 

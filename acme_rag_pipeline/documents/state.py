@@ -47,14 +47,15 @@ def folder_changes(settings: Settings, store: Store) -> dict[str, int]:
     known = _known(store)
     files = scan(settings.documents)
     now = {file.doc_path: _content(file, max_bytes, known) for file in files}
-    gone = [path for path in known if path not in now and not is_out_of_reach(path, files)]
+    refused = out_of_reach(files)
+    gone = [path for path in known if path not in now and not path.startswith(refused)]
     changed = sum(now[path] != row["sha256"] for path, row in known.items() if path in now)
     return {"new": len(now.keys() - known.keys()), "changed": changed, "deleted": len(gone)}
 
 
-def is_out_of_reach(doc_path: str, files: Sequence[SourceFile]) -> bool:
-    """Whether a document stands in a folder that may not be listed today, so that nobody can tell if it is gone."""
-    return doc_path.startswith(tuple(f"{file.doc_path}/" for file in files if file.is_refused_folder))
+def out_of_reach(files: Sequence[SourceFile]) -> tuple[str, ...]:
+    """The folders that may not be listed today, each with a slash: nobody can tell if a document whose path begins so is gone."""
+    return tuple(f"{file.doc_path}/" for file in files if file.is_refused_folder)
 
 
 def sources_hash(files: Iterable[tuple[str, str | None]]) -> str:

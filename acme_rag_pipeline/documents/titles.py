@@ -101,7 +101,7 @@ def _heading_title(text: str, kind: str) -> str:
             fence = "" if mark and mark[1].startswith(fence) else fence
         elif mark:
             fence = mark[1]
-        elif title := plain(_heading_source(before, line)):
+        elif (source := _heading_source(before, line)) and (title := plain(source)):
             return title
         before = line
     return ""

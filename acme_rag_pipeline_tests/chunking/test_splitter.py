@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from acme_rag_pipeline.chunking.fragments import fragments
 from acme_rag_pipeline.chunking.leads import LEAD_TOKENS
 from acme_rag_pipeline.chunking.packing import pack
+from acme_rag_pipeline.chunking.pictures import pictures
 from acme_rag_pipeline.chunking.splitter import split
 from acme_rag_pipeline.chunking.tokens import TokenCounter
 from acme_rag_pipeline.documents.lines import front_matter_end
@@ -233,6 +234,36 @@ def test_the_paths_of_a_drawing_are_left_out_and_its_labels_stay() -> None:
     assert texts_of("<svg>" * 100)
 
 
+@pytest.mark.parametrize(
+    ("opening", "closing"),
+    [
+        ("`<svg>`", "`</svg>`"),
+        ("`<svg><path>`", "`</svg>`"),
+        ("<svg class='icon' />\n<p>Legend</p>", "<svg>\n<path/>\n</svg>"),
+    ],
+)
+def test_what_is_told_of_a_drawing_takes_no_text_along(opening: str, closing: str) -> None:
+    text = f"# Icons\n\nUse {opening} here.\n\n## Rules\n\n{sentence(random.Random(3), 80, 90)}\n\nClose it with {closing}.\n"
+    assert " ".join(" ".join(texts_of(text)).split()) == " ".join(text.split())
+
+
+def test_a_drawing_in_a_fence_of_a_list_or_quotation_is_code() -> None:
+    drawing = f"<svg>{'<path d=M1 />' * 20}</svg>"
+    for text in (
+        f"1. Write\n\n    ```html\n    {drawing}\n    ```\n\n2. Done",
+        f"> ~~~\n> {drawing}\n> ~~~",
+        f"- ```\n  {drawing}\n  ```",
+    ):
+        assert texts_of(text) == [text]
+
+
+def test_hostile_drawings_cost_no_time() -> None:
+    label = "a " * 500_000
+    assert texts_of(f"# T\n\nBefore.\n\n<svg><g><text>{label}<b></svg>\n\nAfter.\n") == ["# T\n\nBefore.", "After."]
+    code = "```\n<svg><g>\n```\n" * 50_000
+    assert pictures(f"{code}</svg>", raw_html=True) == ([], [])
+
+
 def test_pictures_written_out_as_base64_are_left_out_and_the_text_around_them_stays() -> None:
     data = f"data:image/png;base64,{'iVBORw0KGgoAAAANSUhEUgAA' * 500}=="
     text = (
@@ -336,6 +367,14 @@ def test_a_long_header_row_leads_cut_behind_a_word(words: int, columns: int) -> 
     found = {span.lead for span in split(f"{header}\n|{'---|' * columns}\n{rows}", COUNTER)}
     [lead] = found - {""}
     assert header.startswith(f"{lead} ")
+    assert 20 <= COUNTER.count(lead) <= LEAD_TOKENS
+
+
+def test_a_long_header_row_without_spaces_leads_too() -> None:
+    header = f"| {'房间的名称和费用的上限' * 6} | 说明 |"
+    rows = "| 利兹的旅馆每晚的费用不得超过一百四十英镑 | 由经理批准 |\n" * 40
+    [lead] = {span.lead for span in split(f"{header}\n|---|---|\n{rows}", COUNTER)} - {""}
+    assert header.startswith(lead)
     assert 20 <= COUNTER.count(lead) <= LEAD_TOKENS
 
 

@@ -568,6 +568,29 @@ def test_a_sub_folder_that_may_not_be_listed_costs_nothing_but_its_new_files(
         assert rows(store)["hr/leave.md"]["status"] == "ok"
 
 
+class Listing(list[Any]):
+    """Counts how often it is gone through."""
+
+    passes = 0
+
+    def __iter__(self) -> Any:
+        self.passes += 1
+        return super().__iter__()
+
+
+def test_the_files_are_not_gone_through_again_for_each_document(
+    ingest: Ingest, documents: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(30):
+        (documents / f"{number}.md").write_text(f"# Rule {number}\n", encoding="utf-8")
+    ingest()
+    (documents / "hr" / "leave.md").unlink()
+    found = Listing(ingest_module.scan(documents))
+    monkeypatch.setattr(ingest_module, "scan", lambda root: found)
+    assert ingest().counts.removed == 1
+    assert found.passes < 10
+
+
 class Killed(BaseException):
     """Stands for the end of the process."""
 

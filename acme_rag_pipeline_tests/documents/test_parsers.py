@@ -9,6 +9,7 @@ import sys
 import zipfile
 from pathlib import Path
 
+import pypdf
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -231,7 +232,7 @@ def test_pdf_lines_become_paragraphs() -> None:
         "The traveller assistance pays a hospital deposit or books a flight home for the traveller, as far as that is "
         "possible on the day.\n"
     )
-    assert (parsed.title, parsed.format, parsed.parser) == ("Travel Safety", "pdf", "pdf-2")
+    assert (parsed.title, parsed.format, parsed.parser) == ("Travel Safety", "pdf", "pdf-3")
 
 
 HOUSE = "Acme Corp, Employee Handbook"
@@ -254,6 +255,19 @@ def test_headers_and_footers_are_left_out_of_a_pdf_and_said_once() -> None:
     assert (parsed.text.count(HOUSE), parsed.text.count("Version 3"), parsed.text.count("Page ")) == (1, 1, 0)
     assert "cut in two parts by the footer that stands between them." in parsed.text
     assert all(f"Rule {number}" in parsed.text for number in (1, 2, 4))
+
+
+@pytest.mark.parametrize("line", ["Week {} report", "Rules for week {} and later"])
+def test_numbered_headings_of_the_pages_of_a_pdf_stay(line: str) -> None:
+    pages = [[line.format(number), *body(number)] for number in range(1, 6)]
+    text = parse("a.pdf", pdf(*pages)).text
+    assert all(line.format(number) in text for number in range(1, 6))
+
+
+@pytest.mark.parametrize("line", ["Page {} Acme Corp", "Acme Corp {} of 5", "{} Acme Corp", "Acme Corp | {} | 2026"])
+def test_page_numbers_beside_words_are_left_out_of_a_pdf(line: str) -> None:
+    text = parse("a.pdf", pdf(*([line.format(number), *body(number)] for number in range(1, 6)))).text
+    assert "Acme" not in text
 
 
 def test_a_title_that_the_other_pages_repeat_stays_the_title_of_a_pdf() -> None:
@@ -292,6 +306,13 @@ def test_a_pdf_of_scans_with_a_stamp_has_no_text_layer() -> None:
     pictured = stamped.replace(b"/F1 3 0 R >>", b"/F1 3 0 R >> /XObject << /I << /Subtype /Image >> >>")
     assert "no text layer" in refusal("a.pdf", pictured)
     assert parse("a.pdf", stamped).text.count("Scanned with a phone") == 5
+
+
+def test_a_pdf_of_scans_is_called_so_by_an_earlier_pypdf_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Once before: pypdf itself loads the class late.
+    for _ in range(2):
+        assert "no text layer" in refusal("a.pdf", pdf(None))
+        monkeypatch.delattr(pypdf.errors, "LimitReachedError", raising=False)
 
 
 def test_a_hyphen_that_belongs_to_the_word_stays() -> None:
@@ -393,6 +414,15 @@ def test_what_word_hides_is_no_text(value: str, shown: bool) -> None:
             "Seen.\n\ntab\n\n[more](#more)\n\nand more\n\n### Who?\n\nYou.\n\nopen\n\n## Kept\n",
         ),
         ("<body style='display:none'><div hidden><p>Shown by a script", "Shown by a script\n"),
+        (
+            "<p>Loading</p><main style='display:none'><p>All of the rules",
+            "Loading\n\nAll of the rules\n",
+        ),
+        (
+            "<p>Rules for everybody who travels</p><h3>Who?</h3><div hidden>You.</div><dl><dt>How</dt><dd hidden>So.</dd></dl>"
+            "<p onclick='toggle(this)'>When</p><p style='display:none'>Now.</p><p hidden>no",
+            "Rules for everybody who travels\n\n### Who?\n\nYou.\n\nHow\n:   So.\n\nWhen\n\nNow.\n",
+        ),
     ],
 )
 def test_html_as_old_editors_and_exports_write_it(page: str, text: str) -> None:
@@ -489,8 +519,20 @@ def test_a_title_is_the_heading_as_passages_show_it(heading: str, title: str) ->
 
 
 def test_hostile_titles_cost_no_time() -> None:
-    for line in ("# x" + " " * 500_000 + "y", "# " + "[" * 500_000, "#" + " " * 500_000):
-        parse("a.md", line.encode("utf-8"))
+    for text in ("# x" + " " * 500_000 + "y", "# " + "[" * 500_000, "#" + " " * 500_000, "x\n" * 300_000):
+        parse("a.md", text.encode("utf-8"))
+
+
+@pytest.mark.parametrize(
+    ("page", "shown"),
+    [
+        (f"<h1>Index{'<a href=#x>x</a>' * 8_000}", "Index"),
+        (f"Tags{'<label>x</label>' * 8_000}", "Tags x x"),
+        (f"<p>Pick</p>{'<select><option>x' * 8_000}", "Pick"),
+    ],
+)
+def test_hostile_pages_cost_no_time(page: str, shown: str) -> None:
+    assert shown in parse("a.html", page.encode()).text
 
 
 def test_cells_over_many_rows_are_repeated_within_reason() -> None:

@@ -216,7 +216,9 @@ def test_an_answer_that_holds_the_key_is_not_kept(secret: str) -> None:
 
 def test_a_key_that_is_no_secret_spoils_no_answer() -> None:
     """Local servers are given any word, and a document may hold even a longer one."""
-    for key, prompts in (("ollama", prompts_for(2)), ("lm-studio", prompts_for(2, "How to start lm-studio"))):
+    words = [(word, prompts_for(2)) for word in ("ollama", "anything", "not-needed")]
+    named = [(name, prompts_for(2, f"How to start {name}")) for name in ("lm-studio", "LM-Studio-3")]
+    for key, prompts in (*words, *named):
         with ScriptedLLM(always(ok(f"how do I start {key}?"))) as server:
             outcome = ask_all_blocking(prompts, LLMConnection("m", server.url, key), Sink(), pacing=QUICK)
         assert (outcome.answered, outcome.calls) == (2, 2)
