@@ -14,6 +14,7 @@ from acme_rag_pipeline.cli_context import (
     JSON,
     as_text,
     check_output,
+    escape_what_the_console_lacks,
     settings_of,
     store_of,
     write_output,
@@ -30,6 +31,7 @@ class _Cli(click.Group):
     """Turns errors that a person can mend into one line and exit code 1."""
 
     def invoke(self, ctx: click.Context) -> Any:
+        escape_what_the_console_lacks()
         try:
             return super().invoke(ctx)
         except (click.exceptions.Exit, click.UsageError, click.Abort):
