@@ -90,7 +90,7 @@ def status(context: click.Context, as_json: bool) -> None:
         click.echo(known.get("note", "nothing is promoted"))
     else:
         click.echo(
-            f"promoted   {promoted['model_digest'][:12]}, {promoted['recipe']}, decided {promoted['decided_at'][:19]}"
+            f"promoted   {promoted['model_digest'][:12]}, {promoted['recipe']}, decided {promoted['decided_at'][:19]}Z"
         )
         click.echo(f"why        {promoted['reason']}")
     if "busy" in known:
@@ -128,10 +128,10 @@ def status(context: click.Context, as_json: bool) -> None:
         click.echo(f"nDCG@10    {value:.4f}  {query_set}/{arm}")
     for row in known["decisions"]:
         click.echo(
-            f"decision   {row['decided_at'][:19]}  {row['verdict']}  ({row['model_digest'][:12]}, {row['recipe']})"
+            f"decision   {row['decided_at'][:19]}Z  {row['verdict']}  ({row['model_digest'][:12]}, {row['recipe']})"
         )
     for row in known["stages"]:
-        click.echo(f"stage      {row['last_change'][:19]}  {row['stage']}")
+        click.echo(f"stage      {row['last_change'][:19]}Z  {row['stage']}")
 
 
 @main.command()
