@@ -1,4 +1,4 @@
-# Needs Python 3.11 or newer as $(PYTHON), and a package registry that pip reaches. Nothing else.
+# Needs Python 3.11 to 3.14 as $(PYTHON), and a package registry that pip reaches. Nothing else.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
@@ -26,7 +26,7 @@ install: $(STAMP)  ## Create .venv with the pinned dependencies
 	@test -e "$(DAGSTER_HOME)/dagster.yaml" || { mkdir -p "$(DAGSTER_HOME)" && cp dagster.yaml "$(DAGSTER_HOME)/dagster.yaml"; }
 
 $(STAMP): pyproject.toml constraints.txt
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "acme-rag-pipeline needs Python 3.11 or newer: make PYTHON=python3.11")'
+	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14) and "acme-rag-pipeline needs Python 3.11 to 3.14: make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
 	"$(BIN)"/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
 	"$(BIN)"/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[pdf,office,lora,dev,interop]'

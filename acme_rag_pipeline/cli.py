@@ -14,6 +14,7 @@ from acme_rag_pipeline.cli_context import (
     JSON,
     as_text,
     check_output,
+    escape_what_the_console_lacks,
     settings_of,
     store_of,
     write_output,
@@ -32,6 +33,7 @@ class _Cli(click.Group):
     """Turns errors that a person can mend into one line and exit code 1."""
 
     def invoke(self, ctx: click.Context) -> Any:
+        escape_what_the_console_lacks()
         try:
             return super().invoke(ctx)
         except (click.exceptions.Exit, click.UsageError, click.Abort):
@@ -90,7 +92,7 @@ def status(context: click.Context, as_json: bool) -> None:
         click.echo(known.get("note", "nothing is promoted"))
     else:
         click.echo(
-            f"promoted   {promoted['model_digest'][:12]}, {promoted['recipe']}, decided {promoted['decided_at'][:19]}"
+            f"promoted   {promoted['model_digest'][:12]}, {promoted['recipe']}, decided {promoted['decided_at'][:19]}Z"
         )
         click.echo(f"why        {promoted['reason']}")
     if "busy" in known:
@@ -128,10 +130,10 @@ def status(context: click.Context, as_json: bool) -> None:
         click.echo(f"nDCG@10    {value:.4f}  {query_set}/{arm}")
     for row in known["decisions"]:
         click.echo(
-            f"decision   {row['decided_at'][:19]}  {row['verdict']}  ({row['model_digest'][:12]}, {row['recipe']})"
+            f"decision   {row['decided_at'][:19]}Z  {row['verdict']}  ({row['model_digest'][:12]}, {row['recipe']})"
         )
     for row in known["stages"]:
-        click.echo(f"stage      {row['last_change'][:19]}  {row['stage']}")
+        click.echo(f"stage      {row['last_change'][:19]}Z  {row['stage']}")
 
 
 @main.command()

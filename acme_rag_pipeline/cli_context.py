@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import codecs
+import io
 import json
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -119,3 +122,19 @@ def as_text(value: Any) -> str:
 def escaped(text: str) -> str:
     """JSON that says the same, without what steers a terminal."""
     return _STEERING.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def escape_what_the_console_lacks() -> None:
+    """Print a character that standard output's encoding lacks (Windows, ISO-8859) as JSON writes it, `\\u2026`, and go on."""
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors=_JSON_ESCAPE)
+
+
+def _json_escape(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return json.dumps(error.object[error.start : error.end])[1:-1], error.end
+
+
+_JSON_ESCAPE = "acme_rag_pipeline.json_escape"
+codecs.register_error(_JSON_ESCAPE, _json_escape)

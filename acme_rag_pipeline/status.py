@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from typing import Any
 
 from acme_rag_pipeline.documents.ingest import check_not_emptied
@@ -101,9 +102,14 @@ def store_status(store: Store, settings: Settings) -> dict[str, Any]:
         # Where golden queries decide, `held_out` is the validation share.
         "held_out_chose_the_weights": report.get("evidence") == GOLDEN,
         "report": report.get("report"),
-        "stages": [{"stage": row["stage"], "last_change": row["finished_at"].isoformat()} for row in stages],
-        "decisions": [row | {"decided_at": row["decided_at"].isoformat()} for row in decisions],
+        "stages": [{"stage": row["stage"], "last_change": _in_utc(row["finished_at"])} for row in stages],
+        "decisions": [row | {"decided_at": _in_utc(row["decided_at"])} for row in decisions],
     }
+
+
+def _in_utc(moment: datetime) -> str:
+    # As the pointer has it: DuckDB gives the time of the machine's zone.
+    return moment.astimezone(UTC).isoformat()
 
 
 def _changed_settings(store: Store, settings: Settings) -> dict[str, Any]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 import statistics
+import subprocess
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -52,6 +54,16 @@ def test_every_golden_span_holds_its_quote(texts: dict[str, QuotableText]) -> No
     ]
     assert wrong == []
     assert len({q["doc_path"] for q in qrels}) >= len(texts) * 2 / 3
+
+
+@pytest.mark.skipif(
+    not (PROJECT / ".git").exists() or shutil.which("git") is None, reason="this is no checkout, or there is no git"
+)
+@pytest.mark.parametrize("name", [".ci/run", "data/documents/leave/flex-days.md", "data/golden/qrels.jsonl"])
+def test_git_for_windows_checks_out_the_same_bytes(name: str) -> None:
+    options = ("-c", "safe.directory=*", "-c", "core.autocrlf=true")
+    git = ["git", *options, "cat-file", "--filters", f"HEAD:{name}"]
+    assert subprocess.run(git, cwd=PROJECT, capture_output=True, check=True).stdout == (PROJECT / name).read_bytes()
 
 
 def test_golden_questions_are_independent_of_the_curated_ones_and_of_the_documents_wording(

@@ -49,6 +49,28 @@ def test_of_a_store_that_was_never_built_it_says_how_to_build_it(
     assert never_built.keys() - {"note"} == json.loads(status(store, documents, "--json")).keys()
 
 
+def test_a_console_that_lacks_a_character_shows_an_escape_and_json_says_the_same(store: Store, tmp_path: Path) -> None:
+    documents = tmp_path / "Überstunden → 🗂"
+    documents.mkdir()
+    console = CliRunner(charset="iso-8859-1")
+    options = ["--store", str(store.root), "--documents", str(documents), "status"]
+    said = console.invoke(main, options)
+    assert said.exit_code == 0, said.exception
+    assert f"{tmp_path}/Überstunden \\u2192 \\ud83d\\uddc2\n" in said.stdout
+    assert json.loads(console.invoke(main, [*options, "--json"]).stdout)["documents_folder"] == str(documents)
+
+
+def test_times_are_utc_whatever_the_zone_of_the_machine(
+    store: Store, documents: Path, settings_for: Callable[..., Settings]
+) -> None:
+    oracle.run(store, settings_for(), oracle.REFRESH)
+    command = [sys.executable, "-m", "acme_rag_pipeline.cli", "--store", str(store.root), "--documents", str(documents)]
+    there = {**os.environ, "TZ": "Pacific/Kiritimati"}
+    told = json.loads(subprocess.run([*command, "status", "--json"], env=there, capture_output=True, check=True).stdout)
+    assert told["decisions"][0]["decided_at"] == told["promoted"]["decided_at"]
+    assert all(stage["last_change"].endswith("+00:00") for stage in told["stages"])
+
+
 def test_of_a_copy_for_readers_it_says_what_is_served(store: Store, documents: Path) -> None:
     write_pointer(store.pointer, Promoted("d" * 64, "models/d", "passages_d", 1, "dense", "2026-11-28T00:27:13", "why"))
     said = status(store, documents)

@@ -221,7 +221,12 @@ def versioned(key: str) -> str:
 
 
 def load_model(folder: Path | str, device: str | None = None) -> SentenceTransformer:
-    """Open a model directory in float32, without network, remote code or progress bars."""
+    """Open a model directory in float32, without network, remote code or progress bars.
+
+    Args:
+        folder: the directory.
+        device: where it computes; default CUDA where there is one, else the CPU.
+    """
     import torch
     import transformers
     from sentence_transformers import SentenceTransformer
@@ -231,7 +236,9 @@ def load_model(folder: Path | str, device: str | None = None) -> SentenceTransfo
     transformers.utils.logging.set_verbosity_error()
     model = SentenceTransformer(
         str(folder),
-        device=device,
+        # Left to itself the library takes an Apple GPU, too, where nothing here was ever run; with torch 2.9 a BERT gave a
+        # text another vector there alone than among others (pytorch/pytorch#170837).
+        device=device or (None if torch.cuda.is_available() else "cpu"),
         local_files_only=True,
         trust_remote_code=False,
         # Weights stored as float16 do not go with bf16 autocast, and in bf16 a training step is too small to move them.

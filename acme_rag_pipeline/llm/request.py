@@ -44,9 +44,9 @@ _AZURE = (".azure.com", ".azure.us", ".azure.cn", ".azure-api.net")
 _ABOUT_OTHER_PARAMETERS = ("unsupported_parameter", "unsupported_value")
 _OPENAI_HOST = "api.openai.com"
 _SAFE_CODE = re.compile(r"[A-Za-z][A-Za-z0-9_.]{0,47}")
-# Shorter keys and plain words ("anything", "not-needed") are such as local servers are given, which nobody keeps secret.
+# Shorter keys and these are such as local servers are given, which nobody keeps secret, and which a question may well hold.
 _LEAST_SECRET = 8
-_PLAIN_WORDS = re.compile(r"[a-z]+(?:[-_][a-z]+)*")
+_NO_SECRETS = ("anything", "whatever", "not-needed", "no-key-required", "placeholder", "undefined", "lm-studio")
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -271,7 +271,7 @@ def _without_secrets(address: str) -> tuple[str, str, bytes]:
 
 
 def _secrets(*candidates: str) -> list[str]:
-    return [secret for secret in candidates if len(secret) >= _LEAST_SECRET and not _PLAIN_WORDS.fullmatch(secret)]
+    return [secret for secret in candidates if len(secret) >= _LEAST_SECRET and secret not in _NO_SECRETS]
 
 
 def _basic(user: str) -> str:

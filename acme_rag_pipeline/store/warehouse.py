@@ -27,7 +27,7 @@ from acme_rag_pipeline.store.schema import TABLES
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 # DuckDB, Lance, safetensors and PyTorch report the operating system's refusal in words only.
 _FULL_IN_WORDS = re.compile(
-    r"No space left on device|Disk quota exceeded|File too large|Read-only file system|Could not write"
+    r"No space left on device|Dis[ck] quota exceeded|File too large|Read-only file system|Could not write"
     r"|inline_container\.cc|PytorchStreamWriter failed"
 )
 _DAMAGED_IN_WORDS = re.compile(r"Could not read enough bytes|Corrupt database file|not a valid DuckDB database file")

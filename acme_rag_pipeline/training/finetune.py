@@ -59,7 +59,7 @@ def finetune(
             dropout, if any.
         checkpoint: file for the state of an unfinished run; removed at the end by the caller that keeps the result.
         validate: nDCG@10 of the model on the validation queries, or None without any; called after every epoch.
-        device: where to train; default CUDA or an Apple GPU when there is one, else CPU.
+        device: where to train; default CUDA where there is one, else the CPU.
         end_after: epoch to end with, for a refit by the recipe of a twin; the learning rate falls as it did there.
 
     Returns:

@@ -24,7 +24,6 @@ def memory_bytes(device: torch.device) -> int:
 
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
-    # An Apple GPU shares the machine's.
     import psutil
 
     return min([psutil.virtual_memory().total, *_container_limits()])

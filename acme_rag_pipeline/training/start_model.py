@@ -19,7 +19,7 @@ def opened(start: Path, settings: TrainingSettings, device: str | None = None) -
     Args:
         start: directory of the start weights.
         settings: strategy and dropout.
-        device: where to train; default CUDA or an Apple GPU when there is one, else CPU.
+        device: where to train; default CUDA where there is one, else the CPU.
 
     Raises:
         SettingsError: strategy `lora` without the package that it needs.

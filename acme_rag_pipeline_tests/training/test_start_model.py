@@ -147,3 +147,9 @@ def test_adapters_alone_are_trained_whatever_stands_behind_the_transformer(tmp_p
     assert trained
     assert all("lora_" in name for name in trained)
     assert any("linear" in name for name, _ in model.named_parameters())
+
+
+def test_an_apple_gpu_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert opened(shallow_base(), TrainingSettings()).device.type == "cpu"
