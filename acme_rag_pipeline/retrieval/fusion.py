@@ -5,20 +5,35 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pydantic import ValidationError
+
+from acme_rag_pipeline.errors import UserError
 from acme_rag_pipeline.setting_groups import RetrievalSettings
+from acme_rag_pipeline.store.promotion import in_words
 
 Scored = tuple[str, float]
 # Of sentences, written queries and neighbours earlier versions knew nothing.
 _UNKNOWN_EARLIER = {"sentence_weight": 0.0, "expansion_weight": 0.0, "neighbour_weight": 0.0}
 
 
+class UnknownFusion(UserError, ValueError):
+    """What was decided on joins its rankings with settings that this version does not know."""
+
+
 def judged_fusion(stored: Mapping[str, Any]) -> RetrievalSettings:
     """How a promoted recipe joins its rankings, as it was written down; earlier versions knew less.
 
     Raises:
+        UnknownFusion: a later version knew more; the message says what to do.
         ValueError, TypeError: it is not what any version wrote.
     """
-    return RetrievalSettings(**(_UNKNOWN_EARLIER | dict(stored)))
+    try:
+        return RetrievalSettings(**(_UNKNOWN_EARLIER | dict(stored)))
+    except ValidationError as error:
+        raise UnknownFusion(
+            f"the fusion that was decided on is not usable ({in_words(error)}): where a later version of this code decided, "
+            "go on with that one, or go back with `acme-rag rollback`"
+        ) from error
 
 
 def fuse(dense: Sequence[Scored], lexical: Sequence[Scored], settings: RetrievalSettings) -> list[Scored]:

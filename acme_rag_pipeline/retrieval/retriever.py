@@ -9,18 +9,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from pydantic import ValidationError
 
 from acme_rag_pipeline.embedding.encoder import Encoder
 from acme_rag_pipeline.errors import UserError
-from acme_rag_pipeline.retrieval.fusion import judged_fusion
+from acme_rag_pipeline.retrieval.fusion import UnknownFusion, judged_fusion
 from acme_rag_pipeline.retrieval.table_search import SearchHit, dense, hybrid, lexical
 from acme_rag_pipeline.retriever_names import RETRIEVERS
 from acme_rag_pipeline.setting_groups import RetrievalSettings
 from acme_rag_pipeline.store import vectors
 from acme_rag_pipeline.store.arms_file import known_arms
 from acme_rag_pipeline.store.layout import Store
-from acme_rag_pipeline.store.promotion import NothingPromoted, PointerDamaged, Promoted, in_words, read_pointer
+from acme_rag_pipeline.store.promotion import NothingPromoted, PointerDamaged, Promoted, read_pointer
 from acme_rag_pipeline.store.unreadable_table import reading
 
 if TYPE_CHECKING:
@@ -225,7 +224,5 @@ def _pinned(promoted: Promoted) -> RetrievalSettings | None:
     """How the promoted recipe joins its rankings; None in pointers of an earlier version."""
     try:
         return judged_fusion(promoted.fusion) if promoted.fusion else None
-    except ValidationError as error:
-        raise PointerDamaged(
-            f"promoted.json: fusion is not usable ({in_words(error)}): materialise `served_index` to write it anew"
-        ) from error
+    except UnknownFusion as error:
+        raise PointerDamaged(f"promoted.json: {error}; else materialise `served_index` to write it anew") from error

@@ -30,6 +30,7 @@ _FULL_IN_WORDS = re.compile(
     r"No space left on device|Dis[ck] quota exceeded|File too large|Read-only file system|Could not write"
     r"|inline_container\.cc|PytorchStreamWriter failed"
 )
+_OF_ANOTHER_VERSION = "Another version of this code made it: run `refresh` with this one where it can be written"
 _DAMAGED_IN_WORDS = re.compile(r"Could not read enough bytes|Corrupt database file|not a valid DuckDB database file")
 
 
@@ -95,8 +96,11 @@ class Warehouse:
             connection = stack.enter_context(self._open(read_only=True))
             if not self._has_current_tables(connection):
                 stack.close()
-                with self.write():
-                    pass
+                try:
+                    with self.write():
+                        pass
+                except WarehouseUnusable as error:
+                    raise WarehouseUnusable(f"{error}. {_OF_ANOTHER_VERSION}") from error
                 connection = stack.enter_context(self._open(read_only=True))
             yield connection
 
@@ -249,15 +253,11 @@ def reconcile(
     connection.unregister("wanted_rows")
     differs = " OR ".join(f"w.{name} IS DISTINCT FROM t.{name}" for name in columns if name != key) or "false"
     existing = f"(SELECT * FROM {table} WHERE {scope}) t"
-    added = connection.execute(f"SELECT count(*) FROM wanted w ANTI JOIN {existing} ON w.{key} = t.{key}").fetchall()[
-        0
-    ][0]
-    changed = connection.execute(
-        f"SELECT count(*) FROM wanted w JOIN {existing} ON w.{key} = t.{key} WHERE {differs}"
-    ).fetchall()[0][0]
-    removed = connection.execute(f"SELECT count(*) FROM {existing} ANTI JOIN wanted w ON w.{key} = t.{key}").fetchall()[
-        0
-    ][0]
+    added, changed, removed = connection.execute(
+        f"SELECT (SELECT count(*) FROM wanted w ANTI JOIN {existing} ON w.{key} = t.{key}), "
+        f"(SELECT count(*) FROM wanted w JOIN {existing} ON w.{key} = t.{key} WHERE {differs}), "
+        f"(SELECT count(*) FROM {existing} ANTI JOIN wanted w ON w.{key} = t.{key})"
+    ).fetchall()[0]
     if removed:
         connection.execute(f"DELETE FROM {table} WHERE {scope} AND {key} NOT IN (SELECT {key} FROM wanted)")
     if changed:

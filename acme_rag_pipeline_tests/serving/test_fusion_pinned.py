@@ -14,6 +14,7 @@ from acme_rag_pipeline.documents.ingest import ingest_documents
 from acme_rag_pipeline.evaluation.arms import BASE_HYBRID, CHAMPION
 from acme_rag_pipeline.evaluation.contestants import arms_for, champion_arm, contest
 from acme_rag_pipeline.retrieval import Retriever, index
+from acme_rag_pipeline.retrieval.fusion import UnknownFusion
 from acme_rag_pipeline.serving import decisions, serve
 from acme_rag_pipeline.setting_groups import RetrievalSettings
 from acme_rag_pipeline.settings import Settings
@@ -69,6 +70,18 @@ def test_a_pointer_of_an_earlier_version_follows_the_settings_as_before(store: S
     store.pointer.write_text(json.dumps(pointer | {"fusion": {"weight": 3}}))
     with pytest.raises(PointerDamaged, match="served_index"):
         order(store, CHANGED)
+
+
+def test_a_fusion_of_a_later_version_is_one_sentence_that_holds_after_a_refresh_too(
+    store: Store, settings: Settings
+) -> None:
+    promote(store, settings, JUDGED | {"moon_weight": 0.1})
+    with pytest.raises(PointerDamaged, match=r"moon_weight.* a later version .* rollback"):
+        order(store, CHANGED)
+    with pytest.raises(UnknownFusion, match=r"moon_weight.* a later version .* rollback"):
+        arms_for(contest(store, settings), held_out=True)
+    serve.rollback(store, settings)
+    assert order(store, CHANGED) == order(store, CHANGED, "base")
 
 
 def test_with_another_setting_the_champion_is_an_arm_of_its_own(store: Store, settings: Settings) -> None:

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import duckdb
@@ -13,7 +14,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from acme_rag_pipeline.store.warehouse import Counts, Warehouse, WarehouseBusy, insert, reconcile, records
+from acme_rag_pipeline.store.warehouse import (
+    Counts,
+    Warehouse,
+    WarehouseBusy,
+    WarehouseUnusable,
+    insert,
+    reconcile,
+    records,
+)
+from acme_rag_pipeline_tests.increments.worker import fork_server, obey_mode_bits
 
 TABLE = ("CREATE TABLE IF NOT EXISTS things(key VARCHAR PRIMARY KEY, number INTEGER, words VARCHAR[], note VARCHAR)",)
 ROWS = st.dictionaries(
@@ -185,6 +195,40 @@ def test_a_store_of_an_earlier_version_gets_what_it_lacks(tmp_path: Path) -> Non
     with Warehouse(path, tables=tables).read() as connection:
         connection.execute("SELECT * FROM new")
     assert path.read_bytes() == before
+
+
+def test_a_read_only_store_of_an_earlier_version_is_told_apart_from_one_without_rights(tmp_path: Path) -> None:
+    path = tmp_path / "w.duckdb"
+    with duckdb.connect(str(path)) as connection:
+        connection.execute("CREATE TABLE old(a INTEGER)")
+    path.chmod(0o444)
+    said = _said_to_a_reader(path)
+    assert "Permission denied" in said
+    assert "Another version of this code made it: run `refresh`" in said
+    path.chmod(0o644)
+    with Warehouse(path, tables=TABLE).write():
+        pass
+    path.chmod(0o444)
+    assert _said_to_a_reader(path) == "read"
+
+
+def _said_to_a_reader(path: Path) -> str:
+    incoming, outgoing = fork_server().Pipe(duplex=False)
+    process = fork_server().Process(target=_read_without_rights, args=(path, outgoing), daemon=True)
+    process.start()
+    outgoing.close()
+    said = incoming.recv()
+    process.join(30)
+    return said
+
+
+def _read_without_rights(path: Path, out: Connection) -> None:
+    obey_mode_bits()
+    try:
+        with Warehouse(path, tables=TABLE).read():
+            out.send("read")
+    except WarehouseUnusable as error:
+        out.send(str(error))
 
 
 def test_what_a_killed_creator_left_beside_the_file_goes_at_the_next_opening(tmp_path: Path) -> None:
