@@ -13,6 +13,7 @@ import numpy as np
 from acme_rag_pipeline.pairs.figures import coverage, histogram, training_set_picture
 from acme_rag_pipeline.pairs.funnel import Funnel
 from acme_rag_pipeline.pairs.heading_queries import heading_queries
+from acme_rag_pipeline.pairs.offline import GENERATOR_VERSION
 from acme_rag_pipeline.settings import Settings
 from acme_rag_pipeline.store import judged_by
 from acme_rag_pipeline.store.fingerprints import content_hash, fingerprint
@@ -46,7 +47,8 @@ def build_training_set(store: Store, settings: Settings) -> StageResult:
     filters = settings.pairs.model_dump(include=_FILTER_SETTINGS)
     # Which units are held out: the rest of the evaluation's settings is no business of the training set.
     golden_decides = stored_detail(store.warehouse, "golden_queries", "decides")
-    made_from = fingerprint(STAGE, CODE_VERSION, upstream, filters, golden_decides)
+    # Queries are made of headings by the embedded generator, also where an LLM wrote the pairs.
+    made_from = fingerprint(STAGE, CODE_VERSION, GENERATOR_VERSION, upstream, filters, golden_decides)
     if (unchanged := recorded(store.warehouse, STAGE, made_from)) is not None:
         return unchanged
     with store.writer(STAGE):
@@ -68,7 +70,7 @@ def build_training_set(store: Store, settings: Settings) -> StageResult:
 
 def settings_key(settings: Settings) -> str:
     """Hash of the settings and the code that decide the training set of given pairs."""
-    return fingerprint(CODE_VERSION, settings.pairs.model_dump(include=_FILTER_SETTINGS))
+    return fingerprint(CODE_VERSION, GENERATOR_VERSION, settings.pairs.model_dump(include=_FILTER_SETTINGS))
 
 
 def _details(rows: list[dict[str, Any]], funnel: Funnel) -> dict[str, Any]:

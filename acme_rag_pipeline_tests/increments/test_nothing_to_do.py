@@ -168,4 +168,7 @@ def test_new_code_redoes_its_stage_and_no_other_where_the_content_stays(
     for module, stages in own.items():
         monkeypatch.setattr(module, "CODE_VERSION", "of tomorrow")
         assert redone(root, oracle.EVERYTHING) == stages
+    # Another embedded generator makes other queries of headings, which choose between models where an LLM wrote the pairs.
+    monkeypatch.setattr(training_set, "GENERATOR_VERSION", "offline-of-tomorrow")
+    assert redone(root, oracle.EVERYTHING) == {"training_set"}
     assert redone(root, oracle.EVERYTHING) == set()

@@ -37,7 +37,7 @@ def install(store: Store, source: Path) -> None:
     assert (models.model_folder(store, DIGEST) / "model.safetensors").read_bytes() == b"weights"
 
 
-@pytest.mark.parametrize("pid", [OF_ANOTHER_CONTAINER, os.getpid(), os.getppid()])
+@pytest.mark.parametrize("pid", [OF_ANOTHER_CONTAINER, os.getpid(), os.getppid()], ids=["another", "ours", "alive"])
 def test_what_a_killed_process_left_goes_though_another_has_its_number_today(
     tmp_path: Path, source: Path, pid: int
 ) -> None:
