@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from acme_rag_pipeline.pairs.curated_formats import CuratedPair, read_curated_pairs
-from acme_rag_pipeline.pairs.curated_places import Place, Places, Quoted
+from acme_rag_pipeline.pairs.curated_places import WORDS_OF_A_QUOTE, Place, Places, Quoted
 from acme_rag_pipeline.pairs.plain_text import words
 from acme_rag_pipeline.pairs.wording import query_key
 from acme_rag_pipeline.settings import Settings
@@ -25,8 +25,6 @@ CODE_VERSION = "9"
 REJECTED = "rejected in review"
 REPLACED = "replaced in review"
 _SHOWN = 200
-# Less is no quotation where it stands in several passages: "see below" says nothing about the one that is meant.
-_WORDS_OF_A_QUOTE = 3
 
 
 def resolve_curated_pairs(store: Store, settings: Settings) -> StageResult:
@@ -216,7 +214,7 @@ def _passage(pair: CuratedPair, query: str, places: Places) -> _Passage:
 def _followed(pair: CuratedPair, quote: str, query: str, places: Places) -> _Passage:
     """The passage of a document that is gone, where another one has it now: the file was renamed, or parts of it moved."""
     missing = _Passage(None, None, None, f"{pair.doc_path} is not among the readable documents")
-    if not places.gone(pair.doc_path or "") or len(words(quote)) < _WORDS_OF_A_QUOTE:
+    if not places.gone(pair.doc_path or "") or len(words(quote)) < WORDS_OF_A_QUOTE:
         return missing
     found = places.followed(quote, query)
     if found is None:
@@ -244,8 +242,8 @@ def _quoted(found: Quoted | None, quote: str, query: str, places: Places, missin
     if found is None:
         return _Passage(None, None, None, missing)
     span = (found.start, found.end)
-    if found.ambiguous and len(words(quote)) < _WORDS_OF_A_QUOTE:
-        reason = f"the quote has fewer than {_WORDS_OF_A_QUOTE} words and stands in several passages: quote more of it"
+    if found.ambiguous and len(words(quote)) < WORDS_OF_A_QUOTE:
+        reason = f"the quote has fewer than {WORDS_OF_A_QUOTE} words and stands in several passages: quote more of it"
         return _Passage(None, span, None, reason, ambiguous=True)
     return _at(found.doc_path, span, query, places, ambiguous=found.ambiguous)
 

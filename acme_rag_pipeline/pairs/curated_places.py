@@ -18,6 +18,8 @@ from acme_rag_pipeline.store.quotes import QuotableText
 from acme_rag_pipeline.store.warehouse import Warehouse
 
 _CANDIDATES = 5
+# Less is no quotation where it stands in several passages: "see below" says nothing about the one that is meant.
+WORDS_OF_A_QUOTE = 3
 # What stands in more places than this is a phrase of the company, and no query tells which of them is meant.
 _MOST_PLACES = 200
 _WORD = re.compile(r"\w+")
